@@ -1,0 +1,1 @@
+"""What comes in: folders, labels, benchmark layouts, views with recorded geometry, the doctor."""

@@ -1,0 +1,1 @@
+"""Readers that present official benchmark folders as datasets."""

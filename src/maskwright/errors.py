@@ -1,0 +1,40 @@
+"""The one kind of error that a user sees: what was found, what was expected, how to mend it.
+
+The command line prints it as one line and exits with code 2. Everything below the command line raises it where the
+cause is the user's input; programming mistakes stay ordinary exceptions. `ops` does not import this: it raises
+`ValueError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MaskwrightError(Exception):
+    """Bad input, told in one line.
+
+    Args:
+        found: what there is, with its value ("photos/a.jpg has 0 bytes").
+        expected: what there should be ("a JPEG or PNG image").
+        repair: the command or change that mends it ("delete it or export it again").
+    """
+
+    def __init__(self, found: str, expected: str = "", repair: str = "") -> None:
+        self.found, self.expected, self.repair = found, expected, repair
+        parts = [found, f"expected {expected}" if expected else "", repair]
+        super().__init__("; ".join(" ".join(p.split()) for p in parts if p))
+
+
+def unknown(kind: str, name: str, options: Iterable[str]) -> MaskwrightError:
+    """The error for a name that is not in a table: lists the table and offers the nearest match.
+
+    Args:
+        kind: what the name should name ("method", "backbone", "option").
+        name: the name as the user gave it.
+        options: the names that exist.
+    """
+    known = list(options)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    repair = f"did you mean {close[0]!r}?" if close else "choose one of those"
+    return MaskwrightError(f"unknown {kind} {name!r}", f"one of {', '.join(known)}", repair)

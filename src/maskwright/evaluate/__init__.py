@@ -1,0 +1,1 @@
+"""What judges: confusion, matching, metrics, protocols."""

@@ -1,0 +1,1 @@
+"""Methods for captions and class names."""

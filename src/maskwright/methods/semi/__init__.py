@@ -1,0 +1,1 @@
+"""Methods for a few masks and many photographs."""

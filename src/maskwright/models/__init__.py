@@ -1,0 +1,1 @@
+"""What sees: backbones with dense features, segmenters, the saved bundle."""

@@ -1,0 +1,1 @@
+"""What computes: pure functions on tensors and arrays, without learned state and without imports of ours."""

@@ -1,0 +1,1 @@
+"""What comes out: whole-image and tiled prediction, refinement, writers."""

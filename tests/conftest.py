@@ -1,0 +1,72 @@
+"""Fixtures for all tests: where real photographs lie, and tiny folders that the tests write themselves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _data_root() -> Path | None:
+    named = os.environ.get("MASKWRIGHT_DATA")
+    root = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    return root if root.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real photographs; tests that use it are marked `data` and skipped where there is none."""
+    root = _data_root()
+    if root is None:
+        pytest.skip("no real photographs: set MASKWRIGHT_DATA to a folder of datasets")
+    return root
+
+
+@pytest.fixture(scope="session")
+def weights_root(data_root: Path) -> Path:
+    """The folder of small pretrained networks beside the photographs."""
+    root = data_root.parent / "weights"
+    if not root.is_dir():
+        pytest.skip("no pretrained networks beside the photographs")
+    return root
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """A dataset folder of eight 48x64 pictures of two-coloured scenes with masks, tags, captions and splits."""
+    return write_tiny_folder(tmp_path / "tiny")
+
+
+def write_tiny_folder(root: Path, count: int = 8, size: tuple[int, int] = (48, 64), masks: bool = True) -> Path:
+    """Writes a dataset folder: a textured disc (class 1) or square (class 2) on a plain ground (class 0)."""
+    rng = np.random.default_rng(0)
+    for sub in ("images", "masks", "splits"):
+        (root / sub).mkdir(parents=True, exist_ok=True)
+    (root / "classes.txt").write_text("ground\ndisc\nsquare\n")
+    h, w = size
+    yy, xx = np.mgrid[:h, :w]
+    names, tags, captions = [], ["name,tags"], ["name,caption"]
+    for i in range(count):
+        name = f"picture_{i:02d}"
+        kind = 1 + i % 2
+        cy, cx, r = rng.integers(h // 3, 2 * h // 3), rng.integers(w // 3, 2 * w // 3), h // 4
+        inside = (yy - cy) ** 2 + (xx - cx) ** 2 < r * r if kind == 1 else np.maximum(abs(yy - cy), abs(xx - cx)) < r
+        image = np.full((h, w, 3), (90, 140, 90), float) + rng.normal(0, 6, (h, w, 3))
+        image[inside] = np.array([(220, 60, 40), (40, 70, 220)][kind - 1]) + rng.normal(0, 12, (int(inside.sum()), 3))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{name}.png")
+        if masks:
+            Image.fromarray(np.where(inside, kind, 0).astype(np.uint8)).save(root / "masks" / f"{name}.png")
+        names.append(name)
+        tags.append(f"{name},{('disc', 'square')[kind - 1]}")
+        captions.append(f"{name},a {('red disc', 'blue square')[kind - 1]} on green ground")
+    (root / "tags.csv").write_text("\n".join(tags) + "\n")
+    (root / "captions.csv").write_text("\n".join(captions) + "\n")
+    half = count // 2
+    (root / "splits" / "train.txt").write_text("\n".join(names[:half]) + "\n")
+    (root / "splits" / "test.txt").write_text("\n".join(names[half:]))
+    return root
