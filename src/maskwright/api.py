@@ -1,0 +1,298 @@
+"""The Python surface: `open_folder`, `train`, `load`, `evaluate`. The command line calls these and adds nothing."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskwright.errors import MaskwrightError
+
+if TYPE_CHECKING:
+    from maskwright.data.classes import ClassTable
+    from maskwright.data.folder import Dataset
+    from maskwright.engine.context import Context
+    from maskwright.engine.progress import Progress
+    from maskwright.evaluate.scores import Scores
+    from maskwright.models.backbones import Backbone
+    from maskwright.predict.model import Model
+
+DEFAULT_CLUSTERS = 12
+"""Clusters where neither `--classes` nor a class table says how many: a few more than most scenes have things."""
+
+
+def open_folder(path: str | Path) -> Dataset:
+    """Opens a dataset folder, or an official benchmark layout written as `layout:path` (`voc:VOCdevkit/VOC2012`).
+
+    Raises:
+        MaskwrightError: when there is no such folder, no image in it, or no such layout.
+    """
+    from maskwright.data.layouts import open_data
+
+    return open_data(str(path))
+
+
+def load(path: str | Path, device: str = "cpu") -> Model:
+    """Loads a saved model.
+
+    Args:
+        path: `model.safetensors` of a run, or the run's folder.
+        device: where it will run.
+
+    Raises:
+        MaskwrightError: when the file is missing, damaged or not a bundle of ours.
+    """
+    from maskwright.engine.records import MODEL
+    from maskwright.predict.model import load as load_model
+
+    path = Path(path)
+    return load_model(path / MODEL if path.is_dir() else path, device=device)
+
+
+def evaluate(
+    predictions: str | Path,
+    truth: str | Path | Dataset,
+    protocol: str = "direct",
+    split: str | None = None,
+    **options: Any,
+) -> Scores:
+    """Judges a folder of index masks.
+
+    Args:
+        predictions: folder of index PNG named as the images.
+        truth: dataset folder, or an opened dataset, or a folder of masks.
+        protocol: a name of `maskwright.evaluate.protocols.PROTOCOLS`.
+        split: only the images of this split.
+        options: further options of the protocol.
+
+    Raises:
+        MaskwrightError: when predictions are missing or do not fit the truth.
+    """
+    from maskwright.evaluate.protocols import evaluate_folder
+
+    return evaluate_folder(predictions, truth, protocol=protocol, split=split, **options)
+
+
+def train(
+    data: str | Path | Dataset,
+    method: str = "auto",
+    *,
+    out: str | Path | None = None,
+    source: str | Path | Dataset | None = None,
+    split: str | None = None,
+    labeled: str | Path | None = None,
+    classes: int | None = None,
+    backbone: str = "auto",
+    weights: str | Path | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    report: bool = True,
+    progress: Progress | None = None,
+    **more: Any,
+) -> Model:
+    """Trains a method on a folder and leaves a run folder with the model, its masks' previews and a report.
+
+    Args:
+        data: dataset folder, `layout:path`, or an opened dataset.
+        method: a name of `METHODS`, or `auto`.
+        out: the run folder; by default `runs/METHOD-DATA`.
+        source: a fully labelled folder of another domain.
+        split: only these images.
+        labeled: name of a split, or a file: only these images' masks may be read.
+        classes: number of classes or clusters; by default that of the class table.
+        backbone: a timm name or one of the short names; `auto` takes the best that can be had.
+        weights: a local checkpoint for it; `package` for those of the `offline` extra, `random` for none.
+        steps: optimiser steps of the main training stage.
+        seed: every random draw is a function of it.
+        device: `auto`, `cpu` or `cuda`.
+        settings: options of the method, as `--set key=value`.
+        resume: continue the run that lies in `out`.
+        report: write previews and `report.html`.
+        progress: how work shows itself.
+        more: further settings, as keywords.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        MaskwrightError: on bad input.
+    """
+    from maskwright.engine.config import configure
+    from maskwright.engine.progress import Progress
+    from maskwright.methods import choose_method, find_method
+
+    bar = progress or Progress()
+    images = _opened(data)
+    if split is not None:
+        images = images.split(split)
+    if labeled is not None:
+        images = images.labeled(labeled)
+    reason = ""
+    if method == "auto":
+        method, reason = choose_method(images.labels_present(), len(images), source is not None)
+        bar.say(f"method: {reason}")
+    cls = find_method(method)
+    config = configure(cls.Config, {**(settings or {}), **more})
+    _needs(cls, images, source)
+
+    context = _context(
+        images, cls.name, config, bar, out=out, source=source, split=split, labeled=labeled, classes=classes,
+        backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, resume=resume, reason=reason,
+    )  # fmt: skip
+    return _run(cls(config, context), context, report)
+
+
+def _opened(data: str | Path | Dataset) -> Dataset:
+    return open_folder(data) if isinstance(data, str | Path) else data
+
+
+def _needs(cls: Any, images: Dataset, source: Any) -> None:
+    present = images.labels_present()
+    for need in sorted(cls.needs):
+        if need == "source" and source is None:
+            raise MaskwrightError(f"{cls.name} needs a labelled source folder", "--source DATA")
+        if need in present and not present[need]:
+            raise MaskwrightError(
+                f"{cls.name} needs {need} and {images.root} has none", f"at least one image with {need}",
+                "see `maskwright methods` for methods that need less",
+            )  # fmt: skip
+
+
+def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[ClassTable, str]:
+    from maskwright.data.classes import ClassTable
+
+    if classes is not None and classes < 1:
+        raise MaskwrightError(f"--classes {classes}", "at least 1")
+    known = images.classes
+    if known is not None and classes in (None, len(known.names)):
+        if named:
+            return known, f"the {len(known.names)} of the class table"
+        count = len(known.names)
+        return ClassTable.numbered(count), f"{count} clusters without names, as many as the class table has classes"
+    if classes is not None:
+        return ClassTable.numbered(classes), f"{classes} clusters, as asked"
+    return (
+        ClassTable.numbered(DEFAULT_CLUSTERS),
+        f"{DEFAULT_CLUSTERS} clusters, the default where neither --classes nor a class table says how many",
+    )
+
+
+def _backbone(name: str, weights: str | Path | None, bar: Progress) -> tuple[Backbone, str]:
+    from maskwright.models.backbones import build_backbone, default_backbone
+
+    if name == "auto" and weights is None:
+        backbone, why = default_backbone()
+    elif name == "auto":
+        backbone = build_backbone("tf_efficientnet_lite0", weights=weights)
+        why = f"{backbone.name} with the weights given"
+    else:
+        backbone = build_backbone(name, weights=weights)
+        why = f"{backbone.name}, as asked"
+    bar.say(f"backbone: {why}; labels its weights saw: {backbone.provenance.labels_seen}")
+    return backbone, why
+
+
+def _context(
+    images: Dataset, method: str, config: Any, bar: Progress, *, out: Any, source: Any, split: Any, labeled: Any,
+    classes: Any, backbone: str, weights: Any, steps: int | None, seed: int, device: str, resume: bool, reason: str,
+) -> Context:  # fmt: skip
+    from maskwright.engine.cache import FeatureCache
+    from maskwright.engine.context import Context
+    from maskwright.engine.devices import make_fabric
+    from maskwright.engine.records import RunFolder, now, versions
+    from maskwright.methods import METHODS
+
+    if steps is not None and steps < 1:
+        raise MaskwrightError(f"--steps {steps}", "at least 1")
+    with bar.counter("reading") as count:
+        images = images.readable(progress=count)
+    for name, why in images.skipped:
+        bar.say(f"skipped {name}: {why}")
+    if not len(images):
+        raise MaskwrightError(
+            f"none of the images in {images.root} can be read", "at least one", "run maskwright doctor"
+        )
+    table, why_classes = _class_table(images, classes, named=METHODS[method].family != "unsupervised")
+    fabric = make_fabric(device)
+    bar.quiet = bar.quiet or fabric.global_rank > 0
+    folder = Path(out) if out is not None else Path("runs") / f"{method}-{Path(images.root).name}"
+    network, why_backbone = _backbone(backbone, weights, bar)
+    record = {
+        "status": "running",
+        "command": shlex.join(["maskwright", *sys.argv[1:]]) if Path(sys.argv[0]).name == "maskwright" else "mw.train",
+        "method": _identity(method),
+        "config": asdict(config),
+        "seed": seed,
+        "steps": steps,
+        "classes_asked": len(table.names),
+        "split": split,
+        "labeled": str(labeled) if labeled is not None else None,
+        "versions": versions(),
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "backbone": network.provenance.to_json(),
+        "data": {
+            "root": str(images.root),
+            "images": len(images),
+            "fingerprint": images.fingerprint(),
+            "labels_present": images.labels_present(),
+            "skipped": [list(s) for s in images.skipped],
+        },
+        "labels_read": images.ledger.counts(),
+        "started": now(),
+    }
+    run = RunFolder.start(folder, record, resume=resume, writes=fabric.is_global_zero)
+    context = Context(
+        data=images, table=table, seed=seed, steps=steps, fabric=fabric, run=run, cache=FeatureCache(), backbone=network,
+        source=None if source is None else _opened(source), progress=bar, notes=list(run.record.get("notes", [])),
+    )  # fmt: skip
+    for sentence in (
+        reason and f"Method: {reason}.",
+        f"Backbone: {why_backbone}.",
+        f"Classes: {why_classes}.",
+    ):
+        if sentence:
+            context.note(sentence)
+    return context
+
+
+def _identity(method: str) -> dict[str, str]:
+    from maskwright.methods import METHODS
+
+    cls = METHODS[method]
+    return {"name": cls.name, "title": cls.title, "paper": cls.venue, "link": cls.link, "family": cls.family}
+
+
+def _run(method: Any, context: Context, report: bool) -> Model:
+    from maskwright.engine.records import MODEL, now
+    from maskwright.engine.stages import run_stages
+    from maskwright.models.bundle import save_bundle
+    from maskwright.predict.model import Model
+
+    run = context.run
+    run_stages(method, context)
+    segmenter = method.segmenter()
+    extra = {"method": run.record["method"], "seed": context.seed, "data": run.record["data"]["fingerprint"]}
+    if run.writes:
+        save_bundle(run.path / MODEL, segmenter, extra)
+    model = Model(segmenter, extra, device=str(context.device))
+    if report and run.writes:
+        from maskwright.app.pictures import write_previews
+        from maskwright.app.report import write_report
+
+        shares = write_previews(run.path, model, context.data, progress=context.progress)
+        run.record["classes"] = [
+            {"name": n, "color": [int(v) for v in c], "share": float(s)}
+            for n, c, s in zip(context.table.names, context.table.colors, shares)
+        ]
+    run.save(status="finished", finished=now(), labels_read=context.data.ledger.counts())
+    if report and run.writes:
+        context.progress.say(f"report: {write_report(run.path)}")
+    context.progress.say(f"model: {run.path / MODEL}")
+    return model

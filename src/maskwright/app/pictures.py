@@ -1,0 +1,160 @@
+"""The pictures of a run's report: a sample of the photographs with what the model makes of them, and their HTML."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maskwright.data.classes import ClassTable
+from maskwright.data.files import write_bytes
+from maskwright.data.folder import Dataset
+from maskwright.data.images import read_image
+from maskwright.data.masks import read_mask
+from maskwright.errors import MaskwrightError
+from maskwright.predict.model import Model, area_counts, read_ahead
+from maskwright.predict.writers import jpeg, overlay, shrink, write_index
+
+PREVIEWS = "previews"
+SIDE = 480
+"""Pixels of a preview's longer side."""
+COUNT = 48
+"""Previews of a run: enough to judge it by, seconds to make."""
+
+
+def sample(total: int, count: int) -> list[int]:
+    """`count` places spread evenly over `total`, the first and last among them; all if there are no more."""
+    if total <= count:
+        return list(range(total))
+    return sorted({int(i) for i in np.linspace(0, total - 1, count).round()})
+
+
+def write_previews(
+    run_folder: str | Path,
+    model: Model,
+    dataset: Dataset,
+    count: int = COUNT,
+    *,
+    refine: str = "none",
+    side: int = SIDE,
+    progress: Any = None,
+) -> np.ndarray:
+    """Writes previews/NAME.jpg (photograph) and previews/NAME.png (its mask, of the same size) into a run folder.
+
+    Earlier previews of other images are removed, so that the report shows one model.
+
+    Args:
+        run_folder: the run.
+        model: what to predict with.
+        dataset: the images; a sample spread evenly over it is taken.
+        count: pictures at most.
+        refine: refinement of the masks.
+        side: pixels of the longer side at most.
+        progress: an `engine.progress.Progress`, or None.
+
+    Returns:
+        Share of the sampled area that each class has, float64 (C,); sums to 1 if a picture could be read.
+
+    Raises:
+        MaskwrightError: the folder cannot be written.
+    """
+    folder = Path(run_folder) / PREVIEWS
+    chosen = dataset.subset(sample(len(dataset), count))
+    classes = len(model.classes)
+    shares, written = np.zeros(classes), set()
+    pictures = read_ahead(chosen)
+    if hasattr(progress, "track"):
+        pictures = progress.track(pictures, "previews", len(chosen))
+    for name, pixels in pictures:
+        if isinstance(pixels, str):
+            continue  # it was readable when the run began; the report shows the others
+        mask = model.predict(pixels, refine=refine).mask
+        shares += area_counts(mask, classes) / mask.size
+        small, ids = shrink(pixels, mask, side)
+        # The mask first: a photograph without one would show up as an unfinished pair.
+        write_index(folder / f"{name}.png", ids, model.classes)
+        write_bytes(folder / f"{name}.jpg", jpeg(small, 85), durable=False)
+        written |= {folder / f"{name}.png", folder / f"{name}.jpg"}
+    _remove_others(folder, written)
+    return shares / max(1.0, shares.sum())
+
+
+def _remove_others(folder: Path, kept: set[Path]) -> None:
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if path.suffix in (".png", ".jpg") and path.is_file() and path not in kept:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise MaskwrightError(f"cannot remove the old preview {path} ({error.strerror})") from error
+
+
+def figure(number: int, name: str, photo: Path, mask: Path, table: ClassTable | None) -> str:
+    """One picture of the report as HTML: photograph, overlay, mask, and the largest classes in words.
+
+    Args:
+        number: its place, for its anchor.
+        name: name of the image.
+        photo: file of the photograph.
+        mask: file of the ids, of the same size.
+        table: the classes; made up from the ids if None.
+
+    Returns:
+        A `<figure>` element, or an empty string if a file is missing or damaged.
+    """
+    try:
+        image, ids = read_image(photo), read_mask(mask)
+    except MaskwrightError:
+        return ""
+    if ids.shape != image.shape[:2]:
+        return ""
+    table = table or ClassTable.numbered(int(ids[ids < (255 if ids.dtype == np.uint8 else 65535)].max(initial=0)) + 1)
+    shares = np.bincount(ids.ravel(), minlength=len(table))[: len(table)] / ids.size
+    largest = [int(c) for c in np.argsort(-shares, kind="stable")[:3] if shares[c] >= 0.005]
+    parts = "".join(
+        f'<span class="part">{swatch(table.colors[c])}{escape(table.names[c])} {100 * shares[c]:.0f} %</span>'
+        for c in largest
+    )
+    told = ", ".join(f"{table.names[c]} {100 * shares[c]:.0f} %" for c in largest) or "no class"
+    shown, size = escape(name), f'loading="lazy" decoding="async" width="{image.shape[1]}" height="{image.shape[0]}"'
+    photo_uri = data_uri(photo.read_bytes(), "jpeg")
+    over_uri = data_uri(jpeg(overlay(image, ids, table), 85), "jpeg")
+    mask_uri = data_uri(mask_png(ids, table), "png")
+    return (
+        f'<figure id="picture-{number}"><a href="#picture-{number}" aria-label="Enlarge {shown}"><div class="trio">'
+        f'<img {size} alt="Photograph {shown}" src="{photo_uri}">'
+        f'<img {size} alt="Photograph {shown} tinted with its mask" src="{over_uri}">'
+        f'<img {size} class="mask" alt="Mask of {shown}: {escape(told)}" src="{mask_uri}">'
+        f'</div></a><figcaption><b>{shown}</b>{parts}<a class="back" href="#_">smaller</a>'
+        "</figcaption></figure>"
+    )
+
+
+def swatch(color: Iterable[int]) -> str:
+    """A small square of a colour (red, green, blue in [0, 255]) as HTML."""
+    r, g, b = (int(v) for v in color)
+    return f'<span class="swatch" style="background:rgb({r},{g},{b})"></span>'
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes of an image as an address that holds them."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def mask_png(ids: np.ndarray, table: ClassTable) -> bytes:
+    """Ids (H, W) as a PNG in the classes' colours, as small as it gets."""
+    out = BytesIO()
+    if len(table) <= 255 and ids.dtype == np.uint8:
+        image = Image.fromarray(ids)
+        palette = np.full((256, 3), 255, np.uint8)
+        palette[: len(table)] = table.colors
+        image.putpalette(palette.tobytes())
+    else:
+        image = Image.fromarray(table.colorize(ids))
+    image.save(out, "PNG", optimize=True)
+    return out.getvalue()

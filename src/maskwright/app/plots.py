@@ -1,0 +1,154 @@
+"""Curves and bars as inline SVG. Colours come from the page's CSS, so they follow its theme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+WIDTH, HEIGHT = 360, 190
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 26
+MAX_POINTS = 240
+"""Points of a curve: more than a phone has pixels for would only make the page heavy."""
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers (1, 2, 2.5 or 5 times a power of ten) inside [low, high], about `count` of them."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return []
+    span = high - low
+    # Below this the numbers next to each other cannot be told apart in floating point.
+    if span <= max(abs(low), abs(high)) * 1e-9:
+        return [low]
+    raw = span / max(1, count)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(n * step, 12) + 0.0 for n in range(first, last + 1)]
+
+
+def format_number(value: float) -> str:
+    """A number as a reader wants it: 4 significant digits, thousands with k and M."""
+    if not math.isfinite(value):
+        return "–"
+    size = abs(value)
+    if size >= 1e9 or 0 < size < 1e-4:
+        return f"{value:.2e}"
+    for limit, letter in ((1e6, "M"), (1e4, "k")):
+        if size >= limit:
+            return f"{value / (1e6 if letter == 'M' else 1e3):.4g}{letter}"
+    return f"{value:.4g}"
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Exponential moving average of about `window` values, corrected at the start (Kingma & Ba, 2015, section 3)."""
+    if window <= 1:
+        return values.astype(np.float64)
+    decay = 1 - 2 / (window + 1)
+    out = np.empty(len(values))
+    total = weight = 0.0
+    for i, value in enumerate(values):
+        total = decay * total + (1 - decay) * float(value)
+        weight = decay * weight + (1 - decay)
+        out[i] = total / weight
+    return out
+
+
+def thin(x: np.ndarray, y: np.ndarray, points: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """A curve with at most about `points` points that keeps the lowest and highest value of each stretch."""
+    if len(x) <= points:
+        return x, y
+    kept = {0, len(x) - 1}
+    for part in np.array_split(np.arange(len(x)), points // 2):
+        kept |= {int(part[np.argmin(y[part])]), int(part[np.argmax(y[part])])}
+    order = np.array(sorted(kept))
+    return x[order], y[order]
+
+
+def curve(steps: Sequence[float], values: Sequence[float], label: str, x_label: str = "step") -> str:
+    """One curve, raw and smoothed, with axes.
+
+    Args:
+        steps: x of each value, rising.
+        values: y; those that are not finite are left out and told of.
+        label: what it shows, for those who cannot see it.
+        x_label: what x is.
+
+    Returns:
+        An `<svg>` element, or an empty string without finite values.
+    """
+    x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+    good = np.isfinite(x) & np.isfinite(y)
+    lost = len(good) - int(good.sum())
+    x, y = x[good], y[good]
+    if not len(x):
+        return ""
+    soft = smooth(y, max(1, len(y) // 20))
+    low, high = _limits(y)
+    x0, x1 = float(x[0]), float(x[-1]) if x[-1] > x[0] else float(x[0]) + 1
+
+    def px(v: np.ndarray | float) -> np.ndarray | float:
+        return LEFT + (v - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
+
+    def py(v: np.ndarray | float) -> np.ndarray | float:
+        return HEIGHT - BOTTOM - (np.clip(v, low, high) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = []
+    for tick in nice_ticks(low, high):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(tick):.1f}" y2="{py(tick):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{py(tick) + 3.5:.1f}" text-anchor="end">{format_number(tick)}</text>')
+    ticks = [t for t in nice_ticks(x0, x1) if LEFT <= float(px(t)) <= WIDTH - RIGHT]
+    for n, tick in enumerate(ticks):
+        anchor = "end" if n == len(ticks) - 1 and float(px(tick)) > WIDTH - 40 else "middle"
+        parts.append(f'<text x="{px(tick):.1f}" y="{HEIGHT - 9}" text-anchor="{anchor}">{format_number(tick)}</text>')
+    base = HEIGHT - BOTTOM
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
+    for name, line in (("raw", y), ("smooth", soft)):
+        tx, ty = thin(x, line)
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(np.atleast_1d(px(tx)), np.atleast_1d(py(ty))))
+        parts.append(f'<polyline class="{name}" points="{points}"/>')
+    told = (
+        f"{label}: from {format_number(float(soft[0]))} to {format_number(float(soft[-1]))} over {x_label} "
+        f"{format_number(x0)} to {format_number(float(x[-1]))}"
+    )
+    if lost:
+        told += f"; {lost} values are not finite and left out"
+    return (
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">'
+        f"<title>{escape(told)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def _limits(y: np.ndarray) -> tuple[float, float]:
+    """Lower and upper end of the y axis: all values, but a few wild ones at the start may not flatten the rest."""
+    low, high = float(y.min()), float(y.max())
+    if len(y) >= 50:
+        inner_low, inner_high = (float(q) for q in np.quantile(y, (0.005, 0.995)))
+        reach = max(inner_high - inner_low, 1e-12)
+        low, high = max(low, inner_low - reach), min(high, inner_high + reach)
+    if high - low <= max(abs(low), abs(high)) * 1e-9:
+        pad = abs(high) * 0.05 or 1.0
+    else:
+        pad = 0.04 * (high - low)
+    return low - pad, high + pad
+
+
+def bar(share: float, color: str, label: str, full: float = 1.0) -> str:
+    """One horizontal bar as long as `share` of `full`.
+
+    Args:
+        share: in [0, full].
+        color: CSS colour of the bar.
+        label: for those who cannot see it.
+        full: share of a bar of full length.
+    """
+    known = math.isfinite(share) and full > 0
+    length = 100 * min(1.0, max(0.0, share / full)) if known else 0.0
+    return (
+        f'<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
+        f'<rect class="track" width="100" height="8"/>'
+        f'<rect class="value" width="{length:.2f}" height="8" fill="{escape(color)}"/></svg>'
+    )

@@ -1,0 +1,469 @@
+"""The run report: one HTML file that says what a run did, shows its pictures and needs nothing beside it.
+
+It reads `run.json`, `metrics.jsonl`, `previews/` and `scores.json` of a run folder. What is missing is left out;
+what is damaged does not keep the rest from being shown. Everything that comes from files is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from maskwright.app.page import frame
+from maskwright.app.pictures import PREVIEWS, figure, swatch
+from maskwright.app.plots import bar, curve, format_number
+from maskwright.data.classes import ClassTable, default_palette
+from maskwright.data.files import write_text
+from maskwright.errors import MaskwrightError
+from maskwright.models.provenance import NO_LABELS
+
+REPORT = "report.html"
+SHOWN = 24
+"""Pictures that are seen at once; the others are folded."""
+MOST = 96
+"""Pictures in a report at most: each adds about 100 KB."""
+MANY = 40
+"""Rows of a table that are seen at once."""
+KINDS = ("masks", "tags", "captions")
+PURPOSES = {"train": "training", "select": "selection", "evaluate": "evaluation"}
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Writes `report.html` into a run folder.
+
+    Args:
+        run_folder: a folder with `run.json`.
+
+    Returns:
+        The file written.
+
+    Raises:
+        MaskwrightError: there is no readable `run.json`, or the folder cannot be written.
+    """
+    folder = Path(run_folder)
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MaskwrightError(
+            f"{folder} has no readable run.json ({type(error).__name__})", "the folder of a run", "check the path"
+        ) from error
+    if not isinstance(run, dict):
+        raise MaskwrightError(f"{folder / 'run.json'} is no JSON object", "the record of a run", "train it again")
+    sections = [
+        _header(run, folder),
+        _done(run),
+        _labels(run),
+        _pictures(folder, run),
+        _classes(run),
+        _scores(folder),
+        _curves(folder),
+        _stages(run),
+        _backbone(run),
+        _skipped(run),
+        _record(run),
+    ]
+    made = _text(_get(run, "versions", "maskwright"))
+    sections.append(
+        f"<footer>Made by maskwright{' ' + made if made else ''}. This file needs nothing beside it.</footer>"
+    )
+    write_text(folder / REPORT, frame(f"{_method_title(run)}: run report", "\n".join(s for s in sections if s)))
+    return folder / REPORT
+
+
+# ---------------------------------------------------------------------- reading what there is
+
+
+def _get(value: Any, *keys: str) -> Any:
+    """A nested value, or None where something on the way is missing or of another kind."""
+    for key in keys:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value
+
+
+def _rows(value: Any) -> list[Mapping[str, Any]]:
+    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str:
+    """Any value as escaped text."""
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return format_number(value)
+    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _number(value: Any) -> float | None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def _percent(value: Any, digits: int = 1) -> str:
+    number = _number(value)
+    return "–" if number is None else f"{100 * number:.{digits}f} %"
+
+
+def _count(n: int, noun: str) -> str:
+    plural = {"class": "classes"}.get(noun, noun + "s")
+    return f"{n:,} {noun if n == 1 else plural}".replace(",", "\u202f")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+def _table_of(run: Mapping[str, Any]) -> ClassTable | None:
+    rows = _rows(run.get("classes"))
+    if not rows:
+        return None
+    colors = default_palette(len(rows))
+    for i, row in enumerate(rows):
+        color = row.get("color")
+        if isinstance(color, list) and len(color) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in color):
+            colors[i] = color
+    return ClassTable(tuple(str(row.get("name", i)) for i, row in enumerate(rows)), colors)
+
+
+def _method_title(run: Mapping[str, Any]) -> str:
+    return str(_get(run, "method", "title") or _get(run, "method", "name") or "A run")
+
+
+def _counts(run: Mapping[str, Any], purpose: str) -> dict[str, int]:
+    found = _get(run, "labels_read", purpose)
+    counts = {k: int(_number(v) or 0) for k, v in found.items()} if isinstance(found, Mapping) else {}
+    return {kind: counts.get(kind, 0) for kind in dict.fromkeys([*KINDS, *map(str, counts)])}
+
+
+def _seconds(run: Mapping[str, Any]) -> float:
+    return sum(_number(s.get("seconds")) or 0.0 for s in _rows(run.get("stages")))
+
+
+# ---------------------------------------------------------------------- sections
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
+
+
+def _header(run: Mapping[str, Any], folder: Path) -> str:
+    paper, link = _text(_get(run, "method", "paper")), str(_get(run, "method", "link") or "")
+    if re.match(r"https?://", link):  # no other scheme may become a link
+        paper = f'{paper} <a href="{escape(link)}" rel="noreferrer">{escape(link)}</a>'
+    facts = []
+    images = _get(run, "data", "images")
+    if isinstance(images, int):
+        facts.append(("Photographs", f"{images:,}".replace(",", "\u202f")))
+    if classes := _rows(run.get("classes")):
+        facts.append(("Classes" if _named(classes) else "Clusters", str(len(classes))))
+    if isinstance(run.get("labels_read"), Mapping):
+        facts.append(("Labels read for training and selection", str(_labels_used(run))))
+    if seconds := _seconds(run):
+        facts.append(("Time", _duration(seconds)))
+    if run.get("device"):
+        facts.append(("Device", _text(run["device"])))
+    shown = "".join(f"<div><dt>{escape(k)}</dt><dd>{v}</dd></div>" for k, v in facts)
+    name = escape(folder.resolve().name)
+    return (
+        f'<header>\n<p class="kicker">Maskwright run report · {name}</p>\n<h1>{escape(_method_title(run))}</h1>\n'
+        + (f'<p class="soft">{paper}</p>\n' if paper else "")
+        + (f'<dl class="facts">{shown}</dl>\n' if shown else "")
+        + "</header>"
+    )
+
+
+def _named(classes: list[Mapping[str, Any]]) -> bool:
+    return not all(re.fullmatch(r"cluster \d+", str(c.get("name"))) for c in classes)
+
+
+def _done(run: Mapping[str, Any]) -> str:
+    sentences = []
+    images, root = _get(run, "data", "images"), _get(run, "data", "root")
+    if isinstance(images, int):
+        where = f" in <code>{_text(root)}</code>" if root else ""
+        sentences.append(f"{escape(_method_title(run))} was run on {_count(images, 'photograph')}{where}.")
+    if skipped := _skipped_rows(run):
+        one = len(skipped) == 1
+        sentences.append(
+            f"{_count(len(skipped), 'image')} could not be read and {'was' if one else 'were'} left out; "
+            f"{'it is' if one else 'they are'} named below."
+        )
+    backbone = run.get("backbone")
+    if isinstance(backbone, Mapping) and backbone.get("architecture"):
+        seen = str(backbone.get("labels_seen") or "unknown")
+        told = "no labels" if seen == NO_LABELS else escape(seen)
+        sentences.append(f"Its features come from {_text(backbone['architecture'])}, whose weights saw: {told}.")
+    stages = _rows(run.get("stages"))
+    if stages:
+        names = ", ".join(_text(s.get("name")) for s in stages)
+        sentences.append(f"{_count(len(stages), 'stage')} ({names}) took {_duration(_seconds(run))}.")
+    if run.get("seed") is not None:
+        sentences.append(f"Every random draw follows from seed {_text(run['seed'])}.")
+    if run.get("status") not in (None, "finished"):
+        sentences.append(f"<strong>The run is not finished (status: {_text(run['status'])}).</strong>")
+    notes = [n for n in run.get("notes") or [] if isinstance(n, str)] if isinstance(run.get("notes"), list) else []
+    body = f"<p>{' '.join(sentences)}</p>" if sentences else ""
+    body += "".join(f"<p>{escape(note)}</p>" for note in notes)
+    if run.get("command"):
+        body += f"<p>The command that made it:</p><pre><code>{_text(run['command'])}</code></pre>"
+    return _section("What was done", body)
+
+
+def _labels_used(run: Mapping[str, Any]) -> int:
+    return sum(sum(_counts(run, purpose).values()) for purpose in ("train", "select"))
+
+
+def _labels(run: Mapping[str, Any]) -> str:
+    if not isinstance(run.get("labels_read"), Mapping):
+        return ""
+    purposes = dict.fromkeys([*PURPOSES, *map(str, run["labels_read"])])
+    counts = {p: _counts(run, p) for p in purposes}
+    kinds = list(dict.fromkeys(k for c in counts.values() for k in c))
+    used = _labels_used(run)
+    if used == 0:
+        claim = '<p class="claim none"><strong>0 labels read for training and selection.</strong></p>'
+    else:
+        parts = [
+            f"{n:,} {kind} for {PURPOSES[p]}".replace(",", "\u202f")
+            for p in ("train", "select") for kind, n in counts[p].items() if n
+        ]  # fmt: skip
+        claim = f'<p class="claim"><strong>Labels read:</strong> {escape(", ".join(parts))}.</p>'
+    head = "".join(f'<th scope="col" class="n">{escape(k)}</th>' for k in kinds)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(PURPOSES.get(p, p))}</th>'
+        + "".join(f'<td class="n">{c.get(k, 0)}</td>' for k in kinds)
+        + "</tr>"
+        for p, c in counts.items()
+    )
+    table = (
+        '<div class="scroll"><table><caption>Images whose labels were read, by what for</caption>'
+        f'<thead><tr><th scope="col">read for</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+    return _section("Labels", claim + table)
+
+
+def _pictures(folder: Path, run: Mapping[str, Any]) -> str:
+    previews = folder / PREVIEWS
+    if not previews.is_dir():
+        return ""
+    table = _table_of(run)
+    paths = sorted(previews.rglob("*.jpg"), key=lambda p: _natural(p.relative_to(previews).as_posix()))
+    figures: list[str] = []
+    for path in paths[:MOST]:
+        name = path.relative_to(previews).as_posix()[: -len(".jpg")]
+        if shown := figure(len(figures), name, path, path.with_name(path.name[: -len(".jpg")] + ".png"), table):
+            figures.append(shown)
+    if not figures:
+        return ""
+    body = '<p class="soft">Photograph, overlay and mask. A click enlarges.</p>'
+    body += f'<div class="pictures">{"".join(figures[:SHOWN])}</div>'
+    if more := figures[SHOWN:]:
+        body += f"<details><summary>{_count(len(more), 'more picture')}</summary>"
+        body += f'<div class="pictures">{"".join(more)}</div></details>'
+    return _section("Pictures", body)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"([0-9]+)", name)]
+
+
+def _classes(run: Mapping[str, Any]) -> str:
+    table, rows = _table_of(run), _rows(run.get("classes"))
+    if table is None:
+        return ""
+    shares = [_number(row.get("share")) for row in rows]
+    known = [-1.0 if share is None else share for share in shares]
+    full = max(0.0, *known)
+    order = sorted(range(len(rows)), key=lambda i: -known[i])
+    lines = []
+    for i in order:
+        share, name = shares[i], escape(table.names[i])
+        r, g, b = (int(v) for v in table.colors[i])
+        told = f"{table.names[i]}: {_percent(share)}"
+        graph = bar(share, f"rgb({r},{g},{b})", told, full) if share is not None else ""
+        lines.append(
+            f'<tr><td class="n">{i}</td><td class="name">{swatch((r, g, b))}{name}</td>'
+            f'<td class="n">{_percent(share)}</td><td class="graph">{graph}</td></tr>'
+        )
+    head = (
+        '<thead><tr><th scope="col" class="n">id</th><th scope="col">name</th><th scope="col" class="n">area</th>'
+        "<td></td></tr></thead>"
+    )
+    body = _long_table(head, lines, "wide")
+    return _section("Classes" if _named(rows) else "Clusters", body)
+
+
+def _long_table(head: str, lines: list[str], kind: str = "") -> str:
+    def table(part: list[str]) -> str:
+        return f'<div class="scroll"><table class="{kind}">{head}<tbody>{"".join(part)}</tbody></table></div>'
+
+    out = table(lines[:MANY])
+    if more := lines[MANY:]:
+        out += f"<details><summary>{_count(len(more), 'more row')}</summary>{table(more)}</details>"
+    return out
+
+
+def _scores(folder: Path) -> str:
+    try:
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        if isinstance(scores, str):
+            scores = json.loads(scores)
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(scores, Mapping):
+        return ""
+    facts = {
+        "mean IoU": _percent(scores.get("miou"), 2),
+        "pixel accuracy": _percent(scores.get("pixel_accuracy"), 2),
+        "mean accuracy": _percent(scores.get("mean_accuracy"), 2),
+    }
+    shown = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items() if v != "–")
+    keys = ("protocol", "matching", "averaging", "resolution", "images", "predicted", "classes")
+    record = [(key, _text(scores.get(key))) for key in keys if scores.get(key) is not None]
+    notes = scores.get("notes")
+    notes = notes if isinstance(notes, list) else []
+    body = f'<dl class="facts">{shown}</dl>' + _dl(record)
+    body += "".join(f'<p class="note">{escape(n)}</p>' for n in notes if isinstance(n, str))
+    lines = []
+    for row in _rows(scores.get("per_class")):
+        value, name = _number(row.get("iou")), str(row.get("name", ""))
+        graph = bar(value, "currentColor", f"{name}: {_percent(value)}") if value is not None else ""
+        lines.append(
+            f'<tr><td class="name">{escape(name)}</td><td class="n">{_percent(value, 2)}</td>'
+            f'<td class="graph">{graph}</td></tr>'
+        )
+    if lines:
+        head = (
+            f'<thead><tr><th scope="col">class</th><th scope="col" class="n">IoU, {_text(scores.get("protocol"))}</th>'
+        )
+        body += _long_table(head + "<td></td></tr></thead>", lines, "wide")
+    return _section("Scores", body)
+
+
+def _curves(folder: Path) -> str:
+    series = _series(folder / "metrics.jsonl")
+    drawn, single = [], []
+    for (stage, metric), (steps, values) in series.items():
+        label = f"{stage}: {metric}" if stage else metric
+        if len(values) == 1:
+            single.append((escape(label), format_number(values[0])))
+        elif picture := curve(steps, values, label):
+            where = f' <span class="soft">in {escape(stage)}</span>' if stage else ""
+            drawn.append(f"<div><h3>{escape(metric)}{where}</h3>{picture}</div>")
+    body = f'<div class="curves">{"".join(drawn)}</div>' if drawn else ""
+    if drawn:
+        body = '<p class="soft">Thin: each value. Thick: moving average. Across: the step.</p>' + body
+    return _section("Training", body + _dl(single))
+
+
+def _series(path: Path) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
+    """{(stage, metric): (steps, values)}, in order of appearance; of a step written twice the later value counts."""
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    for text in lines:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # cut off by a kill
+        if not isinstance(line, dict):
+            continue
+        step = _number(line.get("step")) or 0.0
+        for metric, value in line.items():
+            if metric in ("stage", "step") or isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            found.setdefault((str(line.get("stage", "")), metric), {})[step] = float(value)
+    return {key: (sorted(by), [by[s] for s in sorted(by)]) for key, by in found.items()}
+
+
+_STAGE_COLUMNS = (("stage", ""), ("kind", ""), ("time", ' class="n"'))
+
+
+def _stages(run: Mapping[str, Any]) -> str:
+    stages, total = _rows(run.get("stages")), _seconds(run)
+    lines = []
+    for stage in stages:
+        seconds = _number(stage.get("seconds")) or 0.0
+        told = f"{stage.get('name')}: {_duration(seconds)}"
+        lines.append(
+            f'<tr><td class="name">{_text(stage.get("name"))}<br>'
+            f'<span class="soft">{_text(stage.get("says"))}</span></td>'
+            f'<td>{_text(stage.get("kind"))}</td><td class="n">{_duration(seconds)}</td>'
+            f'<td class="graph">{bar(seconds, "currentColor", told, total or 1.0)}</td></tr>'
+        )
+    head = "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in _STAGE_COLUMNS)
+    head = f"<thead><tr>{head}<td></td></tr></thead>"
+    return _section("Stages", _long_table(head, lines, "wide") if lines else "")
+
+
+def _dl(pairs: Iterable[tuple[str, str]]) -> str:
+    """A list of terms; both sides are HTML already."""
+    inner = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in pairs if v)
+    return f'<dl class="record">{inner}</dl>' if inner else ""
+
+
+def _backbone(run: Mapping[str, Any]) -> str:
+    record = run.get("backbone")
+    if not isinstance(record, Mapping):
+        return ""
+    names = {
+        "architecture": "network", "source": "weights from", "license": "licence",
+        "labels_seen": "labels its weights saw", "sha256": "sha256", "input_size": "pretrained at",
+    }  # fmt: skip
+    size = record.get("input_size")
+    if isinstance(size, list | tuple):
+        record = {**record, "input_size": " × ".join(str(s) for s in size) + " pixels"}
+    return _section("Backbone", _dl((names[k], _text(record.get(k))) for k in names))
+
+
+def _skipped_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = _get(run, "data", "skipped")
+    pairs = [s for s in found if isinstance(s, list | tuple) and s] if isinstance(found, list) else []
+    return [(str(s[0]), str(s[1]) if len(s) > 1 else "") for s in pairs]
+
+
+def _skipped(run: Mapping[str, Any]) -> str:
+    lines = [
+        f'<tr><td class="name">{escape(n)}</td><td class="long">{escape(why)}</td></tr>'
+        for n, why in _skipped_rows(run)
+    ]
+    head = '<thead><tr><th scope="col">image</th><th scope="col">why it was left out</th></tr></thead>'
+    return _section(f"Skipped images ({len(lines)})", _long_table(head, lines)) if lines else ""
+
+
+def _record(run: Mapping[str, Any]) -> str:
+    versions = run.get("versions")
+    told = ", ".join(f"{_text(k)} {_text(v)}" for k, v in versions.items()) if isinstance(versions, Mapping) else ""
+    fingerprint = _text(_get(run, "data", "fingerprint"))
+    pairs = [
+        ("method", _text(_get(run, "method", "name"))),
+        ("seed", _text(run.get("seed"))),
+        ("steps", _text(run.get("steps"))),
+        ("split", _text(run.get("split"))),
+        ("labelled images", _text(run.get("labeled"))),
+        ("device", _text(run.get("device"))),
+        ("data hash", f"<code>{fingerprint}</code>" if fingerprint else ""),
+        ("versions", told),
+        ("started", _text(run.get("started"))),
+        ("finished", _text(run.get("finished"))),
+    ]
+    body = _dl(pairs)
+    config = run.get("config")
+    if isinstance(config, Mapping) and config:
+        body += f"<details><summary>{_count(len(config), 'setting')}</summary>"
+        body += _dl((f"<code>{_text(k)}</code>", _text(v) or "none") for k, v in config.items()) + "</details>"
+    return _section("Record", body)

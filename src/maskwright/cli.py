@@ -1,0 +1,213 @@
+"""The verbs of the command line. Nothing slow is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskwright.errors import MaskwrightError
+
+app = typer.Typer(
+    name="maskwright",
+    help="Segmentation masks, and a model that makes more of them, from photographs and whatever labels there are.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@app.command()
+def doctor(
+    data: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
+    json: Json = False,
+) -> None:
+    """Say what labels a folder holds and what is wrong with it, each finding with its repair."""
+    from maskwright.data.doctor import examine
+    from maskwright.engine.progress import Progress
+
+    with Progress(quiet=json).counter("examining") as count:
+        diagnosis = examine(data, progress=count)
+    _print_json(diagnosis.to_json()) if json else typer.echo(diagnosis.text())
+
+
+@app.command()
+def methods(json: Json = False) -> None:
+    """List the methods: paper, labels needed, options."""
+    from maskwright.engine.config import describe
+    from maskwright.methods import METHODS
+
+    rows = [
+        {
+            "name": m.name,
+            "title": m.title,
+            "paper": m.venue,
+            "link": m.link,
+            "family": m.family,
+            "needs": sorted(m.needs),
+            "options": describe(m.Config),
+        }
+        for m in METHODS.values()
+    ]
+    if json:
+        _print_json(rows)
+        return
+    for row in rows:
+        needs = ", ".join(row["needs"]) or "no labels"
+        typer.echo(
+            f"{row['name']}  ({row['family']}; needs {needs})\n    {row['title']}, {row['paper']}, {row['link']}"
+        )
+        for o in row["options"]:
+            typer.echo(f"    --set {o['name']}={o['default']}  {o['says']}")
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
+    method: Annotated[str, typer.Option(help="A name that `maskwright methods` lists, or auto.")] = "auto",
+    source: Annotated[str | None, typer.Option(help="A fully labelled folder of another domain.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    labeled: Annotated[str | None, typer.Option(help="Split or file: the images whose masks may be read.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes or clusters.")] = None,
+    backbone: Annotated[str, typer.Option(help="A timm name or a short name, or auto.")] = "auto",
+    weights: Annotated[str | None, typer.Option(help="A local checkpoint, or package, or random.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of the main training stage.")] = None,
+    seed: Annotated[int, typer.Option(help="Every random draw is a function of it.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="An option of the method, key=value.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that lies in --out.")] = False,
+) -> None:
+    """Train a method on a folder: masks, a model and a report."""
+    settings = dict(_key_value(s) for s in set_ or [])
+    from maskwright import api
+
+    api.train(
+        data, method, out=out, source=source, split=split, labeled=labeled, classes=classes, backbone=backbone,
+        weights=weights, steps=steps, seed=seed, device=device, settings=settings, resume=resume,
+    )  # fmt: skip
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="model.safetensors, or a run folder.")],
+    images: Annotated[str, typer.Argument(help="Dataset folder, folder of images, or one image.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    tile: Annotated[int | None, typer.Option(help="Predict in tiles of this many pixels.")] = None,
+    refine: Annotated[str, typer.Option(help="none, crf or guided.")] = "none",
+    flips: Annotated[bool, typer.Option("--flips", help="Average with the mirrored image.")] = False,
+    confidence: Annotated[bool, typer.Option("--confidence", help="Write confidence maps too.")] = False,
+    overlays: Annotated[bool, typer.Option("--overlays", help="Write overlays too.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Write OUT/NAME.png for each image."""
+    from maskwright import api
+    from maskwright.engine.devices import pick_device
+    from maskwright.engine.progress import Progress
+
+    loaded = api.load(model, device=pick_device(device))
+    data = _images(images)
+    if split is not None:
+        data = data.split(split)
+    bar = Progress()
+    done = loaded.predict_folder(
+        data,
+        out,
+        tile=tile,
+        refine=refine,
+        flips=flips,
+        confidence=confidence,
+        overlays=overlays,
+        progress=bar,
+    )
+    for name, why in done.skipped:
+        bar.say(f"skipped {name}: {why}")
+    bar.say(f"{done.written} masks in {out}" + (f", {len(done.skipped)} images skipped" if done.skipped else ""))
+    if not done.written:
+        raise MaskwrightError(f"none of the {len(data)} images could be read", "at least one", "run maskwright doctor")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of index PNG named as the images.")],
+    truth: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
+    protocol: Annotated[str, typer.Option(help="How clusters are matched to classes and what is measured.")] = "direct",
+    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
+) -> None:
+    """Judge masks; the protocol is printed with each number."""
+    from maskwright import api
+    from maskwright.data.files import write_json
+
+    scores = api.evaluate(predictions, truth, protocol=protocol, split=split)
+    typer.echo(scores.table())
+    if json is not None:
+        write_json(json, scores.to_json())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("demo-run"),
+) -> None:
+    """Segment the photographs that come inside installed packages, with no label."""
+    from maskwright.demo import run_demo
+
+    run_demo(out)
+
+
+def _images(path: str):
+    """A dataset from a folder, or from one image."""
+    from maskwright import api
+
+    if Path(path).is_file():
+        from maskwright.data.folder import Dataset, Item
+
+        image = Path(path)
+        return Dataset(image.parent, [Item(image.stem, image)])
+    return api.open_folder(path)
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise MaskwrightError(f"--set {text}", "--set key=value")
+    return key.strip(), value.strip()
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2))
+
+
+def main() -> None:
+    """Runs a verb; bad input becomes one line and exit code 2."""
+    try:
+        app()
+    except MaskwrightError as error:
+        print(f"maskwright: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "maskwright: interrupted; what is done is kept, continue a training with --resume",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        what = f"{error.strerror}: {error.filename or 'output'}"
+        print(f"maskwright: {what}; make room and repeat, with --resume for a training", file=sys.stderr)
+        sys.exit(2)
+
+
+_DISK_ERRORS = (28, 122, 30, 13)
+"""No space, quota, read-only file system, permission."""
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,472 @@
+"""A dataset is a folder: photographs, and whatever labels there are beside them.
+
+    DATA/images/NAME.jpg|png|...      the only thing that must exist (images may also lie directly in DATA)
+    DATA/masks/NAME.png               for some images or all; an image without a mask is unlabelled, never an
+    error DATA/tags.csv                     name,tags (separated by ;)
+    DATA/captions.csv                 name,caption (several rows an image allowed)
+    DATA/classes.txt                  one class name a line, line number = id
+    DATA/splits/NAME.txt              one image name a line
+
+Folders may be nested; the name of an image is then its path below images/ without suffix, with "/" between
+folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable, read_classes
+from maskwright.data.images import (
+    IMAGE_SUFFIXES,
+    image_size,
+    read_image,
+    read_resized,
+    resize_window,
+    verify_image,
+)
+from maskwright.data.ledger import Ledger
+from maskwright.data.masks import read_mask
+from maskwright.data.scan import check_folder, images_folder, masks_below, names_below, nearest, threaded
+from maskwright.data.tables import NameIndex, read_captions, read_names, read_tags
+from maskwright.errors import MaskwrightError, unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image and where its labels lie.
+
+    Attributes:
+        name: path below images/ without suffix.
+        image: the image file.
+        mask: the mask file, None where there is none or it is hidden.
+        tags: class names in the image; None: no statement, (): a row without tags.
+        captions: descriptions of the image.
+    """
+
+    name: str
+    image: Path
+    mask: Path | None = None
+    tags: tuple[str, ...] | None = None
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Readers:
+    """How the files of a dataset are read. Layouts with encodings of their own put their functions here.
+
+    Attributes:
+        image: path -> uint8 (H, W, 3).
+        size: path -> (H, W) of what `image` gives.
+        mask: path -> uint8 or uint16 (H, W).
+        verify: path -> None, raises `MaskwrightError` where `image` would.
+
+    All must be functions at the top of a module, so that worker processes can receive them.
+    """
+
+    image: Callable[[Path], np.ndarray] = read_image
+    size: Callable[[Path], tuple[int, int]] = image_size
+    mask: Callable[[Path], np.ndarray] = read_mask
+    verify: Callable[[Path], object] = verify_image
+
+
+class Dataset:
+    """Images with whatever labels there are. Immutable: `split`, `labeled` and the like give new ones that
+    share the ledger. Labels are read through `mask`, `tags` and `captions` only, which note it in the ledger.
+
+    Args:
+        root: the folder.
+        items: the images, names distinct.
+        classes: the class table, or None.
+        splits: {split: names}; names of images that are not among the items are left out by `split`.
+        readers: how files are read.
+        ledger: the ledger to share; a new one if None.
+        skipped: (name, reason) of images that were left out.
+        known: names of all images of the folder, among which lists may choose; those of `items` if None.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        items: Iterable[Item],
+        *,
+        classes: ClassTable | None = None,
+        splits: Mapping[str, Sequence[str]] | None = None,
+        readers: Readers | None = None,
+        ledger: Ledger | None = None,
+        skipped: Iterable[tuple[str, str]] = (),
+        known: Iterable[str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.items: tuple[Item, ...] = tuple(items)
+        self.classes = classes
+        self.readers = readers or Readers()
+        self.ledger = ledger if ledger is not None else Ledger()
+        self.skipped: list[tuple[str, str]] = list(skipped)
+        self._splits = dict(splits) if splits is not None else None
+        self._known = tuple(known) if known is not None else None
+        self._places: dict[str, int] | None = None
+        self._finder: NameIndex | None = None
+        self._hashes: dict[tuple[str, int, int], str] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        present = ", ".join(f"{n} {kind}" for kind, n in self.labels_present().items())
+        return f"Dataset({str(self.root)!r}, {len(self)} images, {present})"
+
+    # ------------------------------------------------------------------ names and choices
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the images, in order."""
+        return [item.name for item in self.items]
+
+    @property
+    def known_names(self) -> list[str]:
+        """Names of all images of the folder, also of those that a split left out."""
+        return list(self._known) if self._known is not None else self.names
+
+    @property
+    def split_names(self) -> list[str]:
+        """Names of the splits there are."""
+        if self._splits is not None:
+            return sorted(self._splits)
+        folder = self.root / "splits"
+        return sorted(p.stem for p in folder.glob("*.txt") if p.is_file()) if folder.is_dir() else []
+
+    def index(self, name: str) -> int:
+        """Place of the image called `name`. Raises `KeyError` if it is not here."""
+        if self._places is None:
+            self._places = {item.name: i for i, item in enumerate(self.items)}
+        return self._places[name]
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self.index(name)  # type: ignore[arg-type]
+        except KeyError:
+            return False
+        return True
+
+    def with_items(self, items: Iterable[Item], skipped: Iterable[tuple[str, str]] | None = None) -> Dataset:
+        """The same dataset, ledger and readers with other items."""
+        derived = Dataset(
+            self.root,
+            items,
+            classes=self.classes,
+            splits=self._splits,
+            readers=self.readers,
+            ledger=self.ledger,
+            skipped=self.skipped if skipped is None else skipped,
+            known=self.known_names,
+        )
+        derived._finder, derived._hashes = self._finder, self._hashes
+        return derived
+
+    def with_classes(self, classes: ClassTable | None) -> Dataset:
+        """The same dataset with another class table."""
+        derived = self.with_items(self.items)
+        derived.classes = classes
+        return derived
+
+    def subset(self, indices: Iterable[int]) -> Dataset:
+        """The images at these places, in this order."""
+        return self.with_items(self.items[int(i)] for i in indices)
+
+    def split(self, name: str | os.PathLike[str]) -> Dataset:
+        """Only the images that `splits/NAME.txt` (or a list file given by its path) names, in its order.
+
+        Raises:
+            MaskwrightError: no such split, or it names images that do not exist (tells how many and the
+            nearest).
+        """
+        chosen = dict.fromkeys(self._resolve(name))
+        here = {item.name: item for item in self.items}
+        return self.with_items(here[n] for n in chosen if n in here)
+
+    def labeled(self, names: str | os.PathLike[str] | Iterable[str]) -> Dataset:
+        """Hides the masks of all images but the named ones, whatever lies in masks/.
+
+        Args:
+            names: a split, a list file, or the names themselves.
+
+        Raises:
+            MaskwrightError: as `split`.
+        """
+        allowed = set(self._resolve(names))
+        return self.with_items(i if i.name in allowed or i.mask is None else replace(i, mask=None) for i in self.items)
+
+    def list_names(self, name: str | os.PathLike[str]) -> tuple[list[str], str]:
+        """Lines of a split or list file as they are written, and where they come from. Raises as `split`."""
+        text = os.fspath(name)
+        if self._splits is not None and text in self._splits:
+            return list(self._splits[text]), f"split {text!r}"
+        candidates = [Path(text)] if self._splits is not None else [self._split_file(text), Path(text)]
+        for path in candidates:
+            if path.is_file():
+                return read_names(path), str(path)
+        known = self.split_names
+        if not known:
+            raise MaskwrightError(
+                f"no split {text!r}: {self.root} has no splits",
+                f"{self.root / 'splits' / (text + '.txt')}",
+                "write it, one image name a line, or leave the option out",
+            )
+        raise unknown("split", text, known)
+
+    def _split_file(self, name: str) -> Path:
+        return self.root / "splits" / f"{name.removesuffix('.txt')}.txt"
+
+    def _resolve(self, names: str | os.PathLike[str] | Iterable[str]) -> list[str]:
+        if isinstance(names, str | os.PathLike):
+            lines, source = self.list_names(names)
+        else:
+            lines, source = [str(n) for n in names], "the list"
+        if self._finder is None:
+            # Images left out as unreadable are still known: a split that names them is not wrong.
+            self._finder = NameIndex([*self.known_names, *(n for n, _ in self.skipped)], IMAGE_SUFFIXES)
+        found: list[str] = []
+        missing: list[str] = []
+        for line in lines:
+            name = self._finder.find(line)
+            (missing if name is None else found).append(line if name is None else name)
+        if missing:
+            close = nearest(missing[0], self.known_names)
+            more = f" (first {missing[0]!r})" if len(missing) > 1 else f" ({missing[0]!r})"
+            raise MaskwrightError(
+                f"{len(missing)} of {len(lines)} names in {source} are of no image{more}",
+                f"names of images in {self.root}",
+                f"the nearest is {close!r}; see maskwright doctor {self.root}" if close else "",
+            )
+        return found
+
+    # ------------------------------------------------------------------ images
+
+    def image(self, i: int) -> np.ndarray:
+        """Image `i`, uint8 (H, W, 3), EXIF orientation applied. Raises `MaskwrightError` if unreadable."""
+        return self.readers.image(self.items[i].image)
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(H, W) of image `i`, without decoding it."""
+        return self.readers.size(self.items[i].image)
+
+    def resized(self, i: int, size: tuple[int, int], window: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """Image `i`, or a window (top, left, height, width) of it, resized to (h, w) as `images.read_resized`
+        does."""
+        path = self.items[i].image
+        if self.readers.image is read_image:
+            return read_resized(path, size, window)
+        image = self.readers.image(path)
+        return resize_window(image, window or (0, 0, *image.shape[:2]), size)
+
+    def content_hash(self, i: int) -> str:
+        """Hash (BLAKE2b, 128 bit, hexadecimal) of the bytes of image file `i`; kept while the file is
+        unchanged."""
+        path = self.items[i].image
+        try:
+            state = path.stat()
+            key = (str(path), state.st_size, state.st_mtime_ns)
+            if key not in self._hashes:
+                with open(path, "rb") as file:
+                    self._hashes[key] = hashlib.file_digest(file, _blake).hexdigest()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise MaskwrightError(f"cannot read {path}: {reason}", "an image", "check the name") from error
+        return self._hashes[key]
+
+    def fingerprint(self) -> str:
+        """Hash over names and contents of the images, independent of their order."""
+        total = _blake()
+        for name, digest in sorted((item.name, self.content_hash(i)) for i, item in enumerate(self.items)):
+            total.update(f"{name}\0{digest}\n".encode())
+        return total.hexdigest()
+
+    def readable(self, progress: Callable[[int, int], object] | None = None) -> Dataset:
+        """The dataset without the images that do not decode, which are then in `.skipped` with the reason.
+
+        Args:
+            progress: called with (done, total) after each image.
+
+        Raises:
+            MaskwrightError: no image decodes.
+        """
+        kept: list[Item] = []
+        skipped = list(self.skipped)
+        for done, (item, reason) in enumerate(zip(self.items, threaded(self._problem, self.items)), 1):
+            if reason is None:
+                kept.append(item)
+            else:
+                skipped.append((item.name, reason))
+            if progress is not None:
+                progress(done, len(self.items))
+        if self.items and not kept:
+            raise MaskwrightError(
+                f"none of the {len(self)} images in {self.root} can be read (the first: {skipped[-len(self)][1]})",
+                "at least one image that decodes",
+                f"see maskwright doctor {self.root}",
+            )
+        return self.with_items(kept, skipped)
+
+    def _problem(self, item: Item) -> str | None:
+        try:
+            self.readers.verify(item.image)
+        except MaskwrightError as error:
+            return error.found
+        return None
+
+    # ------------------------------------------------------------------ labels
+
+    def has_mask(self, i: int) -> bool:
+        """Whether image `i` has a mask that may be read."""
+        return self.items[i].mask is not None
+
+    def mask(self, i: int) -> np.ndarray:
+        """Ids of image `i`, uint8 or uint16 (H, W); 255 (65535 in 16 bits) = ignore. Noted in the ledger.
+
+        Raises:
+            MaskwrightError: no mask, unreadable, of another size than the image, or with ids outside the
+            class table.
+        """
+        item = self.items[i]
+        if item.mask is None:
+            raise MaskwrightError(f"image {item.name!r} has no mask that may be read", "one of those with a mask")
+        ids = self.readers.mask(item.mask)
+        self.ledger.note("masks", item.name)
+        doctor = f"see maskwright doctor {self.root}"
+        size = self.size(i)
+        if ids.shape != size:
+            raise MaskwrightError(
+                f"mask {item.mask} is {ids.shape[0]}x{ids.shape[1]}",
+                f"{size[0]}x{size[1]} as its image",
+                doctor,
+            )
+        if self.classes is not None:
+            outside = ids[(ids >= len(self.classes)) & (ids != ignore_of(ids))] if ids.size else ids
+            if outside.size:
+                raise MaskwrightError(
+                    f"mask {item.mask} has id {int(outside.max())}",
+                    f"0 to {len(self.classes) - 1}, the classes, or {ignore_of(ids)} for ignore",
+                    doctor,
+                )
+        return ids
+
+    def tags(self, i: int) -> tuple[str, ...] | None:
+        """Tags of image `i`; None: no statement, (): a row without tags. Noted in the ledger where there are
+        any."""
+        item = self.items[i]
+        if item.tags is not None:
+            self.ledger.note("tags", item.name)
+        return item.tags
+
+    def captions(self, i: int) -> tuple[str, ...]:
+        """Captions of image `i`, () if none. Noted in the ledger where there are any."""
+        item = self.items[i]
+        if item.captions:
+            self.ledger.note("captions", item.name)
+        return item.captions
+
+    def labels_present(self) -> dict[str, int]:
+        """Images with each kind of label, from file names and table rows alone; nothing is noted."""
+        return {
+            "masks": sum(item.mask is not None for item in self.items),
+            "tags": sum(item.tags is not None for item in self.items),
+            "captions": sum(bool(item.captions) for item in self.items),
+        }
+
+    def summary(self) -> str:
+        """What there is, in a few lines."""
+        present = self.labels_present()
+        lines = [
+            f"{self.root}: {len(self)} images",
+            "labels: " + ", ".join(f"{n} images with {kind}" if n else f"no {kind}" for kind, n in present.items()),
+        ]
+        if self.classes is not None:
+            shown = ", ".join(self.classes.names[:12]) + (", ..." if len(self.classes) > 12 else "")
+            lines.append(f"classes: {len(self.classes)} ({shown})")
+        else:
+            lines.append("classes: no classes.txt")
+        splits = self.split_names
+        if splits:
+            lines.append(f"splits: {', '.join(f'{s} ({len(self.list_names(s)[0])})' for s in splits)}")
+        if self.skipped:
+            first = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
+            lines.append(f"skipped: {len(self.skipped)} ({first}{'; ...' if len(self.skipped) > 3 else ''})")
+        return "\n".join(lines)
+
+
+def ignore_of(ids: np.ndarray) -> int:
+    """The ignore id of a mask by its type: 255 for uint8, else 65535."""
+    return IGNORE8 if ids.dtype == np.uint8 else IGNORE16
+
+
+def open_folder(path: str | os.PathLike[str]) -> Dataset:
+    """Opens a dataset folder. Only names and tables are read; images and masks wait until they are asked for.
+
+    Raises:
+        MaskwrightError: the folder is missing, unreadable or without images, or one of its tables is damaged.
+    """
+    return scan_folder(path, problems=None)
+
+
+def scan_folder(path: str | os.PathLike[str], problems: list[MaskwrightError] | None) -> Dataset:
+    """As `open_folder`; errors in tables are added to `problems` instead of raised if it is a list."""
+    root = Path(path)
+    check_folder(root)
+    folder, leave_out = images_folder(root)
+    names, skipped = names_below(folder, IMAGE_SUFFIXES, leave_out)
+    if not names:
+        raise MaskwrightError(
+            f"{root} holds no images",
+            f"images in {root / 'images'} or directly in it ({', '.join(sorted(IMAGE_SUFFIXES))})",
+            "put some there or name another folder",
+        )
+    masks = masks_below(root)
+    finder = NameIndex(names, IMAGE_SUFFIXES)
+    tags = _labels(root / "tags.csv", read_tags, finder, problems)
+    captions = _labels(root / "captions.csv", read_captions, finder, problems)
+    classes: ClassTable | None = None
+    if (root / "classes.txt").is_file():
+        try:
+            classes = read_classes(root / "classes.txt")
+        except MaskwrightError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+    items = [Item(n, p, masks.get(n), tags.get(n), captions.get(n, ())) for n, p in names.items()]
+    dataset = Dataset(root, items, classes=classes, skipped=skipped)
+    dataset._finder = finder
+    return dataset
+
+
+def _labels(
+    path: Path,
+    read: Callable[[Path], dict[str, tuple[str, ...]]],
+    finder: NameIndex,
+    problems: list[MaskwrightError] | None,
+) -> dict[str, tuple[str, ...]]:
+    """{image: labels} of a table, rows of no image left out (the doctor tells of them)."""
+    if not path.is_file():
+        return {}
+    try:
+        rows = read(path)
+    except MaskwrightError as error:
+        if problems is None:
+            raise
+        problems.append(error)
+        return {}
+    joined: dict[str, tuple[str, ...]] = {}
+    for line, labels in rows.items():
+        name = finder.find(line)
+        if name is not None:
+            joined[name] = joined.get(name, ()) + labels
+    return joined
+
+
+def _blake() -> hashlib._Hash:
+    return hashlib.blake2b(digest_size=16)  # type: ignore[return-value]

@@ -1,0 +1,240 @@
+"""Reading and writing masks: the id of each pixel, exactly.
+
+A mask is an index image: 8-bit grey, palette or 1-bit PNG (255 = ignore), or 16-bit grey (65535 = ignore).
+The value in the file is the id; a palette only says how it is drawn and is never applied.
+"""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable, default_palette
+from maskwright.data.files import atomic_write
+from maskwright.data.headers import open_pillow
+from maskwright.data.images import DECODER_ERRORS, MAX_PIXELS, image_error
+from maskwright.errors import MaskwrightError
+
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg")
+"""Suffixes of the files that count as masks, the first that exists wins. JPEG is found so that it can be
+refused."""
+
+# Pillow stretches grey of 2 and 4 bits to 0..255; the ids are what they were divided by these.
+_STRETCH = {"L;2": 85, "L;4": 17, "L;2I": 85, "L;4I": 17}
+
+
+class ColourMaskError(MaskwrightError):
+    """The mask is a colour image."""
+
+
+class LossyMaskError(MaskwrightError):
+    """The mask is a JPEG."""
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads the ids of an index mask.
+
+    Args:
+        path: PNG (or TIFF, BMP, GIF) of mode palette, grey of 1, 2, 4, 8 or 16 bits.
+
+    Returns:
+        uint8 (H, W), or uint16 (H, W) for files of more than 8 bits.
+
+    Raises:
+        MaskwrightError: missing, damaged, a colour image (which has no ids), or a JPEG (whose ids are not
+        exact).
+    """
+    image, stretch = _open(path)
+    mode = image.mode
+    if mode in ("P", "L"):
+        ids = np.array(image)
+        return ids // np.uint8(stretch) if stretch != 1 else ids
+    if mode == "1":
+        return np.array(image).astype(np.uint8)
+    if mode.startswith("I"):
+        values = np.array(image)
+        if values.size and (values.min() < 0 or values.max() > IGNORE16):
+            raise MaskwrightError(
+                f"{path} has values from {values.min()} to {values.max()}",
+                "class ids from 0 to 65535",
+                "write it as an 8- or 16-bit index PNG",
+            )
+        return values.astype(np.uint16)
+    if mode in ("LA", "PA"):
+        bands = np.array(image)
+        if (bands[..., 1] == 255).all():
+            return np.ascontiguousarray(bands[..., 0])
+    raise colour_mask_error(path, image)
+
+
+def colour_mask_error(path: str | os.PathLike[str], image: Image.Image) -> ColourMaskError:
+    """The error for a mask that is a colour image."""
+    grey = False
+    if image.mode == "RGB" and image.width * image.height <= MAX_PIXELS // 16:
+        bands = np.asarray(image)
+        grey = bool((bands[..., :1] == bands).all())
+    what = "grey saved as a colour image" if grey else "a colour image"
+    return ColourMaskError(
+        f"mask {path} is {what} (mode {image.mode}), so its class ids are not known",
+        "an index PNG: one id a pixel, with or without a palette",
+        "convert it with colour_mask_to_ids(array, table) and write_mask(path, ids) of maskwright.data.masks",
+    )
+
+
+def colour_mask_to_ids(array: np.ndarray, table: ClassTable, ignore: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Translates a colour mask into ids by the colours of a class table.
+
+    Args:
+        array: uint8 (H, W, 3) or (H, W, 4), whose alpha is left out.
+        table: the classes; their colours must differ.
+        ignore: another colour that stands for "ignore"; colours equal to none become an error, not ignored.
+
+    Returns:
+        uint8 (H, W), or uint16 for more than 255 classes.
+
+    Raises:
+        MaskwrightError: a colour of the array is not in the table (names the commonest one), or two classes
+        share one.
+    """
+    rgb = np.asarray(array)[..., :3].astype(np.uint32)
+    codes = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+    colors = table.colors.astype(np.uint32)
+    known = (colors[:, 0] << 16) | (colors[:, 1] << 8) | colors[:, 2]
+    ids = np.arange(len(table), dtype=np.int64)
+    if ignore is not None:
+        known = np.append(known, np.uint32((ignore[0] << 16) | (ignore[1] << 8) | ignore[2]))
+        ids = np.append(ids, table.ignore)
+    order = np.argsort(known, kind="stable")
+    known, ids = known[order], ids[order]
+    if (known[1:] == known[:-1]).any():
+        code = int(known[1:][known[1:] == known[:-1]][0])
+        raise MaskwrightError(f"two classes share colour {_rgb(code)}", "different colours", "change the class table")
+    found, where, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    place = np.searchsorted(known, found).clip(0, len(known) - 1)
+    missing = known[place] != found
+    if missing.any():
+        worst = int(found[missing][counts[missing].argmax()])
+        share = counts[missing].sum() / codes.size
+        raise MaskwrightError(
+            f"{int(missing.sum())} colours of the mask, {share:.1%} of its pixels, are of no class, "
+            f"{_rgb(worst)} most often",
+            f"the {len(table)} colours of the class table",
+            "add the colour to the table, or pass it as ignore=",
+        )
+    dtype = np.uint8 if len(table) <= IGNORE8 else np.uint16
+    return ids[place].astype(dtype)[where].reshape(codes.shape)
+
+
+def write_mask(path: str | os.PathLike[str], ids: np.ndarray, table: ClassTable | None = None) -> None:
+    """Writes an index PNG, beside its place and then renamed into it.
+
+    8-bit with a palette if the ids and the table allow (the palette entry of 255 is white where it stands for
+    ignore), else 16-bit grey. In a mask of more than 255 classes the ignore id is 65535.
+
+    Args:
+        path: the file, `.png`.
+        ids: integers or bool (H, W), from 0 to 65535.
+        table: classes, for the palette and the depth; without it the ids decide and the default palette is
+            used.
+
+    Raises:
+        MaskwrightError: the disk is full or the place cannot be written.
+        ValueError: ids of another shape, type or range.
+    """
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or ids.dtype.kind not in "iub" or 0 in ids.shape:
+        raise ValueError(f"ids have shape {ids.shape} and type {ids.dtype}, expected integers (H, W)")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high > IGNORE16:
+        raise ValueError(f"ids from {low} to {high}, expected 0 to {IGNORE16}")
+    classes = len(table) if table is not None else 0
+    if high <= IGNORE8 and classes <= IGNORE8 + 1:
+        palette = default_palette(256)
+        if table is not None:
+            palette[:classes] = table.colors
+        if classes <= IGNORE8:
+            palette[IGNORE8] = 255
+        image = Image.fromarray(ids.astype(np.uint8))
+        image.putpalette(palette.tobytes())  # turns a grey image into a palette image, values untouched
+    else:
+        image = Image.fromarray(ids.astype(np.uint16))
+    _save(path, image)
+
+
+def read_mask_rg(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads a mask of ImageNet-S: id = R + 256 G; 1000 is its ignore id and stays as it is.
+
+    Returns:
+        uint16 (H, W).
+
+    Raises:
+        MaskwrightError: missing, damaged, or not an RGB image.
+    """
+    image, _ = _open(path)
+    if image.mode not in ("RGB", "RGBA"):
+        raise MaskwrightError(
+            f"mask {path} has mode {image.mode}",
+            "an RGB PNG with id = R + 256 G (ImageNet-S)",
+            "use read_mask for it",
+        )
+    bands = np.asarray(image)
+    if bands[..., 2].any():
+        raise MaskwrightError(
+            f"mask {path} has values in its blue channel",
+            "id = R + 256 G and no blue (ImageNet-S)",
+            "use the masks of the official release",
+        )
+    return bands[..., 0] + bands[..., 1].astype(np.uint16) * np.uint16(256)
+
+
+def write_mask_rg(path: str | os.PathLike[str], ids: np.ndarray) -> None:
+    """Writes a mask as ImageNet-S does: R = id % 256, G = id // 256, B = 0. Raises as `write_mask`."""
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or ids.dtype.kind not in "iub" or ids.min() < 0 or ids.max() > IGNORE16:
+        raise ValueError(
+            f"ids of shape {ids.shape} and type {ids.dtype}, expected integers (H, W) from 0 to {IGNORE16}"
+        )
+    wide = ids.astype(np.uint16)
+    _save(
+        path,
+        Image.fromarray(np.stack([wide & 255, wide >> 8, np.zeros_like(wide)], axis=-1).astype(np.uint8)),
+    )
+
+
+def _rgb(code: int) -> tuple[int, int, int]:
+    return code >> 16, (code >> 8) & 255, code & 255
+
+
+def _save(path: str | os.PathLike[str], image: Image.Image) -> None:
+    # Level 1 is three times as fast as the default and costs little on masks, which are mostly runs.
+    with atomic_write(path, durable=False) as beside, open(beside, "wb") as file:
+        image.save(file, format="PNG", compress_level=1)
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[Image.Image, int]:
+    """The loaded image and the factor by which Pillow stretched its values."""
+    try:
+        data = Path(path).read_bytes()
+        image = open_pillow(BytesIO(data))
+        if image.format in ("JPEG", "MPO"):
+            raise LossyMaskError(
+                f"mask {path} is a JPEG, which blurs class ids", "an index PNG", "export the mask as PNG"
+            )
+        if image.width * image.height > MAX_PIXELS:
+            raise MaskwrightError(
+                f"mask {path} says it is {image.height}x{image.width}",
+                f"at most {MAX_PIXELS / 1e6:.0f} million pixels",
+                "cut image and mask into tiles",
+            )
+        tiles = getattr(image, "tile", None)
+        layout = tiles[0].args if tiles else None
+        raw = layout if isinstance(layout, str) else layout[0] if isinstance(layout, tuple) and layout else ""
+        image.load()
+        turned = ImageOps.exif_transpose(image)
+    except DECODER_ERRORS as error:
+        raise image_error(path, error) from error
+    return turned, _STRETCH.get(raw if isinstance(raw, str) else "", 1)

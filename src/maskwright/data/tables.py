@@ -1,0 +1,149 @@
+"""The text files of a dataset folder: tags, captions, and lists of names."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from maskwright.errors import MaskwrightError
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Text of a UTF-8 file, byte order mark removed (UTF-16 with a mark is read too, as some spreadsheets
+    write it).
+
+    Raises:
+        MaskwrightError: the file is missing, unreadable, or not text.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise MaskwrightError(f"cannot read {path}: {reason}", "a text file", "check the name") from error
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise MaskwrightError(
+            f"{path} is not UTF-8 text (byte {error.start})", "text", "save it again as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise MaskwrightError(f"{path} is not text: it has zero bytes", "text", "save it again as UTF-8")
+    return text
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Lines of a text file, with any kind of line end, the last with or without one. Raises as
+    `read_text`."""
+    return read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def read_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names of a list file (a split): one a line, surrounding blanks removed, blank lines skipped.
+
+    Raises:
+        MaskwrightError: as `read_text`.
+    """
+    return [line.strip() for line in read_lines(path) if line.strip()]
+
+
+def _rows(path: Path, column: str) -> list[tuple[str, list[str]]]:
+    """Rows after the header as (name, other cells)."""
+    expected = f"a header line name,{column}"
+    try:
+        rows = [row for row in csv.reader(read_lines(path), skipinitialspace=True) if any(c.strip() for c in row)]
+    except csv.Error as error:
+        raise MaskwrightError(f"{path} is not a table: {error}", expected, "save it again as CSV") from error
+    if not rows:
+        raise MaskwrightError(f"{path} is empty", expected, "fill it in or delete it")
+    head = [cell.strip().lower() for cell in rows[0]]
+    if head[0] != "name" or len(head) < 2 or head[1] not in (column, column.rstrip("s")):
+        shown = ",".join(rows[0])[:60]
+        raise MaskwrightError(f"{path} begins with {shown!r}", expected, "add the header as its first line")
+    return [(row[0].strip(), row[1:]) for row in rows[1:] if row[0].strip()]
+
+
+def read_tags(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
+    """Reads `tags.csv` (header `name,tags`; tags separated by `;`).
+
+    Several rows of one image are joined; repeated tags of an image are kept once, in order.
+
+    Returns:
+        {name as written: tags}; an image whose row has no tag has an empty tuple ("none of the classes").
+
+    Raises:
+        MaskwrightError: the file is unreadable or has no header.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for name, cells in _rows(Path(path), "tags"):
+        tags = found.setdefault(name, {})
+        for tag in ";".join(cells).split(";"):
+            if tag.strip():
+                tags[tag.strip()] = None
+    return {name: tuple(tags) for name, tags in found.items()}
+
+
+def read_captions(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
+    """Reads `captions.csv` (header `name,caption`; several rows an image allowed).
+
+    A caption with commas that is not quoted is put together again.
+
+    Returns:
+        {name as written: captions in the order of the rows}.
+
+    Raises:
+        MaskwrightError: the file is unreadable or has no header.
+    """
+    found: dict[str, list[str]] = {}
+    for name, cells in _rows(Path(path), "caption"):
+        caption = ", ".join(cell.strip() for cell in cells).strip().rstrip(",").rstrip()
+        if caption:
+            found.setdefault(name, []).append(caption)
+    return {name: tuple(captions) for name, captions in found.items()}
+
+
+class NameIndex:
+    """Finds the image that a line of a list or table means.
+
+    A line may carry the image's suffix, a leading `images/`, or several columns of which the first is the
+    image (as the list files of semi-supervised benchmarks do); where folders are nested, the last part alone
+    is enough if only one image has it.
+
+    Args:
+        names: names of the images, relative without suffix, with "/" between folders.
+        suffixes: suffixes that a line may carry, lower case with the dot.
+    """
+
+    def __init__(self, names: Iterable[str], suffixes: Iterable[str]) -> None:
+        self._names = dict.fromkeys(names)
+        self._suffixes = frozenset(suffixes)
+        self._last: dict[str, str | None] = {}
+        for name in self._names:
+            last = name.rpartition("/")[2]
+            self._last[last] = None if last in self._last else name
+
+    def find(self, line: str) -> str | None:
+        """Name of the image that `line` means, or None."""
+        line = line.strip()
+        if line in self._names:
+            return line
+        for text in (line, line.split()[0] if line.split() else ""):
+            name = self._bare(text)
+            for candidate in (name, name.removeprefix("images/"), name.rpartition("/")[2]):
+                if candidate in self._names:
+                    return candidate
+            folder, _, last = name.rpartition("/")
+            unique = self._last.get(last)
+            # Of a longer path all but the first part (JPEGImages/) must agree.
+            rest = folder.partition("/")[2]
+            if unique is not None and (not folder or (rest and f"/{unique}".endswith(f"/{rest}/{last}"))):
+                return unique
+        return None
+
+    def _bare(self, text: str) -> str:
+        name = text.replace("\\", "/").removeprefix("./").lstrip("/")
+        stem, dot, suffix = name.rpartition(".")
+        return stem if dot and f".{suffix.lower()}" in self._suffixes else name

@@ -1,0 +1,94 @@
+"""What a method is given to work with, and the building blocks that several methods share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from maskwright.engine import seeding
+from maskwright.engine.cache import FeatureCache, FeatureStore
+from maskwright.engine.loop import Training, fit
+from maskwright.engine.progress import Progress
+from maskwright.engine.records import RunFolder
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from maskwright.data.classes import ClassTable
+    from maskwright.data.folder import Dataset
+    from maskwright.models.backbones import Backbone
+    from maskwright.models.preprocess import Preprocess
+    from maskwright.models.segmenter import BackboneEncoder
+
+
+@dataclass
+class Context:
+    """What a method is given.
+
+    Attributes:
+        data: the images of the chosen split; masks beyond `--labeled` are hidden. Images that cannot be read are gone.
+        table: the classes or clusters to produce, with names and colours.
+        seed: the run's seed.
+        steps: `--steps`, or None for the method's own number.
+        fabric: device, precision, processes.
+        run: the run's folder and record.
+        cache: features on disk.
+        backbone: the network that sees; frozen unless a method trains it.
+        source: a labelled folder of another domain, or None.
+        progress: how work shows itself.
+        notes: sentences for the report.
+    """
+
+    data: Dataset
+    table: ClassTable
+    seed: int
+    steps: int | None
+    fabric: Fabric
+    run: RunFolder
+    cache: FeatureCache
+    backbone: Backbone
+    source: Dataset | None = None
+    progress: Progress = field(default_factory=Progress)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> int:
+        """How many classes or clusters to produce."""
+        return len(self.table.names)
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run."""
+        return self.fabric.device
+
+    def generator(self, *purpose: int | str) -> torch.Generator:
+        """A CPU generator for one purpose, a function of the run's seed and the purpose alone."""
+        return seeding.generator(self.seed, *purpose)
+
+    def features(self, encoder: BackboneEncoder, preprocess: Preprocess, data: Dataset | None = None) -> FeatureStore:
+        """Dense features of the images, from the cache or computed now."""
+        images = self.data if data is None else data
+        return self.cache.features(encoder, preprocess, images, progress=self.progress, device=self.device)
+
+    def fit(self, training: Training, name: str, folder: Path, steps: int, **options: Any) -> None:
+        """Trains a stage through the one loop."""
+        fit(
+            training,
+            name=name,
+            steps=steps,
+            seed=self.seed,
+            fabric=self.fabric,
+            run=self.run,
+            folder=folder,
+            progress=self.progress,
+            **options,
+        )
+
+    def note(self, sentence: str) -> None:
+        """Adds a sentence to the report, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            self.run.save(notes=self.notes)

@@ -1,0 +1,70 @@
+"""What a method is to the rest of the program: a name, the labels it needs, a configuration, stages, and a segmenter.
+
+The loop, the command line and the contract tests know methods only by what stands here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+    from maskwright.models.segmenter import Segmenter
+
+StageKind = Literal["train", "fit", "label"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a method's pipeline, with an artefact of its own.
+
+    Attributes:
+        name: the name of its folder in the run folder.
+        kind: `train` (gradients, through the loop), `fit` (without gradients) or `label` (writes masks).
+        run: does the work. It gets the stage's folder, writes its artefacts there and keeps nothing that a later
+            stage needs anywhere else, so that a run can be resumed behind it.
+        says: one sentence for the progress line and the report.
+    """
+
+    name: str
+    kind: StageKind
+    run: Callable[[Path], None]
+    says: str
+
+
+class Method(ABC):
+    """A paper, as the program runs it.
+
+    Attributes:
+        name: the name on the command line.
+        title: the paper's title.
+        venue: where and when it appeared.
+        link: the paper's address.
+        family: `unsupervised`, `semi`, `weak`, `adapt`, `language` or `supervised`.
+        needs: labels without which it cannot run, out of `masks`, `tags`, `captions`, `names`, `source`.
+        Config: its keyword-only dataclass of options.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    venue: ClassVar[str]
+    link: ClassVar[str]
+    family: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any, context: Context) -> None:
+        self.config = config
+        self.context = context
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """The stages in order; each is skipped in a resumed run where its folder says that it is done."""
+
+    @abstractmethod
+    def segmenter(self) -> Segmenter:
+        """The trained segmenter, built from the stages' artefacts alone."""

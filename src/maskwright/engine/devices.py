@@ -1,0 +1,69 @@
+"""Devices, precision and processes, through lightning-fabric.
+
+One process by default. Under `torchrun` (or any launcher that sets its environment variables) the run spans all
+processes, on one machine or several: NCCL on GPUs, gloo on CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from maskwright.errors import MaskwrightError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
+    """The fabric that a run uses, launched.
+
+    Args:
+        device: `auto` (a GPU where there is one), `cpu` or `cuda`.
+        precision: as lightning-fabric names it; `bf16-mixed` for autocast.
+
+    Raises:
+        MaskwrightError: when a GPU is asked for and there is none, or the device is unknown.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise MaskwrightError(f"unknown device {device!r}", "auto, cpu or cuda")
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise MaskwrightError("--device cuda, but torch sees no GPU", "a GPU", "use --device cpu or auto")
+    accelerator = "cuda" if has_gpu and device != "cpu" else "cpu"
+
+    from lightning_fabric import Fabric
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=max(1, world // max(1, local)),
+        strategy="ddp" if world > 1 else "auto",
+        precision=precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 matrices in hardware; without it bf16 is emulated and slower than fp32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def pick_device(device: str = "auto") -> str:
+    """`cpu` or `cuda` for prediction, without starting processes.
+
+    Raises:
+        MaskwrightError: as `make_fabric`.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise MaskwrightError(f"unknown device {device!r}", "auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MaskwrightError("--device cuda, but torch sees no GPU", "a GPU", "use --device cpu or auto")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

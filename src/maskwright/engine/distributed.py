@@ -1,0 +1,94 @@
+"""What processes say to each other: sums, shares of work, and gradients.
+
+Everything degrades to the identity in a single process, so callers never ask how many there are. Gradients are averaged
+explicitly after the backward pass, not by a wrapper around the module: methods call their modules in ways (several
+forwards, heads alone, teachers) that a wrapper would have to be told about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Number of processes of the run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes, in place where there is more than one."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def reducer() -> Callable[[Tensor], Tensor] | None:
+    """`all_reduce_sum` for functions of `ops` that take it, or None in a single process."""
+    return all_reduce_sum if world_size() > 1 else None
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's contiguous share of a sequence; the shares of all processes make up the whole, in order."""
+    n, w, r = len(items), world_size(), rank()
+    return items[r * n // w : (r + 1) * n // w]
+
+
+def broadcast_object(value: T) -> T:
+    """The first process's value, on all of them."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """The values of all processes, in order, on all of them."""
+    if world_size() == 1:
+        return [value]
+    out: list[T] = [value] * world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replaces each gradient by its mean over all processes.
+
+    With equal shares of the batch and losses that are means over it, the result is the gradient of the whole batch.
+    A parameter without a gradient counts as zero, so that processes may use different branches of a network.
+
+    Args:
+        parameters: the parameters of all the optimisers, in the same order on all processes.
+    """
+    if world_size() == 1:
+        return
+    params = [p for p in parameters if p.requires_grad]
+    by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for p in params:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        by_type.setdefault((p.grad.dtype, p.grad.device), []).append(p.grad)
+    for grads in by_type.values():
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for g, part in zip(grads, flat.split([g.numel() for g in grads])):
+            g.copy_(part.view_as(g))

@@ -1,0 +1,200 @@
+"""The one loop.
+
+Every gradient-trained stage of every method goes through `fit`. It knows a stage only as a `Training`: modules and
+optimisers with state, a sampler, a batch, losses. What is special to a method (an EMA teacher, banks, two optimisers
+with their own order) lives in its `Training`, in `losses`, `update` and `after_step`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
+from maskwright.engine.distributed import average_gradients, rank
+from maskwright.engine.seeding import generator, seed_step
+from maskwright.errors import MaskwrightError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from maskwright.engine.progress import Progress
+    from maskwright.engine.records import RunFolder
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class HasState(Protocol):
+    """Anything whose state can be saved and restored: a module, an optimiser, a sampler, a bank, a teacher."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Sampler(Protocol):
+    """Draws the indices of this process's share of the next batch."""
+
+    def next(self) -> Sequence[int]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Training:
+    """What the loop needs of a stage. Subclasses set the attributes and write `batch` and `losses`.
+
+    Attributes:
+        modules: all modules, by name; trained, EMA or frozen buffers alike. Their state is saved.
+        optimizers: by name.
+        sampler: draws the indices.
+        extra: other things with state (banks, schedules that adapt), by name.
+        schedule: factor on every optimiser's initial learning rate at a step, a pure function of the step.
+    """
+
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    sampler: Sampler
+    extra: Mapping[str, HasState] = {}
+    schedule: Callable[[int], float] | None = None
+
+    def batch(self, indices: Sequence[int], random: torch.Generator) -> Any:
+        """Loads and augments the batch; all randomness comes from `random`."""
+        raise NotImplementedError
+
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Loss terms by name; the one named `loss` is minimised, the others are recorded."""
+        raise NotImplementedError
+
+    def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
+        """One step of all optimisers. Methods with an update of their own (adversarial, EM) override it."""
+        terms = self.losses(batch, step)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        fabric.backward(terms["loss"])
+        average_gradients(p for o in self.optimizers.values() for g in o.param_groups for p in g["params"])
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return terms
+
+    def after_step(self, step: int) -> None:
+        """Called after each update: EMA, banks."""
+
+
+def fit(
+    training: Training,
+    *,
+    name: str,
+    steps: int,
+    seed: int,
+    fabric: Fabric,
+    run: RunFolder,
+    folder: Path,
+    progress: Progress,
+    checkpoint_every: int | None = None,
+    log_every: int | None = None,
+) -> None:
+    """Trains a stage from where it stands to its last step.
+
+    After a kill at any moment, calling it again continues from the last checkpoint to bit-identical weights: batches
+    and random draws are functions of the step.
+
+    Args:
+        training: the stage.
+        name: the stage's name, for records.
+        steps: number of optimiser steps in all.
+        seed: the run's seed.
+        fabric: device, precision and processes.
+        run: the run's record.
+        folder: where the checkpoint lies.
+        progress: shows rate, time left and the loss.
+        checkpoint_every: steps between checkpoints; by default a tenth of the stage, at least 50 and at most 1000.
+        log_every: steps between records; by default 200 records in all.
+
+    Raises:
+        MaskwrightError: when the loss is not a finite number.
+    """
+    checkpoint_every = checkpoint_every or min(1000, max(50, steps // 10))
+    log_every = log_every or max(1, steps // 200)
+    path = folder / CHECKPOINT
+    base_rates = {n: [g["lr"] for g in o.param_groups] for n, o in training.optimizers.items()}
+
+    start = _restore(training, path, fabric.device)
+    run.forget_metrics(name, start)
+    with progress.task(name, steps, done=start) as task:
+        for step in range(start, steps):
+            seed_step(seed, step, rank())
+            _set_rates(training, base_rates, step)
+            indices = training.sampler.next()
+            batch = training.batch(indices, generator(seed, name, "batch", step, rank()))
+            with fabric.autocast():
+                terms = training.update(fabric, batch, step)
+            training.after_step(step)
+
+            last = step + 1 == steps
+            if step % log_every == 0 or last:
+                values = {k: float(v.detach()) for k, v in terms.items()}
+                if not math.isfinite(values["loss"]):
+                    raise MaskwrightError(
+                        f"the loss of stage {name} is {values['loss']} at step {step}",
+                        "a finite number",
+                        "lower its learning rate",
+                    )
+                run.log(name, step, values)
+                task.advance_to(step + 1, loss=values["loss"])
+            if last or (step + 1) % checkpoint_every == 0:
+                _save(training, path, step + 1, run.writes)
+
+
+def _set_rates(training: Training, base: Mapping[str, Sequence[float]], step: int) -> None:
+    if training.schedule is None:
+        return
+    factor = training.schedule(step)
+    for name, optimizer in training.optimizers.items():
+        for group, rate in zip(optimizer.param_groups, base[name]):
+            group["lr"] = rate * factor
+
+
+def _parts(training: Training) -> dict[str, HasState]:
+    parts: dict[str, HasState] = {"sampler": training.sampler}
+    parts |= {f"module.{k}": v for k, v in training.modules.items()}
+    parts |= {f"optimizer.{k}": v for k, v in training.optimizers.items()}
+    parts |= {f"extra.{k}": v for k, v in training.extra.items()}
+    return parts
+
+
+def _save(training: Training, path: Path, step: int, writes: bool) -> None:
+    if writes:
+        save_checkpoint(path, {"step": step, "parts": {k: v.state_dict() for k, v in _parts(training).items()}})
+
+
+def _restore(training: Training, path: Path, device: torch.device) -> int:
+    state = load_checkpoint(path, device)
+    if state is None:
+        return 0
+    for name, part in _parts(training).items():
+        part.load_state_dict(state["parts"][name])
+    return int(state["step"])
+
+
+def cosine(steps: int, final: float = 0.0, warmup: int = 0) -> Callable[[int], float]:
+    """Cosine decay from 1 to `final` over `steps`, after a linear warm-up."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        t = (step - warmup) / max(1, steps - warmup)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
+
+    return factor
+
+
+def poly(steps: int, power: float = 0.9) -> Callable[[int], float]:
+    """Polynomial decay (1 - t/T)^power of the segmentation literature."""
+    return lambda step: (1 - min(step, steps - 1) / steps) ** power

@@ -1,0 +1,219 @@
+"""What an evaluation says: the figures, and with each of them how it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maskwright.errors import MaskwrightError
+from maskwright.evaluate import metrics
+
+PRESENT = "mean over the classes that truth or prediction has"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The figures of one evaluation, fractions in [0, 1]; NaN where a figure has no denominator.
+
+    Attributes:
+        protocol: name in the table of protocols.
+        matching: how predicted ids were matched to classes.
+        miou: mean IoU, averaged as `averaging` says.
+        pixel_accuracy: share of the pixels whose class is right.
+        mean_accuracy: mean over the classes of the truth of the share found.
+        per_class: a {"name", "iou"} for each class.
+        mapping: class of each predicted id, -1 for none; None where ids are classes.
+        images: number of images judged.
+        predicted: K, the number of different ids that the predictions have.
+        classes: C.
+        resolution: at what size pixels were compared.
+        averaging: what `miou` is a mean over.
+        extra: further figures by name.
+        notes: what else a reader must know.
+    """
+
+    protocol: str
+    matching: str
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    per_class: list[dict[str, Any]]
+    mapping: dict[int, int] | None
+    images: int
+    predicted: int
+    classes: int
+    resolution: str = "size of each truth mask"
+    averaging: str = PRESENT
+    extra: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The scores as JSON values; NaN becomes None, keys of the mapping become text."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any] | str) -> Scores:
+        """The scores of which `to_json` gave this record (or its text)."""
+        try:
+            state = dict(json.loads(record) if isinstance(record, str) else record)
+            for name in ("miou", "pixel_accuracy", "mean_accuracy"):
+                state[name] = math.nan if state[name] is None else state[name]
+            state["per_class"] = [
+                row | {"iou": math.nan if row["iou"] is None else row["iou"]} for row in state["per_class"]
+            ]
+            state["extra"] = {k: math.nan if v is None else v for k, v in state["extra"].items()}
+            if state["mapping"] is not None:
+                state["mapping"] = {int(k): int(v) for k, v in state["mapping"].items()}
+            return cls(**state)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MaskwrightError(f"scores that cannot be read ({error})", "what `Scores.to_json` wrote") from error
+
+    def figures(self) -> dict[str, float]:
+        """All figures by name, the three main ones first."""
+        main = {"mIoU": self.miou, "pixel accuracy": self.pixel_accuracy, "mean accuracy": self.mean_accuracy}
+        return main | self.extra
+
+    def table(self, per_class: bool = True) -> str:
+        """A plain text table in percent, the protocol beside every figure.
+
+        Args:
+            per_class: adds a line for each class.
+        """
+        width = max(len(name) for name in self.figures())
+        lines = [
+            f"protocol   {self.protocol}",
+            f"matching   {self.matching}",
+            f"ids        {self.predicted} predicted, {self.classes} classes",
+            f"images     {self.images}, compared at the {self.resolution}",
+            f"mIoU       {self.averaging}",
+            *(f"note       {note}" for note in self.notes),
+            "",
+        ]
+        lines += [f"{name:<{width}}  {_percent(x)}  [{self.protocol}]" for name, x in self.figures().items()]
+        if per_class and self.per_class:
+            width = max(len("class"), *(len(str(row["name"])) for row in self.per_class))
+            lines += ["", f"{'class':<{width}}     IoU  [{self.protocol}]"]
+            lines += [f"{row['name']!s:<{width}}  {_percent(row['iou'])}" for row in self.per_class]
+        return "\n".join(lines)
+
+
+def _percent(x: float | None) -> str:
+    return "     -" if x is None or math.isnan(x) else f"{100 * x:6.2f}"
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [_plain(v) for v in x]
+    if isinstance(x, np.generic):
+        x = x.item()
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def class_names(classes: int | Sequence[str]) -> list[str]:
+    """Names of the classes, `class 3` for those without."""
+    return [f"class {i}" for i in range(classes)] if isinstance(classes, int) else [str(c) for c in classes]
+
+
+def scores_from_counts(
+    counts: Any,
+    names: int | Sequence[str],
+    *,
+    protocol: str,
+    matching: str,
+    images: int,
+    predicted: int | None = None,
+    mapping: dict[int, int] | None = None,
+    resolution: str = "size of each truth mask",
+    extra: dict[str, float] | None = None,
+    notes: Sequence[str] = (),
+) -> Scores:
+    """The scores of counts whose rows are classes already.
+
+    Args:
+        counts: (K, C) with row c for class c; further rows are wrong pixels.
+        names: the C class names, or C.
+        protocol, matching, images, mapping, resolution, notes: as in `Scores`.
+        predicted: number of predicted ids; None counts the rows that are not empty.
+        extra: further figures, put behind the usual ones.
+    """
+    counts = np.asarray(counts)
+    names = class_names(names)
+    if counts.ndim != 2 or counts.shape[1] != len(names):
+        raise ValueError(f"counts of shape {counts.shape} for {len(names)} classes")
+    per_class = metrics.iou(counts)
+    usual = {
+        "miou_all": metrics.miou(counts, over="all"),
+        "frequency_weighted_iou": metrics.frequency_weighted_iou(counts),
+        "mean_dice": metrics._mean(metrics.dice(counts)),
+    }
+    absent = int(np.isnan(per_class).sum())
+    averaging = PRESENT + (f" ({absent} of {len(names)} left out)" if absent else f" (all {len(names)})")
+    return Scores(
+        protocol=protocol,
+        matching=matching,
+        miou=metrics.miou(counts),
+        pixel_accuracy=metrics.pixel_accuracy(counts),
+        mean_accuracy=metrics.mean_accuracy(counts),
+        per_class=[{"name": n, "iou": float(x)} for n, x in zip(names, per_class)],
+        mapping=mapping,
+        images=images,
+        predicted=int((counts.sum(1) > 0).sum()) if predicted is None else predicted,
+        classes=len(names),
+        resolution=resolution,
+        averaging=averaging,
+        extra=usual | (extra or {}),
+        notes=list(notes),
+    )
+
+
+def seeds_summary(scores: Sequence[Scores]) -> dict[str, tuple[float, float]]:
+    """Mean and sample standard deviation of each figure over runs that differ by their seed.
+
+    Args:
+        scores: of one protocol and the same classes and images.
+
+    Returns:
+        {figure: (mean, standard deviation)}; the deviation of one run is NaN.
+
+    Raises:
+        MaskwrightError: no scores, or scores that may not share a row.
+    """
+    if not scores:
+        raise MaskwrightError("no scores", "those of at least one seed")
+    kinds = {(s.protocol, s.matching, s.classes, s.images, s.resolution) for s in scores}
+    if len(kinds) > 1:
+        raise MaskwrightError(
+            f"scores of {len(kinds)} kinds (protocol, matching, classes, images, resolution)",
+            "one kind",
+            "evaluate all seeds with the same protocol on the same images",
+        )
+    summary = {}
+    for name in scores[0].figures():
+        values = np.array([s.figures().get(name, math.nan) for s in scores], dtype=np.float64)
+        spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        summary[name] = (float(values.mean()), spread)
+    return summary
+
+
+def seeds_table(scores: Sequence[Scores]) -> str:
+    """`seeds_summary` as a plain text table in percent, with the protocol and each seed's own figure."""
+    summary = seeds_summary(scores)
+    first = scores[0]
+    width = max(len(name) for name in summary)
+    lines = [
+        f"protocol {first.protocol}, matching {first.matching}, {first.images} images, {len(scores)} seeds; "
+        "mean and sample standard deviation",
+        f"mIoU: {first.averaging}",
+        f"{'':<{width}}    mean  spread  each",
+    ]
+    for name, (mean, spread) in summary.items():
+        each = " ".join(_percent(s.figures().get(name)) for s in scores)
+        lines.append(f"{name:<{width}}  {_percent(mean)}  {_percent(spread)}  {each}  [{first.protocol}]")
+    return "\n".join(lines)

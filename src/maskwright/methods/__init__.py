@@ -1,0 +1,92 @@
+"""What learns: one file per paper, and the table that names them all."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from maskwright.errors import MaskwrightError, unknown
+
+if TYPE_CHECKING:
+    from maskwright.engine.contract import Method
+
+TABLE = {
+    "kmeans": "maskwright.methods.unsupervised.kmeans:KMeans",
+    "deep_spectral": "maskwright.methods.unsupervised.deep_spectral:DeepSpectral",
+    "stego": "maskwright.methods.unsupervised.stego:Stego",
+}
+"""Every method: name -> module:class. A new paper is one file and one line here."""
+
+
+class MethodTable(Mapping[str, "type[Method]"]):
+    """The methods by name; a method's module is imported when it is first asked for."""
+
+    def __getitem__(self, name: str) -> type[Method]:
+        if name not in TABLE:
+            raise KeyError(name)
+        module, _, cls = TABLE[name].partition(":")
+        return getattr(importlib.import_module(module), cls)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TABLE)
+
+    def __len__(self) -> int:
+        return len(TABLE)
+
+
+METHODS = MethodTable()
+
+
+def find_method(name: str) -> type[Method]:
+    """The method of a name.
+
+    Raises:
+        MaskwrightError: on an unknown name, with the list and the nearest match.
+    """
+    if name not in TABLE:
+        raise unknown("method", name, TABLE)
+    return METHODS[name]
+
+
+PREFERENCES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("source", "there is a labelled source folder", ()),
+    ("masks", "some images have masks", ()),
+    ("tags", "images have tags", ()),
+    ("captions", "images have captions", ()),
+)
+"""Label kind, reason, methods in order of preference; the first whose method exists is chosen."""
+
+
+def choose_method(labels: Mapping[str, int], images: int, source: bool = False) -> tuple[str, str]:
+    """Picks a method by the labels that are present.
+
+    Args:
+        labels: number of images with `masks`, `tags`, `captions`.
+        images: number of images.
+        source: whether a labelled source folder is given.
+
+    Returns:
+        The method's name and the reason in one sentence.
+
+    Raises:
+        MaskwrightError: when there is no image.
+    """
+    if images == 0:
+        raise MaskwrightError("no image to learn from", "at least one")
+    unused = []
+    for kind, reason, names in PREFERENCES:
+        present = source if kind == "source" else labels.get(kind, 0) > 0
+        if not present:
+            continue
+        for name in names:
+            if name in TABLE:
+                count = "" if kind == "source" else f" ({labels[kind]} of {images})"
+                return name, f"{name}, because {reason}{count}"
+        unused.append(kind)
+    left = f"; it does not use the {' and '.join(unused)} that are there" if unused else ""
+    if images < 8:
+        few = "kmeans, because no method here learns from so few images"
+        return "kmeans", f"{few} ({images}){left}"
+    why = "no labels are needed for it and it is the strongest of the methods that read none"
+    return "stego", f"stego, because {why}{left}"

@@ -1,0 +1,336 @@
+"""Deep Spectral Methods: A Surprisingly Strong Baseline for Unsupervised Semantic Segmentation and Localization.
+
+Melas-Kyriazi, Rupprecht, Laina, Vedaldi, CVPR 2022, https://arxiv.org/abs/2205.07839.
+
+The smallest eigenvectors of a graph over a photograph's patches, with deep features and colour as its affinity, are
+soft segments. They give the object and its box, segments, and after clustering the segments of all photographs a
+class for each of them; a segmentation head trained on these labels makes them consistent and works on new
+photographs.
+
+Deviates: the object is what lies far from the border in commute time over all vectors (`object=border`); the paper
+takes the positive side of the Fiedler vector (`object=fiedler`), which needs features whose first cut is the
+object. Segments are described by their mean feature where the network has no class token. With scenes every segment
+is clustered; with objects the background segment is class 0 and the others are the rest. Self-training happens on
+frozen features.
+
+What the original gets wrong: cluster 0 collides with the background and is silently merged with it; k-means runs
+without a seed, and its README warns of the variance; self-training labels are remapped by a matching that was made
+with masks; images are cropped, not resized, to whole patches, which loses the right and lower rim.
+
+Legend: N positions of one photograph, k eigenvectors, S segments of all photographs, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from maskwright.data.files import write_json
+from maskwright.data.masks import read_mask, write_mask
+from maskwright.data.sampler import Sampler
+from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.config import option
+from maskwright.engine.contract import Method, Stage
+from maskwright.engine.distributed import all_reduce_sum, barrier, rank, share, world_size
+from maskwright.engine.frozen import FrozenFeatures, cluster_rows, fit_reduction, frozen_features
+from maskwright.engine.loop import CHECKPOINT, Training, cosine
+from maskwright.engine.records import save_tensors
+from maskwright.engine.seeding import derive, seed_step
+from maskwright.errors import MaskwrightError
+from maskwright.models.heads import ConvDecoder, CosineClassifier, LinearClassifier, Projection, Sequential
+from maskwright.models.preprocess import resize_uint8
+from maskwright.models.segmenter import Segmenter
+from maskwright.ops.affinity import color_knn_affinity, combine, feature_affinity
+from maskwright.ops.components import bounding_box, largest_component
+from maskwright.ops.guided import guided_filter
+from maskwright.ops.kmeans import kmeans
+from maskwright.ops.objectness import border_distance, border_nodes, fiedler_side, otsu_threshold
+from maskwright.ops.spectral import eigengap, spectral_embedding
+
+LABELS = "labels.safetensors"
+OBJECT_VECTORS = 6
+"""Vectors, the constant one among them, that the object is found from: later ones split it into parts."""
+BACKGROUND_NAMES = ("background", "other", "void", "ground")
+
+
+@dataclass(kw_only=True)
+class DeepSpectralConfig:
+    """Options of `deep_spectral`."""
+
+    short_side: int = option(320, "pixels; shorter side of the network's input", low=16)
+    layers: tuple[int, ...] | None = option(None, "blocks or stages for the graph; none: last block, or stride 16")
+    kind: str | None = option(None, "what of a transformer block; none: its keys", choices=("tokens", "q", "k", "v"))
+    color: float = option(10.0, "weight lambda of the colour affinity beside that of features", low=0.0)
+    vectors: int = option(15, "eigenvectors k beside the constant one", low=1)
+    segments: int = option(15, "segments a photograph; 0 lets the eigengap choose", low=0)
+    object: str = option("border", "how the object is found", choices=("border", "fiedler"))
+    refine: bool = option(True, "sharpen object maps by a colour guided filter")
+    background: str = option(
+        "auto",
+        "class 0 is the background segment (zero), or all segments are clustered",
+        choices=("auto", "zero", "cluster"),
+    )
+    dim: int = option(32, "channels of a segment's feature kept by PCA before clustering", low=1)
+    restarts: int = option(10, "starts of the k-means over segments", low=1)
+    self_train: bool = option(True, "train a head on the labels made")
+    steps: int = option(1000, "optimiser steps of self-training; --steps overrides it", low=1)
+    batch: int = option(8, "photographs a step", low=1)
+    hidden: int = option(128, "width of the self-trained head", low=8)
+    lr: float = option(1e-3, "AdamW's learning rate", low=0.0)
+    max_rows: int = option(400_000, "positions for PCA", low=1)
+
+
+class SelfTraining(Training):
+    """Cross-entropy of a head on frozen features against the labels of the cluster stage."""
+
+    def __init__(
+        self, features: FrozenFeatures, labels: Sequence[Tensor], head: Sequential, config: DeepSpectralConfig,
+        steps: int, seed: int, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.store, self.labels, self.device = features.store, labels, device
+        self.head = head.to(device)
+        self.modules = {"head": self.head}
+        trained = [p for p in self.head.parameters() if p.requires_grad]
+        self.optimizers = {"head": torch.optim.AdamW(trained, lr=config.lr, weight_decay=1e-4)}
+        self.sampler = Sampler(len(labels), config.batch, seed=seed, world=world_size(), rank=rank())
+        self.schedule = cosine(steps)
+
+    def batch(self, indices: Sequence[int], random: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+        """Features (1, D, h, w) and labels (1, h, w) of each photograph, mirrored at random."""
+        out = []
+        for i in indices:
+            f, y = self.store[int(i)].float(), self.labels[int(i)]
+            if torch.rand((), generator=random) < 0.5:
+                f, y = f.flip(-1), y.flip(-1)
+            out.append((f[None].to(self.device), y[None].to(self.device)))
+        return out
+
+    def losses(self, batch: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Tensor]:
+        """Mean cross-entropy over photographs."""
+        shapes = {f.shape for f, _ in batch}
+        if len(shapes) == 1:
+            batch = [(torch.cat([f for f, _ in batch]), torch.cat([y for _, y in batch]))]
+        terms = [F.cross_entropy(self.head(f), y) for f, y in batch]
+        return {"loss": torch.stack(terms).mean()}
+
+
+class DeepSpectral(Method):
+    """Eigenvectors, objects, segments, clusters of segments, self-training."""
+
+    name: ClassVar[str] = "deep_spectral"
+    title: ClassVar[str] = (
+        "Deep Spectral Methods: A Surprisingly Strong Baseline for Unsupervised Semantic Segmentation and Localization"
+    )
+    venue: ClassVar[str] = "Melas-Kyriazi et al., CVPR 2022"
+    link: ClassVar[str] = "https://arxiv.org/abs/2205.07839"
+    family: ClassVar[str] = "unsupervised"
+    Config: ClassVar[type] = DeepSpectralConfig
+    config: DeepSpectralConfig
+
+    def stages(self) -> list[Stage]:
+        """Spectra, segments, cluster, self_train."""
+        made = [
+            Stage("spectra", "fit", self.spectra, "eigenvectors of each photograph's graph"),
+            Stage("segments", "label", self.segments, "the object and the segments of each photograph"),
+            Stage("cluster", "label", self.cluster, "clusters of all segments, as masks"),
+        ]
+        last = Stage("self_train", "train", self.self_train, "a head on the masks made")
+        return [*made, last] if self.config.self_train else made
+
+    # ------------------------------------------------------------------ features
+
+    @cached_property
+    def graph_features(self) -> FrozenFeatures:
+        """What the graph is made of: keys of the last block, or the stage of stride 16."""
+        c, b = self.config, self.context.backbone
+        layers = c.layers or ((-1,) if b.is_vit else (b.default_layer,))
+        kind = c.kind or ("k" if b.is_vit else "tokens")
+        return frozen_features(self.context, short_side=c.short_side, layers=layers, kind=kind)
+
+    @cached_property
+    def features(self) -> FrozenFeatures:
+        """What segments are described by and the head is trained on."""
+        return frozen_features(self.context, short_side=self.config.short_side, layers=None)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the photographs."""
+        return self.context.data.names
+
+    @property
+    def has_background(self) -> bool:
+        """Whether class 0 is the background segment."""
+        if self.config.background != "auto":
+            return self.config.background == "zero"
+        known = self.context.data.classes
+        named = known is not None and known.names[0].lower() in BACKGROUND_NAMES
+        return named or self.context.classes == 2
+
+    # ------------------------------------------------------------------ stages
+
+    def spectra(self, folder: Path) -> None:
+        """Eigenpairs of each photograph: `NAME.safetensors` with values (k,) and vectors (h, w, k)."""
+        c, f = self.config, self.graph_features
+        mine = share(range(len(self.names)))
+        for i in self.context.progress.track(mine, "spectra", len(mine)):
+            path = folder / f"{self.names[i]}.safetensors"
+            if path.exists():
+                continue
+            x = f.store[i].float()  # (D, h, w)
+            _, h, w = x.shape
+            affinity = feature_affinity(x.flatten(1).T)  # (N, N)
+            if c.color > 0:
+                small = resize_uint8(self.context.data.image(i), (h, w)).permute(1, 2, 0).numpy()
+                affinity = combine(affinity, color_knn_affinity(small), c.color)
+            result = spectral_embedding(affinity, min(c.vectors + 1, h * w), seed=self.context.seed)
+            save_tensors(path, {"values": result.values.float(), "vectors": result.vectors.float().reshape(h, w, -1)})
+        barrier()
+
+    def _spectrum(self, i: int) -> tuple[Tensor, Tensor]:
+        t = load_file(self.context.run.path / "spectra" / f"{self.names[i]}.safetensors")
+        return t["values"], t["vectors"]
+
+    def segments(self, folder: Path) -> None:
+        """Object masks, boxes and segments: `objects/NAME.png`, `segments/NAME.png` (on the grid), `boxes.json`."""
+        mine = share(range(len(self.names)))
+        for i in self.context.progress.track(mine, "segments", len(mine)):
+            name, (values, vectors) = self.names[i], self._spectrum(i)
+            mask = self.object_mask(i, values, vectors)
+            write_mask(folder / "objects" / f"{name}.png", mask.astype(np.uint8))
+            write_mask(folder / "segments" / f"{name}.png", self.segment(i, values, vectors))
+            write_json(folder / "boxes" / f"{name}.json", bounding_box(largest_component(mask)))
+        barrier()
+        if self.context.run.writes:
+            boxes = {n: json.loads((folder / "boxes" / f"{n}.json").read_text()) for n in self.names}
+            write_json(folder / "boxes.json", boxes)
+
+    def object_map(self, values: Tensor, vectors: Tensor) -> Tensor:
+        """How much each grid position belongs to the object (h, w), in [0, 1]."""
+        h, w, k = vectors.shape
+        if self.config.object == "fiedler" and k > 1:
+            return fiedler_side(vectors[..., 1].reshape(-1), (h, w)).float()
+        return border_distance(values[:OBJECT_VECTORS], vectors[..., :OBJECT_VECTORS].reshape(h * w, -1), (h, w))
+
+    def object_mask(self, i: int, values: Tensor, vectors: Tensor) -> np.ndarray:
+        """The object at the photograph's size, bool (H, W)."""
+        image = self.context.data.image(i)
+        soft = self.object_map(values, vectors)
+        full = F.interpolate(soft[None, None], image.shape[:2], mode="bilinear", align_corners=False)[0].numpy()
+        if self.config.refine:
+            full = np.asarray(guided_filter(full, image, radius=max(2, min(image.shape[:2]) // 40), eps=1e-3))
+        return full[0] > otsu_threshold(full[0])
+
+    def segment(self, i: int, values: Tensor, vectors: Tensor) -> np.ndarray:
+        """Segments of the grid, uint8 (h, w); 0 is the one with the greatest share of the border."""
+        h, w, k = vectors.shape
+        n = self.config.segments or int(eigengap(values)) + 1
+        z = vectors.reshape(h * w, k)[:, 1:]
+        n = min(n, h * w)
+        if n < 2 or k < 2:
+            return np.zeros((h, w), np.uint8)
+        try:
+            seed = derive(self.context.seed, "segments", self.names[i])
+            ids = kmeans(z, n, metric="euclidean", restarts=3, seed=seed % 2**31).labels
+        except ValueError:  # a flat photograph has fewer distinct rows than segments
+            return np.zeros((h, w), np.uint8)
+        on_border = torch.bincount(ids[border_nodes(h, w)], minlength=n)
+        order = torch.argsort(on_border, descending=True, stable=True)
+        renumber = torch.empty_like(order)
+        renumber[order] = torch.arange(n)
+        return renumber[ids].reshape(h, w).to(torch.uint8).numpy()
+
+    def _segment_features(self, project: Projection) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+        """For each of this process's photographs: index, segment ids (h, w), unit features (segments, d)."""
+        folder = self.context.run.path / "segments" / "segments"
+        for i in share(range(len(self.names))):
+            ids = read_mask(folder / f"{self.names[i]}.png")
+            f = F.normalize(project(self.features.store[i].float()[None]), dim=1)
+            grid = F.interpolate(f, ids.shape, mode="bilinear", align_corners=False)[0].flatten(1).T  # (N, d)
+            which = F.one_hot(torch.from_numpy(ids.astype(np.int64)).flatten()).T.float()  # (segments, N)
+            yield i, ids, F.normalize(which @ grid, dim=1)
+
+    def cluster(self, folder: Path) -> None:
+        """Clusters all segments: `masks/NAME.png` on the grid of the segments, and a mean feature of each class."""
+        c, context = self.config, self.context
+        reduction = fit_reduction(
+            self.features, c.dim, whiten=True, max_rows=c.max_rows, generator=context.generator("pca")
+        )
+        found = list(self._segment_features(Projection(**reduction)))
+        first = 1 if self.has_background else 0
+        rows = torch.cat([z[first:] for _, _, z in found])
+        classes = context.classes - first
+        centers = cluster_rows(context, rows, clusters=classes, restarts=c.restarts, iterations=100).centers
+        total = torch.zeros(context.classes, centers.shape[1])
+        for i, ids, z in found:
+            table = (z @ centers.T).argmax(1) + first
+            if self.has_background:
+                table[0] = 0
+            total.index_add_(0, table, z)
+            dtype = np.uint8 if context.classes < 255 else np.uint16
+            write_mask(folder / "masks" / f"{self.names[i]}.png", table.numpy()[ids].astype(dtype))
+        prototypes = F.normalize(all_reduce_sum(total), dim=1)
+        if context.run.writes:
+            save_tensors(folder / LABELS, {**reduction, "prototypes": prototypes})
+        barrier()
+
+    def _head(self) -> Sequential:
+        """Whitening, a small decoder and a classifier."""
+        t = self._labels()
+        reduce = Projection(t["mean"], t["components"], t["scale"])
+        decoder = ConvDecoder(reduce.out, self.config.hidden, self.config.hidden, depth=2)
+        return Sequential(reduce, decoder, LinearClassifier(self.config.hidden, self.context.classes))
+
+    def _labels(self) -> dict[str, Tensor]:
+        return load_file(self.context.run.path / "cluster" / LABELS)
+
+    def self_train(self, folder: Path) -> None:
+        """Trains a head on the masks of the cluster stage."""
+        c, context = self.config, self.context
+        masks = context.run.path / "cluster" / "masks"
+        labels = []
+        for i, name in enumerate(self.names):
+            ids = torch.from_numpy(read_mask(masks / f"{name}.png").astype(np.int64))
+            size = self.features.store[i].shape[-2:]
+            labels.append(F.interpolate(ids[None, None].float(), size, mode="nearest-exact")[0, 0].long())
+        seed_step(context.seed, -1)  # initial weights
+        steps = context.steps or c.steps
+        training = SelfTraining(self.features, labels, self._head(), c, steps, context.seed, context.device)
+        context.fit(training, "self_train", folder, steps)
+
+    def segmenter(self) -> Segmenter:
+        """Encoder and the self-trained head; without self-training, cosine to the mean feature of each class."""
+        context = self.context
+        if self.config.self_train:
+            head = self._head()
+            state = load_checkpoint(context.run.path / "self_train" / CHECKPOINT)
+            if state is None:
+                raise MaskwrightError(
+                    "the self_train stage left no checkpoint",
+                    "its checkpoint.pt",
+                    "delete its folder, resume",
+                )
+            head.load_state_dict(state["parts"]["module.head"])
+            decoder, classifier = Sequential(head[0], head[1]), head[2]
+        else:
+            t = self._labels()
+            decoder = Projection(t["mean"], t["components"], t["scale"], normalize=True)
+            classifier = CosineClassifier(t["prototypes"], temperature=0.1)
+        return Segmenter(
+            encoder=self.features.encoder,
+            decoder=decoder.eval(),
+            classifier=classifier.eval(),
+            classes=context.table,
+            preprocess=self.features.preprocess,
+            provenance=context.backbone.provenance,
+            method=self.name,
+        )

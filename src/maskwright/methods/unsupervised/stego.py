@@ -1,0 +1,438 @@
+"""STEGO: Unsupervised Semantic Segmentation by Distilling Feature Correspondences.
+
+Hamilton, Zhang, Hariharan, Snavely, Freeman, ICLR 2022, https://arxiv.org/abs/2203.08414.
+
+A frozen network's features f already say which positions belong together; a small head turns them into codes c whose
+correlations are large exactly where those of f exceed a shift b. The codes then fall into clusters.
+
+Deviates: shifts and weights come from the data's own correlations by default (`auto_shift`): the published ones are
+tuned to one dataset and one network each and fail off them. Features are those of whole photographs, brought to
+equal energy per layer and reduced by PCA, from the cache; the paper crops five parts of each photograph. Neighbours
+are found with dropout off (the original leaves it on). The learning rate falls by a cosine, because the last
+iterate is what is kept: the original takes the checkpoint with the best score on validation labels. The codes are
+clustered by k-means with restarts (`readout=kmeans`); the original's cluster probe, which depends on its start by
+up to 15 mIoU, is `readout=probe`.
+
+What the original gets wrong: the five random pairings use a "permutation" that can name one image twice, which is
+harmless and kept; predictions beyond the number of classes are dropped from its metric; its best checkpoint peeks
+at labels.
+
+Legend: B batch, D channels of f, E channels of c, P = points^2 sampled positions, K clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import faiss
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from maskwright.data.sampler import Sampler
+from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.config import option
+from maskwright.engine.contract import Method, Stage
+from maskwright.engine.distributed import rank, world_size
+from maskwright.engine.frozen import (
+    FrozenFeatures,
+    cluster_rows,
+    decoded_rows,
+    fit_reduction,
+    frozen_features,
+)
+from maskwright.engine.loop import CHECKPOINT, Training, cosine
+from maskwright.engine.records import save_tensors
+from maskwright.engine.seeding import seed_step
+from maskwright.errors import MaskwrightError
+from maskwright.models.heads import CosineClassifier, L2Norm, Projection, Sequential, StegoHead
+from maskwright.models.segmenter import Segmenter
+
+PAIRS = ("self", "knn", "rand")
+PREPARED = "prepared.safetensors"
+CENTERS = "centers.safetensors"
+
+
+@dataclass(kw_only=True)
+class StegoConfig:
+    """Options of `stego`."""
+
+    short_side: int = option(320, "pixels; shorter side of the network's input", low=16)
+    layers: tuple[int, ...] | None = option(None, "blocks or stages to read; none chooses by the network")
+    kind: str = option("tokens", "what of a transformer block", choices=("tokens", "q", "k", "v"))
+    reduce: int = option(64, "channels of f kept by PCA before the head; 0 keeps all", low=0)
+    code: int = option(70, "channels E of the codes", low=2)
+    steps: int = option(2000, "optimiser steps; --steps overrides it", low=1)
+    batch: int = option(16, "photographs a step", low=2)
+    points: int = option(11, "positions are sampled on a points x points draw a photograph", low=1)
+    neighbors: int = option(7, "nearest photographs to draw the neighbour from", low=1)
+    negatives: int = option(5, "random pairings a step", low=1)
+    dropout: float = option(0.1, "probability of a channel to be dropped, in the head and in f", low=0.0, high=0.9)
+    lr: float = option(5e-4, "Adam's learning rate of the head", low=0.0)
+    probe_lr: float = option(5e-3, "Adam's learning rate of the cluster probe", low=0.0)
+    auto_shift: bool = option(True, "shifts b and weights w from the data's own correlations")
+    share_self: float = option(0.25, "share of centred correlations with itself that exceed b_self", low=0.0, high=1.0)
+    share_knn: float = option(0.20, "the same for neighbours", low=0.0, high=1.0)
+    share_rand: float = option(0.10, "the same for random pairs", low=0.0, high=1.0)
+    b_self: float = option(0.18, "shift where auto_shift is off")
+    b_knn: float = option(0.12, "shift where auto_shift is off")
+    b_rand: float = option(0.46, "shift where auto_shift is off")
+    w_self: float = option(0.67, "weight of the pairing with itself")
+    w_knn: float = option(0.25, "weight of the pairing with a neighbour")
+    w_rand: float = option(0.63, "weight of the random pairings")
+    readout: str = option("kmeans", "how codes become clusters", choices=("kmeans", "probe"))
+    restarts: int = option(10, "starts of the final k-means", low=1)
+    max_rows: int = option(400_000, "positions for PCA and the final k-means", low=1)
+    temperature: float = option(0.5, "cosines are divided by it to give logits; the paper's alpha = 2 is 0.5", low=1e-4)
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Unit length over channels (dimension 1)."""
+    return F.normalize(x, dim=1, eps=1e-10)
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of every position of a with every position of b.
+
+    Args:
+        a: (B, D, P).
+        b: (B, D, P).
+
+    Returns:
+        (B, P, P) in [-1, 1]; [n, i, j] of position i of a and j of b.
+    """
+    return torch.einsum("ndi,ndj->nij", normalize(a), normalize(b))
+
+
+def center(f: Tensor) -> Tensor:
+    """Spatial centring of correlations (B, P, P): each anchor position loses its mean, the mean of all is kept."""
+    m = f.mean()
+    f1 = f - f.mean(dim=2, keepdim=True)
+    return f1 - f1.mean() + m
+
+
+def correspondence_loss(f_a: Tensor, f_b: Tensor, c_a: Tensor, c_b: Tensor, b: float) -> Tensor:
+    """- clamp(S, 0) (F_centred - b), averaged: codes correlate where features do by more than b.
+
+    Args:
+        f_a: features (B, D, P) of the anchors; no gradient reaches them.
+        f_b: features (B, D, P) of the partners.
+        c_a: codes (B, E, P) of the anchors.
+        c_b: codes (B, E, P) of the partners.
+        b: shift.
+    """
+    with torch.no_grad():
+        f = center(correlation(f_a, f_b))
+    s = correlation(c_a, c_b)
+    return -(s.clamp(min=0) * (f - b)).mean()
+
+
+def super_permutation(size: int, generator: torch.Generator | None = None) -> Tensor:
+    """Indices (size,) that never name themselves where size >= 2; an index may occur twice, as in the original."""
+    p = torch.randperm(size, generator=generator)
+    p[p == torch.arange(size)] += 1
+    return p % size
+
+
+def sample(x: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples (B, D, P) of maps (B, D, h, w) at points (B, P, 2) in [-1, 1], border repeated."""
+    return F.grid_sample(x, points[:, None], padding_mode="border", align_corners=False)[:, :, 0]
+
+
+def quantile_shift(correlations: Tensor, share: float) -> float:
+    """The shift that a share of centred correlations exceed."""
+    flat = correlations.flatten()
+    rank_ = min(len(flat) - 1, int((1 - share) * len(flat)))
+    return float(flat.kthvalue(rank_ + 1).values)
+
+
+def balanced_weights(spreads: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """Weights under which each pairing pulls with the strength its weight asks for.
+
+    A pairing's gradient on S is F_centred - b; pairings whose correlations spread less would pull less.
+
+    Args:
+        spreads: mean |F_centred - b| of each pairing.
+        weights: the wanted proportions.
+
+    Returns:
+        Weights with the same sum.
+    """
+    raw = [w / max(s, 1e-6) for w, s in zip(weights, spreads)]
+    return [r * sum(weights) / sum(raw) for r in raw]
+
+
+class ClusterProbe(nn.Module):
+    """K directions trained beside the head by the cosine k-means energy; no gradient reaches the codes."""
+
+    def __init__(self, clusters: int, code: int) -> None:
+        super().__init__()
+        self.mu = nn.Parameter(torch.randn(clusters, code))
+
+    def forward(self, c: Tensor) -> Tensor:
+        """- mean over positions of the cosine to the nearest direction; c: (B, E, h, w)."""
+        return -torch.einsum("behw,ke->bkhw", normalize(c.detach()), normalize(self.mu)).amax(1).mean()
+
+
+class Pairs:
+    """Loads anchors with a neighbour each from the feature store, reduced, in windows of one common size."""
+
+    def __init__(self, features: FrozenFeatures, reduction: Projection | None, nearest: Tensor, points: int) -> None:
+        self.store, self.reduction, self.nearest, self.points = features.store, reduction, nearest, points
+        self.standard = (features.mean[:, None, None], features.std[:, None, None])
+
+    def load(self, i: int) -> Tensor:
+        """f (D, h, w) of photograph i."""
+        f = self.store[i].float()
+        return (f - self.standard[0]) / self.standard[1] if self.reduction is None else self.reduction(f[None])[0]
+
+    def draw(self, indices: Sequence[int], random: torch.Generator) -> dict[str, Tensor]:
+        """Anchors x, neighbours y (B, D, h, w) and two draws of positions p, q (B, P, 2)."""
+        which = torch.randint(self.nearest.shape[1], (len(indices),), generator=random)
+        partners = [int(self.nearest[i, k]) for i, k in zip(indices, which)]
+        maps = [self.load(int(i)) for i in (*indices, *partners)]
+        h, w = min(m.shape[1] for m in maps), min(m.shape[2] for m in maps)
+        maps = [_window(m, h, w, random) for m in maps]
+        x, y = torch.stack(maps).chunk(2)
+        p, q = torch.rand(2, len(indices), self.points**2, 2, generator=random).mul(2).sub(1)
+        return {"x": x, "y": y, "p": p, "q": q}
+
+
+def _window(f: Tensor, h: int, w: int, random: torch.Generator) -> Tensor:
+    """A random (D, h, w) window of a map at least that large; photographs of a batch may differ in shape."""
+    if f.shape[1:] == (h, w):
+        return f
+    top = int(torch.randint(f.shape[1] - h + 1, (), generator=random))
+    left = int(torch.randint(f.shape[2] - w + 1, (), generator=random))
+    return f[:, top : top + h, left : left + w]
+
+
+class Distillation(Training):
+    """The training stage: head and cluster probe on cached features."""
+
+    def __init__(
+        self, config: StegoConfig, pairs: Pairs, images: int, width: int, clusters: int, steps: int, seed: int,
+        shifts: Sequence[float], weights: Sequence[float], device: torch.device,
+    ) -> None:  # fmt: skip
+        self.config, self.pairs, self.device = config, pairs, device
+        self.b, self.w = dict(zip(PAIRS, shifts)), dict(zip(PAIRS, weights))
+        self.head = StegoHead(width, config.code, config.dropout).to(device)
+        self.probe = ClusterProbe(clusters, config.code).to(device)
+        self.modules = {"head": self.head, "probe": self.probe}
+        self.optimizers = {
+            "head": torch.optim.Adam(self.head.parameters(), lr=config.lr),
+            "probe": torch.optim.Adam(self.probe.parameters(), lr=config.probe_lr),
+        }
+        self.sampler = Sampler(images, config.batch, seed=seed, world=world_size(), rank=rank())
+        self.schedule = cosine(steps)
+
+    def batch(self, indices: Sequence[int], random: torch.Generator) -> dict[str, Tensor]:
+        """Anchors, neighbours and positions, on the device."""
+        return {k: v.to(self.device) for k, v in self.pairs.draw(indices, random).items()}
+
+    def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """L_self, L_knn, L_rand, their weighted sum L_corr, and the probe's L_cluster."""
+        x, y, p, q = batch["x"], batch["y"], batch["p"], batch["q"]
+        c, c_y = self.head(x), self.head(y)
+        f, f_y = (F.dropout2d(v, self.config.dropout) for v in (x, y))
+        f_p, c_p = sample(f, p), sample(c, p)
+        f_q, c_q = sample(f, q), sample(c, q)
+
+        l_self = correspondence_loss(f_p, f_p, c_p, c_p, self.b["self"])
+        l_knn = correspondence_loss(f_p, sample(f_y, q), c_p, sample(c_y, q), self.b["knn"])
+        l_rand = x.new_zeros(())
+        for _ in range(self.config.negatives):
+            k = super_permutation(len(x)).to(x.device)
+            l_rand = l_rand + correspondence_loss(f_p, f_q[k], c_p, c_q[k], self.b["rand"])
+        l_rand = l_rand / self.config.negatives
+
+        l_corr = self.w["self"] * l_self + self.w["knn"] * l_knn + self.w["rand"] * l_rand
+        l_cluster = self.probe(c)
+        return {
+            "loss": l_corr + l_cluster,
+            "self": l_self,
+            "knn": l_knn,
+            "rand": l_rand,
+            "corr": l_corr,
+            "cluster": l_cluster,
+        }
+
+
+class Stego(Method):
+    """Distilled feature correspondences, clustered."""
+
+    name: ClassVar[str] = "stego"
+    title: ClassVar[str] = "Unsupervised Semantic Segmentation by Distilling Feature Correspondences"
+    venue: ClassVar[str] = "Hamilton et al., ICLR 2022"
+    link: ClassVar[str] = "https://arxiv.org/abs/2203.08414"
+    family: ClassVar[str] = "unsupervised"
+    Config: ClassVar[type] = StegoConfig
+    config: StegoConfig
+
+    def stages(self) -> list[Stage]:
+        """Prepare (PCA, neighbours, shifts), distill, cluster."""
+        return [
+            Stage(
+                "prepare",
+                "fit",
+                self.prepare,
+                "features, nearest photographs, shifts from their correlations",
+            ),
+            Stage("distill", "train", self.distill, "a head whose codes correlate where features do"),
+            Stage("cluster", "fit", self.cluster, "k-means of the codes"),
+        ]
+
+    @cached_property
+    def features(self) -> FrozenFeatures:
+        """The features of the run's images."""
+        c = self.config
+        return frozen_features(self.context, short_side=c.short_side, layers=c.layers, kind=c.kind)
+
+    @cached_property
+    def prepared(self) -> dict[str, Tensor]:
+        """The artefact of `prepare`."""
+        return load_file(self.context.run.path / "prepare" / PREPARED)
+
+    @property
+    def reduction(self) -> Projection:
+        """f as the head sees it."""
+        t = self.prepared
+        return Projection(t["mean"], t["components"], t["scale"], normalize=False)
+
+    def prepare(self, folder: Path) -> None:
+        """Reduction, neighbours, shifts and weights."""
+        c, context, images = self.config, self.context, len(self.context.data)
+        if images < 2:
+            raise MaskwrightError(
+                f"{images} image",
+                "at least 2 for stego",
+                "use --method kmeans or deep_spectral on a single photograph",
+            )
+        width = self.features.width
+        reduction = fit_reduction(
+            self.features,
+            c.reduce or width,
+            whiten=False,
+            max_rows=c.max_rows,
+            generator=context.generator("pca"),
+        )
+        project = Projection(**reduction, normalize=False)
+        nearest = nearest_images(self.features, project, min(c.neighbors, images - 1))
+        pairs = Pairs(self.features, project, nearest, c.points)
+        shifts, weights = [c.b_self, c.b_knn, c.b_rand], [c.w_self, c.w_knn, c.w_rand]
+        if c.auto_shift:
+            shifts, weights = self._choose(pairs, images, weights)
+        context.note(
+            "Shifts (self, neighbour, random): "
+            + ", ".join(f"{b:.3f}" for b in shifts)
+            + "; weights: "
+            + ", ".join(f"{w:.3f}" for w in weights)
+            + ("; both from the data." if c.auto_shift else ".")
+        )
+        if context.run.writes:
+            chosen = {"nearest": nearest, "shifts": torch.tensor(shifts), "weights": torch.tensor(weights)}
+            save_tensors(folder / PREPARED, {**reduction, **chosen})
+
+    def _choose(self, pairs: Pairs, images: int, weights: list[float]) -> tuple[list[float], list[float]]:
+        """Shifts and weights from the centred correlations of a few batches."""
+        c, random = self.config, self.context.generator("shifts")
+        seed_step(self.context.seed, 0)  # dropout below draws from the global state
+        seen: dict[str, list[Tensor]] = {k: [] for k in PAIRS}
+        for _ in range(12):
+            indices = torch.randint(images, (min(c.batch, max(2, images)),), generator=random).tolist()
+            d = pairs.draw(indices, random)
+            f, f_y = (F.dropout2d(d[k], c.dropout) for k in ("x", "y"))
+            f_p, f_q = sample(f, d["p"]), sample(f, d["q"])
+            k = super_permutation(len(indices), random)
+            for name, partner in zip(PAIRS, (f_p, sample(f_y, d["q"]), f_q[k])):
+                seen[name].append(center(correlation(f_p, partner)))
+        all_ = {k: torch.cat(v) for k, v in seen.items()}
+        shares = (c.share_self, c.share_knn, c.share_rand)
+        shifts = [quantile_shift(all_[k], s) for k, s in zip(PAIRS, shares)]
+        spreads = [float((all_[k] - b).abs().mean()) for k, b in zip(PAIRS, shifts)]
+        return shifts, balanced_weights(spreads, weights)
+
+    def distill(self, folder: Path) -> None:
+        """Trains the head; the artefact is its last iterate."""
+        c, context, t = self.config, self.context, self.prepared
+        seed_step(context.seed, -1)  # initial weights
+        steps = context.steps or c.steps
+        project = self.reduction
+        training = Distillation(
+            c, Pairs(self.features, project, t["nearest"], c.points), len(context.data), project.out, context.classes,
+            steps, context.seed, t["shifts"].tolist(), t["weights"].tolist(), context.device,
+        )  # fmt: skip
+        context.fit(training, "distill", folder, steps)
+
+    def _trained(self) -> tuple[StegoHead, ClusterProbe]:
+        state = load_checkpoint(self.context.run.path / "distill" / CHECKPOINT)
+        if state is None:
+            raise MaskwrightError(
+                "the distill stage left no checkpoint", "its checkpoint.pt", "delete its folder, resume"
+            )
+        head = StegoHead(self.reduction.out, self.config.code, self.config.dropout)
+        probe = ClusterProbe(self.context.classes, self.config.code)
+        head.load_state_dict(state["parts"]["module.head"])
+        probe.load_state_dict(state["parts"]["module.probe"])
+        return head.eval(), probe.eval()
+
+    def decoder(self) -> Sequential:
+        """Reduction, head and unit length: (B, D, h, w) -> (B, E, h, w)."""
+        return Sequential(self.reduction, self._trained()[0], L2Norm()).eval()
+
+    def cluster(self, folder: Path) -> None:
+        """K centres of the codes, by k-means or from the probe."""
+        c, context = self.config, self.context
+        if c.readout == "probe":
+            centers = normalize(self._trained()[1].mu.detach())
+        else:
+            rows = decoded_rows(
+                self.features, self.decoder(), max_rows=c.max_rows, generator=context.generator("codes"),
+                device=torch.device("cpu"),
+            )  # fmt: skip
+            centers = cluster_rows(context, rows, restarts=c.restarts, iterations=100).centers
+        if context.run.writes:
+            save_tensors(folder / CENTERS, {"centers": centers})
+
+    def segmenter(self) -> Segmenter:
+        """Encoder, head and cosine to the cluster centres."""
+        context = self.context
+        centers = load_file(context.run.path / "cluster" / CENTERS)["centers"]
+        return Segmenter(
+            encoder=self.features.encoder,
+            decoder=self.decoder(),
+            classifier=CosineClassifier(centers, temperature=self.config.temperature),
+            classes=context.table,
+            preprocess=self.features.preprocess,
+            provenance=context.backbone.provenance,
+            method=self.name,
+        )
+
+
+@torch.inference_mode()
+def nearest_images(features: FrozenFeatures, project: Projection, count: int) -> Tensor:
+    """The nearest other photographs by cosine of their mean feature.
+
+    Args:
+        features: of the images.
+        project: f as the head sees it.
+        count: how many.
+
+    Returns:
+        (images, count) indices, nearest first, never the image itself.
+    """
+    mean = torch.stack(
+        [normalize(project(features.store[i].float()[None])).mean((0, 2, 3)) for i in range(len(features.store))]
+    )
+    e = F.normalize(mean, dim=1).numpy()
+    index = faiss.IndexFlatIP(e.shape[1])
+    index.add(e)
+    found = torch.from_numpy(index.search(e, min(len(e), count + 1))[1])  # (images, count + 1)
+    own = found == torch.arange(len(e))[:, None]
+    own[~own.any(1), -1] = True  # duplicates may push the image itself out of its own list
+    return found[~own].view(len(e), -1)

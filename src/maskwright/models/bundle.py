@@ -1,0 +1,238 @@
+"""The saved bundle: one safetensors file whose metadata is all that is needed to build the network.
+
+A file is not trusted: its description may name only parts of our tables, contains no paths and reaches no
+network; the segmenter is first laid out without memory and compared with the shapes in the file's header,
+so that a description that asks for gigantic layers, or does not belong to its tensors, is refused before
+anything is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from maskwright.data.classes import ClassTable
+from maskwright.errors import MaskwrightError
+from maskwright.models.preprocess import Preprocess
+from maskwright.models.provenance import Provenance, read_record
+from maskwright.models.segmenter import Segmenter
+
+FORMAT = "maskwright-segmenter"
+VERSION = 1
+FIELDS = {
+    "format",
+    "version",
+    "spec",
+    "classes",
+    "preprocess",
+    "provenance",
+    "method",
+    "notes",
+    "extra",
+    "shared",
+}
+"""What the metadata holds; a field unknown to this version is refused, because it might change the
+meaning."""
+WHOLE = "a whole model file"
+MAX_METADATA = 64 * 2**20
+"""Bytes of one metadata field at most."""
+
+
+def save_bundle(path: str | Path, segmenter: Segmenter, extra: Mapping[str, Any] | None = None) -> Path:
+    """Writes a segmenter into one file, beside and renamed.
+
+    Args:
+        path: the file to write, `.safetensors`.
+        segmenter: what to save.
+        extra: further JSON values for readers (training figures, the labels read); kept as `segmenter.extra`.
+
+    Returns:
+        The path written.
+
+    Raises:
+        MaskwrightError: the folder cannot be written, or `extra` is not JSON.
+    """
+    path = Path(path)
+    tensors, shared = _unique_tensors(segmenter)
+    try:
+        metadata = {
+            "format": FORMAT,
+            "version": str(VERSION),
+            "spec": json.dumps(segmenter.to_spec()),
+            "classes": json.dumps(
+                {"names": list(segmenter.classes.names), "colors": segmenter.classes.colors.tolist()}
+            ),
+            "preprocess": json.dumps(segmenter.preprocess.to_json()),
+            "provenance": json.dumps(segmenter.provenance.to_json()),
+            "method": segmenter.method,
+            "notes": segmenter.notes,
+            "extra": json.dumps(dict(segmenter.extra if extra is None else extra)),
+            "shared": json.dumps(shared),
+        }
+    except (TypeError, ValueError) as error:
+        raise MaskwrightError(f"the bundle's description is not JSON ({error})", "numbers, text and lists") from error
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        save_file(tensors, temporary, metadata)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise MaskwrightError(f"{path} cannot be written ({error})", "a writable folder with space") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _unique_tensors(segmenter: Segmenter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors to save, and the other names of tensors that parts share: {name: name it is saved under}."""
+    tensors: dict[str, torch.Tensor] = {}
+    shared: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in segmenter.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in seen:
+            shared[name] = seen[place]
+            continue
+        seen[place] = name
+        # A clone, because two overlapping views of one storage are refused by the format.
+        tensors[name] = tensor.detach().cpu().contiguous().clone()
+    return tensors, shared
+
+
+def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Segmenter:
+    """Builds the segmenter that a file holds, in evaluation mode; runs no code of it, asks no network.
+
+    Args:
+        path: what `save_bundle` wrote.
+        device: where its tensors go.
+
+    Raises:
+        MaskwrightError: the file is missing, truncated, of another format or version, or its description and
+            tensors do not belong together.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MaskwrightError(
+            f"model {path} is {'a folder' if path.is_dir() else 'missing'}",
+            "a model.safetensors",
+            "check the path",
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            described = _read_metadata(path, metadata)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            with torch.device("meta"):
+                _check_shapes(path, _build(described), shapes, described["shared"])
+            segmenter = _build(described)
+            state = {name: file.get_tensor(name) for name in shapes}
+    except (SafetensorError, OSError) as error:
+        raise MaskwrightError(
+            f"{path} cannot be read as a model ({error})",
+            "a whole .safetensors file made by maskwright",
+            "copy or train it again",
+        ) from error
+    state.update({name: state[target] for name, target in described["shared"].items()})
+    wanted = segmenter.state_dict()
+    if wrong := [name for name, value in state.items() if value.dtype != wanted[name].dtype]:
+        raise MaskwrightError(
+            f"{path}: tensor {wrong[0]} is {state[wrong[0]].dtype}",
+            f"{wanted[wrong[0]].dtype}",
+            "train it again",
+        )
+    segmenter.load_state_dict(state)
+    segmenter.extra = described["extra"]
+    return segmenter.to(device).eval()
+
+
+def _read_metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if metadata.get("format") != FORMAT:
+        raise MaskwrightError(
+            f"{path} is a safetensors file of another format ({metadata.get('format', 'unnamed')[:40]})",
+            "a model made by maskwright",
+            "give network weights with --weights instead",
+        )
+    if metadata.get("version") != str(VERSION):
+        raise MaskwrightError(
+            f"{path} has format version {metadata.get('version', 'none')[:20]}",
+            f"version {VERSION}",
+            "update maskwright (pip install -U maskwright)",
+        )
+    if set(metadata) != FIELDS:
+        odd = sorted(set(metadata) ^ FIELDS)
+        raise MaskwrightError(f"{path} has missing or unknown metadata {', '.join(odd)[:80]}", WHOLE)
+    if long := next((k for k, v in metadata.items() if len(v) > MAX_METADATA), None):
+        raise MaskwrightError(f"{path}: metadata {long} has {len(metadata[long])} bytes", f"at most {MAX_METADATA}")
+    described: dict[str, Any] = {"method": metadata["method"], "notes": metadata["notes"]}
+    for name in ("spec", "classes", "extra", "shared"):
+        try:
+            described[name] = json.loads(metadata[name])
+        except (ValueError, RecursionError) as error:
+            raise MaskwrightError(f"{path}: metadata {name} is not JSON ({error})", WHOLE) from error
+        if not isinstance(described[name], dict):
+            raise MaskwrightError(f"{path}: metadata {name} is no JSON object", WHOLE)
+    described["classes"] = _read_classes(path, described["classes"])
+    described["preprocess"] = Preprocess.from_json(metadata["preprocess"])
+    described["provenance"] = Provenance.from_json(metadata["provenance"])
+    return described
+
+
+def _read_classes(path: Path, record: dict[str, Any]) -> ClassTable:
+    values = read_record(record, f"{path}: class table", {"names", "colors"}, {"names", "colors"})
+    names, colors = values["names"], values["colors"]
+    good = (
+        isinstance(names, list)
+        and isinstance(colors, list)
+        and len(names) == len(colors)
+        and all(isinstance(name, str) for name in names)
+        and all(
+            isinstance(c, list) and len(c) == 3 and all(type(v) is int and 0 <= v <= 255 for v in c) for c in colors
+        )
+    )
+    if not good:
+        raise MaskwrightError(f"{path}: the class table is damaged", "as many names as colours of three bytes")
+    return ClassTable(tuple(names), np.array(colors, np.uint8).reshape(-1, 3))
+
+
+def _build(described: dict[str, Any]) -> Segmenter:
+    names = ("spec", "classes", "preprocess", "provenance", "method", "notes")
+    return Segmenter.from_spec(*(described[name] for name in names))
+
+
+def _check_shapes(path: Path, plan: Segmenter, shapes: dict[str, tuple[int, ...]], shared: dict[str, str]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in plan.state_dict().items()}
+    found = dict(shapes)
+    for name, target in shared.items():
+        if name in shapes or target not in shapes:
+            raise MaskwrightError(f"{path}: tensor {name[:60]} is shared with a missing one", WHOLE)
+        found[name] = shapes[target]
+    for what, names in (
+        ("lacks", sorted(set(wanted) - set(found))),
+        ("has unknown", sorted(set(found) - set(wanted))),
+        ("has another shape of", sorted(n for n in set(found) & set(wanted) if found[n] != wanted[n])),
+    ):
+        if names:
+            raise MaskwrightError(
+                f"{path} {what} {len(names)} tensors ({names[0][:60]})",
+                "the tensors that its description names",
+                "copy or train it again",
+            )

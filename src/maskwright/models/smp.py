@@ -1,0 +1,214 @@
+"""Networks of segmentation-models-pytorch, taken apart into `features`, `decode` and `classify`.
+
+Its models upsample their logits to the input's size; here logits stay at the decoder's resolution, because
+a loss on upsampled logits costs ten times as much and whoever wants pixels upsamples once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import segmentation_models_pytorch as smp
+import timm
+from torch import Tensor, nn
+
+from maskwright.errors import MaskwrightError, unknown
+from maskwright.models.backbones import build_backbone
+from maskwright.models.heads import Part
+
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,80}")
+
+
+class SmpParts(NamedTuple):
+    """The three parts of one network; `network.encoder`, `.decoder` and `.segmentation_head` of the
+    library."""
+
+    encoder: SmpEncoder
+    decoder: SmpDecoder
+    classifier: SmpClassifier
+
+
+def smp_parts(
+    architecture: str,
+    encoder: str,
+    classes: int,
+    *,
+    weights: str | None = "random",
+    options: dict[str, Any] | None = None,
+) -> SmpParts:
+    """Builds a network of segmentation-models-pytorch as three parts of a segmenter.
+
+    Args:
+        architecture: "unet", "unetplusplus", "deeplabv3plus", "fpn", "pspnet", "upernet", "segformer", ...
+        encoder: name of an encoder there ("resnet34"), or "tu-" and a timm name ("tu-tf_efficientnet_lite0").
+        classes: C.
+        weights: weights of a "tu-" encoder as for `build_backbone` (None hub, "package", a path), or
+            "random".
+        options: further arguments of the architecture, JSON values (`encoder_depth`, `encoder_output_stride`,
+            `decoder_channels`).
+
+    Raises:
+        MaskwrightError: unknown architecture or encoder, or weights that cannot be had.
+    """
+    options = dict(options or {})
+    network = _network(architecture, encoder, options)
+    head = network.segmentation_head[0]
+    parts = SmpParts(
+        SmpEncoder(architecture, encoder, options, module=network.encoder),
+        SmpDecoder(architecture, encoder, options, module=network.decoder),
+        SmpClassifier(head.in_channels, classes, head.kernel_size[0]),
+    )
+    if weights != "random":
+        parts.encoder.load_backbone(weights)
+    return parts
+
+
+def _network(architecture: str, encoder: str, options: dict[str, Any]) -> Any:
+    if not isinstance(architecture, str) or architecture not in smp.MODEL_ARCHITECTURES_MAPPING:
+        raise unknown("architecture", str(architecture)[:60], smp.MODEL_ARCHITECTURES_MAPPING)
+    # A name such as "tu-hf-hub:..." would make timm read from elsewhere.
+    if not isinstance(encoder, str) or not _NAME.fullmatch(encoder):
+        raise MaskwrightError(f"encoder name {str(encoder)[:60]!r}", "letters, digits, _, . and -")
+    if encoder.startswith("tu-"):
+        if not timm.is_model(encoder[3:]):
+            raise MaskwrightError(f"unknown encoder {encoder!r}", "tu- and a name of timm", "see timm.list_models()")
+    elif encoder not in smp.encoders.encoders:
+        raise unknown("encoder", encoder, [*smp.encoders.encoders, "tu-NAME of timm"])
+    # The library swallows options it does not know; those that this room decides are no options either.
+    decided = {"encoder_name", "encoder_weights", "classes", "in_channels", "aux_params", "activation"}
+    known = set(inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[architecture].__init__).parameters)
+    known -= decided | {"self", "args", "kwargs"}
+    if odd := sorted(set(options) - known):
+        raise unknown(f"option of {architecture}", str(odd[0])[:60], sorted(known))
+    try:
+        return smp.create_model(architecture, encoder, encoder_weights=None, classes=1, **options)
+    except (
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+    ) as error:
+        raise MaskwrightError(f"{architecture} with {encoder} and {options} cannot be built ({error})") from error
+
+
+class SmpEncoder(Part):
+    """The encoder: a pyramid of features, fine to coarse.
+
+    Args:
+        architecture: name of the architecture (it decides on depth and dilation).
+        encoder: name of the encoder.
+        options: further arguments of the architecture.
+        module: the library's module; built with random weights if None.
+    """
+
+    fields = ("architecture", "encoder", "options")
+
+    def __init__(
+        self,
+        architecture: str,
+        encoder: str,
+        options: dict[str, Any] | None = None,
+        *,
+        module: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.architecture, self.encoder, self.options = architecture, encoder, dict(options or {})
+        self.module = module if module is not None else _network(architecture, encoder, self.options).encoder
+
+    @property
+    def multiple_of(self) -> int:
+        """Input sides must be multiples of this."""
+        return int(self.module.output_stride)  # type: ignore[arg-type]
+
+    def load_backbone(self, weights: str | None) -> None:
+        """Fills a "tu-" encoder with the weights of the same timm backbone, found as `build_backbone` finds
+        them.
+
+        Raises:
+            MaskwrightError: the encoder is not of timm, or weights cannot be had or do not fit.
+        """
+        if not self.encoder.startswith("tu-"):
+            raise MaskwrightError(
+                f"weights for encoder {self.encoder}",
+                "an encoder of timm",
+                f"take tu-NAME instead of {self.encoder}",
+            )
+        backbone = build_backbone(self.encoder[3:], weights)
+        source = backbone.model.state_dict()
+        target: Any = self.module.model
+        # Networks of features only flatten stages into their names in some families: layers.0 is layers_0.
+        flat = {re.sub(r"^([a-z]+)\.(\d+)\.", r"\1_\2.", name): value for name, value in source.items()}
+        wanted = target.state_dict()
+        fitted = {name: source.get(name, flat.get(name)) for name in wanted}
+        missing = [name for name, value in fitted.items() if value is None or value.shape != wanted[name].shape]
+        if missing:
+            raise MaskwrightError(f"{len(missing)} tensors of {self.encoder} have no weights ({missing[0]}, ...)")
+        target.load_state_dict(fitted)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to feature maps, fine to coarse, the input among them.
+
+        Raises:
+            ValueError: a side is not a multiple of `multiple_of`.
+        """
+        if x.shape[-2] % self.multiple_of or x.shape[-1] % self.multiple_of:
+            raise ValueError(
+                f"input is {x.shape[-2]} x {x.shape[-1]}, expected multiples of {self.multiple_of} for {self.encoder}"
+            )
+        return self.module(x)
+
+
+class SmpDecoder(Part):
+    """The decoder of an architecture; arguments as for `SmpEncoder`."""
+
+    fields = ("architecture", "encoder", "options")
+
+    def __init__(
+        self,
+        architecture: str,
+        encoder: str,
+        options: dict[str, Any] | None = None,
+        *,
+        module: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.architecture, self.encoder, self.options = architecture, encoder, dict(options or {})
+        self.module = module if module is not None else _network(architecture, encoder, self.options).decoder
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Feature maps, fine to coarse, to (B, E, h, w)."""
+        return self.module(list(features))
+
+
+class SmpClassifier(Part):
+    """The last convolution.
+
+    Args:
+        width: E of the decoder.
+        classes: C.
+        kernel: its size, pixels, odd.
+    """
+
+    fields = ("width", "classes", "kernel")
+
+    def __init__(self, width: int, classes: int, kernel: int = 3) -> None:
+        super().__init__()
+        if kernel not in (1, 3, 5, 7):
+            raise ValueError(f"kernel is {kernel}, expected 1, 3, 5 or 7")
+        self.width, self.classes, self.kernel = int(width), int(classes), int(kernel)
+        self.conv = nn.Conv2d(self.width, self.classes, self.kernel, padding=self.kernel // 2)
+        nn.init.xavier_uniform_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, E, h, w) to logits (B, C, h, w)."""
+        return self.conv(x)
+
+
+SMP_PARTS: dict[str, type[Part]] = {part.__name__: part for part in (SmpEncoder, SmpDecoder, SmpClassifier)}

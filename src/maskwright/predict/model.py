@@ -1,0 +1,347 @@
+"""A trained model as its user meets it: `predict` for one picture, `predict_folder` for many, `save` and `load`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maskwright.data.classes import ClassTable
+from maskwright.data.folder import Dataset, open_folder
+from maskwright.data.images import read_image, to_rgb
+from maskwright.errors import MaskwrightError
+from maskwright.models.bundle import load_bundle, save_bundle
+from maskwright.models.segmenter import Segmenter
+from maskwright.predict.inference import predict_mask, predict_probs, smallest_confidence
+from maskwright.predict.refine import check_refinement
+from maskwright.predict.tiles import WHOLE_PIXELS
+from maskwright.predict.writers import overlay, write_confidence, write_index, write_overlay
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model says about one picture.
+
+    Attributes:
+        mask: uint16 (H, W), class ids.
+        confidence: float32 (H, W) in [0, 1], probability of the predicted class (float16 above 64 million pixels).
+        classes: names and colours of the ids.
+    """
+
+    mask: np.ndarray
+    confidence: np.ndarray
+    classes: ClassTable
+
+    def shares(self) -> np.ndarray:
+        """Share of the area that each class has, float64 (C,), sums to 1."""
+        return area_counts(self.mask, len(self.classes)) / self.mask.size
+
+    def overlay(self, image: np.ndarray, strength: float = 0.5) -> np.ndarray:
+        """The photograph, uint8 (H, W, 3), tinted with the classes' colours."""
+        return overlay(image, self.mask, self.classes, strength)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the mask as an index PNG: palette up to 255 classes, 16 bits above."""
+        write_index(path, self.mask, self.classes)
+
+
+@dataclass
+class FolderSummary:
+    """What `Model.predict_folder` did.
+
+    Attributes:
+        out: the folder written to.
+        written: number of masks.
+        skipped: (name, reason) of images that could not be read.
+        shares: share of the area of all masks that each class has, float64 (C,).
+        seconds: wall time.
+    """
+
+    out: Path
+    written: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    shares: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    seconds: float = 0.0
+
+
+class Model:
+    """A segmenter and what is known about it.
+
+    Args:
+        segmenter: the network with classes, preprocessing and provenance.
+        extra: further JSON values, saved with it; those of the segmenter if None.
+        device: where it runs: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        MaskwrightError: there is no such device.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, extra: Mapping[str, Any] | None = None, device: str | torch.device = "cpu"
+    ) -> None:
+        self.device = check_device(device)
+        if extra is not None:
+            segmenter.extra = dict(extra)
+        self.segmenter = segmenter.to(self.device).eval()
+
+    @property
+    def classes(self) -> ClassTable:
+        """Names and colours of the classes."""
+        return self.segmenter.classes
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Further values saved with the model."""
+        return self.segmenter.extra
+
+    def __repr__(self) -> str:
+        made = f" by {self.segmenter.method}" if self.segmenter.method else ""
+        return f"Model({len(self.classes)} classes{made}, {self.segmenter.provenance.architecture}, {self.device})"
+
+    def predict(
+        self,
+        image: str | os.PathLike[str] | np.ndarray | Image.Image,
+        refine: str = "none",
+        tile: int | None = None,
+        flips: bool = False,
+        *,
+        overlap: float = 0.25,
+        scales: Sequence[float] = (1.0,),
+        precision: str = "fp32",
+        settings: dict[str, Any] | None = None,
+    ) -> Result:
+        """Segments one picture of any size.
+
+        Args:
+            image: a file, a Pillow image, or uint8 (H, W, 3) RGB or (H, W) grey.
+            refine: "none", "crf" or "guided".
+            tile: see it in windows of this many pixels; None leaves the choice to the picture's size.
+            flips: average with the mirrored picture.
+            overlap: share of a tile that its neighbour holds too.
+            scales: average over the input sizes that these factors give.
+            precision: "fp32" or "bf16".
+            settings: options of the refinement.
+
+        Raises:
+            MaskwrightError: the file cannot be read, the array is no picture, or an option is out of range.
+        """
+        pixels = as_picture(image)
+        found = predict_mask(
+            self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales, refine=refine,
+            settings=settings, device=self.device, precision=precision, dtype=np.uint16,
+            confidence=smallest_confidence(pixels.shape[:2]),
+        )  # fmt: skip
+        assert found.confidence is not None
+        return Result(found.ids, found.confidence, self.classes)
+
+    def probabilities(self, image: str | os.PathLike[str] | np.ndarray | Image.Image, **options: Any) -> np.ndarray:
+        """Class probabilities of one picture, float32 (C, H, W); options as for `predict_probs`."""
+        return predict_probs(self.segmenter, as_picture(image), device=self.device, **options)
+
+    def predict_folder(
+        self,
+        images: Dataset | str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        tile: int | None = None,
+        refine: str = "none",
+        flips: bool = False,
+        confidence: bool = False,
+        overlays: bool = False,
+        overlap: float = 0.25,
+        scales: Sequence[float] = (1.0,),
+        precision: str = "fp32",
+        settings: dict[str, Any] | None = None,
+        progress: Any = None,
+    ) -> FolderSummary:
+        """Writes OUT/NAME.png for every image that can be read; those that cannot are counted and named.
+
+        Masks that an earlier call left are replaced one by one, each at once, so an interrupt costs one picture.
+
+        Args:
+            images: a dataset, or a folder of images.
+            out: the folder to write to, made if missing.
+            confidence: write OUT/confidence/NAME.png too, 8 bits, 255 = certain.
+            overlays: write OUT/overlays/NAME.jpg too.
+            tile, refine, flips, overlap, scales, precision, settings: as for `predict`.
+            progress: an `engine.progress.Progress`, or a function of (done, total), or None.
+
+        Raises:
+            MaskwrightError: masks would be written over images or labels of the dataset, the place cannot be written,
+                or an option is out of range.
+        """
+        check_refinement(refine)
+        data = images if isinstance(images, Dataset) else open_folder(images)
+        out = Path(out)
+        check_out(out, data)
+        start = time.perf_counter()
+        summary = FolderSummary(out, skipped=list(data.skipped))
+        counts = np.zeros(len(self.classes), np.int64)
+        with _shown(progress, "predict", len(data)) as show:
+            done = 0  # counted by hand: enumerate would keep the last picture alive
+            for name, pixels in read_ahead(data):
+                done += 1
+                if isinstance(pixels, str):
+                    summary.skipped.append((name, pixels))
+                    show(done)
+                    continue
+                found = predict_mask(
+                    self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales, refine=refine,
+                    settings=settings, device=self.device, precision=precision,
+                    confidence=np.uint8 if confidence else None,
+                )  # fmt: skip
+                if overlays:
+                    write_overlay(out / "overlays" / f"{name}.jpg", pixels, found.ids, self.classes)
+                del pixels  # writing copies a large mask; the picture need not be beside it
+                counts += area_counts(found.ids, len(self.classes))
+                if found.confidence is not None:
+                    write_confidence(out / "confidence" / f"{name}.png", found.confidence)
+                write_index(out / f"{name}.png", found.ids, self.classes)
+                summary.written += 1
+                show(done)
+        summary.shares = counts / max(1, counts.sum())
+        summary.seconds = time.perf_counter() - start
+        return summary
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the model into one safetensors file. Raises `MaskwrightError` if the place cannot be written."""
+        return save_bundle(Path(path), self.segmenter, self.segmenter.extra)
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model:
+    """Loads what `Model.save` or a training wrote.
+
+    Raises:
+        MaskwrightError: the file is missing, damaged or no model of ours, or there is no such device.
+    """
+    where = check_device(device)
+    segmenter = load_bundle(Path(path), where)
+    return Model(segmenter, segmenter.extra, where)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device by its name. Raises `MaskwrightError` if torch does not have it here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise MaskwrightError(f"device {str(device)!r} cannot be used ({reason})", "auto, cpu or cuda", "") from error
+    return found
+
+
+def as_picture(image: str | os.PathLike[str] | np.ndarray | Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3) of a file, a Pillow image or an array (grey and RGBA arrays are converted).
+
+    Raises:
+        MaskwrightError: it is no picture.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size:
+        if image.ndim == 2:
+            return np.repeat(image[..., None], 3, axis=2)
+        if image.ndim == 3 and image.shape[2] == 3:
+            return image
+        if image.ndim == 3 and image.shape[2] in (1, 4):
+            return to_rgb(Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image))
+    found = f"an array {image.shape} of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise MaskwrightError(
+        f"the picture is {found}", "a file name, a Pillow image or a uint8 array (H, W, 3)",
+        "scale floats by 255 and convert them with .astype('uint8')",
+    )  # fmt: skip
+
+
+def area_counts(ids: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each class, int64 (classes,); by bands, because `bincount` copies to eight bytes a pixel."""
+    counts = np.zeros(classes, np.int64)
+    rows = max(1, (1 << 22) // max(1, ids.shape[1]))
+    for top in range(0, len(ids), rows):
+        counts += np.bincount(ids[top : top + rows].ravel(), minlength=classes)[:classes]
+    return counts
+
+
+def check_out(out: Path, data: Dataset) -> None:
+    """Refuses a folder where masks would lie among the images or replace labels.
+
+    Raises:
+        MaskwrightError: it does, or `out` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise MaskwrightError(f"{out} is a file", "a folder for the masks", "choose another --out")
+    target = out.resolve()
+    taken = {item.image.resolve().parent for item in data.items} | {data.root.resolve() / "images"}
+    if target in taken:
+        raise MaskwrightError(
+            f"{out} is the folder of the images", "another folder for the masks", f"for example --out {out}-masks"
+        )
+    labels = {item.mask.resolve() for item in data.items if item.mask is not None}
+    masks = data.root.resolve() / "masks"
+    hidden = masks == target and masks.is_dir() and any(masks.iterdir())
+    if hidden or any((target / f"{name}.png") in labels for name in data.names):
+        raise MaskwrightError(
+            f"{out} holds masks that were given as labels", "another folder for predictions", "choose another --out"
+        )
+
+
+def read_ahead(data: Dataset) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Names and pictures of a dataset, or the reason instead of a picture; the next is decoded meanwhile.
+
+    Large pictures are read one at a time, so that memory holds one of them.
+    """
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        coming: Future[np.ndarray | str] | None = None
+        for i, name in enumerate(data.names):
+            # In a list that is emptied on the way out, so that this frame keeps no picture its reader has let go.
+            picture = [coming.result() if coming is not None else _read(data, i)]
+            coming = None
+            if i + 1 < len(data) and _small(data, i) and _small(data, i + 1):
+                coming = pool.submit(_read, data, i + 1)
+            yield name, picture.pop()
+
+
+def _read(data: Dataset, i: int) -> np.ndarray | str:
+    try:
+        return data.image(i)
+    except MaskwrightError as error:
+        return error.found
+
+
+def _small(data: Dataset, i: int) -> bool:
+    try:
+        height, width = data.size(i)
+    except MaskwrightError:
+        return True  # it will fail again, at once
+    return height * width <= WHOLE_PIXELS
+
+
+class _shown:
+    """Shows how far the work is, by whatever was given for it."""
+
+    def __init__(self, progress: Any, name: str, total: int) -> None:
+        self.progress, self.name, self.total = progress, name, total
+        self.task: Any = None
+
+    def __enter__(self) -> Any:
+        if hasattr(self.progress, "task"):
+            self.task = self.progress.task(self.name, self.total)
+            return self.task.__enter__().advance_to
+        if callable(self.progress):
+            return lambda done: self.progress(done, self.total)
+        return lambda done: None
+
+    def __exit__(self, *error: Any) -> None:
+        if self.task is not None:
+            self.task.__exit__(*error)

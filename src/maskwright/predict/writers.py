@@ -1,0 +1,178 @@
+"""What predictions become on disk: index masks, confidence maps, overlays, contact sheets. All files are written beside
+their place and renamed into it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maskwright.data.classes import IGNORE8, ClassTable
+from maskwright.data.files import atomic_write, write_bytes
+from maskwright.data.images import resize
+from maskwright.data.masks import write_mask
+
+OVERLAY_SIDE = 4096
+"""Pixels of an overlay's longer side at most: larger ones no viewer opens with pleasure."""
+PNG_LEVEL = 1
+"""Three times as fast as Pillow's default, and masks are mostly runs."""
+
+
+def write_index(path: str | os.PathLike[str], ids: np.ndarray, table: ClassTable) -> None:
+    """Writes an index PNG: 8 bits with the classes' palette up to 255 classes, 16 bits above.
+
+    Args:
+        path: the file, `.png`.
+        ids: integers (H, W) below the number of classes, or the ignore id.
+        table: the classes.
+
+    Raises:
+        MaskwrightError: the disk is full or the place cannot be written.
+    """
+    if len(table) <= IGNORE8:
+        write_mask(path, ids, table)
+        return
+    # All masks of one model get one depth, whatever ids a picture happens to hold.
+    with atomic_write(path, durable=False) as beside, open(beside, "wb") as file:
+        Image.fromarray(ids.astype(np.uint16)).save(file, format="PNG", compress_level=PNG_LEVEL)
+
+
+def write_confidence(path: str | os.PathLike[str], confidence: np.ndarray) -> None:
+    """Writes a confidence map as an 8-bit grey PNG, 255 = certain.
+
+    Args:
+        path: the file, `.png`.
+        confidence: (H, W), float in [0, 1] or uint8.
+    """
+    if confidence.dtype == np.uint8:
+        levels = confidence
+    else:
+        levels = np.empty(confidence.shape, np.uint8)
+        for row in range(0, len(levels), 1024):  # by bands, so that a large float map is not copied
+            band = np.nan_to_num(confidence[row : row + 1024].astype(np.float32))
+            levels[row : row + 1024] = np.rint(band.clip(0, 1) * 255)
+    with atomic_write(path, durable=False) as beside, open(beside, "wb") as file:
+        Image.fromarray(levels).save(file, format="PNG", compress_level=PNG_LEVEL)
+
+
+def boundaries(ids: np.ndarray, thickness: int = 1) -> np.ndarray:
+    """Pixels next to which another id begins.
+
+    Args:
+        ids: (H, W).
+        thickness: pixels of the line; 1 marks the upper or left one of two neighbours.
+
+    Returns:
+        bool (H, W).
+    """
+    edge = np.zeros(ids.shape, bool)
+    edge[:-1] |= ids[:-1] != ids[1:]
+    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    for _ in range(1, thickness):
+        wider = edge.copy()
+        wider[1:] |= edge[:-1]
+        wider[:, 1:] |= edge[:, :-1]
+        edge = wider
+    return edge
+
+
+def overlay(
+    image: np.ndarray, ids: np.ndarray, table: ClassTable, strength: float = 0.5, side: int = OVERLAY_SIDE
+) -> np.ndarray:
+    """The photograph tinted with the classes' colours, with thin light lines between segments.
+
+    Args:
+        image: uint8 (H, W, 3).
+        ids: (H, W); ids outside the table (ignore) leave the photograph as it is.
+        table: the classes.
+        strength: share of the colour, in [0, 1].
+        side: pixels of the longer side at most.
+
+    Returns:
+        uint8 (h, w, 3), the photograph's size or less.
+    """
+    image, ids = shrink(image, ids, side)
+    known = ids < len(table)
+    weight = (known * np.float32(strength))[..., None]
+    mixed = image.astype(np.float32)
+    mixed += (table.colorize(ids) - mixed) * weight
+    edge = boundaries(ids, max(1, round(max(ids.shape) / 900)))
+    mixed[edge] += (255 - mixed[edge]) * 0.7
+    return np.rint(mixed).astype(np.uint8)
+
+
+def shrink(image: np.ndarray, ids: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """A photograph and its mask brought to a longer side of at most `side` pixels, the mask by its nearest pixels."""
+    height, width = ids.shape
+    if max(height, width) <= side:
+        return image, ids
+    h, w = (max(1, round(n * side / max(height, width))) for n in (height, width))
+    step = min(height, width) // (2 * side)
+    if step > 1:
+        image = image[::step, ::step]  # antialiasing a gigapixel picture for a thumbnail would cost more than the mask
+    rows = ((np.arange(h) + 0.5) * height / h).astype(int)
+    cols = ((np.arange(w) + 0.5) * width / w).astype(int)
+    return resize(np.ascontiguousarray(image), (h, w)), ids[rows[:, None], cols]
+
+
+def write_overlay(
+    path: str | os.PathLike[str], image: np.ndarray, ids: np.ndarray, table: ClassTable, **options: Any
+) -> None:
+    """Writes `overlay(image, ids, table, **options)` as a JPEG."""
+    write_bytes(path, jpeg(overlay(image, ids, table, **options), 90), durable=False)
+
+
+def jpeg(image: np.ndarray, quality: int = 85) -> bytes:
+    """Encodes uint8 (H, W, 3) as a JPEG."""
+    out = BytesIO()
+    # Above 90 colours keep their resolution: tints next to lines would bleed.
+    Image.fromarray(image).save(out, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, optimize=True)
+    return out.getvalue()
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray], columns: int | None = None, cell: tuple[int, int] = (180, 240), gap: int = 6
+) -> np.ndarray:
+    """Pictures side by side on a light ground, each fitted into its cell with its aspect kept.
+
+    Args:
+        images: uint8 (H, W, 3) each.
+        columns: pictures a row; about as many as there are rows if None.
+        cell: (height, width) of a cell, pixels.
+        gap: pixels between cells.
+
+    Returns:
+        uint8 (h, w, 3).
+
+    Raises:
+        ValueError: no images.
+    """
+    if not images:
+        raise ValueError("no images for a contact sheet")
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    height, width = cell
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 245, np.uint8)
+    for n, image in enumerate(images):
+        scale = min(height / image.shape[0], width / image.shape[1])
+        h, w = (max(1, min(c, round(s * scale))) for s, c in zip(image.shape[:2], cell))
+        top = gap + (n // columns) * (height + gap) + (height - h) // 2
+        left = gap + (n % columns) * (width + gap) + (width - w) // 2
+        sheet[top : top + h, left : left + w] = resize(np.ascontiguousarray(image), (h, w))
+    return sheet
+
+
+def write_contact_sheet(path: str | os.PathLike[str], images: Sequence[np.ndarray], **options: Any) -> None:
+    """Writes `contact_sheet(images, **options)` as a JPEG, or a PNG if the name ends so."""
+    sheet = contact_sheet(images, **options)
+    if str(path).lower().endswith(".png"):
+        with atomic_write(path, durable=False) as beside:
+            Image.fromarray(sheet).save(beside, format="PNG")
+    else:
+        write_bytes(path, jpeg(sheet, 88), durable=False)

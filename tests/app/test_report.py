@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import base64
+import json
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskwright.app.report import write_report
+from maskwright.data.classes import ClassTable
+from maskwright.data.masks import write_mask
+from maskwright.errors import MaskwrightError
+
+EVIL = "<script>alert(1)</script>\"&'"
+VOID = {"meta", "link", "img", "br", "line", "rect", "polyline"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects them with their text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def record() -> dict:
+    zero = {"masks": 0, "tags": 0, "captions": 0}
+    return {
+        "status": "finished",
+        "command": f"maskwright train photos --out '{EVIL}'",
+        "method": {"name": "kmeans", "title": f"k-means {EVIL}", "paper": "a paper", "link": "https://arxiv.org/abs/1"},
+        "config": {"dim": 32, "layers": None, "odd": EVIL},
+        "seed": 7,
+        "steps": None,
+        "versions": {"python": "3.11", "maskwright": "0.1.0"},
+        "data": {"root": EVIL, "images": 30, "fingerprint": "abc123", "skipped": [["bad", f"is {EVIL}"]]},
+        "labels_read": {"train": dict(zero), "select": dict(zero), "evaluate": {**zero, "masks": 5}},
+        "backbone": {
+            "architecture": "net",
+            "source": "package: x",
+            "license": "Apache-2.0",
+            "labels_seen": "ImageNet-1k",
+        },
+        "classes": [
+            {"name": EVIL, "color": [0, 0, 0], "share": 0.25},
+            {"name": "sky", "color": [10, 200, 30], "share": 0.75},
+        ],
+        "stages": [{"name": "cluster", "kind": "fit", "says": "clusters", "seconds": 61.2}],
+        "device": "cpu",
+        "started": "2025-01-01T00:00:00+00:00",
+        "notes": [f"A note {EVIL}."],
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(record()))
+    lines = [{"stage": "cluster", "step": s, "loss": 5 / (s + 1), "acc": float("nan")} for s in range(60)]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "clu'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    scores = {
+        "protocol": "hungarian", "matching": f"Hungarian {EVIL}", "miou": 0.5, "pixel_accuracy": 0.75,
+        "per_class": [{"name": "sky", "iou": 0.5}, {"name": EVIL, "iou": None}],
+    }  # fmt: skip
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    table = ClassTable(("a", "b"), np.array([(0, 0, 0), (10, 200, 30)], np.uint8))
+    for i in range(27):
+        name = f"a.b {i} <i>" if i else "sub/x"
+        path = tmp_path / "previews" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (100, 50, 20 + i)).save(path)
+        write_mask(tmp_path / "previews" / f"{name}.png", np.repeat([[0], [1]], [10, 20], 0).repeat(40, 1), table)
+    return tmp_path
+
+
+def test_report_is_whole_and_needs_nothing_beside_it(run):
+    path = write_report(run)
+    text = path.read_text()
+    page = Page(text)
+    assert path.name == "report.html" and text.startswith("<!doctype html>")
+    assert "script" not in {tag for tag, _ in page.tags} and "<script" not in text
+    for image in page.all("img"):
+        assert image["src"].startswith("data:image/") and image["alt"]
+    assert [a["href"] for a in page.all("a") if not a["href"].startswith("#")] == ["https://arxiv.org/abs/1"]
+    assert "url(" not in text and "@import" not in text and 'http-equiv="Content-Security-Policy"' in text
+    assert len(page.all("figure")) == 27 and len(page.all("img")) == 81
+    assert len({f["id"] for f in page.all("figure")}) == 27
+    for told in (
+        "0 labels read for training and selection", "1 min 1 s", "abc123", "ImageNet-1k", "Apache-2.0", "75.0 %",
+        "50.00 %", "hungarian", "seed 7", "3 more pictures", "A note", "Skipped images (1)", "k-means", EVIL,
+    ):  # fmt: skip
+        assert told in page.text, told
+    assert len([s for s in page.all("svg") if s.get("class") == "curve"]) == 1  # `acc` has no finite value
+    assert all(s.get("aria-label") for s in page.all("svg"))
+    assert page.all("html")[0]["lang"] == "en" and "prefers-color-scheme" in text
+
+
+def test_masks_are_shown_in_the_classes_colours(run):
+    page = Page(write_report(run).read_text())
+    mask = next(i for i in page.all("img") if i.get("class") == "mask")
+    data = base64.b64decode(mask["src"].split(",", 1)[1])
+    pixels = np.array(Image.open(BytesIO(data)).convert("RGB"))
+    assert pixels[0, 0].tolist() == [0, 0, 0] and pixels[-1, -1].tolist() == [10, 200, 30]
+    assert "sky 67 %" in mask["alt"]
+
+
+def test_labels_that_were_read_are_said(run):
+    changed = record()
+    changed["labels_read"]["train"]["masks"] = 12
+    changed["labels_read"]["select"]["tags"] = 3
+    (run / "run.json").write_text(json.dumps(changed))
+    page = Page(write_report(run).read_text())
+    assert "0 labels read" not in page.text
+    assert "12 masks for training, 3 tags for selection" in page.text
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {},
+        {
+            "method": "kmeans",
+            "data": [],
+            "labels_read": None,
+            "classes": {},
+            "stages": "x",
+            "notes": "y",
+            "versions": 3,
+        },
+        {
+            "method": {"link": "javascript:alert(1)"},
+            "classes": [{"name": 3, "color": "red"}],
+            "labels_read": {"train": 4},
+        },
+        {"data": {"skipped": ["ab", [], ["x"]]}, "stages": [{}], "backbone": {"input_size": [1]}, "config": {"a": [1]}},
+        {"status": "running", "labels_read": {"train": {"boxes": 4}, "other": {"masks": 1}}},
+    ],
+)
+def test_missing_and_odd_pieces_are_tolerated(tmp_path, odd):
+    (tmp_path / "run.json").write_text(json.dumps(odd))
+    (tmp_path / "scores.json").write_text("[1, 2")
+    (tmp_path / "metrics.jsonl").write_text('3\n{"loss": true}\n\xff\n{"step": 1, "loss": 2}\n')
+    (tmp_path / "previews").mkdir()
+    (tmp_path / "previews" / "a.jpg").write_bytes(b"broken")
+    Image.new("RGB", (4, 4)).save(tmp_path / "previews" / "b.jpg")
+    page = Page(write_report(tmp_path).read_text())
+    assert not any("javascript" in (a.get("href") or "") for a in page.all("a"))
+    assert page.all("figure") == []
+
+
+def test_no_run_is_told(tmp_path):
+    with pytest.raises(MaskwrightError, match=r"run\.json"):
+        write_report(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(MaskwrightError):
+        write_report(tmp_path)

@@ -1,0 +1,251 @@
+"""Every protocol on folders and arrays: brute force, closed forms, errors, ledger, JSON and tables."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskwright.data.folder import open_folder
+from maskwright.data.masks import write_mask, write_mask_rg
+from maskwright.errors import MaskwrightError
+from maskwright.evaluate.luss import LussEvaluator, LussMatcher
+from maskwright.evaluate.protocols import PROTOCOLS, evaluate_arrays, evaluate_folder
+from maskwright.evaluate.scores import Scores, seeds_summary, seeds_table
+
+
+def scenes(ids: int, classes: int, count: int = 5, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(count):
+        true = np.kron(rng.integers(0, classes, (4, 5)), np.ones((6, 6), int)).astype(np.uint8)
+        pred = (true * (ids // classes) + rng.integers(0, max(1, ids // classes), true.shape)) % ids
+        noisy = rng.random(true.shape) < 0.3
+        pred = np.where(noisy, rng.integers(0, ids, true.shape), pred).astype(np.uint16)
+        true[rng.random(true.shape) < 0.05] = 255
+        pairs.append((pred, true))
+    return pairs
+
+
+def counted(pairs: list[tuple[np.ndarray, np.ndarray]], ids: int, classes: int) -> np.ndarray:
+    counts = np.zeros((ids, classes), int)
+    for pred, true in pairs:
+        keep = true != 255
+        np.add.at(counts, (pred[keep], true[keep]), 1)
+    return counts
+
+
+def test_hungarian_is_the_best_permutation() -> None:
+    pairs = scenes(5, 5)
+    shuffled = [(np.array([3, 0, 4, 1, 2])[p], t) for p, t in pairs]
+    counts = counted(shuffled, 5, 5)
+    scores = evaluate_arrays(shuffled, 5, "hungarian")
+    best = max(sum(counts[k, p[k]] for k in range(5)) for p in itertools.permutations(range(5)))
+    assert scores.pixel_accuracy == pytest.approx(best / counts.sum())
+    assert scores.miou == pytest.approx(evaluate_arrays(pairs, 5, "hungarian").miou)
+    iou = counts / (counts.sum(1, keepdims=True) + counts.sum(0) - counts)
+    best_iou = max(sum(iou[k, p[k]] for k in range(5)) for p in itertools.permutations(range(5)))
+    assert evaluate_arrays(shuffled, 5, "hungarian_iou").miou == pytest.approx(best_iou / 5)
+    assert scores.mapping == {3: 0, 0: 1, 4: 2, 1: 3, 2: 4} or scores.predicted == 5
+
+
+@pytest.mark.parametrize("protocol", ["majority", "majority_iou", "precision"])
+def test_many_to_one(protocol: str) -> None:
+    pairs = scenes(12, 4)
+    counts = counted(pairs, 12, 4)
+    scores = evaluate_arrays(pairs, 4, protocol)
+    assert scores.predicted == 12 and scores.mapping is not None
+    table = counts / (counts.sum(1, keepdims=True) + counts.sum(0) - counts) if protocol == "majority_iou" else counts
+    chosen = np.array([scores.mapping[k] for k in range(12)])
+    assert np.allclose(table[np.arange(12), chosen], table.max(1))
+    if protocol != "majority_iou":
+        assert scores.pixel_accuracy == pytest.approx(counts.max(1).sum() / counts.sum())
+
+
+def test_more_or_fewer_clusters_than_classes() -> None:
+    pairs = scenes(12, 4)
+    scores = evaluate_arrays(pairs, 4, "hungarian")
+    assert scores.mapping is not None and sorted(scores.mapping.values()) == [-1] * 8 + [0, 1, 2, 3]
+    assert any("8 of 12" in note for note in scores.notes)
+    counts = counted(pairs, 12, 4)
+    kept = sum(counts[k, c] for k, c in scores.mapping.items() if c >= 0)
+    assert scores.pixel_accuracy == pytest.approx(kept / counts.sum())  # unmatched clusters stay in the denominator
+    few = evaluate_arrays([(p % 2, t) for p, t in pairs], 4, "hungarian")
+    assert few.predicted == 2 and sum(row["iou"] == 0 for row in few.per_class) == 2
+    sparse = evaluate_arrays([(p * 1000, t) for p, t in scenes(4, 4)], 4, "hungarian")
+    assert sparse.miou == pytest.approx(evaluate_arrays(scenes(4, 4), 4, "hungarian").miou)
+
+
+def test_pixels_without_a_class_are_wrong() -> None:
+    true = np.zeros((4, 4), np.uint8)
+    pred = true.copy()
+    pred[0] = 255
+    for protocol in ("direct", "hungarian", "majority"):
+        scores = evaluate_arrays([(pred, true)], 1, protocol)
+        assert scores.pixel_accuracy == 0.75 and scores.miou == 0.75, protocol
+
+
+def test_absent_classes_are_left_out_and_said() -> None:
+    true = np.array([[0, 0, 1, 1]], np.uint8)
+    scores = evaluate_arrays([(true, true)], ["a", "b", "c", "d"])
+    assert scores.miou == 1 and scores.extra["miou_all"] == 0.5 and "2 of 4 left out" in scores.averaging
+    state = json.loads(json.dumps(scores.to_json(), allow_nan=False))
+    assert state["per_class"][3] == {"name": "d", "iou": None}
+    assert state["protocol"] == "direct" and state["miou"] == 1
+    assert math.isnan(Scores.from_json(scores.to_json()).per_class[3]["iou"])
+
+
+def test_matching_found_elsewhere() -> None:
+    pairs = scenes(6, 6, count=8)
+    first = evaluate_arrays(pairs[:4], 6, "hungarian")
+    second = evaluate_arrays(pairs[4:], 6, "hungarian", matching=first.mapping)
+    assert second.matching.startswith("given") and second.mapping == first.mapping
+    with pytest.raises(MaskwrightError, match="matching to class 9"):
+        evaluate_arrays(pairs, 6, "hungarian", matching={0: 9})
+
+
+def write_predictions(folder: Path, root: Path, change: dict[int, int] | None = None) -> Path:
+    folder.mkdir()
+    ds = open_folder(root)
+    for i, name in enumerate(ds.names):
+        ids = ds.mask(i)
+        lut = np.arange(256)
+        for a, b in (change or {}).items():
+            lut[a] = b
+        write_mask(folder / f"{name}.png", lut[ids])
+    return folder
+
+
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+def test_folder_perfect_by_every_protocol(tiny_folder: Path, tmp_path: Path, protocol: str) -> None:
+    ds = open_folder(tiny_folder)
+    if protocol == "saliency":
+        for i, path in enumerate(sorted((tiny_folder / "masks").iterdir())):
+            write_mask(path, (ds.mask(i) > 0).astype(np.uint8))
+    predictions = write_predictions(tmp_path / "out", tiny_folder)
+    ds = open_folder(tiny_folder)
+    seen: list[tuple[int, int]] = []
+    scores = evaluate_folder(predictions, ds, protocol, split="test", progress=lambda a, b: seen.append((a, b)))
+    assert scores.images == 4 and scores.miou == pytest.approx(1) and scores.pixel_accuracy == 1
+    assert seen[-1][0] == seen[-1][1]
+    counts = ds.ledger.counts()
+    assert counts["evaluate"]["masks"] == 4 and counts["train"]["masks"] == 0
+    assert ds.ledger.current == "train"
+    table = scores.table()
+    assert f"[{protocol}]" in table and scores.matching in table
+    assert Scores.from_json(scores.to_json()).table() == table
+
+
+def test_folder_kinds_of_truth(tiny_folder: Path, tmp_path: Path) -> None:
+    predictions = write_predictions(tmp_path / "out", tiny_folder, {0: 2, 1: 0, 2: 1})
+    by_dataset = evaluate_folder(predictions, open_folder(tiny_folder), "hungarian")
+    by_path = evaluate_folder(str(predictions), str(tiny_folder), "hungarian")
+    by_masks = evaluate_folder(predictions, tiny_folder / "masks", "hungarian")
+    plain = tmp_path / "plain"
+    (tiny_folder / "masks").rename(plain)
+    alone = evaluate_folder(predictions, plain, "hungarian")
+    assert by_dataset == by_path == by_masks
+    assert alone.miou == by_path.miou == 1 and alone.per_class[0]["name"] == "class 0"
+    assert by_path.mapping == {2: 0, 0: 1, 1: 2} and by_path.per_class[0]["name"] == "ground"
+
+
+def test_folder_errors(tiny_folder: Path, tmp_path: Path) -> None:
+    predictions = write_predictions(tmp_path / "out", tiny_folder)
+    with pytest.raises(MaskwrightError, match="did you mean 'hungarian'"):
+        evaluate_folder(predictions, tiny_folder, "hungarain")
+    with pytest.raises(MaskwrightError, match="no folder"):
+        evaluate_folder(tmp_path / "nothing", tiny_folder)
+    names = open_folder(tiny_folder).names
+    for name in names[1:3]:
+        (predictions / f"{name}.png").unlink()
+    with pytest.raises(MaskwrightError, match=f"2 of 8 predictions are missing.*{names[1]}"):
+        evaluate_folder(predictions, tiny_folder)
+    scores = evaluate_folder(predictions, tiny_folder, allow_missing=True)
+    assert scores.images == 6 and any("2 of 8" in note for note in scores.notes)
+    (tiny_folder / "masks" / f"{names[4]}.png").unlink()  # an image without a mask is no error
+    assert evaluate_folder(predictions, tiny_folder, allow_missing=True).images == 5
+    ds = open_folder(tiny_folder)
+    write_mask(predictions / f"{names[0]}.png", np.zeros((7, 9), np.uint8))
+    with pytest.raises(MaskwrightError, match=rf"{names[0]}.*\(7, 9\)"):
+        evaluate_folder(predictions, ds, allow_missing=True)
+    assert ds.ledger.current == "train"
+    write_mask(predictions / f"{names[0]}.png", np.full((48, 64), 17, np.uint8))
+    with pytest.raises(MaskwrightError, match=r"id 17.*hungarian"):
+        evaluate_folder(predictions, tiny_folder, allow_missing=True)
+    with pytest.raises(MaskwrightError, match="id 17"):
+        evaluate_folder(predictions, tiny_folder, "saliency", allow_missing=True)
+    with pytest.raises(MaskwrightError, match="missing"):
+        evaluate_folder(tiny_folder, tiny_folder, allow_missing=True)
+    Image.fromarray(np.full((48, 64, 3), 9, np.uint8)).save(predictions / f"{names[0]}.png")
+    with pytest.raises(MaskwrightError, match="colour"):
+        evaluate_folder(predictions, tiny_folder, allow_missing=True)
+
+
+def test_luss_on_folders_equals_the_evaluator(tiny_folder: Path, tmp_path: Path) -> None:
+    predictions = tmp_path / "out"
+    predictions.mkdir()
+    ds = open_folder(tiny_folder)
+    matcher, pairs = LussMatcher(2), []
+    for i, name in enumerate(ds.names):
+        true = ds.mask(i)
+        pred = np.array([0, 2, 1])[np.roll(true, 3, 1)]
+        pairs.append((pred, true))
+        matcher.update(pred, true)
+        write_mask_rg(predictions / f"{name}.png", pred)  # as a submission to the benchmark
+    evaluator = LussEvaluator(2, matcher.matching())
+    for pred, true in pairs:
+        evaluator.update(pred, true)
+    expected = evaluator.compute()
+    scores = evaluate_folder(predictions, tiny_folder, "luss")
+    assert scores.miou == expected.miou and scores.extra["mBIoU"] == expected.boundary_miou
+    assert scores.mapping == {0: 0, 1: 2, 2: 1} and scores.classes == 3
+    assert set(scores.extra) == {
+        "Acc",
+        "mBIoU",
+        "FMeasure",
+        *(b + s for b in ("", "B") for s in ("S", "MS", "ML", "L")),
+    }
+    fixed = evaluate_folder(predictions, tiny_folder, "luss", matching=scores.mapping)
+    assert fixed.miou == scores.miou and fixed.matching.startswith("given")
+
+
+def test_luss_without_an_other_class_moves_ids_up() -> None:
+    true = np.array([[0, 0, 1, 1, 255]], np.uint8)
+    pred = np.array([[2, 2, 1, 1, 0]], np.uint8)
+    alone = np.zeros((1, 5), np.uint8)  # the sky alone, which decides between two matchings that are else equal
+    scores = evaluate_arrays([(pred, true), (alone + 2, alone)], ["sky", "road"], "luss")
+    assert [row["iou"] for row in scores.per_class] == pytest.approx([0, 1, 1])
+    assert scores.per_class[0]["name"] == "other" and scores.pixel_accuracy == 1
+    assert any("moved up" in note for note in scores.notes)
+    kept = evaluate_arrays([(pred % 2, true)], ["sky", "road"], "luss", other=True)
+    assert kept.miou == pytest.approx(1)
+
+
+def test_saliency_figures() -> None:
+    true = np.array([[0, 1, 1, 255]], np.uint8)
+    pred = np.array([[1, 1, 0, 1]], np.uint8)
+    scores = evaluate_arrays([(pred, true)], 2, "saliency")
+    assert scores.extra["iou"] == pytest.approx(1 / 3) and scores.extra["mae"] == pytest.approx(2 / 3)
+    assert scores.extra["f_measure"] == pytest.approx(0.5) and scores.per_class[1]["iou"] == pytest.approx(1 / 3)
+
+
+def test_seeds() -> None:
+    pairs = scenes(5, 5)
+    runs = [evaluate_arrays(scenes(5, 5, seed=s), 5, "hungarian") for s in range(3)]
+    mean, spread = seeds_summary(runs)["mIoU"]
+    values = [r.miou for r in runs]
+    assert mean == pytest.approx(np.mean(values)) and spread == pytest.approx(np.std(values, ddof=1))
+    assert math.isnan(seeds_summary(runs[:1])["mIoU"][1])
+    table = seeds_table(runs)
+    assert "3 seeds" in table and "hungarian" in table and f"{100 * values[1]:.2f}" in table
+    with pytest.raises(MaskwrightError, match="kinds"):
+        seeds_summary([runs[0], evaluate_arrays(pairs, 5, "direct")])
+    with pytest.raises(MaskwrightError):
+        seeds_summary([])
+    with pytest.raises(MaskwrightError, match="no images"):
+        evaluate_arrays([], 3)

@@ -1,0 +1,235 @@
+"""What every method must do, whichever it is: the suite runs over the whole table and knows no method by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.conftest import write_tiny_folder
+
+import maskwright as mw
+from maskwright.engine import loop
+from maskwright.engine.progress import Progress
+from maskwright.engine.stages import DONE
+from maskwright.errors import MaskwrightError
+from maskwright.methods import TABLE
+
+SMALL = {"short_side": 64, "restarts": 2, "batch": 4, "segments": 4, "hidden": 16}
+"""Options that make a run small, for methods that have them."""
+STEPS = 8
+NAMES = sorted(TABLE)
+
+
+def settings_for(name: str) -> dict[str, object]:
+    fields = {f.name for f in dataclasses.fields(mw.METHODS[name].Config)}
+    return {k: v for k, v in SMALL.items() if k in fields}
+
+
+def run(name: str, data: Path, out: Path, **options):
+    defaults = dict(
+        classes=3, backbone="tf_efficientnet_lite0", weights="random", steps=STEPS, device="cpu",
+        settings=settings_for(name), progress=Progress(quiet=True), report=False,
+    )  # fmt: skip
+    return mw.train(data, name, out=out, **(defaults | options))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MASKWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny", count=10)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    """One finished run a method, made when first asked for."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("runs") / name
+            run(name, data, made[name], report=True)
+        return made[name]
+
+    return get
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    x, y = tensors(a), tensors(b)
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_identity(name):
+    method = mw.METHODS[name]
+    assert method.name == name
+    assert method.title and method.venue and method.link.startswith("https://")
+    assert method.family in ("unsupervised", "semi", "weak", "adapt", "language", "supervised")
+    assert method.needs <= {"masks", "tags", "captions", "names", "source"}
+    fields = dataclasses.fields(method.Config)
+    assert all(f.kw_only for f in fields)
+    assert all(f.metadata.get("says") for f in fields), "every option says its unit and reason"
+    header = __import__(method.__module__, fromlist=["x"]).__doc__
+    assert method.link in header and "Deviates" in header
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_leaves_a_readable_run(name, finished):
+    folder = finished(name)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["method"]["name"] == name
+    assert [s["name"] for s in record["stages"]]
+    for stage in record["stages"]:
+        assert stage["kind"] in ("train", "fit", "label")
+        assert stage["seconds"] >= 0
+        assert (folder / stage["name"] / DONE).exists()
+        assert len(list((folder / stage["name"]).iterdir())) > 1, "a stage leaves an artefact"
+    assert record["versions"]["torch"] and record["data"]["fingerprint"]
+    assert record["backbone"]["labels_seen"]
+    assert (folder / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ledger_holds_what_the_method_needs_and_nothing_else(name, finished):
+    read = json.loads((finished(name) / "run.json").read_text())["labels_read"]
+    needs = mw.METHODS[name].needs
+    for kind in ("masks", "tags", "captions"):
+        count = read["train"].get(kind, 0)
+        assert count > 0 if kind in needs else count == 0
+    assert not any(read["select"].values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predicts_at_the_size_of_the_image(name, finished, data):
+    model = mw.load(finished(name))
+    for size in ((48, 64), (33, 91), (1, 1)):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        result = model.predict(image)
+        assert result.mask.shape == size and result.mask.dtype == np.uint16
+        assert result.mask.max() < len(model.classes)
+        assert result.confidence.shape == size and result.confidence.dtype == np.float32
+        assert result.confidence.min() >= 0 and result.confidence.max() <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_weights_other_seed_other_weights(name, finished, data, tmp_path):
+    run(name, data, tmp_path / "again")
+    assert same(finished(name), tmp_path / "again")
+    run(name, data, tmp_path / "other", seed=1)
+    assert not same(finished(name), tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_model_predicts_what_the_trained_one_did(name, data, tmp_path):
+    trained = run(name, data, tmp_path / "run")
+    loaded = mw.load(tmp_path / "run" / "model.safetensors")
+    path = next((data / "images").iterdir())
+    a, b = trained.predict(path), loaded.predict(path)
+    assert np.array_equal(a.mask, b.mask) and np.array_equal(a.confidence, b.confidence)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interrupted_at_any_checkpoint_and_resumed_gives_the_same_weights(name, finished, data, tmp_path, monkeypatch):
+    """Stopped right after each checkpoint of each training stage, and at the start of each stage."""
+    real_fit, real_save = loop.fit, loop.save_checkpoint
+    saved: list[int] = []
+
+    def frequent(training, **options):
+        real_fit(training, **(options | {"checkpoint_every": 3}))
+
+    def interrupting(path, state):
+        real_save(path, state)
+        if state["step"] not in saved:
+            saved.append(state["step"])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskwright.engine.context.fit", frequent)
+    monkeypatch.setattr(loop, "save_checkpoint", interrupting)
+    folder = tmp_path / "run"
+    for _ in range(20):
+        try:
+            run(name, data, folder, resume=True)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert same(finished(name), folder)
+    trains = any(s["kind"] == "train" for s in json.loads((folder / "run.json").read_text())["stages"])
+    assert bool(saved) == trains, "a training stage was interrupted"
+    steps = [m["step"] for m in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in m]
+    assert len(steps) == len(set(zip(steps, range(len(steps))))) and steps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumes_behind_every_stage(name, finished, data, tmp_path):
+    done = finished(name)
+    stages = [s["name"] for s in json.loads((done / "run.json").read_text())["stages"]]
+    for k in range(len(stages)):
+        folder = tmp_path / f"from_{k}"
+        shutil.copytree(done, folder)
+        for later in stages[k:]:
+            shutil.rmtree(folder / later)
+        (folder / "model.safetensors").unlink()
+        run(name, data, folder, resume=True)
+        assert same(done, folder), f"resumed at stage {stages[k]}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_falls(name, data, tmp_path):
+    run(name, data, tmp_path / "run", steps=60)
+    lines = [json.loads(t) for t in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    for stage in (s["name"] for s in record["stages"] if s["kind"] == "train"):
+        losses = [m["loss"] for m in lines if m["stage"] == stage]
+        third = len(losses) // 3
+        assert np.mean(losses[-third:]) < np.mean(losses[:third]), stage
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_without_labels_are_unlabelled_images(name, tmp_path):
+    folder = write_tiny_folder(tmp_path / "bare", masks=False)
+    shutil.rmtree(folder / "masks")
+    for file in ("tags.csv", "captions.csv", "classes.txt"):
+        (folder / file).unlink()
+    needs = mw.METHODS[name].needs
+    if needs & {"masks", "tags", "captions"}:
+        with pytest.raises(MaskwrightError, match="needs"):
+            run(name, folder, tmp_path / "run")
+        return
+    model = run(name, folder, tmp_path / "run")
+    assert len(model.classes) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_broken_image_among_good_ones_is_skipped_and_named(name, tmp_path):
+    folder = write_tiny_folder(tmp_path / "mixed")
+    (folder / "images" / "broken.jpg").write_bytes(b"")
+    (folder / "images" / "text.jpg").write_text("not a photograph")
+    run(name, folder, tmp_path / "run", report=True)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert sorted(n for n, _ in record["data"]["skipped"]) == ["broken", "text"]
+    assert "broken" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_option_offers_the_nearest(name, data, tmp_path):
+    option = dataclasses.fields(mw.METHODS[name].Config)[0].name
+    with pytest.raises(MaskwrightError, match=option):
+        run(name, data, tmp_path / "run", settings={option + "x": 1})
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,187 @@
+"""STEGO against slow versions and the invariants of its paper."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import maskwright as mw
+from maskwright.engine.progress import Progress
+from maskwright.errors import MaskwrightError
+from maskwright.methods.unsupervised import stego as S
+from tests.conftest import write_tiny_folder
+
+
+def slow_loss(f_a, f_b, c_a, c_b, b):
+    """The loss by loops over photographs and positions."""
+    B, _, P = f_a.shape
+    corr = torch.zeros(B, P, P)
+    code = torch.zeros(B, P, P)
+    for n in range(B):
+        for i in range(P):
+            for j in range(P):
+                corr[n, i, j] = f_a[n, :, i] @ f_b[n, :, j] / (f_a[n, :, i].norm() * f_b[n, :, j].norm())
+                code[n, i, j] = c_a[n, :, i] @ c_b[n, :, j] / (c_a[n, :, i].norm() * c_b[n, :, j].norm())
+    m = corr.mean()
+    for n in range(B):
+        for i in range(P):
+            corr[n, i] -= corr[n, i].mean()
+    corr = corr - corr.mean() + m
+    total = sum(-max(float(s), 0.0) * (float(f) - b) for s, f in zip(code.flatten(), corr.flatten()))
+    return total / code.numel()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000), st.floats(-0.5, 0.9))
+def test_loss_equals_loops(seed, b):
+    g = torch.Generator().manual_seed(seed)
+    f_a, f_b = torch.randn(2, 2, 5, 6, generator=g)
+    c_a, c_b = torch.randn(2, 2, 3, 6, generator=g)
+    assert float(S.correspondence_loss(f_a, f_b, c_a, c_b, b)) == pytest.approx(slow_loss(f_a, f_b, c_a, c_b, b), abs=1e-5)
+
+
+def test_correlation_of_a_map_with_itself_is_symmetric_with_unit_diagonal():
+    f = torch.randn(2, 7, 9)
+    c = S.correlation(f, f)
+    assert torch.allclose(c, c.transpose(1, 2), atol=1e-6)
+    assert torch.allclose(c.diagonal(dim1=1, dim2=2), torch.ones(2, 9), atol=1e-6)
+
+
+def test_centred_correlations_have_the_global_mean_at_each_anchor():
+    f = torch.rand(3, 8, 8)
+    assert torch.allclose(S.center(f).mean(2), f.mean().expand(3, 8), atol=1e-6)
+
+
+def test_no_loss_and_no_gradient_where_codes_are_opposed():
+    f = torch.randn(1, 4, 5)
+    c_a = torch.ones(1, 2, 5, requires_grad=True)
+    loss = S.correspondence_loss(f, f, c_a, -torch.ones(1, 2, 5), 0.1)
+    loss.backward()
+    assert float(loss.detach()) == 0 and torch.equal(c_a.grad, torch.zeros_like(c_a))
+
+
+def test_gradient_on_code_correlations_is_the_shifted_feature_correlation():
+    f = torch.randn(2, 4, 5)
+    s = torch.rand(2, 5, 5, requires_grad=True)
+    target = S.center(S.correlation(f, f))
+    (-(s.clamp(min=0) * (target - 0.2))).mean().backward()
+    assert torch.allclose(s.grad, -(target - 0.2) / s.numel(), atol=1e-7)
+
+
+def test_doubling_codes_changes_nothing_and_features_get_no_gradient():
+    f = torch.randn(2, 4, 6, requires_grad=True)
+    c = torch.randn(2, 3, 6, requires_grad=True)
+    once = S.correspondence_loss(f, f, c, c, 0.1)
+    assert torch.allclose(once, S.correspondence_loss(f, f, 2 * c, 2 * c, 0.1), atol=1e-6)
+    once.backward()
+    assert f.grad is None and c.grad is not None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 10_000))
+def test_super_permutation_never_pairs_a_photograph_with_itself(size, seed):
+    p = S.super_permutation(size, torch.Generator().manual_seed(seed))
+    assert (p != torch.arange(size)).all() and 0 <= int(p.min()) and int(p.max()) < size
+
+
+def test_two_regions_separate():
+    """One-hot features of two regions: free codes learn a positive correlation within and none between."""
+    f = F.one_hot(torch.arange(8) % 2).T.float()[None]  # (1, 2, 8)
+    c = torch.nn.Parameter(torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(1)))
+    optimizer = torch.optim.Adam([c], lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        S.correspondence_loss(f, f, c, c, 0.5).backward()
+        optimizer.step()
+    s = S.correlation(c.detach(), c.detach())[0]
+    same = (torch.arange(8) % 2)[:, None] == (torch.arange(8) % 2)[None]
+    assert s[same].min() > 0.95 and s[~same].max() < 0.05
+
+
+def test_probe_sends_no_gradient_to_the_codes():
+    c = torch.randn(2, 4, 3, 3, requires_grad=True)
+    probe = S.ClusterProbe(5, 4)
+    loss = probe(c)
+    loss.backward()
+    assert c.grad is None and probe.mu.grad.abs().sum() > 0
+    unit_c, unit_mu = F.normalize(c, dim=1), F.normalize(probe.mu, dim=1)
+    best = [(unit_mu @ unit_c[n, :, i, j]).max() for n in range(2) for i in range(3) for j in range(3)]
+    assert float(loss.detach()) == pytest.approx(-float(torch.stack(best).mean().detach()), abs=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.02, 0.9))
+def test_shift_is_exceeded_by_the_share_asked_for(share):
+    x = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    b = S.quantile_shift(x, share)
+    assert float((x > b).float().mean()) == pytest.approx(share, abs=2e-3)
+
+
+def test_weights_balance_the_pull_of_the_pairings():
+    spreads, wanted = [0.1, 0.2, 0.05], [0.67, 0.25, 0.63]
+    w = S.balanced_weights(spreads, wanted)
+    pull = [a * b for a, b in zip(w, spreads)]
+    assert sum(w) == pytest.approx(sum(wanted))
+    assert [p / pull[0] for p in pull] == pytest.approx([v / wanted[0] for v in wanted])
+
+
+def test_samples_lie_on_the_map():
+    ramp = torch.arange(8.0).expand(1, 1, 4, 8).contiguous()
+    points = torch.tensor([[[-1 + 2 * (j + 0.5) / 8, 0.0] for j in range(8)]])
+    assert torch.allclose(S.sample(ramp, points)[0, 0], torch.arange(8.0))
+
+
+def test_window_of_a_larger_map():
+    f = torch.arange(6 * 9).float().reshape(1, 6, 9)
+    w = S._window(f, 4, 5, torch.Generator().manual_seed(0))
+    assert w.shape == (1, 4, 5) and torch.equal(w[0, 1:, :] - w[0, :-1, :], torch.full((3, 5), 9.0))
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKWRIGHT_CACHE", str(tmp_path / "cache"))
+
+    def train(folder, out, **options):
+        defaults = {"classes": 2, "backbone": "tf_efficientnet_lite0", "weights": "random", "steps": 3, "report": False}
+        settings_ = {"short_side": 64, "batch": 3, **options.pop("settings", {})}
+        return mw.train(
+            folder, "stego", out=tmp_path / out, settings=settings_, progress=Progress(quiet=True), **(defaults | options)
+        )
+
+    return train
+
+
+def test_fixed_shifts_and_the_probe_as_readout(small, tmp_path):
+    folder = write_tiny_folder(tmp_path / "tiny")
+    small(folder, "run", settings={"auto_shift": "false", "b_self": "0.3", "readout": "probe"})
+    notes = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    assert any("0.300" in n and "from the data" not in n for n in notes)
+
+
+def test_photographs_of_different_shapes(small, tmp_path):
+    folder = write_tiny_folder(tmp_path / "tiny", count=4)
+    write_tiny_folder(tmp_path / "wide", count=4, size=(40, 90))
+    for path in (tmp_path / "wide" / "images").iterdir():
+        path.rename(folder / "images" / f"wide_{path.name}")
+    small(folder, "run")
+
+
+def test_one_photograph_is_refused_with_a_way_out(small, tmp_path):
+    folder = write_tiny_folder(tmp_path / "one", count=1)
+    with pytest.raises(MaskwrightError, match="kmeans"):
+        small(folder, "run")
+
+
+def test_nearest_images_never_name_themselves(small, tmp_path):
+    from safetensors.torch import load_file
+
+    folder = write_tiny_folder(tmp_path / "tiny", count=6)
+    small(folder, "run")
+    nearest = load_file(tmp_path / "run" / "prepare" / S.PREPARED)["nearest"]
+    assert nearest.shape == (6, 5)
+    assert all(i not in row for i, row in enumerate(nearest.tolist()))

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import errno
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from fakes import ColorSegmenter, scene
+from PIL import Image
+
+from maskwright.data.classes import ClassTable
+from maskwright.data.folder import open_folder
+from maskwright.data.masks import read_mask
+from maskwright.errors import MaskwrightError
+from maskwright.predict.model import Model, as_picture, check_device, load, read_ahead
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model(ColorSegmenter())
+
+
+def test_predict_gives_the_contract(model):
+    image, ids = scene(50, 70)
+    result = model.predict(image)
+    assert result.mask.dtype == np.uint16 and result.confidence.dtype == np.float32
+    assert result.mask.shape == result.confidence.shape == (50, 70)
+    assert result.confidence.min() >= 0 and result.confidence.max() <= 1
+    assert (result.mask == ids).mean() > 0.95
+    assert result.classes == model.classes
+    assert result.shares().sum() == pytest.approx(1)
+    np.testing.assert_allclose(model.probabilities(image).max(0), result.confidence, atol=1e-6)
+
+
+def test_path_pillow_and_array_agree(model, tmp_path):
+    image, _ = scene(30, 40)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    masks = [
+        model.predict(x).mask for x in (image, tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(image))
+    ]
+    for mask in masks[1:]:
+        np.testing.assert_array_equal(mask, masks[0])
+    model.predict(image).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), masks[0])
+
+
+def test_arrays_that_are_no_pictures_are_refused(model):
+    assert as_picture(np.zeros((4, 5), np.uint8)).shape == (4, 5, 3)
+    assert as_picture(np.zeros((4, 5, 4), np.uint8)).shape == (4, 5, 3)
+    for bad in (np.zeros((4, 5, 3)), np.zeros((0, 5, 3), np.uint8), np.zeros((4, 5, 7), np.uint8), None):
+        with pytest.raises(MaskwrightError):
+            model.predict(bad)
+
+
+def test_folder_is_written_and_bad_images_are_named(model, tiny_folder, tmp_path):
+    (tiny_folder / "images" / "empty.jpg").write_bytes(b"")
+    (tiny_folder / "images" / "text.jpg").write_text("not a picture")
+    data, seen = open_folder(tiny_folder), []
+    out = tmp_path / "deep" / "out"
+    done = model.predict_folder(
+        data, out, confidence=True, overlays=True, progress=lambda done, total: seen.append((done, total))
+    )
+    assert done.written == 8 and sorted(n for n, _ in done.skipped) == ["empty", "text"]
+    assert all(reason for _, reason in done.skipped)
+    assert seen[-1] == (len(data), len(data))
+    assert done.shares.sum() == pytest.approx(1)
+    for name in data.names:
+        if name.startswith("picture"):
+            assert read_mask(out / f"{name}.png").shape == (48, 64)
+            assert Image.open(out / "confidence" / f"{name}.png").mode == "L"
+            assert Image.open(out / "overlays" / f"{name}.jpg").size == (64, 48)
+    truth = np.stack([data.mask(i) for i in range(len(data)) if data.has_mask(i)])
+    found = np.stack([read_mask(out / f"{n}.png") for n in data.names if n.startswith("picture")])
+    assert (truth == found).mean() > 0.95
+    assert data.ledger.counts()["train"]["masks"] == 8  # noted by this test, not by the prediction
+
+
+def test_prediction_reads_no_labels(model, tiny_folder, tmp_path):
+    data = open_folder(tiny_folder)
+    model.predict_folder(data, tmp_path / "out")
+    assert all(n == 0 for kinds in data.ledger.counts().values() for n in kinds.values())
+
+
+def test_existing_masks_are_replaced(model, tiny_folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "picture_00.png").write_bytes(b"old")
+    model.predict_folder(tiny_folder, out)
+    assert read_mask(out / "picture_00.png").shape == (48, 64)
+    assert not [p for p in out.iterdir() if ".tmp" in p.name]
+
+
+def test_images_and_labels_are_never_written_over(model, tiny_folder):
+    before = {p: p.read_bytes() for p in tiny_folder.rglob("*") if p.is_file()}
+    (tiny_folder / "here.txt").write_text("a file")
+    flat = tiny_folder.parent / "flat"
+    shutil.copytree(tiny_folder / "images", flat)
+    for data, out in (
+        (tiny_folder, tiny_folder / "images"),
+        (tiny_folder, tiny_folder / "masks"),
+        (tiny_folder, tiny_folder / "splits" / ".." / "images"),
+        (tiny_folder, tiny_folder / "here.txt"),
+        (flat, flat),
+    ):
+        with pytest.raises(MaskwrightError):
+            model.predict_folder(data, out)
+    with pytest.raises(MaskwrightError):  # hidden labels are labels
+        model.predict_folder(open_folder(tiny_folder).labeled(["picture_00"]), tiny_folder / "masks")
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_full_disk_is_no_skipped_image(model, tiny_folder, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("maskwright.data.files.os.replace", full)
+    with pytest.raises(MaskwrightError, match="no space left"):
+        model.predict_folder(tiny_folder, tmp_path / "out")
+    assert not [p for p in (tmp_path / "out").iterdir() if p.suffix == ".png"]
+
+
+def test_reading_ahead_keeps_order_and_frees_pictures(tiny_folder):
+    import weakref
+
+    data = open_folder(tiny_folder)
+    names, last = [], None
+    for name, picture in read_ahead(data):
+        names.append(name)
+        np.testing.assert_array_equal(picture, data.image(len(names) - 1))
+        kept = weakref.ref(picture)
+        del picture
+        last = kept
+    assert names == data.names and last is not None and last() is None
+
+
+def test_devices():
+    assert check_device("cpu") == torch.device("cpu")
+    assert check_device("auto").type in ("cpu", "cuda")
+    for bad in ("cuda:99", "gpu"):
+        with pytest.raises(MaskwrightError):
+            check_device(bad)
+
+
+def test_saved_model_predicts_the_same(tmp_path):
+    from maskwright.models.backbones import build_backbone
+    from maskwright.models.heads import CosineClassifier
+    from maskwright.models.preprocess import Preprocess
+    from maskwright.models.segmenter import BackboneEncoder, Segmenter
+
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet18", "random")
+    encoder = BackboneEncoder(backbone, layers=1)
+    segmenter = Segmenter(
+        encoder, None, CosineClassifier(torch.randn(5, encoder.width)), ClassTable.numbered(5),
+        Preprocess(short_side=64, multiple_of=encoder.multiple_of), backbone.provenance, method="test",
+    )  # fmt: skip
+    model = Model(segmenter, {"seed": 3})
+    model.save(tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors")
+    assert again.extra == {"seed": 3} and again.classes == model.classes
+    image, _ = scene(70, 90)
+    a, b = model.predict(image, tile=48, flips=True), again.predict(image, tile=48, flips=True)
+    np.testing.assert_array_equal(a.mask, b.mask)
+    np.testing.assert_array_equal(a.confidence, b.confidence)
+    (tmp_path / "broken.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(MaskwrightError):
+        load(tmp_path / "broken.safetensors")

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import scene
+from PIL import Image
+
+from maskwright.data.classes import ClassTable
+from maskwright.data.masks import read_mask
+from maskwright.predict.writers import (
+    boundaries,
+    contact_sheet,
+    overlay,
+    shrink,
+    write_confidence,
+    write_contact_sheet,
+    write_index,
+    write_overlay,
+)
+
+
+@pytest.mark.parametrize(
+    ("classes", "mode", "dtype"), [(3, "P", np.uint8), (255, "P", np.uint8), (256, "I;16", np.uint16)]
+)
+def test_index_masks_are_exact_and_have_one_depth(tmp_path, classes, mode, dtype):
+    ids = np.random.default_rng(0).integers(0, classes, (13, 17)).astype(np.uint16)
+    ids[0, 0] = classes - 1
+    write_index(tmp_path / "a.png", ids, ClassTable.numbered(classes))
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == mode
+    found = read_mask(tmp_path / "a.png")
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, ids)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_palette_is_the_classes_colours(tmp_path):
+    table = ClassTable(("a", "b"), np.array([(1, 2, 3), (200, 100, 50)], np.uint8))
+    write_index(tmp_path / "a.png", np.array([[0, 1]]), table)
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "a.png").convert("RGB"))[0], table.colors)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_confidence_is_written_in_8_bits(tmp_path, dtype):
+    write_confidence(tmp_path / "c.png", np.array([[0, 0.5, 1, 2, np.nan]], dtype))
+    assert np.array(Image.open(tmp_path / "c.png")).tolist() == [[0, 128, 255, 255, 0]]
+    write_confidence(tmp_path / "d.png", np.array([[7]], np.uint8))
+    assert np.array(Image.open(tmp_path / "d.png")).tolist() == [[7]]
+
+
+def test_boundaries_lie_between_segments():
+    ids = np.zeros((6, 8), np.uint8)
+    ids[:, 5:] = 1
+    assert np.argwhere(boundaries(ids).all(0)).tolist() == [[4]]
+    assert boundaries(ids, 2).any(0).tolist() == [False] * 4 + [True, True] + [False] * 2
+    assert not boundaries(np.zeros((1, 1))).any()
+
+
+def test_overlay_tints_classes_and_leaves_ignored_pixels():
+    table = ClassTable.numbered(3)
+    image, ids = scene(40, 50)
+    shown = overlay(image, ids, table, strength=0.5)
+    inside = ~boundaries(ids)
+    expected = (image.astype(float) + table.colors[ids]) / 2
+    assert np.abs(shown[inside] - expected[inside]).max() <= 1
+    np.testing.assert_array_equal(overlay(image, np.full_like(ids, 255), table), image)
+
+
+def test_overlays_of_large_images_are_shrunk(tmp_path):
+    image, ids = scene(300, 600)
+    small, few = shrink(image, ids, 100)
+    assert small.shape == (50, 100, 3) and few.shape == (50, 100)
+    assert set(np.unique(few)) <= {0, 1, 2}
+    write_overlay(tmp_path / "o.jpg", image, ids, ClassTable.numbered(3), side=200)
+    assert Image.open(tmp_path / "o.jpg").size == (200, 100)
+    assert shrink(image[:1], ids[:1], 100)[0].shape == (1, 100, 3)
+
+
+def test_contact_sheet(tmp_path):
+    images = [np.full((20 + i, 30, 3), 40 * i, np.uint8) for i in range(5)]
+    sheet = contact_sheet(images, columns=3, cell=(40, 60), gap=4)
+    assert sheet.shape == (2 * 44 + 4, 3 * 64 + 4, 3)
+    assert (sheet[24, 34] == 0).all() and (sheet[0] == 245).all()
+    write_contact_sheet(tmp_path / "s.png", images)
+    write_contact_sheet(tmp_path / "s.jpg", images)
+    assert Image.open(tmp_path / "s.png").size == Image.open(tmp_path / "s.jpg").size
+    with pytest.raises(ValueError, match="no images"):
+        contact_sheet([])

@@ -1,0 +1,244 @@
+"""The command line as a user meets it: verbs, exit codes, and one clear line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskwright import cli
+from tests.conftest import write_tiny_folder
+
+FAST = ["--backbone", "tf_efficientnet_lite0", "--weights", "random", "--set", "short_side=64", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("MASKWRIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def maskwright(monkeypatch, capfd):
+    """Runs the command line in this process; gives exit code, standard output and error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["maskwright", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """A dataset folder and a k-means run on it."""
+    os.environ.setdefault("MASKWRIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    from maskwright import api
+    from maskwright.engine.progress import Progress
+
+    data = write_tiny_folder(tmp_path_factory.mktemp("cli") / "tiny")
+    out = data.parent / "run"
+    api.train(
+        data, "kmeans", out=out, classes=3, backbone="tf_efficientnet_lite0", weights="random",
+        settings={"short_side": 64}, progress=Progress(quiet=True), report=False,
+    )  # fmt: skip
+    return data, out
+
+
+def bad(result: tuple[int, str, str], *words: str) -> None:
+    """Asserts exit code 2 and one line that holds the words."""
+    code, _, err = result
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if line.startswith("maskwright: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_help_is_light():
+    code = "import sys, maskwright.cli as c\nprint([m for m in ('torch','timm','numba','scipy','PIL') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+    shown = subprocess.run([sys.executable, "-m", "maskwright.cli", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    for verb in ("doctor", "methods", "train", "predict", "evaluate", "demo"):
+        assert verb in shown.stdout
+
+
+def test_methods(maskwright):
+    code, out, _ = maskwright("methods", "--json")
+    rows = json.loads(out)
+    assert code == 0 and {"kmeans", "deep_spectral", "stego"} <= {r["name"] for r in rows}
+    assert all(r["title"] and r["link"] and r["options"] for r in rows)
+    code, out, _ = maskwright("methods")
+    assert code == 0 and "stego" in out
+
+
+def test_train_predict_evaluate(maskwright, tmp_path):
+    data = write_tiny_folder(tmp_path / "tiny")
+    run = tmp_path / "run"
+    code, _, err = maskwright("train", data, "--split", "train", "--method", "kmeans", "--classes", 3, "--out", run, *FAST)
+    assert code == 0, err
+    assert "labels its weights saw" in err
+    record = json.loads((run / "run.json").read_text())
+    assert record["data"]["images"] == 4
+    assert not any(record["labels_read"]["train"].values()) and not any(record["labels_read"]["select"].values())
+    for part in ("model.safetensors", "report.html", "metrics.jsonl", "cluster"):
+        assert (run / part).exists()
+
+    code, _, err = maskwright("predict", run, data, "--split", "test", "--out", tmp_path / "masks")
+    assert code == 0, err
+    assert sorted(p.name for p in (tmp_path / "masks").glob("*.png")) == [f"picture_{i:02d}.png" for i in range(4, 8)]
+
+    code, out, err = maskwright(
+        "evaluate", tmp_path / "masks", data, "--split", "test", "--protocol", "hungarian", "--json", tmp_path / "s.json"
+    )
+    assert code == 0, err
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["protocol"] == "hungarian" and 0 <= scores["miou"] <= 1 and 0 <= scores["pixel_accuracy"] <= 1
+    assert [c["name"] for c in scores["per_class"]] == ["ground", "disc", "square"]
+    assert "hungarian" in out
+
+
+def test_doctor(maskwright, tmp_path):
+    data = write_tiny_folder(tmp_path / "tiny")
+    (data / "images" / "empty.jpg").write_bytes(b"")
+    code, out, _ = maskwright("doctor", data, "--json")
+    assert code == 0 and "empty" in json.dumps(json.loads(out))
+
+
+def test_one_image(maskwright, trained, tmp_path):
+    data, run = trained
+    code, _, err = maskwright("predict", run, data / "images" / "picture_00.png", "--out", tmp_path / "one")
+    assert code == 0, err
+    assert (tmp_path / "one" / "picture_00.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "NOWHERE"], ["NOWHERE"]),
+        (["train", "DATA", "--method", "stegoo"], ["stegoo", "'stego'"]),
+        (["train", "DATA", "--method", "kmeans", "--set", "restartz=3"], ["restartz", "'restarts'"]),
+        (["train", "DATA", "--method", "kmeans", "--set", "restarts=many"], ["restarts=many", "int"]),
+        (["train", "DATA", "--method", "kmeans", "--set", "restarts"], ["key=value"]),
+        (["train", "DATA", "--method", "kmeans", "--set", "restarts=0"], ["restarts", "at least 1"]),
+        (["train", "DATA", "--method", "kmeans", "--split", "trian"], ["trian", "train"]),
+        (["train", "DATA", "--method", "kmeans", "--labeled", "nolist"], ["nolist"]),
+        (["train", "DATA", "--method", "kmeans", "--backbone", "resnet5O"], ["resnet5O", "resnet50"]),
+        (["train", "DATA", "--method", "kmeans", "--weights", "missing.pth"], ["missing.pth"]),
+        (["train", "DATA", "--method", "kmeans", "--classes", "0"], ["--classes 0"]),
+        (["train", "DATA", "--method", "kmeans", "--steps", "0"], ["--steps 0"]),
+        (["train", "DATA", "--method", "kmeans", "--device", "tpu"], ["tpu"]),
+        (["train", "nosuchlayout:DATA"], ["nosuchlayout"]),
+        (["predict", "missing.safetensors", "DATA", "--out", "o"], ["missing.safetensors"]),
+        (["predict", "RUN", "DATA", "--out", "o", "--refine", "crff"], ["crff", "crf"]),
+        (["predict", "RUN", "NOWHERE", "--out", "o"], ["NOWHERE"]),
+        (["evaluate", "NOWHERE", "DATA"], ["NOWHERE"]),
+        (["evaluate", "DATA/masks", "DATA", "--protocol", "hungarain"], ["hungarain", "hungarian"]),
+        (["doctor", "NOWHERE"], ["NOWHERE"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(maskwright, trained, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    data, run = trained
+    places = {"DATA": str(data), "RUN": str(run), "NOWHERE": str(tmp_path / "NOWHERE")}
+    filled = []
+    for a in arguments:
+        for key, value in places.items():
+            a = a.replace(key, value)
+        filled.append(a)
+    if filled[0] == "train" and "--out" not in filled:
+        filled += ["--out", "new-run"]
+        if "--backbone" not in filled and "--weights" not in filled:
+            filled += ["--backbone", "tf_efficientnet_lite0", "--weights", "random"]
+    bad(maskwright(*filled), *words)
+    assert not (tmp_path / "new-run" / "model.safetensors").exists()
+
+
+def test_more_clusters_than_pixels(maskwright, tmp_path):
+    data = write_tiny_folder(tmp_path / "one", count=1)
+    result = maskwright("train", data, "--method", "kmeans", "--classes", 5000, "--out", tmp_path / "run", *FAST)
+    bad(result, "5000 clusters", "--classes")
+
+
+def test_existing_run_is_left_alone(maskwright, trained):
+    data, run = trained
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    bad(maskwright("train", data, "--method", "kmeans", "--classes", 3, "--out", run, *FAST), "already holds a run", "--resume")
+    bad(maskwright("train", data, "--method", "kmeans", "--classes", 4, "--out", run, "--resume", *FAST), "same settings")
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04zip", b"\x80\x04K\x01.", b"\xff" * 100, b"{}"])
+def test_bundle_that_is_none(maskwright, trained, tmp_path, content):
+    data, _ = trained
+    (tmp_path / "model.safetensors").write_bytes(content)
+    bad(maskwright("predict", tmp_path / "model.safetensors", data, "--out", tmp_path / "o"), "model.safetensors")
+
+
+def test_truncated_bundle(maskwright, trained, tmp_path):
+    data, run = trained
+    whole = (run / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    bad(maskwright("predict", tmp_path / "model.safetensors", data, "--out", tmp_path / "o"), "model.safetensors")
+
+
+def test_odd_images(maskwright, trained, tmp_path):
+    """Grey, RGBA, 16-bit, palette, CMYK, one pixel and a thin strip are all photographs."""
+    _, run = trained
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (20, 30), np.uint8)).save(folder / "grey.png")
+    Image.fromarray(rng.integers(0, 256, (20, 30, 4), np.uint8)).save(folder / "rgba.png")
+    Image.fromarray(rng.integers(0, 65536, (20, 30)).astype(np.uint16)).save(folder / "deep.png")
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).convert("P").save(folder / "palette.png")
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(rng.integers(0, 256, (1, 1, 3), np.uint8)).save(folder / "pixel.png")
+    Image.fromarray(rng.integers(0, 256, (1, 5000, 3), np.uint8)).save(folder / "strip.png")
+    (folder / "text.jpg").write_text("hello")
+    code, _, err = maskwright("predict", run, folder, "--out", tmp_path / "masks")
+    assert code == 0, err
+    assert "skipped text" in err
+    sizes = {p.stem: Image.open(p).size for p in (tmp_path / "masks").glob("*.png")}
+    assert sizes == {
+        "grey": (30, 20), "rgba": (30, 20), "deep": (30, 20), "palette": (30, 20), "cmyk": (30, 20),
+        "pixel": (1, 1), "strip": (5000, 1),
+    }  # fmt: skip
+
+
+def test_disk_full_while_training_keeps_what_was_there(maskwright, tmp_path, monkeypatch):
+    import errno
+
+    from maskwright.data import files
+
+    data = write_tiny_folder(tmp_path / "tiny")
+    run = tmp_path / "run"
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith("model.safetensors"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    arguments = ("train", data, "--method", "kmeans", "--classes", 3, "--out", run, *FAST)
+    bad(maskwright(*arguments), "space")
+    assert (run / "cluster" / "stage.json").exists()
+    monkeypatch.setattr(files.os, "replace", real)
+    code, _, err = maskwright(*arguments, "--resume")
+    assert code == 0, err
+    assert "already done" in err
