@@ -89,7 +89,9 @@ def test_methods(maskwright):
 def test_train_predict_evaluate(maskwright, tmp_path):
     data = write_tiny_folder(tmp_path / "tiny")
     run = tmp_path / "run"
-    code, _, err = maskwright("train", data, "--split", "train", "--method", "kmeans", "--classes", 3, "--out", run, *FAST)
+    code, _, err = maskwright(
+        "train", data, "--split", "train", "--method", "kmeans", "--classes", 3, "--out", run, *FAST
+    )
     assert code == 0, err
     assert "labels its weights saw" in err
     record = json.loads((run / "run.json").read_text())
@@ -103,7 +105,15 @@ def test_train_predict_evaluate(maskwright, tmp_path):
     assert sorted(p.name for p in (tmp_path / "masks").glob("*.png")) == [f"picture_{i:02d}.png" for i in range(4, 8)]
 
     code, out, err = maskwright(
-        "evaluate", tmp_path / "masks", data, "--split", "test", "--protocol", "hungarian", "--json", tmp_path / "s.json"
+        "evaluate",
+        tmp_path / "masks",
+        data,
+        "--split",
+        "test",
+        "--protocol",
+        "hungarian",
+        "--json",
+        tmp_path / "s.json",
     )
     assert code == 0, err
     scores = json.loads((tmp_path / "s.json").read_text())
@@ -177,8 +187,15 @@ def test_more_clusters_than_pixels(maskwright, tmp_path):
 def test_existing_run_is_left_alone(maskwright, trained):
     data, run = trained
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    bad(maskwright("train", data, "--method", "kmeans", "--classes", 3, "--out", run, *FAST), "already holds a run", "--resume")
-    bad(maskwright("train", data, "--method", "kmeans", "--classes", 4, "--out", run, "--resume", *FAST), "same settings")
+    bad(
+        maskwright("train", data, "--method", "kmeans", "--classes", 3, "--out", run, *FAST),
+        "already holds a run",
+        "--resume",
+    )
+    bad(
+        maskwright("train", data, "--method", "kmeans", "--classes", 4, "--out", run, "--resume", *FAST),
+        "same settings",
+    )
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 

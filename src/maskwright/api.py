@@ -183,16 +183,20 @@ def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[Cla
     )
 
 
-def _backbone(name: str, weights: str | Path | None, bar: Progress) -> tuple[Backbone, str]:
+def _backbone(name: str, weights: str | Path | None, bar: Progress, seed: int) -> tuple[Backbone, str]:
+    import torch
+
+    from maskwright.engine.seeding import derive
     from maskwright.models.backbones import build_backbone, default_backbone
 
+    torch.manual_seed(derive(seed, "backbone"))  # for weights="random"
     if name == "auto" and weights is None:
         backbone, why = default_backbone()
     elif name == "auto":
-        backbone = build_backbone("tf_efficientnet_lite0", weights=weights)
+        backbone = build_backbone("tf_efficientnet_lite0", weights=str(weights))
         why = f"{backbone.name} with the weights given"
     else:
-        backbone = build_backbone(name, weights=weights)
+        backbone = build_backbone(name, weights=None if weights is None else str(weights))
         why = f"{backbone.name}, as asked"
     bar.say(f"backbone: {why}; labels its weights saw: {backbone.provenance.labels_seen}")
     return backbone, why
@@ -222,7 +226,7 @@ def _context(
     fabric = make_fabric(device)
     bar.quiet = bar.quiet or fabric.global_rank > 0
     folder = Path(out) if out is not None else Path("runs") / f"{method}-{Path(images.root).name}"
-    network, why_backbone = _backbone(backbone, weights, bar)
+    network, why_backbone = _backbone(backbone, weights, bar, seed)
     record = {
         "status": "running",
         "command": shlex.join(["maskwright", *sys.argv[1:]]) if Path(sys.argv[0]).name == "maskwright" else "mw.train",
@@ -237,6 +241,7 @@ def _context(
         "device": str(fabric.device),
         "processes": fabric.world_size,
         "backbone": network.provenance.to_json(),
+        "weights_key": network.key,
         "data": {
             "root": str(images.root),
             "images": len(images),
@@ -249,8 +254,9 @@ def _context(
     }
     run = RunFolder.start(folder, record, resume=resume, writes=fabric.is_global_zero)
     context = Context(
-        data=images, table=table, seed=seed, steps=steps, fabric=fabric, run=run, cache=FeatureCache(), backbone=network,
-        source=None if source is None else _opened(source), progress=bar, notes=list(run.record.get("notes", [])),
+        data=images, table=table, seed=seed, steps=steps, fabric=fabric, run=run, cache=FeatureCache(),
+        backbone=network, source=None if source is None else _opened(source), progress=bar,
+        notes=list(run.record.get("notes", [])),
     )  # fmt: skip
     for sentence in (
         reason and f"Method: {reason}.",
@@ -260,6 +266,12 @@ def _context(
         if sentence:
             context.note(sentence)
     return context
+
+
+def _median_size(images: Dataset, most: int = 500) -> list[int]:
+    """Median height and width of the images: the field of view that tiles of large pictures should have."""
+    sizes = sorted(images.size(i) for i in range(0, len(images), max(1, len(images) // most)))
+    return [sorted(s[k] for s in sizes)[len(sizes) // 2] for k in (0, 1)]
 
 
 def _identity(method: str) -> dict[str, str]:
@@ -278,7 +290,12 @@ def _run(method: Any, context: Context, report: bool) -> Model:
     run = context.run
     run_stages(method, context)
     segmenter = method.segmenter()
-    extra = {"method": run.record["method"], "seed": context.seed, "data": run.record["data"]["fingerprint"]}
+    extra = {
+        "method": run.record["method"],
+        "seed": context.seed,
+        "data": run.record["data"]["fingerprint"],
+        "image_size": _median_size(context.data),
+    }
     if run.writes:
         save_bundle(run.path / MODEL, segmenter, extra)
     model = Model(segmenter, extra, device=str(context.device))

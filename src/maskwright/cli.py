@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,7 +41,7 @@ def methods(json: Json = False) -> None:
     from maskwright.engine.config import describe
     from maskwright.methods import METHODS
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": m.name,
             "title": m.title,

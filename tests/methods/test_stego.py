@@ -40,13 +40,15 @@ def slow_loss(f_a, f_b, c_a, c_b, b):
 @given(st.integers(0, 10_000), st.floats(-0.5, 0.9))
 def test_loss_equals_loops(seed, b):
     g = torch.Generator().manual_seed(seed)
-    f_a, f_b = torch.randn(2, 2, 5, 6, generator=g)
-    c_a, c_b = torch.randn(2, 2, 3, 6, generator=g)
-    assert float(S.correspondence_loss(f_a, f_b, c_a, c_b, b)) == pytest.approx(slow_loss(f_a, f_b, c_a, c_b, b), abs=1e-5)
+    f_a, f_b = (S.normalize(x) for x in torch.randn(2, 2, 5, 6, generator=g))
+    c_a, c_b = (S.normalize(x) for x in torch.randn(2, 2, 3, 6, generator=g))
+    assert float(S.correspondence_loss(f_a, f_b, c_a, c_b, b)) == pytest.approx(
+        slow_loss(f_a, f_b, c_a, c_b, b), abs=1e-5
+    )
 
 
 def test_correlation_of_a_map_with_itself_is_symmetric_with_unit_diagonal():
-    f = torch.randn(2, 7, 9)
+    f = S.normalize(torch.randn(2, 7, 9))
     c = S.correlation(f, f)
     assert torch.allclose(c, c.transpose(1, 2), atol=1e-6)
     assert torch.allclose(c.diagonal(dim1=1, dim2=2), torch.ones(2, 9), atol=1e-6)
@@ -66,7 +68,7 @@ def test_no_loss_and_no_gradient_where_codes_are_opposed():
 
 
 def test_gradient_on_code_correlations_is_the_shifted_feature_correlation():
-    f = torch.randn(2, 4, 5)
+    f = S.normalize(torch.randn(2, 4, 5))
     s = torch.rand(2, 5, 5, requires_grad=True)
     target = S.center(S.correlation(f, f))
     (-(s.clamp(min=0) * (target - 0.2))).mean().backward()
@@ -74,10 +76,12 @@ def test_gradient_on_code_correlations_is_the_shifted_feature_correlation():
 
 
 def test_doubling_codes_changes_nothing_and_features_get_no_gradient():
-    f = torch.randn(2, 4, 6, requires_grad=True)
-    c = torch.randn(2, 3, 6, requires_grad=True)
-    once = S.correspondence_loss(f, f, c, c, 0.1)
-    assert torch.allclose(once, S.correspondence_loss(f, f, 2 * c, 2 * c, 0.1), atol=1e-6)
+    f = torch.randn(2, 4, 3, 5, requires_grad=True)
+    c = torch.randn(2, 3, 3, 5, requires_grad=True)
+    p = torch.rand(2, 6, 2) * 2 - 1
+    f_p, c_p, c_2 = S.sample(f, p), S.sample(c, p), S.sample(2 * c, p)
+    once = S.correspondence_loss(f_p, f_p, c_p, c_p, 0.1)
+    assert torch.allclose(once, S.correspondence_loss(f_p, f_p, c_2, c_2, 0.1), atol=1e-6)
     once.backward()
     assert f.grad is None and c.grad is not None
 
@@ -96,9 +100,10 @@ def test_two_regions_separate():
     optimizer = torch.optim.Adam([c], lr=0.1)
     for _ in range(300):
         optimizer.zero_grad()
-        S.correspondence_loss(f, f, c, c, 0.5).backward()
+        unit = S.normalize(c)
+        S.correspondence_loss(f, f, unit, unit, 0.5).backward()
         optimizer.step()
-    s = S.correlation(c.detach(), c.detach())[0]
+    s = S.correlation(unit.detach(), unit.detach())[0]
     same = (torch.arange(8) % 2)[:, None] == (torch.arange(8) % 2)[None]
     assert s[same].min() > 0.95 and s[~same].max() < 0.05
 
@@ -131,9 +136,10 @@ def test_weights_balance_the_pull_of_the_pairings():
 
 
 def test_samples_lie_on_the_map():
-    ramp = torch.arange(8.0).expand(1, 1, 4, 8).contiguous()
+    angle = torch.arange(8.0).expand(1, 1, 4, 8) / 8
     points = torch.tensor([[[-1 + 2 * (j + 0.5) / 8, 0.0] for j in range(8)]])
-    assert torch.allclose(S.sample(ramp, points)[0, 0], torch.arange(8.0))
+    found = S.sample(torch.cat([angle.cos(), angle.sin()], 1), points)[0]
+    assert torch.allclose(torch.atan2(found[1], found[0]), torch.arange(8.0) / 8, atol=1e-6)
 
 
 def test_window_of_a_larger_map():
@@ -150,7 +156,12 @@ def small(tmp_path, monkeypatch):
         defaults = {"classes": 2, "backbone": "tf_efficientnet_lite0", "weights": "random", "steps": 3, "report": False}
         settings_ = {"short_side": 64, "batch": 3, **options.pop("settings", {})}
         return mw.train(
-            folder, "stego", out=tmp_path / out, settings=settings_, progress=Progress(quiet=True), **(defaults | options)
+            folder,
+            "stego",
+            out=tmp_path / out,
+            settings=settings_,
+            progress=Progress(quiet=True),
+            **(defaults | options),
         )
 
     return train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -76,10 +77,11 @@ def test_equals_scikit_learn_from_the_same_start():
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("steps", [0, 1, 3, 10])
-def test_pruned_steps_equal_plain_ones(metric: str, steps: int):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pruned_steps_equal_plain_ones(metric: str, steps: int, dtype: torch.dtype):
     x = draw(9_000, 24, groups=40, spread=1.0) * (torch.rand(9_000, 1) + 0.1 if metric == "cosine" else 1)
     centers, labels = plain_lloyd(x, x[:27], steps, metric == "cosine")
-    found = kmeans(x, 27, metric=metric, init=x[:27], iterations=steps, tol=0, chunk=512)
+    found = kmeans(x, 27, metric=metric, init=x[:27], iterations=steps, tol=0, chunk=512, dtype=dtype)
     assert torch.equal(found.labels, labels)
     torch.testing.assert_close(found.centers.double(), centers, atol=1e-5, rtol=1e-4)
 
@@ -103,7 +105,7 @@ def test_pruning_skips_rows_near_the_end(monkeypatch: pytest.MonkeyPatch):
     lloyd = Lloyd(rows, 9, None)
     centers = rows.to_centers(x[:9])
     for _ in range(30):
-        sums, counts, changed = lloyd.step(centers)
+        sums, counts, _ = lloyd.step(centers)
         centers = means(rows, sums, counts, centers)[0]
     looked_at = []
     take = Rows.take
@@ -140,16 +142,16 @@ def test_inertia_never_rises_with_more_steps():
     x = draw(4_000, 6, spread=1.0)
     for metric in ("cosine", "euclidean"):
         inertia = [kmeans(x, 8, metric=metric, init=x[:8], iterations=i, tol=0).inertia for i in range(12)]
-        assert all(b <= a * (1 + 1e-6) for a, b in zip(inertia, inertia[1:]))
+        assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(inertia))
 
 
-@pytest.mark.parametrize("init", ["kmeans++", "large_batch", "random"])
+@pytest.mark.parametrize("init", ["kmeans++", "large_batch"])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_separated_groups_are_found(init: str, metric: str):
     g = torch.Generator().manual_seed(1)
     true = torch.arange(12).repeat_interleave(250)
     x = (torch.eye(12, 20) * 10)[true] + 0.3 * torch.randn(3000, 20, generator=g)
-    found = kmeans(x, 12, metric=metric, init=init, seed=5, restarts=8)
+    found = kmeans(x, 12, metric=metric, init=init, seed=5, restarts=4)
     table = torch.zeros(12, 12).index_put_((found.labels, true), torch.ones(3000), accumulate=True)
     assert (table > 0).sum() == 12
     if metric == "cosine":
@@ -252,20 +254,20 @@ def test_zero_rows_take_no_part_under_cosine():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(k=0), "at least 1"),
-        (dict(k=31), "31 clusters asked of 30 rows"),
-        (dict(metric="manhattan"), "metric"),
-        (dict(init="best"), "init"),
-        (dict(init=torch.zeros(2, 4)), "expected \\(3, 4\\)"),
-        (dict(init=torch.full((3, 4), torch.nan)), "NaN"),
-        (dict(weights=torch.ones(4)), "weights"),
-        (dict(weights=-torch.ones(30)), "negative"),
-        (dict(restarts=0), "restarts"),
-        (dict(iterations=-1), "iterations"),
-        (dict(batch_size=0), "batch_size"),
-        (dict(dtype=torch.float16), "dtype"),
-        (dict(total=31), "total"),
-        (dict(offset=1), "offset"),
+        ({"k": 0}, "at least 1"),
+        ({"k": 31}, "31 clusters asked of 30 rows"),
+        ({"metric": "manhattan"}, "metric"),
+        ({"init": "best"}, "init"),
+        ({"init": torch.zeros(2, 4)}, "expected \\(3, 4\\)"),
+        ({"init": torch.full((3, 4), torch.nan)}, "NaN"),
+        ({"weights": torch.ones(4)}, "weights"),
+        ({"weights": -torch.ones(30)}, "negative"),
+        ({"restarts": 0}, "restarts"),
+        ({"iterations": -1}, "iterations"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"dtype": torch.float16}, "dtype"),
+        ({"total": 31}, "total"),
+        ({"offset": 1}, "offset"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str):
@@ -290,7 +292,8 @@ def test_values_that_are_not_finite(value: float):
 def test_shares_equal_one_process(metric: str, init: str, cuts: tuple[int, ...]):
     x = draw(2_000, 6, groups=20)
     shares = list(x.tensor_split(list(cuts)))
-    options = dict(metric=metric, init=x[:11].clone() if init == "given" else init, seed=4, tol=0, iterations=8)
+    start = x[:11].clone() if init == "given" else init
+    options = {"metric": metric, "init": start, "seed": 4, "tol": 0, "iterations": 8}
 
     def work(part: Tensor, offset: int, all_reduce: Callable) -> KMeansResult:
         return kmeans(part, 11, all_reduce=all_reduce, offset=offset, total=2_000, **options)
@@ -305,11 +308,13 @@ def test_shares_equal_one_process(metric: str, init: str, cuts: tuple[int, ...])
 
 
 def test_repair_over_shares_equals_one_process():
-    x = draw(400, 3) + 1
-    start = torch.ones(9, 3) * torch.linspace(1, 1.001, 9)[:, None]
-    whole = kmeans(x, 9, init=start, tol=0)
+    x = draw(400, 3)
+    start = x[:9].clone()
+    start[3:7] += torch.arange(1, 5)[:, None] * 1000.0  # no row is near these
+    whole = kmeans(x, 9, metric="euclidean", init=start, tol=0)
     parts = together(
-        list(x.split(150)), lambda p, at, reduce: kmeans(p, 9, init=start, tol=0, all_reduce=reduce, offset=at)
+        list(x.split(150)),
+        lambda p, at, reduce: kmeans(p, 9, metric="euclidean", init=start, tol=0, all_reduce=reduce, offset=at),
     )
     for part in parts:
         torch.testing.assert_close(part.centers, whole.centers, atol=1e-5, rtol=1e-4)

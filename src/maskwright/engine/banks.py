@@ -38,10 +38,14 @@ class FeatureBank(nn.Module):
         """Stores rows (n, width), the oldest making room; of more than `size` rows the last stay.
 
         Raises:
-            ValueError: when labels are missing or not expected.
+            ValueError: when labels are missing or not expected, or shapes do not fit the bank.
         """
+        if rows.ndim != 2 or rows.shape[1] != self.rows.shape[1]:
+            raise ValueError(f"rows are {tuple(rows.shape)}, expected (n, {self.rows.shape[1]})")
         if (ids is not None) != self.labels:
             raise ValueError("this bank stores labels" if self.labels else "this bank stores no labels")
+        if ids is not None and ids.shape != rows.shape[:1]:
+            raise ValueError(f"labels are {tuple(ids.shape)}, expected ({len(rows)},)")
         rows = rows.detach()[-self.size :]
         where = (int(self.head) + torch.arange(len(rows), device=self.rows.device)) % self.size
         self.rows[where] = rows.to(self.rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ def describe(config_class: type) -> list[dict[str, Any]]:
     return [
         {
             "name": f.name,
-            "type": getattr(hints[f.name], "__name__", str(hints[f.name])),
+            "type": _type_name(hints[f.name]),
             "default": f.default,
             "says": f.metadata.get("says", ""),
             "choices": list(f.metadata["choices"]) if f.metadata.get("choices") else None,
@@ -77,6 +78,12 @@ def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     if value is None:
         return
     choices, low, high = metadata.get("choices"), metadata.get("low"), metadata.get("high")
+    if isinstance(value, tuple):
+        for one in value:
+            _check(name, one, metadata)
+        return
+    if isinstance(value, float) and math.isnan(value):
+        raise MaskwrightError(f"{name}={value}", "a number", metadata.get("says", ""))
     if choices and value not in choices:
         raise unknown(f"value of {name}", str(value), [str(c) for c in choices])
     if low is not None and value < low:
@@ -87,11 +94,11 @@ def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        if isinstance(value, str) and value.lower() in ("none", ""):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "")):
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
     if not isinstance(value, str):
-        return tuple(value) if typing.get_origin(hint) is tuple else value
+        return _typed(key, value, hint)
     try:
         if hint is bool:
             lowered = value.lower()
@@ -105,5 +112,28 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
             return tuple(kind(v) for v in value.replace(";", ",").split(",") if v.strip())
         return value
     except ValueError:
-        name = getattr(hint, "__name__", str(hint))
-        raise MaskwrightError(f"{key}={value}", f"a value of type {name}", f"write --set {key}=VALUE") from None
+        raise _wrong_type(key, value, hint) from None
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """A value given from Python, which may be of any type."""
+    if value is None:
+        raise _wrong_type(key, value, hint)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, Sequence):
+            raise _wrong_type(key, value, hint)
+        kind = typing.get_args(hint)[0]
+        return tuple(_typed(key, v, kind) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, bool, str) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise _wrong_type(key, value, hint)
+    return value
+
+
+def _wrong_type(key: str, value: Any, hint: Any) -> MaskwrightError:
+    return MaskwrightError(f"{key}={value}", f"a value of type {_type_name(hint)}", f"write --set {key}=VALUE")
+
+
+def _type_name(hint: Any) -> str:
+    return str(hint) if typing.get_origin(hint) else getattr(hint, "__name__", str(hint))

@@ -19,9 +19,23 @@ if TYPE_CHECKING:
 
     from maskwright.data.classes import ClassTable
     from maskwright.data.folder import Dataset
+    from maskwright.data.ledger import Ledger
     from maskwright.models.backbones import Backbone
     from maskwright.models.preprocess import Preprocess
     from maskwright.models.segmenter import BackboneEncoder
+
+
+class _LedgerState:
+    """The ledger as a part of a checkpoint: what a killed run had read is added to what was read since."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.ledger.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ledger.merge(state)
 
 
 @dataclass
@@ -74,7 +88,8 @@ class Context:
         return self.cache.features(encoder, preprocess, images, progress=self.progress, device=self.device)
 
     def fit(self, training: Training, name: str, folder: Path, steps: int, **options: Any) -> None:
-        """Trains a stage through the one loop."""
+        """Trains a stage through the one loop; which labels it read is saved with its checkpoints."""
+        training.extra = {**training.extra, "ledger": _LedgerState(self.data.ledger)}
         fit(
             training,
             name=name,

@@ -73,7 +73,9 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replaces each gradient by its mean over all processes.
 
     With equal shares of the batch and losses that are means over it, the result is the gradient of the whole batch.
-    A parameter without a gradient counts as zero, so that processes may use different branches of a network.
+    Where only some processes have a gradient of a parameter, it counts as zero in the others, so that they may use
+    different branches of a network. Where none has, there is none, and optimisers skip the parameter as they do in
+    a single process.
 
     Args:
         parameters: the parameters of all the optimisers, in the same order on all processes.
@@ -81,8 +83,14 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     if world_size() == 1:
         return
     params = [p for p in parameters if p.requires_grad]
+    if not params:
+        return
+    used = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device)
+    dist.all_reduce(used)
     by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for p in params:
+    for p, processes in zip(params, used.tolist()):
+        if not processes:
+            continue
         if p.grad is None:
             p.grad = torch.zeros_like(p)
         by_type.setdefault((p.grad.dtype, p.grad.device), []).append(p.grad)

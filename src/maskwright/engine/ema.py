@@ -73,11 +73,11 @@ class EMATeacher(nn.Module):
             t.lerp_(s.detach().to(t.dtype), 1 - a) if a > 0 else t.copy_(s)
         if self.buffer_policy == "own":
             return
-        for t, s in zip(self.module.buffers(), student.buffers(), strict=True):
-            if self.buffer_policy == "ema" and t.is_floating_point() and a > 0:
-                t.lerp_(s.detach().to(t.dtype), 1 - a)
+        for mine, theirs in zip(self.module.buffers(), student.buffers(), strict=True):
+            if self.buffer_policy == "ema" and mine.is_floating_point() and a > 0:
+                mine.lerp_(theirs.detach().to(mine.dtype), 1 - a)
             else:
-                t.copy_(s)
+                mine.copy_(theirs)
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:

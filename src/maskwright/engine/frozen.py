@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from maskwright.engine.cache import FeatureStore
 from maskwright.engine.distributed import all_reduce_sum, gather_objects, rank, reducer, share
 from maskwright.errors import MaskwrightError
+from maskwright.models.heads import Projection
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import BackboneEncoder
 from maskwright.ops.kmeans import KMeansResult, kmeans
@@ -143,6 +145,16 @@ def fit_reduction(
     pca = fit_pca(rows, min(dim, rows.shape[1]), whiten=whiten, all_reduce=reducer())
     # x / energy - mean, projected: the energy goes into the mean and the components
     return {"mean": pca.mean * energy, "components": pca.components / energy, "scale": pca.scale}
+
+
+def projection(t: Mapping[str, Tensor], *, normalize: bool = False) -> Projection:
+    """The reduction as a part of a segmenter.
+
+    Args:
+        t: what `fit_reduction` gave, or an artefact that holds it among other things.
+        normalize: unit length afterwards.
+    """
+    return Projection(t["mean"], t["components"], t["scale"], normalize=normalize).eval()
 
 
 @torch.inference_mode()

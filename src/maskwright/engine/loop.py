@@ -8,15 +8,18 @@ with their own order) lives in its `Training`, in `losses`, `update` and `after_
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
-from maskwright.engine.distributed import average_gradients, rank
+from maskwright.engine.distributed import average_gradients, gather_objects, rank, world_size
 from maskwright.engine.seeding import generator, seed_step
 from maskwright.errors import MaskwrightError
 
@@ -27,6 +30,12 @@ if TYPE_CHECKING:
     from maskwright.engine.records import RunFolder
 
 CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_SECONDS = 60.0
+"""No kill of a single process costs more than about this."""
+
+
+Indices = Sequence[int] | np.ndarray
+"""Indices of images."""
 
 
 class HasState(Protocol):
@@ -40,7 +49,7 @@ class HasState(Protocol):
 class Sampler(Protocol):
     """Draws the indices of this process's share of the next batch."""
 
-    def next(self) -> Sequence[int]: ...
+    def next(self) -> Indices: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -64,7 +73,7 @@ class Training:
     extra: Mapping[str, HasState] = {}
     schedule: Callable[[int], float] | None = None
 
-    def batch(self, indices: Sequence[int], random: torch.Generator) -> Any:
+    def batch(self, indices: Indices, random: torch.Generator) -> Any:
         """Loads and augments the batch; all randomness comes from `random`."""
         raise NotImplementedError
 
@@ -114,19 +123,21 @@ def fit(
         run: the run's record.
         folder: where the checkpoint lies.
         progress: shows rate, time left and the loss.
-        checkpoint_every: steps between checkpoints; by default a tenth of the stage, at least 50 and at most 1000.
+        checkpoint_every: steps between checkpoints; by default a tenth of the stage, at least 50 and at most 1000. A
+            single process saves every minute too; several only agree on steps.
         log_every: steps between records; by default 200 records in all.
 
     Raises:
-        MaskwrightError: when the loss is not a finite number.
+        MaskwrightError: when the loss is not a finite number, or a checkpoint is damaged or of another stage.
     """
     checkpoint_every = checkpoint_every or min(1000, max(50, steps // 10))
     log_every = log_every or max(1, steps // 200)
     path = folder / CHECKPOINT
     base_rates = {n: [g["lr"] for g in o.param_groups] for n, o in training.optimizers.items()}
 
-    start = _restore(training, path, fabric.device)
+    start = _restore(training, path)
     run.forget_metrics(name, start)
+    saved_at = time.monotonic()
     with progress.task(name, steps, done=start) as task:
         for step in range(start, steps):
             seed_step(seed, step, rank())
@@ -138,18 +149,26 @@ def fit(
             training.after_step(step)
 
             last = step + 1 == steps
-            if step % log_every == 0 or last:
+            logs = last or step % log_every == 0
+            late = world_size() == 1 and time.monotonic() - saved_at >= CHECKPOINT_SECONDS
+            saves = last or late or (step + 1) % checkpoint_every == 0
+            if logs or saves:
+                # before a checkpoint too, else a resumed run would start from weights that are not numbers
+                _must_be_finite(float(terms["loss"].detach()), name, step)
+            if logs:
                 values = {k: float(v.detach()) for k, v in terms.items()}
-                if not math.isfinite(values["loss"]):
-                    raise MaskwrightError(
-                        f"the loss of stage {name} is {values['loss']} at step {step}",
-                        "a finite number",
-                        "lower its learning rate",
-                    )
                 run.log(name, step, values)
                 task.advance_to(step + 1, loss=values["loss"])
-            if last or (step + 1) % checkpoint_every == 0:
+            if saves:
                 _save(training, path, step + 1, run.writes)
+                saved_at = time.monotonic()
+
+
+def _must_be_finite(loss: float, name: str, step: int) -> None:
+    if not math.isfinite(loss):
+        raise MaskwrightError(
+            f"the loss of stage {name} is {loss} at step {step}", "a finite number", "lower its learning rate"
+        )
 
 
 def _set_rates(training: Training, base: Mapping[str, Sequence[float]], step: int) -> None:
@@ -169,18 +188,45 @@ def _parts(training: Training) -> dict[str, HasState]:
     return parts
 
 
+def _own(training: Training) -> dict[str, Any]:
+    """What processes do not share: buffers (batch-norm statistics, banks) and extras, on the CPU."""
+    own: dict[str, Any] = {}
+    for name, module in training.modules.items():
+        buffers = {k for k, _ in module.named_buffers()}
+        own[f"module.{name}"] = {k: v.cpu() for k, v in module.state_dict().items() if k in buffers}
+    for name, extra in training.extra.items():
+        own[f"extra.{name}"] = tree_map_only(Tensor, Tensor.cpu, extra.state_dict())
+    return own
+
+
 def _save(training: Training, path: Path, step: int, writes: bool) -> None:
+    own = gather_objects(_own(training)) if world_size() > 1 else []
     if writes:
-        save_checkpoint(path, {"step": step, "parts": {k: v.state_dict() for k, v in _parts(training).items()}})
+        parts = {k: v.state_dict() for k, v in _parts(training).items()}
+        save_checkpoint(path, {"step": step, "parts": parts, "own": own})
 
 
-def _restore(training: Training, path: Path, device: torch.device) -> int:
-    state = load_checkpoint(path, device)
+def _restore(training: Training, path: Path) -> int:
+    # On the CPU whatever the device: each part copies to where it lives, and Adam's step counts belong there.
+    state = load_checkpoint(path)
     if state is None:
         return 0
-    for name, part in _parts(training).items():
-        part.load_state_dict(state["parts"][name])
-    return int(state["step"])
+    try:
+        for name, part in _parts(training).items():
+            part.load_state_dict(state["parts"][name])
+        if world_size() > 1 and len(state["own"]) == world_size():
+            own = state["own"][rank()]
+            for name, module in training.modules.items():
+                module.load_state_dict(own[f"module.{name}"], strict=False)
+            for name, extra in training.extra.items():
+                extra.load_state_dict(own[f"extra.{name}"])
+        return int(state["step"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise MaskwrightError(
+            f"{path} does not fit its stage: {error}",
+            "a checkpoint of this stage",
+            "delete it; its stage then starts over",
+        ) from error
 
 
 def cosine(steps: int, final: float = 0.0, warmup: int = 0) -> Callable[[int], float]:

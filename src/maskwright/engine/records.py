@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import platform
 import time
 from collections.abc import Mapping
@@ -15,14 +15,15 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskwright.data.files import atomic_write, write_json
+from maskwright.data.files import atomic_write, write_json, write_text
+from maskwright.engine.distributed import broadcast_object
 from maskwright.errors import MaskwrightError
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.json"
 MODEL = "model.safetensors"
-IDENTITY = ("method", "config", "seed", "steps", "classes_asked", "split", "labeled")
+IDENTITY = ("method", "config", "seed", "steps", "classes_asked", "split", "labeled", "weights_key")
 """What must be the same for a run to be resumed: with another value it would be another run."""
 
 
@@ -54,46 +55,62 @@ class RunFolder:
                 or holds a run with other settings.
         """
         run = cls(path, writes)
-        if run.path.exists() and not run.path.is_dir():
-            raise MaskwrightError(f"{run.path} is a file", "a folder for the run", "choose another --out")
-        earlier = run.path / RECORD
+        failure: MaskwrightError | None = None
+        if writes:
+            try:
+                run._open(record, resume)
+            except MaskwrightError as error:
+                failure = error
+        else:
+            run.record = dict(record)
+        # The first process speaks for all: another would take the record that it has just written for an earlier run.
+        failure, run.record = broadcast_object((failure, run.record))
+        if failure is not None:
+            raise failure
+        return run
+
+    def _open(self, record: Mapping[str, Any], resume: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise MaskwrightError(f"{self.path} is a file", "a folder for the run", "choose another --out")
+        earlier = self.path / RECORD
         if earlier.exists():
             if not resume:
                 raise MaskwrightError(
-                    f"{run.path} already holds a run",
+                    f"{self.path} already holds a run",
                     "a new folder",
                     "add --resume to continue it, or choose another --out",
                 )
-            run.record = run._read(earlier)
-            run._must_match(record)
-            run.record.update({k: v for k, v in record.items() if k not in ("started", "command")})
-            run.record.setdefault("resumed", []).append(now())
+            self.record = self._read(earlier)
+            self._must_match(record)
+            self.record.update({k: v for k, v in record.items() if k not in ("started", "command")})
+            self.record.setdefault("resumed", []).append(now())
         else:
-            if run.path.is_dir() and any(run.path.iterdir()) and not resume:
+            if self.path.is_dir() and any(self.path.iterdir()) and not resume:
                 raise MaskwrightError(
-                    f"{run.path} is not empty and holds no run",
+                    f"{self.path} is not empty and holds no run",
                     "a new or empty folder",
                     "choose another --out",
                 )
-            run.record = dict(record)
-        if writes:
-            try:
-                run.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise MaskwrightError(
-                    f"cannot make {run.path}: {error.strerror}", "a folder that can be written"
-                ) from error
-        run.save()
-        return run
+            self.record = dict(record)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MaskwrightError(
+                f"cannot make {self.path}: {error.strerror}", "a folder that can be written"
+            ) from error
+        self.save()
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:
         try:
-            return json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
             raise MaskwrightError(
                 f"{path} cannot be read: {error}", "the record of a run", "choose another --out"
             ) from error
+        if not isinstance(record, dict):
+            raise MaskwrightError(f"{path} holds no record", "the record of a run", "choose another --out")
+        return record
 
     def _must_match(self, record: Mapping[str, Any]) -> None:
         asked = json.loads(json.dumps(dict(record), default=str))
@@ -124,9 +141,10 @@ class RunFolder:
         return folder
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Adds one line to `metrics.jsonl`."""
+        """Adds one line to `metrics.jsonl`; what is not a finite number is written as null."""
         if self.writes:
-            line = json.dumps({"stage": stage, "step": step, **values})
+            numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            line = json.dumps({"stage": stage, "step": step, **numbers})
             with (self.path / METRICS).open("a") as out:
                 out.write(line + "\n")
 
@@ -134,11 +152,13 @@ class RunFolder:
         """The lines of `metrics.jsonl`; a line cut off by a kill is left out."""
         path = self.path / METRICS
         lines = []
-        for text in path.read_text().splitlines() if path.exists() else []:
+        for text in path.read_text(errors="replace").split("\n") if path.exists() else []:
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except json.JSONDecodeError:
                 continue
+            if isinstance(line, dict) and "stage" in line and "step" in line:
+                lines.append(line)
         return lines
 
     def forget_metrics(self, stage: str, from_step: int) -> None:
@@ -146,9 +166,7 @@ class RunFolder:
         if not self.writes or not (self.path / METRICS).exists():
             return
         kept = [m for m in self.metrics() if m["stage"] != stage or m["step"] < from_step]
-        scratch = self.path / (METRICS + f".{os.getpid()}.tmp")
-        scratch.write_text("".join(json.dumps(m) + "\n" for m in kept))
-        os.replace(scratch, self.path / METRICS)
+        write_text(self.path / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -13,13 +13,13 @@ Sources: Kraehenbuehl and Koltun, Efficient Inference in Fully Connected CRFs wi
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numba import njit
 
 from maskwright.ops.lanes import LANES, add8, axpy8, exp8, largest8, load8, max8, same8, scale8, store8, sum8
-from maskwright.ops.permutohedral import Lattice, Threads, build_lattice
+from maskwright.ops.permutohedral import Lattice, build_lattices, spread
+from maskwright.ops.threads import Threads
 
 CRF_SETTINGS: dict[str, dict[str, float]] = {
     name: {
@@ -93,7 +93,9 @@ def dense_crf(
         raise ValueError(f"probabilities of shape {probs.shape}: expected (C, H, W), none of them 0")
     if image.shape != (*probs.shape[1:], 3) or image.dtype != np.uint8:
         expected = (*probs.shape[1:], 3)
-        raise ValueError(f"an image of {image.dtype} {image.shape}: expected uint8 {expected}, the size of the probabilities")
+        raise ValueError(
+            f"an image of {image.dtype} {image.shape}: expected uint8 {expected}, the size of the probabilities"
+        )
     if iterations < 0 or spatial_weight < 0 or color_weight < 0:
         raise ValueError(f"{iterations} iterations, weights {spatial_weight}, {color_weight}: expected none below 0")
     if min(spatial_sigma, color_xy_sigma, color_rgb_sigma) <= 0:
@@ -104,16 +106,22 @@ def dense_crf(
         raise ValueError(f"group {group}: expected a multiple of {LANES}")
     classes, height, width = probs.shape
     with Threads(threads) as pool:
+        log_probs = _log_rows(probs, clip, pool)
         kernels = []
-        if iterations and classes > 1:
-            if spatial_weight:
-                kernels.append((spatial_points(height, width, spatial_sigma), spatial_weight))
-            if color_weight:
-                kernels.append((color_points(image, color_xy_sigma, color_rgb_sigma), color_weight))
-        lattices = [_normalised(points, weight, pool) for points, weight in kernels]
-        log_probs = _log_rows(probs, clip)
+        if iterations and classes > 1 and spatial_weight:
+            kernels.append((spatial_points(height, width, spatial_sigma), spatial_weight))
+        if iterations and classes > 1 and color_weight:
+            kernels.append((color_points(image, color_xy_sigma, color_rgb_sigma), color_weight))
+        lattices = build_lattices([points for points, _ in kernels], pool)
+        lattices = [_normalised(lattice, weight, pool) for lattice, (_, weight) in zip(lattices, kernels)]
         marginals = _mean_field(log_probs, lattices, iterations, group, pool)
-    return np.ascontiguousarray(marginals[:, :classes].T).reshape(classes, height, width)
+        out = np.empty((classes, height * width), np.float32)
+
+        def turn(low: int, high: int) -> None:
+            out[:, low:high] = marginals[low:high, :classes].T
+
+        pool.run([partial(turn, *row) for row in pool.split(height * width)])
+    return out.reshape(classes, height, width)
 
 
 def label_probs(ids: np.ndarray, classes: int, certainty: float = 0.7, unsure: int | None = None) -> np.ndarray:
@@ -151,28 +159,36 @@ def spatial_points(height: int, width: int, sigma: float) -> np.ndarray:
 def color_points(image: np.ndarray, xy_sigma: float, rgb_sigma: float) -> np.ndarray:
     """Positions and colours (x, y, r, g, b) in units of their sigmas: float32 (N, 5)."""
     colors = image.reshape(-1, 3) / np.float32(rgb_sigma)
-    return np.concatenate([spatial_points(*image.shape[:2], xy_sigma), colors], axis=1).astype(np.float32)
+    positions = spatial_points(image.shape[0], image.shape[1], xy_sigma)
+    return np.concatenate([positions, colors], axis=1).astype(np.float32)
 
 
-def _normalised(points: np.ndarray, weight: float, threads: Threads) -> Lattice:
+def _normalised(lattice: Lattice, weight: float, threads: Threads) -> Lattice:
     """The lattice of `weight` D^-1/2 K D^-1/2."""
-    lattice = build_lattice(points, threads)
-    mass = lattice.filter(np.ones((len(points), 1), np.float32), threads)[:, 0]
+    mass = lattice.filter(np.ones((lattice.points, 1), np.float32), threads)[:, 0]
     return lattice.scaled(1.0 / np.sqrt(mass + 1e-20), after=weight * lattice.gain)
 
 
-def _log_rows(probs: np.ndarray, clip: float) -> np.ndarray:
+def _log_rows(probs: np.ndarray, clip: float, threads: Threads) -> np.ndarray:
     """log of the clipped probabilities as rows (N, P), the channels of one pixel side by side."""
     classes = len(probs)
     flat = probs.reshape(classes, -1)
-    if not np.isfinite(flat).all():
-        raise ValueError("probabilities that are not finite: expected numbers in [0, 1]")
-    rows = np.full((flat.shape[1], -(-classes // LANES) * LANES), _PADDING, np.float32)
-    rows[:, :classes] = np.log(np.clip(flat, clip, 1.0, dtype=np.float32)).T
+    rows = np.empty((flat.shape[1], -(-classes // LANES) * LANES), np.float32)
+
+    def turn(low: int, high: int) -> None:
+        part = flat[:, low:high]
+        if not np.isfinite(part).all():
+            raise ValueError("probabilities that are not finite: expected numbers in [0, 1]")
+        rows[low:high, :classes] = np.log(np.clip(part, clip, 1.0).astype(np.float32, copy=False)).T
+        rows[low:high, classes:] = _PADDING
+
+    threads.run([partial(turn, *row) for row in threads.split(len(rows))])
     return rows
 
 
-def _mean_field(log_probs: np.ndarray, lattices: list[Lattice], iterations: int, group: int, threads: Threads) -> np.ndarray:
+def _mean_field(
+    log_probs: np.ndarray, lattices: list[Lattice], iterations: int, group: int, threads: Threads
+) -> np.ndarray:
     """Marginals Q (N, P) after the updates Q <- softmax(log p + sum_m w_m K_m Q)."""
     count, channels = log_probs.shape
     groups = [(column, min(group, channels - column)) for column in range(0, channels, group)]
@@ -183,12 +199,11 @@ def _mean_field(log_probs: np.ndarray, lattices: list[Lattice], iterations: int,
     threads.run([partial(_softmax, log_probs.reshape(-1), marginals.reshape(-1), channels, *row) for row in rows])
     if not lattices:
         return marginals
-    spreads = [np.empty(lattice.size * groups[0][1], np.float32) for lattice in lattices]
+    vertices = [np.empty(lattice.size * groups[0][1], np.float32) for lattice in lattices]
     one, other = lattices[0], lattices[-1] if len(lattices) == 2 else None
     for _ in range(iterations):
         for column, width in groups:
-            for lattice, spread in zip(lattices, spreads):
-                lattice.spread(marginals, column, width, spread[: lattice.size * width].reshape(-1, width), threads)
+            spread(lattices, marginals, column, width, vertices, threads)
             threads.run(
                 [
                     partial(
@@ -196,11 +211,11 @@ def _mean_field(log_probs: np.ndarray, lattices: list[Lattice], iterations: int,
                         one.corner,
                         one.weight,
                         one.dim + 1,
-                        spreads[0],
+                        vertices[0],
                         other.corner if other else one.corner[:0],
                         other.weight if other else one.weight[:0],
                         other.dim + 1 if other else 0,
-                        spreads[-1],
+                        vertices[-1],
                         log_probs.reshape(-1),
                         scores.reshape(-1),
                         marginals.reshape(-1),
@@ -239,19 +254,53 @@ def _softmax(scores, marginals, channels, low, high):  # type: ignore[no-untyped
 
 @njit(cache=True, nogil=True)
 def _update(  # type: ignore[no-untyped-def]
-    corner1, weight1, corners1, spread1, corner2, weight2, corners2, spread2,
-    log_probs, scores, marginals, channels, column, width, low, high,
+    corner1,
+    weight1,
+    corners1,
+    vertices1,
+    corner2,
+    weight2,
+    corners2,
+    vertices2,
+    log_probs,
+    scores,
+    marginals,
+    channels,
+    column,
+    width,
+    low,
+    high,
 ):
     """Slices both kernels for one group of channels; after the last group the softmax of the row, still in cache."""
     last = column + width == channels
     for n in range(low, high):
-        for b in range(0, width, 8):
-            place = n * channels + column + b
-            total = load8(log_probs, place)
+        place = n * channels + column
+        b = 0
+        while b + 24 <= width:
+            total0, total1, total2 = load8(log_probs, place), load8(log_probs, place + 8), load8(log_probs, place + 16)
             for e in range(n * corners1, (n + 1) * corners1):
-                total = axpy8(total, weight1[e], load8(spread1, corner1[e] * width + b))
+                share, row = weight1[e], corner1[e] * width + b
+                total0 = axpy8(total0, share, load8(vertices1, row))
+                total1 = axpy8(total1, share, load8(vertices1, row + 8))
+                total2 = axpy8(total2, share, load8(vertices1, row + 16))
             for e in range(n * corners2, (n + 1) * corners2):
-                total = axpy8(total, weight2[e], load8(spread2, corner2[e] * width + b))
-            store8(scores, place, total)
+                share, row = weight2[e], corner2[e] * width + b
+                total0 = axpy8(total0, share, load8(vertices2, row))
+                total1 = axpy8(total1, share, load8(vertices2, row + 8))
+                total2 = axpy8(total2, share, load8(vertices2, row + 16))
+            store8(scores, place, total0)
+            store8(scores, place + 8, total1)
+            store8(scores, place + 16, total2)
+            place += 24
+            b += 24
+        while b < width:
+            total0 = load8(log_probs, place)
+            for e in range(n * corners1, (n + 1) * corners1):
+                total0 = axpy8(total0, weight1[e], load8(vertices1, corner1[e] * width + b))
+            for e in range(n * corners2, (n + 1) * corners2):
+                total0 = axpy8(total0, weight2[e], load8(vertices2, corner2[e] * width + b))
+            store8(scores, place, total0)
+            place += 8
+            b += 8
         if last:
             _softmax_row(scores, marginals, n * channels, channels)

@@ -79,8 +79,9 @@ def kmeans(
         batch_size: None for Lloyd's algorithm; else rows of all processes a step, centers being running means.
         chunk: rows at a time on a CPU; more on a GPU.
         weights: (N,) weight of each row, at least 0; ones by default.
-        dtype: torch.bfloat16 for faster scores on machines that have it, at about three digits; the final labels
-            are in full precision.
+        dtype: torch.bfloat16 scores rows in bfloat16 first. On a CPU rows too near to call are then scored again, so
+            labels stay those of full precision; None does so where the CPU multiplies bfloat16 and the rows are
+            float32, torch.float32 never. On a GPU only the final labels are in full precision.
         all_reduce: sums a tensor over processes that each hold a share of the rows; all get the same centers.
         offset: rows of the processes before this one; by default as the ranks of torch.distributed say.
         total: rows of all processes, if only to check.

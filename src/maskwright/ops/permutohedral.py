@@ -4,72 +4,30 @@ The sum over all pairs of points, sum_j exp(-|f_i - f_j|^2 / 2) v_j, in time lin
 splatted to the corners of the simplex around each point, blurred along the D = d + 1 axes of the lattice, and sliced.
 
 What makes it fast here:
-    the blur runs in place along chains of neighbouring vertices, so that each row is read and written once an axis and
-    a vertex without neighbours on an axis (most of them, in colour space) costs nothing;
+    the blur runs in place along chains of neighbours, each row read and written once, a lone vertex not at all;
     the splat gathers by vertex, so that threads never write the same row;
-    the key of a vertex is one integer in which a step along an axis is one addition.
+    a vertex key is one integer, a step along an axis one addition.
 
-Legend: N points, d dimensions, D = d + 1 corners of a simplex and axes of the lattice, M vertices, P channels (a
-multiple of 8), E = N D pairs of point and corner.
+Legend: N points, d dimensions, D = d + 1 corners of a simplex and axes of the lattice, M vertices, P channels (in
+eights).
 
 Source: Adams, Baek and Davis, Fast High-Dimensional Filtering Using the Permutohedral Lattice, Eurographics 2010.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
 
-import numba
 import numpy as np
 from numba import njit
 
-from maskwright.ops.lanes import LANES, add8, axpy8, load8, same8, scale8, store8
+from maskwright.ops.lanes import LANES, add8, axpy8, load8, same8, store8
+from maskwright.ops.threads import Threads
 
 _KEY_BITS = 62
 _MARGIN = 4  # lattice cells around the outermost point: the corners of its simplex and their neighbours
-
-
-class Threads:
-    """Runs pieces of work that release the GIL side by side; a context manager.
-
-    Plain threads rather than numba's `parallel=True`: they survive a fork, may run inside other threads, and cost no
-    compile time.
-    """
-
-    def __init__(self, count: int | None = None) -> None:
-        """Args: count: how many at a time; None takes what numba would (`NUMBA_NUM_THREADS`, or the cores)."""
-        if count is not None and count < 1:
-            raise ValueError(f"threads {count}: expected at least 1")
-        self.count = int(count or numba.get_num_threads())
-        self._pool = ThreadPoolExecutor(self.count - 1) if self.count > 1 else None
-
-    def __enter__(self) -> Threads:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def run(self, tasks: Sequence[Callable[[], object]]) -> None:
-        """Runs all tasks and waits; this thread takes the first."""
-        if self._pool is None or len(tasks) < 2:
-            for task in tasks:
-                task()
-            return
-        waiting = [self._pool.submit(task) for task in tasks[1:]]
-        tasks[0]()
-        for future in waiting:
-            future.result()
-
-    def split(self, size: int, least: int = 4096) -> list[tuple[int, int]]:
-        """Cuts `range(size)` into one (low, high) a thread, none of them under `least` long unless it is the only."""
-        parts = max(1, min(self.count, size // least))
-        cuts = [size * k // parts for k in range(parts + 1)]
-        return list(zip(cuts[:-1], cuts[1:]))
 
 
 @dataclass(frozen=True)
@@ -104,44 +62,19 @@ class Lattice:
 
     @property
     def gain(self) -> float:
-        """What a sliced value is multiplied by, so that the kernel's peak is about that of exp(-0)."""
+        """What a sliced value is multiplied by: the paper's constant, which leaves about half a Gaussian at d = 5."""
         return 1.0 / (1.0 + 2.0**-self.dim)
 
     def scaled(self, factor: np.ndarray, after: float = 1.0) -> Lattice:
         """The lattice whose filter takes `factor * v` and gives `after * factor * (K v)`, N factors."""
-        each = np.repeat(factor.astype(np.float32), self.dim + 1)
-        return Lattice(
-            self.dim,
-            self.size,
-            self.corner,
-            self.weight * each * np.float32(after),
-            self.first,
-            self.source,
-            self.pull * factor.astype(np.float32)[self.source],
-            self.chains,
-        )
-
-    def spread(self, values: np.ndarray, column: int, width: int, into: np.ndarray, threads: Threads) -> None:
-        """Splats and blurs channels `column` to `column + width` of (N, P) values into (M, width); width in eights."""
-        stride = values.shape[1]
-        flat, out = values.reshape(-1), into.reshape(-1)
-        threads.run(
-            [
-                partial(_splat, self.first, self.source, self.pull, flat, stride, column, out, width, low, high)
-                for low, high in threads.split(self.size)
-            ]
-        )
-        for members, starts in self.chains:
-            if len(members):
-                threads.run(
-                    [
-                        partial(_blur, members, starts, out, width, *np.searchsorted(starts, (low, high)))
-                        for low, high in threads.split(len(members))
-                    ]
-                )
+        factor = factor.astype(np.float32)
+        weight = self.weight * np.repeat(factor, self.dim + 1) * np.float32(after)
+        return replace(self, weight=weight, pull=self.pull * factor[self.source])
 
     def filter(self, values: np.ndarray, threads: Threads | None = None) -> np.ndarray:
-        """Filters every column: about sum_j exp(-|f_i - f_j|^2 / 2) v_j, the point itself among the j.
+        """Filters every column: in proportion to sum_j exp(-|f_i - f_j|^2 / 2) v_j, the point itself among the j.
+
+        Exact to some percent but for a common factor; divide by the filtered ones for a mean.
 
         Args:
             values: float32 (N, P), any P.
@@ -160,53 +93,123 @@ class Lattice:
         width = -(-channels // LANES) * LANES
         padded = np.zeros((self.points, width), np.float32)
         padded[:, :channels] = values
-        spread = np.empty((self.size, width), np.float32)
-        self.spread(padded, 0, width, spread, threads)
-        _slice(self.corner, self.weight, self.dim + 1, spread.reshape(-1), padded.reshape(-1), width)
+        vertices = np.empty(self.size * width, np.float32)
+        spread([self], padded, 0, width, [vertices], threads)
+        out = padded.reshape(-1)
+        threads.run(
+            [
+                partial(_slice, self.corner, self.weight, self.dim + 1, vertices, out, width, low, high)
+                for low, high in threads.split(self.points)
+            ]
+        )
         return padded[:, :channels] * np.float32(self.gain)
 
 
-def build_lattice(points: np.ndarray, threads: Threads | None = None) -> Lattice:
-    """Builds the lattice around points in units of the kernel's standard deviation.
+def spread(
+    lattices: Sequence[Lattice],
+    values: np.ndarray,
+    column: int,
+    width: int,
+    into: Sequence[np.ndarray],
+    threads: Threads,
+) -> None:
+    """Splats some channels of the same values onto each lattice and blurs them there.
 
     Args:
-        points: float32 (N, d), N at least 1, d from 1 to 16.
+        lattices: lattices over the same N points.
+        values: float32 (N, P), C-contiguous.
+        column: first of the channels to take.
+        width: how many, a multiple of 8.
+        into: for each lattice float32 (M width,) or longer, written.
+        threads: where to run.
+    """
+    flat, stride = values.reshape(-1), values.shape[1]
+    threads.run(
+        [
+            partial(_splat, grid.first, grid.source, grid.pull, flat, stride, column, out, width, low, high)
+            for grid, out in zip(lattices, into)
+            for low, high in threads.split(grid.size)
+        ]
+    )
+    for axis in range(max(grid.dim for grid in lattices) + 1):
+        tasks = []
+        for grid, out in zip(lattices, into):
+            if axis > grid.dim:
+                continue
+            members, starts = grid.chains[axis]
+            for low, high in threads.split(len(members)):
+                tasks.append(partial(_blur, members, starts, out, width, *np.searchsorted(starts, (low, high))))
+        threads.run(tasks)
+
+
+def build_lattices(sets: Sequence[np.ndarray], threads: Threads | None = None) -> list[Lattice]:
+    """Builds a lattice around each set of points, in units of the kernel's standard deviation.
+
+    Args:
+        sets: float32 (N, d) each, N at least 1, d from 1 to 16.
         threads: where to run; None in this thread.
 
     Returns:
-        The lattice.
+        One lattice a set.
 
     Raises:
         ValueError: for another shape, for coordinates that are not finite, and for points so far apart that a vertex
             key does not fit 62 bits (at d = 5 about 12000 standard deviations).
     """
-    if points.ndim != 2 or not len(points) or not 1 <= points.shape[1] <= 16:
-        raise ValueError(f"points of shape {points.shape}: expected (N, d), N at least 1 and d from 1 to 16")
     threads = threads or Threads(1)
-    points = np.ascontiguousarray(points, dtype=np.float32)
-    count, dim = points.shape
-    corners = dim + 1
-    scale = np.sqrt(2.0 / 3.0) * corners / np.sqrt(np.arange(1.0, corners) * np.arange(2.0, corners + 1))
-    base, shift = _key_layout(points, scale)
-    keys = np.empty(count * corners, np.int64)
-    weight = np.empty(count * corners, np.float32)
-    threads.run(
-        [
-            partial(_simplices, points, scale.astype(np.float32), base, shift, keys, weight, low, high)
-            for low, high in threads.split(count)
-        ]
-    )
-    corner, table_keys, table_ids, vertex_keys = _number(keys, corners)
-    size = len(vertex_keys)
-    first, source = np.empty(size + 1, np.int64), np.empty(len(corner), np.int32)
-    pull = np.empty(len(corner), np.float32)
-    chains: list[tuple[np.ndarray, np.ndarray]] = [(source, first)] * corners
+    plans = [_Plan(points) for points in sets]
+    threads.run([partial(plan.place, low, high) for plan in plans for low, high in threads.split(plan.count)])
+    threads.run([plan.number for plan in plans])
+    links = [partial(plan.link, axis) for plan in plans for axis in range(plan.corners)]
+    threads.run([*links, *(plan.invert for plan in plans)])
+    return [plan.lattice() for plan in plans]
 
-    def link(axis: int) -> None:
-        chains[axis] = _link(vertex_keys, table_keys, table_ids, shift, axis)
 
-    threads.run([partial(_invert, corner, weight, corners, first, source, pull), *(partial(link, j) for j in range(corners))])
-    return Lattice(dim, size, corner, weight, first, source, pull, chains)
+class _Plan:
+    """A lattice in the making: the steps that can run beside one another, in the order of `build_lattices`."""
+
+    def __init__(self, points: np.ndarray) -> None:
+        if points.ndim != 2 or not len(points) or not 1 <= points.shape[1] <= 16:
+            raise ValueError(f"points of shape {points.shape}: expected (N, d), N at least 1 and d from 1 to 16")
+        self.points = np.ascontiguousarray(points, dtype=np.float32)
+        self.count, dim = points.shape
+        self.corners = dim + 1
+        steps = np.arange(1.0, dim + 1)
+        # a blur by (1/2, 1, 1/2) along every axis has variance 2/3 D^2 in the elevated space (page 6 of the paper)
+        self.scale = np.sqrt(2.0 / 3.0) * self.corners / np.sqrt(steps * (steps + 1))
+        self.base, self.shift = _key_layout(self.points, self.scale)
+        self.keys = np.empty(self.count * self.corners, np.int64)
+        self.weight = np.empty(self.count * self.corners, np.float32)
+        self.chains: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def place(self, low: int, high: int) -> None:
+        scale = self.scale.astype(np.float32)
+        _simplices(self.points, scale, self.base, self.shift, self.keys, self.weight, low, high)
+
+    def number(self) -> None:
+        self.corner, self.table_keys, self.table_ids, self.vertex_keys = _number(self.keys, self.corners)
+
+    def invert(self) -> None:
+        self.first = np.empty(len(self.vertex_keys) + 1, np.int64)
+        self.source = np.empty(len(self.corner), np.int32)
+        self.pull = np.empty(len(self.corner), np.float32)
+        _invert(self.corner, self.weight, self.corners, self.first, self.source, self.pull)
+
+    def link(self, axis: int) -> None:
+        self.chains[axis] = _link(self.vertex_keys, self.table_keys, self.table_ids, self.shift, axis)
+
+    def lattice(self) -> Lattice:
+        chains = [self.chains[axis] for axis in range(self.corners)]
+        return Lattice(
+            self.corners - 1,
+            len(self.vertex_keys),
+            self.corner,
+            self.weight,
+            self.first,
+            self.source,
+            self.pull,
+            chains,
+        )
 
 
 def _key_layout(points: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -425,12 +428,26 @@ def _link(vertex_keys, table_keys, table_ids, shift, axis):  # type: ignore[no-u
 
 @njit(cache=True, nogil=True)
 def _splat(first, source, pull, values, stride, column, out, width, low, high):  # type: ignore[no-untyped-def]
+    """Three or one accumulators at a time: a sum in one register would wait for itself at each of its terms."""
     for v in range(low, high):
-        for b in range(0, width, 8):
-            total = same8(np.float32(0.0))
+        b = 0
+        while b + 24 <= width:
+            total0 = total1 = total2 = same8(np.float32(0.0))
             for e in range(first[v], first[v + 1]):
-                total = axpy8(total, pull[e], load8(values, source[e] * stride + column + b))
-            store8(out, v * width + b, total)
+                place, share = source[e] * stride + column + b, pull[e]
+                total0 = axpy8(total0, share, load8(values, place))
+                total1 = axpy8(total1, share, load8(values, place + 8))
+                total2 = axpy8(total2, share, load8(values, place + 16))
+            store8(out, v * width + b, total0)
+            store8(out, v * width + b + 8, total1)
+            store8(out, v * width + b + 16, total2)
+            b += 24
+        while b < width:
+            total0 = same8(np.float32(0.0))
+            for e in range(first[v], first[v + 1]):
+                total0 = axpy8(total0, pull[e], load8(values, source[e] * stride + column + b))
+            store8(out, v * width + b, total0)
+            b += 8
 
 
 @njit(cache=True, nogil=True)
@@ -439,25 +456,44 @@ def _blur(members, starts, values, width, low, high):  # type: ignore[no-untyped
     half = np.float32(0.5)
     for chain in range(low, high):
         begin, end = starts[chain], starts[chain + 1]
-        for b in range(0, width, 8):
-            before = same8(np.float32(0.0))
+        b = 0
+        while b + 24 <= width:
+            before0 = before1 = before2 = same8(np.float32(0.0))
             place = members[begin] * width + b
-            here = load8(values, place)
+            here0, here1, here2 = load8(values, place), load8(values, place + 8), load8(values, place + 16)
             for m in range(begin + 1, end):
-                next_place = members[m] * width + b
-                after = load8(values, next_place)
-                store8(values, place, axpy8(here, half, add8(before, after)))
-                before = here
-                here = after
-                place = next_place
-            store8(values, place, axpy8(here, half, before))
+                behind = members[m] * width + b
+                after0, after1, after2 = load8(values, behind), load8(values, behind + 8), load8(values, behind + 16)
+                store8(values, place, axpy8(here0, half, add8(before0, after0)))
+                store8(values, place + 8, axpy8(here1, half, add8(before1, after1)))
+                store8(values, place + 16, axpy8(here2, half, add8(before2, after2)))
+                before0, before1, before2 = here0, here1, here2
+                here0, here1, here2 = after0, after1, after2
+                place = behind
+            store8(values, place, axpy8(here0, half, before0))
+            store8(values, place + 8, axpy8(here1, half, before1))
+            store8(values, place + 16, axpy8(here2, half, before2))
+            b += 24
+        while b < width:
+            before0 = same8(np.float32(0.0))
+            place = members[begin] * width + b
+            here0 = load8(values, place)
+            for m in range(begin + 1, end):
+                behind = members[m] * width + b
+                after0 = load8(values, behind)
+                store8(values, place, axpy8(here0, half, add8(before0, after0)))
+                before0 = here0
+                here0 = after0
+                place = behind
+            store8(values, place, axpy8(here0, half, before0))
+            b += 8
 
 
 @njit(cache=True, nogil=True)
-def _slice(corner, weight, corners, spread, out, width):  # type: ignore[no-untyped-def]
-    for n in range(len(corner) // corners):
+def _slice(corner, weight, corners, vertices, out, width, low, high):  # type: ignore[no-untyped-def]
+    for n in range(low, high):
         for b in range(0, width, 8):
             total = same8(np.float32(0.0))
             for e in range(n * corners, (n + 1) * corners):
-                total = axpy8(total, weight[e], load8(spread, corner[e] * width + b))
+                total = axpy8(total, weight[e], load8(vertices, corner[e] * width + b))
             store8(out, n * width + b, total)

@@ -115,7 +115,7 @@ def _marginals(s: Tensor, rows: Tensor | None, columns: Tensor | None) -> tuple[
 
 def _blocks(s: Tensor) -> Iterator[slice]:
     """Row ranges that stay in a CPU's cache from their first use to their last; one range elsewhere."""
-    size = max(1, 2**17 // s.shape[1]) if s.device.type == "cpu" else max(1, len(s))
+    size = max(1, 2**18 // s.shape[1]) if s.device.type == "cpu" else max(1, len(s))
     return (slice(i, min(i + size, len(s))) for i in range(0, len(s), size))
 
 
@@ -130,10 +130,10 @@ def _by_scaling(
 ) -> Tensor:
     """q with scaling vectors, where exp((s - middle) / eps) does not leave float32."""
     p = torch.empty_like(s, memory_format=torch.contiguous_format)
-    column = s.new_zeros(s.shape[1])
+    column, shift = s.new_zeros(s.shape[1]), s.new_tensor(-middle / eps)
     mass = float(len(s)) if rows is None else rows.sum(dtype=torch.float64).item()
     for at in _blocks(s):
-        torch.sub(s[at], middle, out=p[at]).mul_(1 / eps).exp_()
+        torch.add(shift, s[at], alpha=1 / eps, out=p[at]).exp_()
         column += p[at].sum(0) if rows is None else rows[at] @ p[at]
     mass = _over_all(torch.tensor([mass], dtype=torch.float64, device=s.device), all_reduce).item()
     v = torch.ones_like(shares)

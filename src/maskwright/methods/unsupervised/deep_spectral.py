@@ -9,8 +9,8 @@ photographs.
 
 Deviates: the object is what lies far from the border in commute time over all vectors (`object=border`); the paper
 takes the positive side of the Fiedler vector (`object=fiedler`), which needs features whose first cut is the
-object. Segments are described by their mean feature where the network has no class token. With scenes every segment
-is clustered; with objects the background segment is class 0 and the others are the rest. Self-training happens on
+object. Segments are described by their mean feature, not by the class token of a crop. With scenes every segment is
+clustered; with objects the segments that lie in the object are, and the rest is class 0. Self-training happens on
 frozen features.
 
 What the original gets wrong: cluster 0 collides with the background and is silently merged with it; k-means runs
@@ -42,12 +42,12 @@ from maskwright.engine.checkpoint import load_checkpoint
 from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, rank, share, world_size
-from maskwright.engine.frozen import FrozenFeatures, cluster_rows, fit_reduction, frozen_features
-from maskwright.engine.loop import CHECKPOINT, Training, cosine
+from maskwright.engine.frozen import FrozenFeatures, cluster_rows, fit_reduction, frozen_features, projection
+from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.records import save_tensors
 from maskwright.engine.seeding import derive, seed_step
 from maskwright.errors import MaskwrightError
-from maskwright.models.heads import ConvDecoder, CosineClassifier, LinearClassifier, Projection, Sequential
+from maskwright.models.heads import ConvDecoder, CosineClassifier, LinearClassifier, Part, Projection, Sequential
 from maskwright.models.preprocess import resize_uint8
 from maskwright.models.segmenter import Segmenter
 from maskwright.ops.affinity import color_knn_affinity, combine, feature_affinity
@@ -105,7 +105,7 @@ class SelfTraining(Training):
         self.sampler = Sampler(len(labels), config.batch, seed=seed, world=world_size(), rank=rank())
         self.schedule = cosine(steps)
 
-    def batch(self, indices: Sequence[int], random: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    def batch(self, indices: Indices, random: torch.Generator) -> list[tuple[Tensor, Tensor]]:
         """Features (1, D, h, w) and labels (1, h, w) of each photograph, mirrored at random."""
         out = []
         for i in indices:
@@ -249,35 +249,37 @@ class DeepSpectral(Method):
         renumber[order] = torch.arange(n)
         return renumber[ids].reshape(h, w).to(torch.uint8).numpy()
 
-    def _segment_features(self, project: Projection) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-        """For each of this process's photographs: index, segment ids (h, w), unit features (segments, d)."""
-        folder = self.context.run.path / "segments" / "segments"
+    def _described(self, project: Projection) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
+        """This process's photographs: index, ids (h, w), unit features (S_i, d), which segments are object (S_i,)."""
+        folder = self.context.run.path / "segments"
         for i in share(range(len(self.names))):
-            ids = read_mask(folder / f"{self.names[i]}.png")
+            ids = read_mask(folder / "segments" / f"{self.names[i]}.png")
             f = F.normalize(project(self.features.store[i].float()[None]), dim=1)
             grid = F.interpolate(f, ids.shape, mode="bilinear", align_corners=False)[0].flatten(1).T  # (N, d)
-            which = F.one_hot(torch.from_numpy(ids.astype(np.int64)).flatten()).T.float()  # (segments, N)
-            yield i, ids, F.normalize(which @ grid, dim=1)
+            which = F.one_hot(torch.from_numpy(ids.astype(np.int64)).flatten()).T.float()  # (S_i, N)
+            inside = torch.ones(len(which), dtype=torch.bool)
+            if self.has_background:
+                mask = torch.from_numpy(read_mask(folder / "objects" / f"{self.names[i]}.png")).float()
+                part = F.adaptive_avg_pool2d(mask[None], ids.shape).flatten()  # (N,)
+                inside = which @ part / which.sum(1) > 0.5
+            yield i, ids, F.normalize(which @ grid, dim=1), inside
 
     def cluster(self, folder: Path) -> None:
         """Clusters all segments: `masks/NAME.png` on the grid of the segments, and a mean feature of each class."""
         c, context = self.config, self.context
-        reduction = fit_reduction(
-            self.features, c.dim, whiten=True, max_rows=c.max_rows, generator=context.generator("pca")
-        )
-        found = list(self._segment_features(Projection(**reduction)))
+        draw = context.generator("pca")
+        reduction = fit_reduction(self.features, c.dim, whiten=True, max_rows=c.max_rows, generator=draw)
+        found = list(self._described(projection(reduction)))
         first = 1 if self.has_background else 0
-        rows = torch.cat([z[first:] for _, _, z in found])
-        classes = context.classes - first
-        centers = cluster_rows(context, rows, clusters=classes, restarts=c.restarts, iterations=100).centers
+        rows = torch.cat([z[inside] for _, _, z, inside in found])  # (S, d)
+        wanted = context.classes - first
+        centers = cluster_rows(context, rows, clusters=wanted, restarts=c.restarts, iterations=100).centers
         total = torch.zeros(context.classes, centers.shape[1])
-        for i, ids, z in found:
-            table = (z @ centers.T).argmax(1) + first
-            if self.has_background:
-                table[0] = 0
-            total.index_add_(0, table, z)
-            dtype = np.uint8 if context.classes < 255 else np.uint16
-            write_mask(folder / "masks" / f"{self.names[i]}.png", table.numpy()[ids].astype(dtype))
+        dtype = np.uint8 if context.classes < 255 else np.uint16
+        for i, ids, z, inside in found:
+            classes = torch.where(inside, (z @ centers.T).argmax(1) + first, 0)  # (S_i,)
+            total.index_add_(0, classes, z)
+            write_mask(folder / "masks" / f"{self.names[i]}.png", classes.numpy()[ids].astype(dtype))
         prototypes = F.normalize(all_reduce_sum(total), dim=1)
         if context.run.writes:
             save_tensors(folder / LABELS, {**reduction, "prototypes": prototypes})
@@ -286,7 +288,7 @@ class DeepSpectral(Method):
     def _head(self) -> Sequential:
         """Whitening, a small decoder and a classifier."""
         t = self._labels()
-        reduce = Projection(t["mean"], t["components"], t["scale"])
+        reduce = projection(t)
         decoder = ConvDecoder(reduce.out, self.config.hidden, self.config.hidden, depth=2)
         return Sequential(reduce, decoder, LinearClassifier(self.config.hidden, self.context.classes))
 
@@ -320,10 +322,11 @@ class DeepSpectral(Method):
                     "delete its folder, resume",
                 )
             head.load_state_dict(state["parts"]["module.head"])
-            decoder, classifier = Sequential(head[0], head[1]), head[2]
+            decoder: Part = Sequential(head[0], head[1])
+            classifier: Part = head[2]
         else:
             t = self._labels()
-            decoder = Projection(t["mean"], t["components"], t["scale"], normalize=True)
+            decoder = projection(t, normalize=True)
             classifier = CosineClassifier(t["prototypes"], temperature=0.1)
         return Segmenter(
             encoder=self.features.encoder,

@@ -30,9 +30,10 @@ from maskwright.engine.frozen import (
     decoded_rows,
     fit_reduction,
     frozen_features,
+    projection,
 )
 from maskwright.engine.records import save_tensors
-from maskwright.models.heads import CosineClassifier, Projection
+from maskwright.models.heads import CosineClassifier
 from maskwright.models.segmenter import Segmenter
 
 CLUSTERS = "clusters.safetensors"
@@ -81,7 +82,7 @@ class KMeans(Method):
         c, context = self.config, self.context
         draw = context.generator("kmeans", "rows")
         reduction = fit_reduction(self.features, c.dim, whiten=c.whiten, max_rows=c.max_rows, generator=draw)
-        project = Projection(**reduction, normalize=True)
+        project = projection(reduction, normalize=True)
         rows = decoded_rows(
             self.features, project, max_rows=c.max_rows, generator=draw, device=torch.device("cpu")
         )  # (N, d), unit length
@@ -94,11 +95,10 @@ class KMeans(Method):
         """Encoder, projection and cosine to the cluster centres."""
         context = self.context
         t = load_file(context.run.path / "cluster" / CLUSTERS)
-        centers = t.pop("centers")
         return Segmenter(
             encoder=self.features.encoder,
-            decoder=Projection(**t, normalize=True),
-            classifier=CosineClassifier(centers, temperature=self.config.temperature),
+            decoder=projection(t, normalize=True),
+            classifier=CosineClassifier(t["centers"], temperature=self.config.temperature),
             classes=context.table,
             preprocess=self.features.preprocess,
             provenance=context.backbone.provenance,

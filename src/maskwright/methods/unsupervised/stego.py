@@ -45,8 +45,9 @@ from maskwright.engine.frozen import (
     decoded_rows,
     fit_reduction,
     frozen_features,
+    projection,
 )
-from maskwright.engine.loop import CHECKPOINT, Training, cosine
+from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.records import save_tensors
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
@@ -100,13 +101,13 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of every position of a with every position of b.
 
     Args:
-        a: (B, D, P).
-        b: (B, D, P).
+        a: (B, D, P), unit length over D.
+        b: (B, D, P), likewise.
 
     Returns:
         (B, P, P) in [-1, 1]; [n, i, j] of position i of a and j of b.
     """
-    return torch.einsum("ndi,ndj->nij", normalize(a), normalize(b))
+    return a.transpose(1, 2) @ b
 
 
 def center(f: Tensor) -> Tensor:
@@ -120,10 +121,10 @@ def correspondence_loss(f_a: Tensor, f_b: Tensor, c_a: Tensor, c_b: Tensor, b: f
     """- clamp(S, 0) (F_centred - b), averaged: codes correlate where features do by more than b.
 
     Args:
-        f_a: features (B, D, P) of the anchors; no gradient reaches them.
-        f_b: features (B, D, P) of the partners.
-        c_a: codes (B, E, P) of the anchors.
-        c_b: codes (B, E, P) of the partners.
+        f_a: features (B, D, P) of the anchors, unit length; no gradient reaches them.
+        f_b: features (B, D, P) of the partners, unit length.
+        c_a: codes (B, E, P) of the anchors, unit length.
+        c_b: codes (B, E, P) of the partners, unit length.
         b: shift.
     """
     with torch.no_grad():
@@ -140,8 +141,8 @@ def super_permutation(size: int, generator: torch.Generator | None = None) -> Te
 
 
 def sample(x: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples (B, D, P) of maps (B, D, h, w) at points (B, P, 2) in [-1, 1], border repeated."""
-    return F.grid_sample(x, points[:, None], padding_mode="border", align_corners=False)[:, :, 0]
+    """Bilinear samples (B, D, P) of maps (B, D, h, w) at points (B, P, 2) in [-1, 1], border repeated, unit length."""
+    return normalize(F.grid_sample(x, points[:, None], padding_mode="border", align_corners=False)[:, :, 0])
 
 
 def quantile_shift(correlations: Tensor, share: float) -> float:
@@ -182,20 +183,32 @@ class ClusterProbe(nn.Module):
 class Pairs:
     """Loads anchors with a neighbour each from the feature store, reduced, in windows of one common size."""
 
-    def __init__(self, features: FrozenFeatures, reduction: Projection | None, nearest: Tensor, points: int) -> None:
-        self.store, self.reduction, self.nearest, self.points = features.store, reduction, nearest, points
-        self.standard = (features.mean[:, None, None], features.std[:, None, None])
+    MEMORY = 1 << 30
+    """Bytes of reduced features below which all of them are held in memory."""
 
+    def __init__(self, features: FrozenFeatures, reduction: Projection, nearest: Tensor, points: int) -> None:
+        self.store, self.reduction, self.nearest, self.points = features.store, reduction, nearest, points
+        first = self.load(0)
+        self.held: dict[int, Tensor] | None = {} if 4 * first.numel() * len(self.store) <= self.MEMORY else None
+
+    @torch.no_grad()
     def load(self, i: int) -> Tensor:
         """f (D, h, w) of photograph i."""
-        f = self.store[i].float()
-        return (f - self.standard[0]) / self.standard[1] if self.reduction is None else self.reduction(f[None])[0]
+        return self.reduction(self.store[i].float()[None])[0]
 
-    def draw(self, indices: Sequence[int], random: torch.Generator) -> dict[str, Tensor]:
+    def get(self, i: int) -> Tensor:
+        """f (D, h, w) of photograph i, held in memory where there is room."""
+        if self.held is None:
+            return self.load(i)
+        if i not in self.held:
+            self.held[i] = self.load(i)
+        return self.held[i]
+
+    def draw(self, indices: Indices, random: torch.Generator) -> dict[str, Tensor]:
         """Anchors x, neighbours y (B, D, h, w) and two draws of positions p, q (B, P, 2)."""
         which = torch.randint(self.nearest.shape[1], (len(indices),), generator=random)
         partners = [int(self.nearest[i, k]) for i, k in zip(indices, which)]
-        maps = [self.load(int(i)) for i in (*indices, *partners)]
+        maps = [self.get(int(i)) for i in (*indices, *partners)]
         h, w = min(m.shape[1] for m in maps), min(m.shape[2] for m in maps)
         maps = [_window(m, h, w, random) for m in maps]
         x, y = torch.stack(maps).chunk(2)
@@ -231,7 +244,7 @@ class Distillation(Training):
         self.sampler = Sampler(images, config.batch, seed=seed, world=world_size(), rank=rank())
         self.schedule = cosine(steps)
 
-    def batch(self, indices: Sequence[int], random: torch.Generator) -> dict[str, Tensor]:
+    def batch(self, indices: Indices, random: torch.Generator) -> dict[str, Tensor]:
         """Anchors, neighbours and positions, on the device."""
         return {k: v.to(self.device) for k, v in self.pairs.draw(indices, random).items()}
 
@@ -301,8 +314,7 @@ class Stego(Method):
     @property
     def reduction(self) -> Projection:
         """f as the head sees it."""
-        t = self.prepared
-        return Projection(t["mean"], t["components"], t["scale"], normalize=False)
+        return projection(self.prepared)
 
     def prepare(self, folder: Path) -> None:
         """Reduction, neighbours, shifts and weights."""
@@ -321,7 +333,7 @@ class Stego(Method):
             max_rows=c.max_rows,
             generator=context.generator("pca"),
         )
-        project = Projection(**reduction, normalize=False)
+        project = projection(reduction)
         nearest = nearest_images(self.features, project, min(c.neighbors, images - 1))
         pairs = Pairs(self.features, project, nearest, c.points)
         shifts, weights = [c.b_self, c.b_knn, c.b_rand], [c.w_self, c.w_knn, c.w_rand]

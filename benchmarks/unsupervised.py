@@ -1,0 +1,183 @@
+"""The tables of the methods that read no label, on real photographs: `python -m benchmarks.unsupervised`.
+
+Each entry trains, predicts and is judged in a run folder of its own; entries that are done are skipped, so the
+script can be stopped and started at will and `--only` chooses among them. Photographs are looked for in
+MASKWRIGHT_DATA, or in the data folder beside the project. `--keep FOLDER` copies each run's records (not its model)
+with the data root written as DATA."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskwright import api
+from maskwright.data.files import write_json
+from maskwright.data.masks import write_mask
+from maskwright.engine.progress import Progress
+from maskwright.ops.objectness import otsu_threshold
+
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table: a method on a dataset, for several seeds.
+
+    Attributes:
+        name: of the row and its run folders.
+        data: the dataset.
+        method: a method's name, or `otsu` or `box`.
+        train: split that it learns from.
+        test: split that it is judged on.
+        classes: clusters.
+        protocol: of the evaluation.
+        settings: options of the method.
+        objects: judge the object masks that the run made itself, not the predictions of its model.
+        seeds: of the runs.
+    """
+
+    name: str
+    data: str
+    method: str
+    train: str = "train"
+    test: str = "test"
+    classes: int = 11
+    protocol: str = "hungarian"
+    settings: dict[str, Any] = field(default_factory=dict)
+    objects: bool = False
+    seeds: tuple[int, ...] = SEEDS
+
+
+FINE = {"layers": "3"}
+"""Only the stage of stride 16: block 4 of EfficientNet-Lite0."""
+ENTRIES = (
+    Entry("camvid-kmeans", "camvid", "kmeans"),
+    Entry("camvid-kmeans-unwhitened", "camvid", "kmeans", settings={"whiten": "false", "dim": "64"}),
+    Entry("camvid-deep_spectral", "camvid", "deep_spectral"),
+    Entry("camvid-stego", "camvid", "stego"),
+    Entry("camvid-stego-fixed_shifts", "camvid", "stego", settings={"auto_shift": "false"}),
+    Entry("camvid-stego-probe", "camvid", "stego", settings={"readout": "probe"}),
+    Entry("camvid-kmeans-block4", "camvid", "kmeans", settings=FINE),
+    Entry("camvid-stego-block4", "camvid", "stego", settings=FINE),
+    Entry("ecssd-otsu", "ecssd_part", "otsu", classes=2, protocol="saliency", seeds=(0,)),
+    Entry("ecssd-box", "ecssd_part", "box", classes=2, protocol="saliency", seeds=(0,)),
+    Entry("ecssd-fiedler", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
+          settings={"object": "fiedler", "self_train": "false"}, objects=True, seeds=(0,)),
+    Entry("ecssd-border", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
+          settings={"self_train": "false"}, objects=True, seeds=(0,)),
+    Entry("ecssd-border-unrefined", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
+          settings={"self_train": "false", "refine": "false"}, objects=True, seeds=(0,)),
+    Entry("ecssd-self_trained", "ecssd_part", "deep_spectral", classes=2, protocol="saliency"),
+)  # fmt: skip
+
+
+def data_root() -> Path:
+    """The folder of the datasets."""
+    named = os.environ.get("MASKWRIGHT_DATA")
+    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def by_rule(method: str, data: Any, out: Path) -> None:
+    """The baselines that learn nothing: Otsu's threshold of the grey value, and a centred box of half the size."""
+    for i, name in enumerate(data.names):
+        image = data.image(i)
+        h, w = image.shape[:2]
+        mask = np.zeros((h, w), bool)
+        if method == "box":
+            mask[h // 4 : h - h // 4, w // 4 : w - w // 4] = True
+        else:
+            grey = image @ np.array([0.299, 0.587, 0.114])
+            mask = grey > otsu_threshold(grey)
+            edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+            mask = ~mask if edge.mean() > 0.5 else mask
+        write_mask(out / f"{name}.png", mask.astype(np.uint8))
+
+
+def run(entry: Entry, seed: int, folder: Path) -> None:
+    """Trains, predicts and judges one entry, what is done left as it is."""
+    data = api.open_folder(data_root() / entry.data)
+    masks = folder / "masks"
+    if entry.method in ("otsu", "box"):
+        by_rule(entry.method, data.split(entry.test), masks)
+    else:
+        model = api.train(
+            data, entry.method, out=folder / "run", split=entry.train, classes=entry.classes, seed=seed,
+            weights="package", settings=entry.settings, resume=True,
+        )  # fmt: skip
+        if entry.objects:
+            masks = folder / "run" / "segments" / "objects"
+        else:
+            model.predict_folder(api.open_folder(data_root() / entry.data).split(entry.test), masks)
+    scores = api.evaluate(masks, data_root() / entry.data, protocol=entry.protocol, split=entry.test)
+    write_json(folder / "scores.json", scores.to_json())
+
+
+def keep(folder: Path, to: Path) -> None:
+    """Copies a run's records, with the data root written as DATA."""
+    root = str(data_root())
+    for source in (folder / "scores.json", folder / "run" / "run.json", folder / "run" / "metrics.jsonl"):
+        if source.exists():
+            to.mkdir(parents=True, exist_ok=True)
+            (to / source.name).write_text(source.read_text().replace(root, "DATA"))
+
+
+def table(runs: Path, entries: tuple[Entry, ...]) -> str:
+    """Means and sample standard deviations over seeds, as Markdown."""
+    lines = ["| row | protocol | seeds | figures |", "|---|---|---|---|"]
+    for entry in entries:
+        found = defaultdict(list)
+        for seed in entry.seeds:
+            file = runs / f"{entry.name}-{seed}" / "scores.json"
+            if not file.exists():
+                continue
+            scores = json.loads(file.read_text())
+            names = ("f_measure", "iou", "mae") if entry.protocol == "saliency" else ("miou", "pixel_accuracy")
+            for name in names:
+                value = scores.get(name, scores.get("extra", {}).get(name))
+                if value is not None:
+                    found[name].append(100 * value)
+        if found:
+            cells = [f"{k} {_spread(v)}" for k, v in found.items()]
+            count = max(len(v) for v in found.values())
+            lines.append(f"| {entry.name} | {entry.protocol} | {count} | {', '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{np.mean(values):.2f}"
+    return f"{mean} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
+
+
+def main() -> None:
+    """Runs what is asked for and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="*", help="rows, as a pattern")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--runs", type=Path, default=Path("runs/unsupervised"))
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    progress = Progress()
+    seeds = {int(s) for s in options.seeds.split(",")}
+    for entry in ENTRIES:
+        if not any(fnmatch.fnmatch(entry.name, p) for p in options.only.split(",")):
+            continue
+        for seed in entry.seeds:
+            folder = options.runs / f"{entry.name}-{seed}"
+            if seed in seeds and not (folder / "scores.json").exists():
+                progress.say(f"== {entry.name}, seed {seed}")
+                run(entry, seed, folder)
+            if options.keep and (folder / "scores.json").exists():
+                keep(folder, options.keep / folder.name)
+    print(table(options.runs, ENTRIES))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from maskwright.engine.progress import Progress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("maskwright.engine.progress.time.perf_counter", clock)
+    return clock
+
+
+def test_plain_lines_without_a_terminal(capsys, clock):
+    progress = Progress(every=10)
+    assert not progress.terminal
+    with progress.task("train", 100) as task:
+        for done in range(1, 101):
+            clock.now += 0.5
+            task.advance_to(done, loss=1 / done)
+    out, err = capsys.readouterr()
+    assert out == "" and "\r" not in err and "\x1b" not in err
+    lines = err.splitlines()
+    assert lines[0] == "train: 20/100, 2.0/s, 40 s left, loss 0.0500"
+    assert lines[-1] == "train: 100 in 50.0 s (2.0/s), loss 0.0100"
+    assert len(lines) == 5
+
+
+def test_what_was_done_before_does_not_count_for_the_rate(capsys, clock):
+    with Progress(every=1).task("train", 100, done=80) as task:
+        clock.now = 5.0
+        task.advance_to(90)
+        task.advance_to(100)
+    assert capsys.readouterr().err.splitlines() == ["train: 90/100, 2.0/s, 5 s left", "train: 100 in 5.0 s (4.0/s)"]
+
+
+def test_counter(capsys, clock):
+    with Progress().counter("reading") as count:
+        for done in range(1, 4):
+            clock.now += 1
+            count(done, 3)
+    assert capsys.readouterr().err == "reading: 3 in 2.0 s (1.5/s)\n"
+    with Progress().counter("nothing"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_counter_lets_errors_through():
+    with pytest.raises(ZeroDivisionError), Progress(quiet=True).counter("x") as count:
+        count(1, 2)
+        raise ZeroDivisionError
+
+
+def test_track(capsys):
+    assert list(Progress().track(iter("abc"), "letters", 3)) == ["a", "b", "c"]
+    assert capsys.readouterr().err.startswith("letters: 3 in ")
+
+
+def test_quiet_and_empty(capsys):
+    quiet = Progress(quiet=True)
+    quiet.say("hello")
+    with quiet.task("x", 3) as task:
+        task.advance_to(3, loss=1.0)
+    with Progress().task("nothing", 0) as task:
+        task.advance_to(0)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_failed_task_does_not_say_that_it_is_done(capsys):
+    with pytest.raises(ZeroDivisionError), Progress().task("x", 3):
+        raise ZeroDivisionError
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_in_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    progress = Progress()
+    assert progress.terminal
+    with progress.task("train", 40, done=10) as task:
+        task.advance_to(25, loss=0.5)
+        progress.say("a line between")
+        task.advance_to(40, loss=0.25)
+    text = screen.getvalue()
+    assert "train" in text and "40/40" in text and "loss 0.2500" in text and "/s" in text and "left" in text
+    assert "a line between" in text

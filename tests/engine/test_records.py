@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maskwright.data import files
+from maskwright.engine.records import IDENTITY, METRICS, RECORD, RunFolder, Stopwatch, save_tensors, versions
+from maskwright.errors import MaskwrightError
+
+RECORD_OF = {
+    "method": {"name": "toy"},
+    "config": {"clusters": 3, "layers": (1, 2)},
+    "seed": 0,
+    "steps": None,
+    "classes_asked": 3,
+    "split": None,
+    "labeled": None,
+    "weights_key": "abc",
+    "data": {"fingerprint": "f00", "root": "photos"},
+    "command": "maskwright train photos",
+    "started": "2026-01-01T00:00:00+00:00",
+    "status": "running",
+}
+
+
+def on_disk(folder: Path) -> dict:
+    return json.loads((folder / RECORD).read_text())
+
+
+def test_new_run(tmp_path):
+    run = RunFolder.start(tmp_path / "a" / "b", RECORD_OF, resume=False)
+    assert on_disk(run.path) == json.loads(json.dumps(RECORD_OF))
+    run.save(status="finished")
+    assert on_disk(run.path)["status"] == "finished" and on_disk(run.path)["seed"] == 0
+    folder = run.stage_folder("distill")
+    assert folder.is_dir() and folder.parent == run.path
+
+
+def test_an_empty_folder_will_do_and_resume_without_a_run_starts_one(tmp_path):
+    RunFolder.start(tmp_path, RECORD_OF, resume=False)
+    RunFolder.start(tmp_path / "new", RECORD_OF, resume=True)
+    assert "resumed" not in on_disk(tmp_path / "new")
+
+
+def test_an_existing_run_is_refused(tmp_path):
+    RunFolder.start(tmp_path, RECORD_OF, resume=False)
+    before = (tmp_path / RECORD).read_bytes()
+    with pytest.raises(MaskwrightError, match=r"already holds a run.*--resume"):
+        RunFolder.start(tmp_path, RECORD_OF | {"seed": 1}, resume=False)
+    assert (tmp_path / RECORD).read_bytes() == before
+
+
+def test_places_that_cannot_be_a_run(tmp_path):
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(MaskwrightError, match=r"not empty and holds no run.*choose another --out"):
+        RunFolder.start(tmp_path, RECORD_OF, resume=False)
+    for resume in (False, True):
+        with pytest.raises(MaskwrightError, match="is a file"):
+            RunFolder.start(tmp_path / "photo.jpg", RECORD_OF, resume=resume)
+        with pytest.raises(MaskwrightError, match="cannot make"):
+            RunFolder.start(tmp_path / "photo.jpg" / "run", RECORD_OF, resume=resume)
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_what_may_differ_on_resume(tmp_path):
+    RunFolder.start(tmp_path, RECORD_OF, resume=False).save(notes=["kept"], stages=[{"name": "a"}])
+    changed = RECORD_OF | {
+        "command": "maskwright train photos --resume", "started": "2027-01-01T00:00:00+00:00", "device": "cuda:0",
+        "data": {"fingerprint": "f00", "root": "elsewhere/photos"}, "config": {"clusters": 3, "layers": [1, 2]},
+    }  # fmt: skip
+    run = RunFolder.start(tmp_path, changed, resume=True)
+    assert on_disk(tmp_path) == json.loads(json.dumps(run.record))
+    assert run.record["command"] == RECORD_OF["command"] and run.record["started"] == RECORD_OF["started"]
+    assert run.record["device"] == "cuda:0" and run.record["data"]["root"] == "elsewhere/photos"
+    assert run.record["notes"] == ["kept"] and len(run.record["resumed"]) == 1
+    assert len(RunFolder.start(tmp_path, changed, resume=True).record["resumed"]) == 2
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("method", {"name": "other"}), ("config", {"clusters": 4, "layers": (1, 2)}), ("seed", 1), ("steps", 10),
+        ("classes_asked", 4), ("split", "train"), ("labeled", "few"), ("weights_key", "def"),
+        ("data", {"fingerprint": "f11"}),
+    ],
+)  # fmt: skip
+def test_other_settings_are_another_run(tmp_path, key, value):
+    RunFolder.start(tmp_path, RECORD_OF, resume=False)
+    before = (tmp_path / RECORD).read_bytes()
+    with pytest.raises(MaskwrightError, match=f"made with {key} = .*same settings"):
+        RunFolder.start(tmp_path, RECORD_OF | {key: value}, resume=True)
+    assert (tmp_path / RECORD).read_bytes() == before
+    assert key in IDENTITY or key == "data"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[1]", b"null"])
+def test_a_damaged_record_is_told(tmp_path, content):
+    (tmp_path / RECORD).write_bytes(content)
+    with pytest.raises(MaskwrightError, match=r"run\.json"):
+        RunFolder.start(tmp_path, RECORD_OF, resume=True)
+    assert (tmp_path / RECORD).read_bytes() == content
+
+
+def test_the_record_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    run = RunFolder.start(tmp_path, RECORD_OF, resume=False)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = (tmp_path / RECORD).read_bytes()
+    for where in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, where, full)
+            with pytest.raises(MaskwrightError, match="no space left"):
+                run.save(status="finished")
+        assert (tmp_path / RECORD).read_bytes() == before
+        assert [p.name for p in tmp_path.iterdir()] == [RECORD]
+
+
+def test_metrics(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.metrics() == []
+    run.forget_metrics("a", 0)
+    for step in range(4):
+        run.log("a", step, {"loss": 0.1 * step})
+        run.log("b", step, {"loss": float("nan"), "other": 1.0})
+    assert run.metrics()[2:4] == [
+        {"stage": "a", "step": 1, "loss": 0.1},
+        {"stage": "b", "step": 1, "loss": None, "other": 1.0},
+    ]
+    run.forget_metrics("a", 2)
+    assert [m["stage"] + str(m["step"]) for m in run.metrics()] == ["a0", "b0", "a1", "b1", "b2", "b3"]
+    run.forget_metrics("b", 0)
+    assert [m["step"] for m in run.metrics()] == [0, 1]
+    assert [p.name for p in tmp_path.iterdir()] == [METRICS]
+
+
+@pytest.mark.parametrize("rest", [b"{", b'{"stage": "a", "ste', b'{"stage": "a"', b"1", b"\x00\x00\x00", b"\xc3"])
+def test_a_line_cut_off_by_a_kill(tmp_path, rest):
+    run = RunFolder(tmp_path)
+    run.log("a", 0, {"loss": 1.0})
+    with (tmp_path / METRICS).open("ab") as out:
+        out.write(rest)
+    assert [m["step"] for m in run.metrics()] == [0]
+    run.forget_metrics("a", 1)
+    run.log("a", 1, {"loss": 1.0})
+    assert [m["step"] for m in run.metrics()] == [0, 1]
+    assert len((tmp_path / METRICS).read_text().splitlines()) == 2
+
+
+def test_a_process_that_does_not_write(tmp_path):
+    run = RunFolder.start(tmp_path / "run", RECORD_OF, resume=False, writes=False)
+    assert run.record == RECORD_OF
+    run.save(status="x")
+    run.log("a", 0, {"loss": 1.0})
+    run.forget_metrics("a", 0)
+    run.stage_folder("a")
+    assert not (tmp_path / "run").exists()
+
+
+def test_save_tensors(tmp_path):
+    x = torch.rand(4, 6)
+    save_tensors(tmp_path / "a.safetensors", {"x": x.T, "n": torch.tensor(3)}, {"kind": "test"})
+    found = load_file(tmp_path / "a.safetensors")
+    assert torch.equal(found["x"], x.T) and int(found["n"]) == 3
+
+
+def test_versions_and_stopwatch():
+    assert {"python", "torch", "numpy", "maskwright"} <= set(versions())
+    assert 10 <= Stopwatch(10.0).seconds < 11
