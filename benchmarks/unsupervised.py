@@ -41,6 +41,8 @@ class Entry:
         protocol: of the evaluation.
         settings: options of the method.
         objects: judge the object masks that the run made itself, not the predictions of its model.
+        refine: refinement of the predictions; `auto` is the method's own.
+        run_of: another row whose runs are judged, with this row's refinement.
         seeds: of the runs.
     """
 
@@ -53,6 +55,8 @@ class Entry:
     protocol: str = "hungarian"
     settings: dict[str, Any] = field(default_factory=dict)
     objects: bool = False
+    refine: str = "auto"
+    run_of: str = ""
     seeds: tuple[int, ...] = SEEDS
 
 
@@ -60,13 +64,14 @@ FINE = {"layers": "3"}
 """Only the stage of stride 16: block 4 of EfficientNet-Lite0."""
 ENTRIES = (
     Entry("camvid-kmeans", "camvid", "kmeans"),
+    Entry("camvid-kmeans-crf", "camvid", "kmeans", run_of="camvid-kmeans", refine="crf"),
     Entry("camvid-kmeans-unwhitened", "camvid", "kmeans", settings={"whiten": "false", "dim": "64"}),
     Entry("camvid-deep_spectral", "camvid", "deep_spectral"),
     Entry("camvid-stego", "camvid", "stego"),
-    Entry("camvid-stego-fixed_shifts", "camvid", "stego", settings={"auto_shift": "false"}),
-    Entry("camvid-stego-probe", "camvid", "stego", settings={"readout": "probe"}),
+    Entry("camvid-stego-without_crf", "camvid", "stego", run_of="camvid-stego", refine="none"),
+    Entry("camvid-stego-fixed_shifts", "camvid", "stego", settings={"auto_shift": "false"}, refine="none", seeds=(0,)),
     Entry("camvid-kmeans-block4", "camvid", "kmeans", settings=FINE),
-    Entry("camvid-stego-block4", "camvid", "stego", settings=FINE),
+    Entry("camvid-stego-block4", "camvid", "stego", settings=FINE, refine="none", seeds=(0,)),
     Entry("ecssd-otsu", "ecssd_part", "otsu", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-box", "ecssd_part", "box", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-fiedler", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
@@ -106,16 +111,18 @@ def run(entry: Entry, seed: int, folder: Path) -> None:
     data = api.open_folder(data_root() / entry.data)
     masks = folder / "masks"
     if entry.method in ("otsu", "box"):
-        by_rule(entry.method, data.split(entry.test), masks)
+        by_rule(entry.method, data.split(entry.test), masks, refine=entry.refine)
     else:
+        out = (folder.parent / f"{entry.run_of}-{seed}" if entry.run_of else folder) / "run"
         model = api.train(
-            data, entry.method, out=folder / "run", split=entry.train, classes=entry.classes, seed=seed,
+            data, entry.method, out=out, split=entry.train, classes=entry.classes, seed=seed,
             weights="package", settings=entry.settings, resume=True,
         )  # fmt: skip
         if entry.objects:
             masks = folder / "run" / "segments" / "objects"
         else:
-            model.predict_folder(api.open_folder(data_root() / entry.data).split(entry.test), masks)
+            shown = api.open_folder(data_root() / entry.data).split(entry.test)
+            model.predict_folder(shown, masks, refine=entry.refine)
     scores = api.evaluate(masks, data_root() / entry.data, protocol=entry.protocol, split=entry.test)
     write_json(folder / "scores.json", scores.to_json())
 

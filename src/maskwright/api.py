@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +129,9 @@ def train(
     from maskwright.engine.progress import Progress
     from maskwright.methods import choose_method, find_method
 
-    bar = progress or Progress()
+    bar = progress or Progress(quiet=int(os.environ.get("RANK", "0")) > 0)
+    if not 0 <= seed < 2**63:
+        raise MaskwrightError(f"--seed {seed}", "a whole number from 0 to 2**63 - 1")
     images = _opened(data)
     if split is not None:
         images = images.split(split)
@@ -175,6 +179,10 @@ def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[Cla
             return known, f"the {len(known.names)} of the class table"
         count = len(known.names)
         return ClassTable.numbered(count), f"{count} clusters without names, as many as the class table has classes"
+    if classes is not None and named and known is not None:
+        raise MaskwrightError(
+            f"--classes {classes} and a class table of {len(known.names)}", "the same number", "leave --classes out"
+        )
     if classes is not None:
         return ClassTable.numbered(classes), f"{classes} clusters, as asked"
     return (
@@ -208,12 +216,15 @@ def _context(
 ) -> Context:  # fmt: skip
     from maskwright.engine.cache import FeatureCache
     from maskwright.engine.context import Context
-    from maskwright.engine.devices import make_fabric
+    from maskwright.engine.devices import make_fabric, pick_device
     from maskwright.engine.records import RunFolder, now, versions
     from maskwright.methods import METHODS
 
     if steps is not None and steps < 1:
         raise MaskwrightError(f"--steps {steps}", "at least 1")
+    where = Path(images.root).resolve().name
+    folder = Path(out) if out is not None else Path("runs") / f"{method}-{where}"
+    RunFolder.check(folder, resume=resume)
     with bar.counter("reading") as count:
         images = images.readable(progress=count)
     for name, why in images.skipped:
@@ -223,13 +234,13 @@ def _context(
             f"none of the images in {images.root} can be read", "at least one", "run maskwright doctor"
         )
     table, why_classes = _class_table(images, classes, named=METHODS[method].family != "unsupervised")
-    fabric = make_fabric(device)
+    fabric = make_fabric(device, precision="bf16-mixed" if pick_device(device) == "cuda" else "32-true")
     bar.quiet = bar.quiet or fabric.global_rank > 0
-    folder = Path(out) if out is not None else Path("runs") / f"{method}-{Path(images.root).name}"
+    domain = None if source is None else _opened(source)
     network, why_backbone = _backbone(backbone, weights, bar, seed)
     record = {
         "status": "running",
-        "command": shlex.join(["maskwright", *sys.argv[1:]]) if Path(sys.argv[0]).name == "maskwright" else "mw.train",
+        "command": _command(),
         "method": _identity(method),
         "config": asdict(config),
         "seed": seed,
@@ -237,6 +248,8 @@ def _context(
         "classes_asked": len(table.names),
         "split": split,
         "labeled": str(labeled) if labeled is not None else None,
+        "labeled_hash": _hash_names(n for n, i in zip(images.names, images.items) if i.mask) if labeled else None,
+        "source": None if domain is None else domain.fingerprint(),
         "versions": versions(),
         "device": str(fabric.device),
         "processes": fabric.world_size,
@@ -255,7 +268,7 @@ def _context(
     run = RunFolder.start(folder, record, resume=resume, writes=fabric.is_global_zero)
     context = Context(
         data=images, table=table, seed=seed, steps=steps, fabric=fabric, run=run, cache=FeatureCache(),
-        backbone=network, source=None if source is None else _opened(source), progress=bar,
+        backbone=network, source=domain, progress=bar,
         notes=list(run.record.get("notes", [])),
     )  # fmt: skip
     for sentence in (
@@ -266,6 +279,17 @@ def _context(
         if sentence:
             context.note(sentence)
     return context
+
+
+def _command() -> str:
+    """The command line that made the run, or the function that did."""
+    program = Path(sys.argv[0])
+    ours = program.name == "maskwright" or program.parts[-2:] == ("maskwright", "cli.py")
+    return shlex.join(["maskwright", *sys.argv[1:]]) if ours else "maskwright.train"
+
+
+def _hash_names(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def _median_size(images: Dataset, most: int = 500) -> list[int]:
@@ -288,13 +312,18 @@ def _run(method: Any, context: Context, report: bool) -> Model:
     from maskwright.predict.model import Model
 
     run = context.run
-    run_stages(method, context)
+    try:
+        run_stages(method, context)
+    except BaseException as error:
+        run.save(status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
     segmenter = method.segmenter()
     extra = {
         "method": run.record["method"],
         "seed": context.seed,
         "data": run.record["data"]["fingerprint"],
         "image_size": _median_size(context.data),
+        "refine": method.refinement,
     }
     if run.writes:
         save_bundle(run.path / MODEL, segmenter, extra)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -99,7 +100,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
     tile: Annotated[int | None, typer.Option(help="Predict in tiles of this many pixels.")] = None,
-    refine: Annotated[str, typer.Option(help="none, crf or guided.")] = "none",
+    refine: Annotated[str, typer.Option(help="none, crf, guided, or auto: what the model's method does.")] = "auto",
     flips: Annotated[bool, typer.Option("--flips", help="Average with the mirrored image.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Write confidence maps too.")] = False,
     overlays: Annotated[bool, typer.Option("--overlays", help="Write overlays too.")] = False,
@@ -186,26 +187,33 @@ def _print_json(value: object) -> None:
 
 
 def main() -> None:
-    """Runs a verb; bad input becomes one line and exit code 2."""
+    """Runs a verb; bad input, an interrupt and a full disk become one line and exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except MaskwrightError as error:
-        print(f"maskwright: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(str(error))
     except KeyboardInterrupt:
-        print(
-            "maskwright: interrupted; what is done is kept, continue a training with --resume",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        _stop(INTERRUPTED)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        what = f"{error.strerror}: {error.filename or 'output'}"
-        print(f"maskwright: {what}; make room and repeat, with --resume for a training", file=sys.stderr)
-        sys.exit(2)
+        _stop(f"{error.strerror}: {error.filename or 'output'}; make room and repeat, with --resume for a training")
+    except Exception as error:
+        if type(error).__name__ == "Abort":  # what the option parser makes of Ctrl-C
+            _stop(INTERRUPTED)
+        if not hasattr(error, "format_message"):  # its own errors: an unknown verb or option, a wrong type
+            raise
+        _stop(f"{' '.join(error.format_message().split())}; see maskwright --help")
+    sys.exit(code or 0)
 
 
+def _stop(line: str) -> NoReturn:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"maskwright: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+INTERRUPTED = "interrupted; what is done is kept, continue a training with --resume"
 _DISK_ERRORS = (28, 122, 30, 13)
 """No space, quota, read-only file system, permission."""
 

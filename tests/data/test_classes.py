@@ -62,6 +62,7 @@ def test_table() -> None:
     assert hash(ClassTable.from_json(table.to_json())) == hash(table)
     assert ClassTable.numbered(255).ignore == 255 and ClassTable.numbered(256).ignore == 65535
     ids = np.array([[0, 1], [2, 255]], np.uint8)
+    table = ClassTable(("ground", "disc", "square"))
     assert table.colorize(ids).tolist() == [[[0, 0, 0], [128, 0, 0]], [[0, 128, 0], [255, 255, 255]]]
     with pytest.raises(ValueError, match="shape"):
         ClassTable(("a", "b"), np.zeros((3, 3), np.uint8))

@@ -120,7 +120,9 @@ def test_a_configuration_checks_itself():
 def test_describe():
     rows = {r["name"]: r for r in describe(Config)}
     assert list(rows) == ["clusters", "rate", "crf", "kind", "layers", "scales", "limit", "weights"]
-    assert rows["clusters"] == {"name": "clusters", "type": "int", "default": 27, "says": "how many", "choices": None}
+    known = {"name": "clusters", "type": "int", "default": 27, "says": "how many", "choices": None}
+    assert {k: rows["clusters"][k] for k in known} == known
+    assert set(rows["clusters"]) == {*known, "low", "high"}
     assert rows["kind"]["choices"] == ["tokens", "q", "k", "v"]
     assert rows["scales"]["type"] == "tuple[float, ...]"
     assert rows["layers"]["type"] == "tuple[int, ...] | None"

@@ -32,10 +32,16 @@ def settings_for(name: str) -> dict[str, object]:
 
 
 def run(name: str, data: Path, out: Path, **options):
-    defaults = dict(
-        classes=3, backbone="tf_efficientnet_lite0", weights="random", steps=STEPS, device="cpu",
-        settings=settings_for(name), progress=Progress(quiet=True), report=False,
-    )  # fmt: skip
+    defaults = {
+        "classes": 3,
+        "backbone": "tf_efficientnet_lite0",
+        "weights": "random",
+        "steps": STEPS,
+        "device": "cpu",
+        "settings": settings_for(name),
+        "progress": Progress(quiet=True),
+        "report": False,
+    }
     return mw.train(data, name, out=out, **(defaults | options))
 
 

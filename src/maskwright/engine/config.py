@@ -69,6 +69,8 @@ def describe(config_class: type) -> list[dict[str, Any]]:
             "default": f.default,
             "says": f.metadata.get("says", ""),
             "choices": list(f.metadata["choices"]) if f.metadata.get("choices") else None,
+            "low": f.metadata.get("low"),
+            "high": f.metadata.get("high"),
         }
         for f in dataclasses.fields(config_class)
     ]

@@ -65,6 +65,11 @@ class Method(ABC):
     def stages(self) -> list[Stage]:
         """The stages in order; each is skipped in a resumed run where its folder says that it is done."""
 
+    @property
+    def refinement(self) -> str:
+        """How predictions are refined where the user does not say: `none`, `crf` or `guided`."""
+        return "crf" if getattr(self.config, "crf", False) else "none"
+
     @abstractmethod
     def segmenter(self) -> Segmenter:
         """The trained segmenter, built from the stages' artefacts alone."""

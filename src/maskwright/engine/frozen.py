@@ -115,7 +115,7 @@ def feature_rows(store: FeatureStore, limit: int, generator: torch.Generator) ->
         if positions > each and len(f) > each:
             f = f[torch.randperm(len(f), generator=generator)[: max(1, int(each))]]
         rows.append(f.float())
-    return torch.cat(rows)
+    return torch.cat(rows) if rows else torch.empty(0, store.width)
 
 
 def joint_scale(features: FrozenFeatures) -> Tensor:
@@ -180,6 +180,9 @@ def decoded_rows(
     for i in share(range(len(features.store))):
         e = decode(features.store[i].float().to(device)[None])[0].flatten(1).T  # (h*w, E)
         rows.append((e[torch.randperm(len(e), generator=generator)[:each]] if len(e) > each else e).cpu())
+    if not rows:  # more processes than images
+        width = decode(features.store[0].float().to(device)[None]).shape[1]
+        return torch.empty(0, width)
     return torch.cat(rows)
 
 

@@ -140,7 +140,7 @@ def fit(
     saved_at = time.monotonic()
     with progress.task(name, steps, done=start) as task:
         for step in range(start, steps):
-            seed_step(seed, step, rank())
+            seed_step(seed, step, rank(), name)
             _set_rates(training, base_rates, step)
             indices = training.sampler.next()
             batch = training.batch(indices, generator(seed, name, "batch", step, rank()))

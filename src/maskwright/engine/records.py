@@ -12,10 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from maskwright.data.files import atomic_write, write_json, write_text
+from maskwright.data.files import write_bytes, write_json, write_text
 from maskwright.engine.distributed import broadcast_object
 from maskwright.errors import MaskwrightError
 
@@ -23,7 +23,18 @@ RECORD = "run.json"
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.json"
 MODEL = "model.safetensors"
-IDENTITY = ("method", "config", "seed", "steps", "classes_asked", "split", "labeled", "weights_key")
+IDENTITY = (
+    "method",
+    "config",
+    "seed",
+    "steps",
+    "classes_asked",
+    "split",
+    "labeled",
+    "labeled_hash",
+    "source",
+    "weights_key",
+)
 """What must be the same for a run to be resumed: with another value it would be another run."""
 
 
@@ -69,28 +80,35 @@ class RunFolder:
             raise failure
         return run
 
+    @staticmethod
+    def check(path: Path, *, resume: bool) -> None:
+        """Says early whether a run may go to a folder.
+
+        Raises:
+            MaskwrightError: when it is a file, holds a run and `resume` is False, or holds other files.
+        """
+        if path.exists() and not path.is_dir():
+            raise MaskwrightError(f"{path} is a file", "a folder for the run", "choose another --out")
+        if resume or not path.is_dir():
+            return
+        if (path / RECORD).exists():
+            raise MaskwrightError(
+                f"{path} already holds a run", "a new folder", "add --resume to continue it, or choose another --out"
+            )
+        if any(path.iterdir()):
+            raise MaskwrightError(
+                f"{path} is not empty and holds no run", "a new or empty folder", "choose another --out"
+            )
+
     def _open(self, record: Mapping[str, Any], resume: bool) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise MaskwrightError(f"{self.path} is a file", "a folder for the run", "choose another --out")
+        self.check(self.path, resume=resume)
         earlier = self.path / RECORD
         if earlier.exists():
-            if not resume:
-                raise MaskwrightError(
-                    f"{self.path} already holds a run",
-                    "a new folder",
-                    "add --resume to continue it, or choose another --out",
-                )
             self.record = self._read(earlier)
             self._must_match(record)
             self.record.update({k: v for k, v in record.items() if k not in ("started", "command")})
             self.record.setdefault("resumed", []).append(now())
         else:
-            if self.path.is_dir() and any(self.path.iterdir()) and not resume:
-                raise MaskwrightError(
-                    f"{self.path} is not empty and holds no run",
-                    "a new or empty folder",
-                    "choose another --out",
-                )
             self.record = dict(record)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -171,8 +189,7 @@ class RunFolder:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a stage's artefact as safetensors, beside and renamed."""
-    with atomic_write(path) as beside:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, beside, dict(metadata or {}))
+    write_bytes(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {})))
 
 
 def now() -> str:

@@ -25,9 +25,9 @@ def generator(seed: int, *salt: int | str, device: str | torch.device = "cpu") -
     return torch.Generator(device=device).manual_seed(derive(seed, *salt))
 
 
-def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seeds python, numpy and torch for one step of one process."""
-    value = derive(seed, "step", step, rank)
+def seed_step(seed: int, step: int, rank: int = 0, stage: str = "") -> None:
+    """Seeds python, numpy and torch for one step of one stage in one process."""
+    value = derive(seed, "step", stage, step, rank)
     random.seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002 - libraries that draw from numpy's global state
     torch.manual_seed(value)

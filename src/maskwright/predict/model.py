@@ -21,7 +21,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_mask, predict_probs, smallest_confidence
-from maskwright.predict.refine import check_refinement
+from maskwright.predict.refine import AUTO, REFINEMENTS, check_refinement
 from maskwright.predict.tiles import WHOLE_PIXELS
 from maskwright.predict.writers import overlay, write_confidence, write_index, write_overlay
 
@@ -109,7 +109,7 @@ class Model:
     def predict(
         self,
         image: str | os.PathLike[str] | np.ndarray | Image.Image,
-        refine: str = "none",
+        refine: str = AUTO,
         tile: int | None = None,
         flips: bool = False,
         *,
@@ -122,7 +122,7 @@ class Model:
 
         Args:
             image: a file, a Pillow image, or uint8 (H, W, 3) RGB or (H, W) grey.
-            refine: "none", "crf" or "guided".
+            refine: "none", "crf", "guided", or "auto" for what the model's method does.
             tile: see it in windows of this many pixels; None leaves the choice to the picture's size.
             flips: average with the mirrored picture.
             overlap: share of a tile that its neighbour holds too.
@@ -135,12 +135,23 @@ class Model:
         """
         pixels = as_picture(image)
         found = predict_mask(
-            self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales, refine=refine,
+            self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales,
+            refine=self.refinement(refine, pixels.shape[:2]),
             settings=settings, device=self.device, precision=precision, dtype=np.uint16,
             confidence=smallest_confidence(pixels.shape[:2]),
         )  # fmt: skip
         assert found.confidence is not None
         return Result(found.ids, found.confidence, self.classes)
+
+    def refinement(self, asked: str, size: tuple[int, int]) -> str:
+        """The refinement to use: as asked, or under `auto` the method's own.
+
+        Very large pictures are not refined unless it is asked for: their tiles would take longer than their masks.
+        """
+        if asked != AUTO:
+            return check_refinement(asked)
+        own = str(self.extra.get("refine", "none"))
+        return own if own in REFINEMENTS and size[0] * size[1] <= WHOLE_PIXELS else "none"
 
     def probabilities(self, image: str | os.PathLike[str] | np.ndarray | Image.Image, **options: Any) -> np.ndarray:
         """Class probabilities of one picture, float32 (C, H, W); options as for `predict_probs`."""
@@ -152,7 +163,7 @@ class Model:
         out: str | os.PathLike[str],
         *,
         tile: int | None = None,
-        refine: str = "none",
+        refine: str = AUTO,
         flips: bool = False,
         confidence: bool = False,
         overlays: bool = False,
@@ -178,7 +189,8 @@ class Model:
             MaskwrightError: masks would be written over images or labels of the dataset, the place cannot be written,
                 or an option is out of range.
         """
-        check_refinement(refine)
+        if refine != AUTO:
+            check_refinement(refine)
         data = images if isinstance(images, Dataset) else open_folder(images)
         out = Path(out)
         check_out(out, data)
@@ -194,7 +206,8 @@ class Model:
                     show(done)
                     continue
                 found = predict_mask(
-                    self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales, refine=refine,
+                    self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales,
+                    refine=self.refinement(refine, pixels.shape[:2]),
                     settings=settings, device=self.device, precision=precision,
                     confidence=np.uint8 if confidence else None,
                 )  # fmt: skip

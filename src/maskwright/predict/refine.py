@@ -13,6 +13,10 @@ REFINEMENTS = ("none", "crf", "guided")
 several times as fast."""
 
 
+AUTO = "auto"
+"""What the model's method does: a CRF after STEGO, nothing after k-means."""
+
+
 def check_refinement(how: str) -> str:
     """The name itself. Raises `MaskwrightError` with the nearest match if there is no such refinement."""
     if how not in REFINEMENTS:

@@ -87,6 +87,7 @@ class DeepSpectralConfig:
     batch: int = option(8, "photographs a step", low=1)
     hidden: int = option(128, "width of the self-trained head", low=8)
     lr: float = option(1e-3, "AdamW's learning rate", low=0.0)
+    crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
     max_rows: int = option(400_000, "positions for PCA", low=1)
 
 
@@ -304,7 +305,7 @@ class DeepSpectral(Method):
             ids = torch.from_numpy(read_mask(masks / f"{name}.png").astype(np.int64))
             size = self.features.store[i].shape[-2:]
             labels.append(F.interpolate(ids[None, None].float(), size, mode="nearest-exact")[0, 0].long())
-        seed_step(context.seed, -1)  # initial weights
+        seed_step(context.seed, -1, stage="self_train")  # initial weights
         steps = context.steps or c.steps
         training = SelfTraining(self.features, labels, self._head(), c, steps, context.seed, context.device)
         context.fit(training, "self_train", folder, steps)

@@ -51,6 +51,7 @@ class KMeansConfig:
     restarts: int = option(10, "starts of k-means; the one with the best inertia is kept", low=1)
     iterations: int = option(100, "most iterations of each start", low=1)
     max_rows: int = option(1_000_000, "positions to fit on; more are drawn from, the same number an image", low=1)
+    crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
     temperature: float = option(
         0.1, "cosines are divided by it to give logits; for confidence and refinement only", low=1e-4
     )

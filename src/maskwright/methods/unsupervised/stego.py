@@ -89,6 +89,7 @@ class StegoConfig:
     readout: str = option("kmeans", "how codes become clusters", choices=("kmeans", "probe"))
     restarts: int = option(10, "starts of the final k-means", low=1)
     max_rows: int = option(400_000, "positions for PCA and the final k-means", low=1)
+    crf: bool = option(True, "the dense CRF after prediction, as in the paper, unless --refine says otherwise")
     temperature: float = option(0.5, "cosines are divided by it to give logits; the paper's alpha = 2 is 0.5", low=1e-4)
 
 
@@ -353,7 +354,7 @@ class Stego(Method):
     def _choose(self, pairs: Pairs, images: int, weights: list[float]) -> tuple[list[float], list[float]]:
         """Shifts and weights from the centred correlations of a few batches."""
         c, random = self.config, self.context.generator("shifts")
-        seed_step(self.context.seed, 0)  # dropout below draws from the global state
+        seed_step(self.context.seed, -1, stage="shifts")  # dropout below draws from the global state
         seen: dict[str, list[Tensor]] = {k: [] for k in PAIRS}
         for _ in range(12):
             indices = torch.randint(images, (min(c.batch, max(2, images)),), generator=random).tolist()
@@ -372,7 +373,7 @@ class Stego(Method):
     def distill(self, folder: Path) -> None:
         """Trains the head; the artefact is its last iterate."""
         c, context, t = self.config, self.context, self.prepared
-        seed_step(context.seed, -1)  # initial weights
+        seed_step(context.seed, -1, stage="distill")  # initial weights
         steps = context.steps or c.steps
         project = self.reduction
         training = Distillation(
