@@ -64,7 +64,7 @@ FINE = {"layers": "3"}
 """Only the stage of stride 16: block 4 of EfficientNet-Lite0."""
 ENTRIES = (
     Entry("camvid-kmeans", "camvid", "kmeans"),
-    Entry("camvid-kmeans-crf", "camvid", "kmeans", run_of="camvid-kmeans", refine="crf"),
+    Entry("camvid-kmeans-crf", "camvid", "kmeans", settings={"crf": "true"}, seeds=(0,)),
     Entry("camvid-kmeans-unwhitened", "camvid", "kmeans", settings={"whiten": "false", "dim": "64"}),
     Entry("camvid-deep_spectral", "camvid", "deep_spectral"),
     Entry("camvid-stego", "camvid", "stego"),
@@ -111,7 +111,7 @@ def run(entry: Entry, seed: int, folder: Path) -> None:
     data = api.open_folder(data_root() / entry.data)
     masks = folder / "masks"
     if entry.method in ("otsu", "box"):
-        by_rule(entry.method, data.split(entry.test), masks, refine=entry.refine)
+        by_rule(entry.method, data.split(entry.test), masks)
     else:
         out = (folder.parent / f"{entry.run_of}-{seed}" if entry.run_of else folder) / "run"
         model = api.train(

@@ -32,6 +32,7 @@ from maskwright.engine.frozen import (
     frozen_features,
     projection,
 )
+from maskwright.engine.probing import linear_probe
 from maskwright.engine.records import save_tensors
 from maskwright.models.heads import CosineClassifier
 from maskwright.models.segmenter import Segmenter
@@ -51,6 +52,9 @@ class KMeansConfig:
     restarts: int = option(10, "starts of k-means; the one with the best inertia is kept", low=1)
     iterations: int = option(100, "most iterations of each start", low=1)
     max_rows: int = option(1_000_000, "positions to fit on; more are drawn from, the same number an image", low=1)
+    linear_probe: bool = option(
+        False, "also fit a linear probe on the masks that may be read, as a model beside this one"
+    )
     crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
     temperature: float = option(
         0.1, "cosines are divided by it to give logits; for confidence and refinement only", low=1e-4
@@ -69,8 +73,11 @@ class KMeans(Method):
     config: KMeansConfig
 
     def stages(self) -> list[Stage]:
-        """One: features, PCA and clusters."""
-        return [Stage("cluster", "fit", self.cluster, "features of a frozen network, PCA, k-means")]
+        """Features, PCA and clusters; a linear probe if asked for."""
+        stages = [Stage("cluster", "fit", self.cluster, "features of a frozen network, PCA, k-means")]
+        if self.config.linear_probe:
+            stages.append(Stage("linear_probe", "fit", self.linear_probe, "a linear probe on the features, with masks"))
+        return stages
 
     @cached_property
     def features(self) -> FrozenFeatures:
@@ -91,6 +98,11 @@ class KMeans(Method):
         if context.run.writes:
             save_tensors(folder / CLUSTERS, {**reduction, "centers": found.centers})
         context.run.log("cluster", found.iterations, {"loss": float(found.inertia)})
+
+    def linear_probe(self, folder: Path) -> None:
+        """How much of the classes is in the features; reads masks, for evaluation only."""
+        t = load_file(self.context.run.path / "cluster" / CLUSTERS)
+        linear_probe(self.context, self.features, projection(t), folder)
 
     def segmenter(self) -> Segmenter:
         """Encoder, projection and cosine to the cluster centres."""

@@ -48,6 +48,7 @@ from maskwright.engine.frozen import (
     projection,
 )
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
+from maskwright.engine.probing import linear_probe
 from maskwright.engine.records import save_tensors
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
@@ -89,6 +90,9 @@ class StegoConfig:
     readout: str = option("kmeans", "how codes become clusters", choices=("kmeans", "probe"))
     restarts: int = option(10, "starts of the final k-means", low=1)
     max_rows: int = option(400_000, "positions for PCA and the final k-means", low=1)
+    linear_probe: bool = option(
+        False, "also fit a linear probe on the masks that may be read, as a model beside this one"
+    )
     crf: bool = option(True, "the dense CRF after prediction, as in the paper, unless --refine says otherwise")
     temperature: float = option(0.5, "cosines are divided by it to give logits; the paper's alpha = 2 is 0.5", low=1e-4)
 
@@ -290,7 +294,7 @@ class Stego(Method):
 
     def stages(self) -> list[Stage]:
         """Prepare (PCA, neighbours, shifts), distill, cluster."""
-        return [
+        stages = [
             Stage(
                 "prepare",
                 "fit",
@@ -300,6 +304,9 @@ class Stego(Method):
             Stage("distill", "train", self.distill, "a head whose codes correlate where features do"),
             Stage("cluster", "fit", self.cluster, "k-means of the codes"),
         ]
+        if self.config.linear_probe:
+            stages.append(Stage("linear_probe", "fit", self.linear_probe, "a linear probe on the codes, with masks"))
+        return stages
 
     @cached_property
     def features(self) -> FrozenFeatures:
@@ -411,6 +418,10 @@ class Stego(Method):
             centers = cluster_rows(context, rows, restarts=c.restarts, iterations=100).centers
         if context.run.writes:
             save_tensors(folder / CENTERS, {"centers": centers})
+
+    def linear_probe(self, folder: Path) -> None:
+        """How much of the classes is in the codes; reads masks, for evaluation only."""
+        linear_probe(self.context, self.features, self.decoder(), folder)
 
     def segmenter(self) -> Segmenter:
         """Encoder, head and cosine to the cluster centres."""

@@ -1,0 +1,71 @@
+"""A training killed outright in the middle and resumed ends in the weights of one that was left alone, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.conftest import write_tiny_folder
+
+STEPS = 240
+
+
+def command(data: Path, out: Path, method: str, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method, "--classes", "3",
+        "--out", str(out), "--backbone", "tf_efficientnet_lite0", "--weights", "random", "--set", "short_side=64", "--set", "batch=4",
+        "--steps", str(STEPS), "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def last_step(out: Path, stage: str) -> int:
+    """The last recorded step of a stage, -1 before its first."""
+    file = out / "metrics.jsonl"
+    steps = [-1]
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["stage"] == stage:
+            steps.append(record["step"])
+    return max(steps)
+
+
+@pytest.mark.parametrize(
+    ("method", "stage"), [("stego", "distill"), pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow)]
+)
+def test_kill_and_resume(method, stage, tmp_path):
+    data = write_tiny_folder(tmp_path / "tiny")
+    environment = os.environ | {"MASKWRIGHT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+
+    process = subprocess.Popen(command(data, tmp_path / "killed", method), **quiet)
+    deadline = time.monotonic() + 120
+    while last_step(tmp_path / "killed", stage) < 70:  # past the first checkpoint, at step 50
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert last_step(tmp_path / "killed", stage) < STEPS - 1
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+
+    subprocess.run(command(data, tmp_path / "killed", method, "--resume"), check=True, **quiet)
+    subprocess.run(command(data, tmp_path / "whole", method), check=True, **quiet)
+    a, b = (load_file(tmp_path / d / "model.safetensors") for d in ("killed", "whole"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    record = json.loads((tmp_path / "killed" / "run.json").read_text())
+    assert record["status"] == "finished" and len(record["resumed"]) == 1
+    steps = [
+        json.loads(t)["step"] for t in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines() if stage in t
+    ]
+    assert steps == sorted(set(steps))
