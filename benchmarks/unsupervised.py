@@ -80,7 +80,7 @@ ENTRIES = (
           settings={"self_train": "false"}, objects=True, seeds=(0,)),
     Entry("ecssd-border-unrefined", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
           settings={"self_train": "false", "refine": "false"}, objects=True, seeds=(0,)),
-    Entry("ecssd-self_trained", "ecssd_part", "deep_spectral", classes=2, protocol="saliency"),
+    Entry("ecssd-self_trained", "ecssd_part", "deep_spectral", classes=2, protocol="saliency", seeds=(0,)),
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Segmentation masks, and a model that makes more of them, from photographs and whatever labels there are.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 

@@ -21,7 +21,8 @@ STEPS = 240
 def command(data: Path, out: Path, method: str, *more: str) -> list[str]:
     return [
         sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method, "--classes", "3",
-        "--out", str(out), "--backbone", "tf_efficientnet_lite0", "--weights", "random", "--set", "short_side=64", "--set", "batch=4",
+        "--out", str(out), "--backbone", "tf_efficientnet_lite0", "--weights", "random", "--set", "short_side=64",
+        "--set", "batch=4",
         "--steps", str(STEPS), "--device", "cpu", *more,
     ]  # fmt: skip
 
