@@ -21,7 +21,7 @@ PHOTOGRAPHS = {
 }  # fmt: skip
 """Photographs in scikit-image's and scikit-learn's wheels, below the package's folder."""
 
-METHOD, CLUSTERS, STEPS = "stego", 8, 300
+METHOD, CLUSTERS, STEPS = "stego", 8, 200
 
 
 def collect_photographs(folder: Path) -> list[Path]:
@@ -85,7 +85,7 @@ def run_demo(out: Path) -> Path:
         collect_photographs(photographs)
         data = api.open_folder(photographs)
         model = api.train(data, METHOD, out=out / "run", classes=CLUSTERS, steps=STEPS)
-        model.predict_folder(data, out / "masks", refine="guided", overlays=True)
+        model.predict_folder(data, out / "masks", overlays=True)
         (out / "photographs").mkdir(exist_ok=True)
         for path in sorted((photographs / "images").iterdir()):
             shutil.copyfile(path, out / "photographs" / path.name)
