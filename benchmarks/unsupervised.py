@@ -20,8 +20,10 @@ import numpy as np
 
 from maskwright import api
 from maskwright.data.files import write_json
-from maskwright.data.masks import write_mask
+from maskwright.data.masks import read_mask, write_mask
 from maskwright.engine.progress import Progress
+from maskwright.evaluate.boxes import boxes_from_masks, corloc, mask_box
+from maskwright.ops.components import label_components, largest_component, remove_small
 from maskwright.ops.objectness import otsu_threshold
 
 SEEDS = (0, 1, 2)
@@ -60,6 +62,8 @@ class Entry:
     seeds: tuple[int, ...] = SEEDS
 
 
+FIGURES = {"saliency": ("corloc", "f_measure", "iou", "mae")}
+"""What the table shows of a protocol; others show mIoU and pixel accuracy."""
 FINE = {"layers": "3"}
 """Only the stage of stride 16: block 4 of EfficientNet-Lite0."""
 ENTRIES = (
@@ -123,8 +127,25 @@ def run(entry: Entry, seed: int, folder: Path) -> None:
         else:
             shown = api.open_folder(data_root() / entry.data).split(entry.test)
             model.predict_folder(shown, masks, refine=entry.refine)
-    scores = api.evaluate(masks, data_root() / entry.data, protocol=entry.protocol, split=entry.test)
-    write_json(folder / "scores.json", scores.to_json())
+    scores = api.evaluate(masks, data_root() / entry.data, protocol=entry.protocol, split=entry.test).to_json()
+    if entry.protocol == "saliency":
+        scores["extra"]["corloc"] = localisation(masks, data_root() / entry.data, entry.test)
+    write_json(folder / "scores.json", scores)
+
+
+def localisation(masks: Path, truth: Path, split: str) -> float:
+    """CorLoc of the box around the largest component of each mask.
+
+    The true boxes are those around the components of the true mask that cover at least half a percent of the image.
+    """
+    data = api.open_folder(truth).split(split)
+    predicted, true = [], []
+    for i, name in enumerate(data.names):
+        predicted.append(mask_box(largest_component(read_mask(masks / f"{name}.png") > 0)))
+        mask = data.mask(i)
+        parts, _ = label_components(remove_small(mask == 1, max(1, mask.size // 200)))
+        true.append(list(boxes_from_masks(parts).values()))
+    return corloc(predicted, true)
 
 
 def keep(folder: Path, to: Path) -> None:
@@ -146,7 +167,9 @@ def table(runs: Path, entries: tuple[Entry, ...]) -> str:
             if not file.exists():
                 continue
             scores = json.loads(file.read_text())
-            names = ("f_measure", "iou", "mae") if entry.protocol == "saliency" else ("miou", "pixel_accuracy")
+            names = (
+                ("corloc", "f_measure", "iou", "mae") if entry.protocol == "saliency" else ("miou", "pixel_accuracy")
+            )
             for name in names:
                 value = scores.get(name, scores.get("extra", {}).get(name))
                 if value is not None:
