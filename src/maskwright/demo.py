@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import time
 from pathlib import Path
@@ -25,10 +26,10 @@ METHOD, CLUSTERS, STEPS = "stego", 8, 200
 
 
 def collect_photographs(folder: Path) -> list[Path]:
-    """Copies the photographs of the installed packages into a dataset folder.
+    """Copies the photographs of the installed packages into a folder.
 
     Args:
-        folder: the dataset folder to make.
+        folder: the folder to make; it is a dataset, of images alone.
 
     Returns:
         The files written.
@@ -36,8 +37,7 @@ def collect_photographs(folder: Path) -> list[Path]:
     Raises:
         MaskwrightError: when none of the packages is installed.
     """
-    images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for package, names in PHOTOGRAPHS.items():
         spec = importlib.util.find_spec(package)
@@ -46,7 +46,7 @@ def collect_photographs(folder: Path) -> list[Path]:
         for name in names:
             source = Path(spec.origin).parent / name
             if source.is_file():
-                target = images / source.name
+                target = folder / source.name
                 shutil.copyfile(source, target)
                 written.append(target)
     if not written:
@@ -62,7 +62,7 @@ def run_demo(out: Path) -> Path:
     """Trains on the packages' photographs, writes their masks and overlays, and says what it did.
 
     Args:
-        out: the run folder; an earlier demo there is replaced, anything else is left alone.
+        out: the run folder; an earlier demo there is replaced, a folder with anything else is refused.
 
     Returns:
         The run folder.
@@ -71,29 +71,33 @@ def run_demo(out: Path) -> Path:
         MaskwrightError: when the folder holds something else, or there are no photographs or weights.
     """
     from maskwright import api
-    from maskwright.engine.records import RECORD, RunFolder
+    from maskwright.engine.records import RECORD
 
     start = time.perf_counter()
     out = Path(out)
-    if (out / RECORD).exists() and (out / "photographs").is_dir():
-        shutil.rmtree(out)
-    elif out.exists() and any(out.iterdir()):
-        raise MaskwrightError(f"{out} is not empty and holds no demo", "a new folder", "choose another --out")
-    photographs = out.parent / f".{out.name}-photographs"
-    shutil.rmtree(photographs, ignore_errors=True)
-    try:
-        collect_photographs(photographs)
-        data = api.open_folder(photographs)
-        model = api.train(data, METHOD, out=out / "run", classes=CLUSTERS, steps=STEPS)
-        model.predict_folder(data, out / "masks", overlays=True)
-        (out / "photographs").mkdir(exist_ok=True)
-        for path in sorted((photographs / "images").iterdir()):
-            shutil.copyfile(path, out / "photographs" / path.name)
-    finally:
-        shutil.rmtree(photographs, ignore_errors=True)
-    record = RunFolder(out / "run")._read(out / "run" / RECORD)
+    photographs, run, masks = out / "photographs", out / "run", out / "masks"
+    if out.exists() and not out.is_dir():
+        raise MaskwrightError(f"{out} is a file", "a folder for the demo", "choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not _is_demo(out):
+        raise MaskwrightError(f"{out} holds other files", "a new folder or an earlier demo", "choose another --out")
+    for part in (photographs, run, masks):
+        shutil.rmtree(part, ignore_errors=True)
+    collect_photographs(photographs)
+    data = api.open_folder(photographs)
+    model = api.train(data, METHOD, out=run, classes=CLUSTERS, steps=STEPS)
+    model.predict_folder(data, masks, overlays=True)
+    record = json.loads((run / RECORD).read_text())
     print(summary(record, out, time.perf_counter() - start))
     return out
+
+
+def _is_demo(out: Path) -> bool:
+    """Whether a folder holds what a demo left and nothing else."""
+    known = {Path(name).name for names in PHOTOGRAPHS.values() for name in names}
+    photographs = out / "photographs"
+    if not photographs.is_dir() or {p.name for p in out.iterdir()} - {"photographs", "run", "masks"}:
+        return False
+    return {p.name for p in photographs.iterdir()} <= known
 
 
 def summary(record: dict, out: Path, seconds: float) -> str:
