@@ -9,33 +9,18 @@ rounds the sums of clusters to float32. scikit-learn's step is its compiled kern
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
-from benchmarks.common import Row, side_by_side
+from benchmarks.common import Row, one_thread, side_by_side
 from maskwright.ops.kmeans import kmeans
 from maskwright.ops.kmeans_lloyd import Lloyd
 from maskwright.ops.kmeans_rows import Rows, Share
 
 N, D, K = 1_000_000, 64, 27
 STEPS = 20
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Holds torch and the thread pools of scikit-learn to one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def made_rows(groups: int, seed: int = 0) -> torch.Tensor:

@@ -7,14 +7,10 @@ iteration. One thread on all sides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
-from benchmarks.common import Row, side_by_side
+from benchmarks.common import Row, one_thread, side_by_side
 from maskwright.ops.sinkhorn import sinkhorn
 
 B, K, EPS, ITERATIONS = 25_000, 300, 0.05, 3
@@ -23,18 +19,6 @@ try:
     import ot
 except ImportError:
     ot = None
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Holds torch and the BLAS of numpy to one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def knopp(cost: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ One thread on both sides, so that neither is helped or hurt by what else the mac
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,26 +13,13 @@ import torch
 from scipy.sparse.linalg import eigsh
 from skimage.segmentation import slic as slic_of_skimage
 from sklearn.neighbors import NearestNeighbors
-from threadpoolctl import threadpool_limits
 
-from benchmarks.common import Row, side_by_side
+from benchmarks.common import Row, one_thread, side_by_side
 from maskwright.ops.affinity import color_knn_affinity, feature_affinity
 from maskwright.ops.spectral import spectral_embedding, subspace_angle
 from maskwright.ops.superpixels import slic
 
 PAIRS = 5
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Holds torch and the BLAS of numpy and scipy to one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def scene_features(side: int, parts: int = 7, width: int = 384, seed: int = 0) -> torch.Tensor:

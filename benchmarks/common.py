@@ -7,8 +7,12 @@ Ratios are of interleaved repetitions in one process, so that a change of the ma
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
+from threadpoolctl import threadpool_limits
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,18 @@ class Row:
     def ratio(self) -> float:
         """How many times faster ours is."""
         return self.other_s / self.ours_s
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Holds torch and the BLAS and OpenMP pools of numpy, scipy and scikit-learn to one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def side_by_side(*ways: Callable[[], object], repeats: int = 5, warmup: int = 1) -> list[float]:
