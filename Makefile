@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/maskwright demo --out demo-run
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not gpu and not network"

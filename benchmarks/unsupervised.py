@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.records import data_root, keep, spread
 from maskwright import api
 from maskwright.data.files import write_json
 from maskwright.data.masks import read_mask, write_mask
@@ -88,12 +88,6 @@ ENTRIES = (
 )  # fmt: skip
 
 
-def data_root() -> Path:
-    """The folder of the datasets."""
-    named = os.environ.get("MASKWRIGHT_DATA")
-    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
 def by_rule(method: str, data: Any, out: Path) -> None:
     """The baselines that learn nothing: Otsu's threshold of the grey value, and a centred box of half the size."""
     for i, name in enumerate(data.names):
@@ -148,15 +142,6 @@ def localisation(masks: Path, truth: Path, split: str) -> float:
     return corloc(predicted, true)
 
 
-def keep(folder: Path, to: Path) -> None:
-    """Copies a run's records, with the data root written as DATA."""
-    root = str(data_root())
-    for source in (folder / "scores.json", folder / "run" / "run.json", folder / "run" / "metrics.jsonl"):
-        if source.exists():
-            to.mkdir(parents=True, exist_ok=True)
-            (to / source.name).write_text(source.read_text().replace(root, "DATA"))
-
-
 def table(runs: Path, entries: tuple[Entry, ...]) -> str:
     """Means and sample standard deviations over seeds, as Markdown."""
     lines = ["| row | protocol | seeds | figures |", "|---|---|---|---|"]
@@ -175,15 +160,10 @@ def table(runs: Path, entries: tuple[Entry, ...]) -> str:
                 if value is not None:
                     found[name].append(100 * value)
         if found:
-            cells = [f"{k} {_spread(v)}" for k, v in found.items()]
+            cells = [f"{k} {spread(v)}" for k, v in found.items()]
             count = max(len(v) for v in found.values())
             lines.append(f"| {entry.name} | {entry.protocol} | {count} | {', '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    mean = f"{np.mean(values):.2f}"
-    return f"{mean} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
 
 
 def main() -> None:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
 
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 # Random draws in the default run would make it fail for reasons that its change did not bring; search with
 # HYPOTHESIS_PROFILE=search.
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers share the tests by file, and those of the contract suite, the longest file, by method."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        method = params.get("name", "") if item.path.name == "test_contract.py" else ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.path}:{method}"))
+
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -77,3 +90,19 @@ def write_tiny_folder(root: Path, count: int = 8, size: tuple[int, int] = (48, 6
     (root / "splits" / "train.txt").write_text("\n".join(names[:half]) + "\n")
     (root / "splits" / "test.txt").write_text("\n".join(names[half:]))
     return root
+
+
+@pytest.fixture
+def semi_context(tmp_path: Path) -> Context:
+    """A run's context on a tiny folder, three of eight images labelled, with random weights of the smallest backbone."""
+    from maskwright import api
+    from maskwright.engine.progress import Progress
+    from maskwright.methods.supervised import SupervisedConfig
+
+    data = api.open_folder(write_tiny_folder(tmp_path / "tiny"))
+    data = data.labeled(data.names[:3])
+    return api._context(
+        data, "supervised", SupervisedConfig(crop=32), Progress(quiet=True), out=tmp_path / "run", source=None,
+        split=None, labeled=None, classes=None, backbone="mobilenetv3_small_050", weights="random", steps=4, seed=0,
+        device="cpu", resume=False, reason="",
+    )  # fmt: skip

@@ -144,6 +144,10 @@ def train(
     cls = find_method(method)
     config = configure(cls.Config, {**(settings or {}), **more})
     _needs(cls, images, source)
+    if encoder := getattr(config, "encoder", ""):
+        if backbone not in ("auto", encoder):
+            raise MaskwrightError(f"--backbone {backbone} and --set encoder={encoder}", "one of the two")
+        backbone = encoder
 
     context = _context(
         images, cls.name, config, bar, out=out, source=source, split=split, labeled=labeled, classes=classes,
@@ -184,11 +188,26 @@ def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[Cla
             f"--classes {classes} and a class table of {len(known.names)}", "the same number", "leave --classes out"
         )
     if classes is not None:
-        return ClassTable.numbered(classes), f"{classes} clusters, as asked"
+        return ClassTable.numbered(classes), f"{classes} {'classes' if named else 'clusters'}, as asked"
+    if named and images.labels_present()["masks"]:
+        count = _highest_id(images) + 1
+        return ClassTable.numbered(count), f"{count}, up to the highest id in the masks that may be read"
     return (
         ClassTable.numbered(DEFAULT_CLUSTERS),
         f"{DEFAULT_CLUSTERS} clusters, the default where neither --classes nor a class table says how many",
     )
+
+
+def _highest_id(images: Dataset) -> int:
+    """The highest class id of the masks that may be read, at least 0."""
+    from maskwright.data.folder import ignore_of
+
+    highest = 0
+    for i in range(len(images)):
+        if images.has_mask(i):
+            ids = images.mask(i)
+            highest = max(highest, int(ids[ids != ignore_of(ids)].max(initial=0)))
+    return highest
 
 
 def _backbone(name: str, weights: str | Path | None, bar: Progress, seed: int) -> tuple[Backbone, str]:

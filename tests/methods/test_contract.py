@@ -20,7 +20,7 @@ from maskwright.engine.stages import DONE
 from maskwright.errors import MaskwrightError
 from maskwright.methods import TABLE
 
-SMALL = {"short_side": 64, "restarts": 2, "batch": 4, "segments": 4, "hidden": 16}
+SMALL = {"short_side": 64, "restarts": 2, "batch": 4, "segments": 4, "hidden": 16, "crop": 32, "precision": "fp32", "tag_crop": 32, "tag_batch": 4, "scales": (0.5, 1.0)}
 """Options that make a run small, for methods that have them."""
 STEPS = 8
 NAMES = sorted(TABLE)
@@ -31,10 +31,16 @@ def settings_for(name: str) -> dict[str, object]:
     return {k: v for k, v in SMALL.items() if k in fields}
 
 
+def backbone_for(name: str) -> str:
+    """One with features worth clustering, or, for methods that train theirs, the smallest."""
+    fields = {f.name for f in dataclasses.fields(mw.METHODS[name].Config)}
+    return "mobilenetv3_small_050" if "network" in fields else "tf_efficientnet_lite0"
+
+
 def run(name: str, data: Path, out: Path, **options):
     defaults = {
         "classes": 3,
-        "backbone": "tf_efficientnet_lite0",
+        "backbone": backbone_for(name),
         "weights": "random",
         "steps": STEPS,
         "device": "cpu",

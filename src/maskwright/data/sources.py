@@ -1,0 +1,118 @@
+"""Where a segmentation network's training labels come from: people's masks, or a store of pseudo-labels.
+
+Both give label maps at the size of the photograph, and the images that have any.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from maskwright.data.folder import Dataset, ignore_of
+from maskwright.data.images import read_image
+from maskwright.data.labels import LabelMap, LabelStore
+from maskwright.data.views import View
+from maskwright.errors import MaskwrightError
+
+
+class Labels(Protocol):
+    """Labels of some images of a dataset.
+
+    Attributes:
+        indices: the images that have labels, ascending.
+    """
+
+    indices: list[int]
+
+    def read(self, i: int) -> LabelMap:
+        """Labels (H, W) of image `i`, at the image's size."""
+        ...
+
+
+class MaskLabels:
+    """The masks of a dataset that may be read; each reading is noted in its ledger.
+
+    Args:
+        data: the images.
+        classes: C; ids beyond it are refused.
+
+    Raises:
+        MaskwrightError: no image has a mask.
+    """
+
+    def __init__(self, data: Dataset, classes: int) -> None:
+        self.data, self.classes = data, classes
+        self.indices = [i for i in range(len(data)) if data.has_mask(i)]
+        if not self.indices:
+            raise MaskwrightError(
+                f"{data.root} has no mask that may be read", "at least one", "add masks, or check --labeled and --split"
+            )
+
+    def read(self, i: int) -> LabelMap:
+        """Labels (H, W) of image `i`; not valid where the mask says ignore.
+
+        Raises:
+            MaskwrightError: the mask is damaged, of another size than its image, or holds an unknown class.
+        """
+        ids = self.data.mask(i)
+        ignore = ignore_of(ids)
+        known = ids[ids != ignore]
+        if known.size and int(known.max()) >= self.classes:
+            raise MaskwrightError(
+                f"the mask of {self.data.items[i].name} has class {int(known.max())}",
+                f"0 to {self.classes - 1}, or {ignore} for ignore",
+                "raise --classes, or repair the mask",
+            )
+        return LabelMap.from_mask(ids, ignore)
+
+
+class StoredLabels:
+    """Pseudo-labels of a dataset's images, from a store that a run wrote; the ledger does not count them.
+
+    Args:
+        data: the images.
+        store: ids and confidence by image name.
+        names: only these images; all that the store has if None.
+
+    Raises:
+        MaskwrightError: the store has labels of none of the images.
+    """
+
+    def __init__(self, data: Dataset, store: LabelStore, names: set[str] | None = None) -> None:
+        self.data, self.store = data, store
+        known = set(store.names) if names is None else set(store.names) & names
+        self.indices = [i for i, item in enumerate(data.items) if item.name in known]
+        if not self.indices:
+            raise MaskwrightError(f"{store.folder} has labels of none of the images", "at least one")
+
+    def read(self, i: int) -> LabelMap:
+        """Labels (H, W) of image `i`."""
+        return self.store.read(self.data.items[i].name)
+
+
+class BothLabels:
+    """People's masks where there are any, pseudo-labels elsewhere.
+
+    Args:
+        first: asked first.
+        second: asked for the other images.
+    """
+
+    def __init__(self, first: Labels, second: Labels) -> None:
+        self.first, self.second = first, second
+        self._of_first = set(first.indices)
+        self.indices = sorted(self._of_first | set(second.indices))
+
+    def read(self, i: int) -> LabelMap:
+        """Labels (H, W) of image `i`."""
+        return (self.first if i in self._of_first else self.second).read(i)
+
+
+def read_view(data: Dataset, i: int, view: View) -> np.ndarray:
+    """What a view shows of image `i`, uint8 (h, w, 3); no more is decoded than it needs where the file allows it."""
+    if data.readers.image is read_image:
+        return view.read(data.items[i].image)
+    rendered = view.render(data.image(i))
+    assert isinstance(rendered, np.ndarray)
+    return rendered

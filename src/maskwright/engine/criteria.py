@@ -1,0 +1,70 @@
+"""Supervised losses on label maps, by name: `ce`, `ohem`, `dice`, `lovasz`, or several joined by `+`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from maskwright.data.labels import LabelMap
+from maskwright.data.sources import Labels
+from maskwright.errors import unknown
+from maskwright.ops.seg_losses import cross_entropy, dice_loss, lovasz_softmax, ohem_cross_entropy
+
+Criterion = Callable[[Tensor, LabelMap], Tensor]
+"""(logits (B, C, H, W), labels (B, H, W)) -> a number; mean over valid pixels, each weighed by its confidence."""
+
+IGNORE = -1
+"""What stands for pixels without a label; no class table is too long for it."""
+OHEM_THRESHOLD = 0.7
+OHEM_MIN_KEPT = 1 / 16
+"""Least share of the pixels that OHEM keeps; the papers' 100,000 of a 1024 x 1024 crop and more lie around it."""
+
+
+def make_criterion(loss: str, weight: Tensor | None = None) -> Criterion:
+    """The sum of the named terms.
+
+    Args:
+        loss: names joined by `+`.
+        weight: (C,) class weights of `ce` and `ohem`.
+
+    Raises:
+        MaskwrightError: an unknown name.
+    """
+    names = [n.strip() for n in loss.split("+")]
+    for name in names:
+        if name not in ("ce", "ohem", "dice", "lovasz"):
+            raise unknown("loss", name, ["ce", "ohem", "dice", "lovasz"])
+
+    def criterion(logits: Tensor, y: LabelMap) -> Tensor:
+        target, total = y.target(IGNORE), logits.new_zeros(())
+        for name in names:
+            if name == "ce":
+                total = total + cross_entropy(logits, target, ignore=IGNORE, weight=weight, pixel_weight=y.confidence)
+            elif name == "ohem":
+                kept = int(target.numel() * OHEM_MIN_KEPT)
+                total = total + ohem_cross_entropy(logits, target, OHEM_THRESHOLD, kept, ignore=IGNORE, weight=weight)
+            elif name == "dice":
+                total = total + dice_loss(logits, target, ignore=IGNORE)
+            else:
+                total = total + lovasz_softmax(logits, target, ignore=IGNORE)
+        return total
+
+    return criterion
+
+
+def class_weights(labels: Labels, classes: int) -> Tensor:
+    """(C,) inverse square roots of the classes' shares of all labelled pixels, with mean 1 over the classes that occur.
+
+    Args:
+        labels: all of them are read.
+        classes: C.
+    """
+    counts = torch.zeros(classes, dtype=torch.float64)
+    for i in labels.indices:
+        y = labels.read(i)
+        counts += torch.bincount(y.ids[y.valid].flatten(), minlength=classes)[:classes]
+    seen = counts > 0
+    weight = torch.where(seen, 1 / (counts / counts.sum()).clamp(min=1e-12).sqrt(), 0.0)
+    return torch.where(seen, weight / weight[seen].mean(), 1.0).float()

@@ -1,0 +1,384 @@
+"""Supervised training of a segmentation network: what `supervised`, all semi-supervised methods and every stage that
+retrains on pseudo masks have in common.
+
+Legend: B batch, C classes, S crop side, (H, W) image size, (h, w) feature-map size.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskwright.data.crops import random_scale_crop
+from maskwright.data.labels import LabelMap
+from maskwright.data.sampler import Sampler
+from maskwright.data.sources import Labels, MaskLabels, read_view
+from maskwright.data.views import View
+from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.config import option
+from maskwright.engine.contract import Method, Stage
+from maskwright.engine.criteria import Criterion, class_weights, make_criterion
+from maskwright.engine.devices import cpu_has_bf16
+from maskwright.engine.distributed import rank, world_size
+from maskwright.engine.loop import CHECKPOINT, Indices, Training, poly
+from maskwright.engine.optimizers import OPTIMIZERS, make_optimizer
+from maskwright.engine.seeding import seed_step
+from maskwright.engine.selection import Selection, every, hold_out
+from maskwright.errors import MaskwrightError
+from maskwright.models.dense import autocast
+from maskwright.models.networks import NETWORKS, Network, build_network
+from maskwright.models.preprocess import Preprocess
+from maskwright.models.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+
+LOOKS = 10
+"""How often the held-out images are looked at in a run."""
+
+
+@dataclass(kw_only=True)
+class NetworkConfig:
+    """Options of everything that trains a segmentation network."""
+
+    network: str = option("auto", "a name of the table of networks; auto: deeplabv3plus on a CNN, dpt on a ViT")
+    encoder: str = option("", "timm name of its encoder, the same as --backbone; empty: the run's backbone")
+    network_weights: str = option("", "official checkpoint of a network that has an encoder of its own")
+    crop: int = option(256, "side of the square training crops, pixels; rounded up to what the network takes", low=16)
+    long_side: int = option(1024, "larger images are first scaled to this longer side, pixels", low=16)
+    scale_min: float = option(0.5, "least random scale of a labelled crop", low=0.05, high=10)
+    scale_max: float = option(2.0, "greatest random scale", low=0.05, high=10)
+    batch: int = option(4, "labelled crops in a step", low=1)
+    steps: int = option(2000, "optimiser steps where --steps does not say", low=1)
+    optimizer: str = option("auto", "auto: adamw on a vision transformer, else sgd", choices=("auto", *OPTIMIZERS))
+    lr: float = option(0.0, "learning rate of the head, poly schedule; 0: 0.01 for sgd, 2e-4 for adamw", low=0)
+    encoder_lr: float | None = option(
+        None, "the encoder's share of lr; none: 1 for sgd, 1/40 for adamw", low=0, high=10
+    )
+    layer_decay: float = option(
+        1.0, "further factor on the rate for each encoder layer towards the input", low=0.1, high=1
+    )
+    weight_decay: float | None = option(None, "of all but norms and biases; none: 1e-4, 0.01 for adamw", low=0)
+    loss: str = option("ce", "terms joined by +: ce, ohem, dice, lovasz; ce+dice adds the two", choices=None)
+    balance: bool = option(
+        False, "weigh classes by the inverse square root of their share in the labels (reads them all)"
+    )
+    freeze_norm: bool = option(False, "keep the encoder's batch-norm statistics")
+    holdout: float = option(
+        0.0, "share of the labelled images held out to choose the iterate; 0: the last", low=0, high=0.9
+    )
+    precision: str = option(
+        "auto", "bf16 where the processor has it (1.4 x), or fp32", choices=("auto", "bf16", "fp32")
+    )
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        if self.scale_min > self.scale_max:
+            raise MaskwrightError(f"scale_min={self.scale_min}", f"at most scale_max={self.scale_max}")
+
+
+C = TypeVar("C", bound=NetworkConfig)
+
+
+def resolved(config: C, context: Context) -> C:
+    """The configuration with the optimiser, its rates and its decay decided.
+
+    A convolutional network learns with SGD (0.01, the encoder as fast as the head: slower encoders were 2 mIoU behind on a
+    dozen masks), a vision transformer with UniMatch V2's AdamW (head 2e-4, encoder 1/40 of it).
+    """
+    entry = NETWORKS.get(config.network)
+    is_vit = context.backbone.is_vit and (entry is None or entry.encoder != "own")
+    optimizer = ("adamw" if is_vit else "sgd") if config.optimizer == "auto" else config.optimizer
+    adamw = optimizer == "adamw"
+    return replace(
+        config,
+        optimizer=optimizer,
+        lr=config.lr or (2e-4 if adamw else 0.01),
+        encoder_lr=(1 / 40 if adamw else 1.0) if config.encoder_lr is None else config.encoder_lr,
+        weight_decay=(0.01 if adamw else 1e-4) if config.weight_decay is None else config.weight_decay,
+    )
+
+
+class Batch(NamedTuple):
+    """Labelled crops.
+
+    Attributes:
+        x: (B, 3, S, S), normalised.
+        y: labels (B, S, S).
+    """
+
+    x: Tensor
+    y: LabelMap
+
+
+class Output(NamedTuple):
+    """What a network makes of crops.
+
+    Attributes:
+        features: the encoder's maps.
+        embedding: (B, E, h, w).
+        logits: (B, C, S, S), at the crop's size.
+    """
+
+    features: list[Tensor]
+    embedding: Tensor
+    logits: Tensor
+
+
+class SegmentationTraining(Training):
+    """Supervised training on crops; the semi-supervised step builds on it.
+
+    Args:
+        context: of the run.
+        config: options.
+        labels: where labels come from.
+        steps: of the stage.
+        network: the network to train; built from the configuration if None.
+        stage: the stage's name, part of the seed of the initial weights.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        config: Any,
+        labels: Labels,
+        steps: int,
+        network: Network | None = None,
+        stage: str = "train",
+    ) -> None:
+        config = resolved(config, context)
+        self.context, self.config, self.steps = context, config, steps
+        self.device = context.device
+        self.labels, self.held = hold_out(labels, config.holdout, context.generator("holdout"))
+        seed_step(context.seed, -1, stage=stage)  # initial weights
+        self.network = network or make_network(context, config)
+        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.train_mode(self.network)
+        self.preprocess = make_preprocess(context, config, self.network)
+        self.crop = -(-config.crop // self.network.multiple_of) * self.network.multiple_of
+        self.criterion: Criterion = make_criterion(config.loss, self._class_weights())
+        self.modules: dict[str, nn.Module] = {"network": self.network}
+        self.optimizers = {"network": make_optimizer(config, self.network)}
+        self.sampler = self.make_sampler()
+        self.schedule = poly(steps)
+        self.selection: Selection | None = None
+        if self.held:
+            self.selection = Selection(context.data, labels, self.held, context.classes, self.preprocess)
+            self.extra = {"selection": self.selection}
+
+    def _class_weights(self) -> Tensor | None:
+        if not self.config.balance:
+            return None
+        return class_weights(self.labels, self.context.classes).to(self.device)
+
+    def make_sampler(self) -> Any:
+        """Which images come."""
+        return Sampler(
+            len(self.labels.indices), self.config.batch, seed=self.context.seed, world=world_size(), rank=rank()
+        )
+
+    def train_mode(self, network: nn.Module) -> None:
+        """Training mode, with the encoder's batch norm kept in evaluation where the configuration says so."""
+        network.train()
+        if self.config.freeze_norm:
+            for m in network.encoder.modules():  # type: ignore[union-attr,operator]
+                if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                    m.eval()
+
+    # ------------------------------------------------------------------ crops
+
+    def weak_view(self, i: int, random: torch.Generator) -> View:
+        """A random scale, crop and flip of image `i`."""
+        c, size = self.config, self.context.data.size(i)
+        base = min(max(size), c.long_side)
+        scale = (c.scale_min, c.scale_max)
+        return random_scale_crop(size, (self.crop, self.crop), base=base, scale=scale, generator=random)
+
+    def pixels(self, i: int, view: View) -> Tensor:
+        """uint8 (3, S, S) of image `i`; outside it the mean colour."""
+        x = torch.from_numpy(read_view(self.context.data, i, view)).permute(2, 0, 1)
+        inside = view.valid()
+        if bool(inside.all()):
+            return x
+        mean = torch.tensor(self.preprocess.mean).mul(255).round().to(torch.uint8)
+        return torch.where(inside, x, mean[:, None, None])
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) to the network's input on the device."""
+        x = self.preprocess.normalise(x.to(self.device, non_blocking=True))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def labeled_crops(self, indices: Indices, random: torch.Generator) -> Batch:
+        """Random crops of images, with their labels."""
+        pixels, maps = [], []
+        for i in indices:
+            view = self.weak_view(int(i), random)
+            pixels.append(self.pixels(int(i), view))
+            maps.append(self.labels.read(int(i)).through(view))
+        return Batch(self.normalise(torch.stack(pixels)), LabelMap.stack(maps).to(self.device))
+
+    def batch(self, indices: Indices, random: torch.Generator) -> Any:
+        """Labelled crops."""
+        return self.labeled_crops([self.labels.indices[i] for i in indices], random)
+
+    # ------------------------------------------------------------------ the step
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of forward passes."""
+        return autocast(self.device, precision_of(self.config, self.device))
+
+    def run(self, network: Any, x: Tensor) -> Output:
+        """Forward pass; logits in fp32 at the crop's size."""
+        with self.autocast():
+            features = network.features(x)
+            embedding = network.decode(features)
+            logits = network.classify(embedding)
+        return Output(features, embedding, upsample(logits, x.shape[-2:]))
+
+    def supervised(self, out: Output, y: LabelMap) -> Tensor:
+        """L_x: the criterion, weighted by the labels' confidence, and the network's auxiliary heads with its paper's
+        weights."""
+        loss = self.criterion(out.logits, y)
+        if len(self.network.aux):
+            with self.autocast():
+                aux = self.network.aux_logits(out.features)
+            for name, logits in aux.items():
+                loss = loss + self.network.aux_weights[name] * self.criterion(upsample(logits, y.size), y)
+        return loss
+
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """The supervised loss."""
+        return {"loss": self.supervised(self.run(self.network, batch.x), batch.y)}
+
+    def after_step(self, step: int) -> None:
+        """Looks at the held-out images, where there are any."""
+        if self.selection is not None and every(self.steps, LOOKS)(step):
+            network = self.modules.get(getattr(self.config, "final", ""), self.network)
+            self.selection.look(getattr(network, "module", network), step, self.device)
+            step_, score = self.selection.best_score
+            last = self.selection.scores[-1][1]
+            if step + 1 == self.steps:
+                self.context.note(
+                    f"Held-out images ({len(self.held)}): mIoU {100 * score:.1f} at step {step_ + 1}, which is kept; "
+                    f"{100 * last:.1f} at the last step."
+                )
+
+
+def upsample(logits: Tensor, size: Any) -> Tensor:
+    """Logits (B, C, h, w) in fp32 at another size, bilinear with align_corners=False."""
+    logits = logits.float()
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+
+
+def precision_of(config: Any, device: torch.device) -> str | None:
+    """`bf16` or `fp32` as asked; what is fastest for `auto`."""
+    if config.precision != "auto":
+        return str(config.precision)
+    fast = device.type == "cuda" or cpu_has_bf16()
+    return "bf16" if fast else "fp32"
+
+
+def make_network(context: Context, config: Any) -> Network:
+    """The configured network on the run's backbone, with an untrained head."""
+    return build_network(config.network, context.backbone, context.classes, weights=config.network_weights or None)
+
+
+def make_preprocess(context: Context, config: Any, network: Network) -> Preprocess:
+    """Normalisation of the encoder's weights, native resolution up to `long_side`."""
+    return Preprocess.for_backbone(network.provenance, long_side=config.long_side, multiple_of=network.multiple_of)
+
+
+def make_segmenter(context: Context, config: Any, network: Network, method: str) -> Segmenter:
+    """The network as what every method ends in."""
+    network = network.cpu().eval()
+    return Segmenter(
+        encoder=network.encoder,
+        decoder=network.decoder,
+        classifier=network.classifier,
+        classes=context.table,
+        preprocess=make_preprocess(context, config, network),
+        provenance=network.provenance,
+        method=method,
+    )
+
+
+def train_network(context: Context, config: Any, labels: Labels, name: str, folder: Path, steps: int) -> None:
+    """A training stage: the configured network on labels; its checkpoint is the artefact."""
+    training = SegmentationTraining(context, config, labels, steps, stage=name)
+    context.fit(training, name, folder, steps)
+
+
+def trained_network(context: Context, config: Any, folder: Path, part: str = "network") -> Network:
+    """The network that a training stage left.
+
+    Args:
+        context: of the run.
+        config: options.
+        folder: of the stage.
+        part: name in the training's `modules`; of an EMA teacher, its module is given.
+
+    Raises:
+        MaskwrightError: there is no checkpoint.
+    """
+    state = load_checkpoint(folder / CHECKPOINT)
+    if state is None:
+        raise MaskwrightError(
+            f"the {folder.name} stage left no checkpoint", f"{folder / CHECKPOINT}", "delete its folder, resume"
+        )
+    network = make_network(context, config)
+    weights = state["parts"][f"module.{part}"]
+    if config.holdout > 0 and "extra.selection" in state["parts"]:
+        weights = state["parts"]["extra.selection"]["best"]
+    prefix = "module." if "_extra_state" in weights else ""
+    network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k != "_extra_state"})
+    return network.eval()
+
+
+class NetworkMethod(Method):
+    """A method with one training stage on masks, whose result is a network.
+
+    Attributes:
+        trainer: its `Training`, called with (context, config, labels, steps).
+        says: one sentence for the progress line.
+        result: name in the training's `modules` of the network that is kept.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"masks"})
+    trainer: ClassVar[type[SegmentationTraining]] = SegmentationTraining
+    says: ClassVar[str] = ""
+    result: ClassVar[str] = "network"
+    config: Any
+
+    def stages(self) -> list[Stage]:
+        """One: train."""
+        return [Stage("train", "train", self.train, self.says)]
+
+    def labels(self) -> Labels:
+        """The masks that may be read."""
+        return MaskLabels(self.context.data, self.context.classes)
+
+    def train(self, folder: Path) -> None:
+        """Trains; the artefact is the checkpoint of the last step."""
+        steps = self.context.steps or self.config.steps
+        training = self.trainer(self.context, self.config, self.labels(), steps)
+        c = training.config
+        self.context.note(
+            f"{type(training.network.decoder).__name__} decoder, {c.optimizer}: rate {c.lr:g}, encoder {c.encoder_lr:g} of it."
+        )
+        self.context.fit(training, "train", folder, steps)
+
+    def network(self) -> Network:
+        """The trained network, from the artefact."""
+        return trained_network(self.context, self.config, self.context.run.path / "train", self.result)
+
+    def segmenter(self) -> Segmenter:
+        """The last iterate."""
+        return make_segmenter(self.context, self.config, self.network(), self.name)

@@ -1,0 +1,138 @@
+"""Mean teachers are better role models: Weight-averaged consistency targets improve semi-supervised deep learning
+results, Tarvainen & Valpola, NeurIPS 2017, https://arxiv.org/abs/1703.01780
+
+The student learns to reproduce, on a perturbed photograph, what an exponential moving average of itself says of the
+plain one. What the perturbation is makes the method, `--set perturb=`:
+
+    photometric  colour and blur alone (the plain mean teacher)
+    cutout       a hole in the picture; nothing is asked inside it       French et al., BMVC 2020
+    cutmix       a box of another photograph                             French et al., BMVC 2020
+    classmix     half of the classes of another photograph               Olsson et al., WACV 2021
+    complexmix   the same, decided anew in each cell of a grid           Chen et al., ICIP 2021
+
+Deviates: all of them share one photometric recipe, one sampler and one schedule, so that they differ by their masks and
+losses alone; ComplexMix's mask follows the paper's text, as there is no official code; one list of unlabelled images
+whose batch is paired with itself (item i with i + 1) instead of two lists.
+What the originals get wrong: code bases call one loss by the same weight and mean the sum or the mean over classes,
+which differ by a factor C. It is an option here, and named. Some mix in place, so that the partner of the last image is
+already mixed; here all parts are new tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from maskwright.data.labels import LabelMap
+from maskwright.data.mixing import MASKS, class_mask, complex_mask, cut_out, mix, partner
+from maskwright.engine.config import option
+from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.ops.seg_losses import cross_entropy, mse_probs
+
+PERTURBATIONS = ("photometric", "cutout", "cutmix", "classmix", "complexmix")
+DISTANCES = ("auto", "square_sum", "square_mean", "hard")
+
+
+@dataclass(kw_only=True)
+class MeanTeacherConfig(SemiConfig):
+    """Options of `mean_teacher`."""
+
+    final: str = option("teacher", "the network that is kept: student or teacher", choices=("student", "teacher"))
+    perturb: str = option("cutmix", "what the student's view has that the teacher's has not", choices=PERTURBATIONS)
+    distance: str = option(
+        "auto",
+        "square_sum or square_mean over classes, or hard cross-entropy; auto: hard for class mixing",
+        choices=DISTANCES,
+    )
+    threshold: float = option(0.968, "confidence of a pixel that counts as sure; 0: all are", low=0, high=1)
+    confidence: str = option(
+        "image", "how sure pixels weigh: their share in the batch or image, each pixel, or none",
+        choices=("batch", "image", "pixel", "none"),
+    )  # fmt: skip
+    grid: int = option(4, "cells a side of complexmix", low=1, high=64)
+
+
+def consistency(logits: Tensor, q: Tensor, weight: Tensor, distance: str) -> Tensor:
+    """L_cons = sum_i weight_i D(softmax(logits)_i, q_i) / number of pixels.
+
+    Args:
+        logits: of the student (B, C, S, S).
+        q: probabilities of the teacher (B, C, S, S), without gradient.
+        weight: (B, S, S), 0 where nothing is asked.
+        distance: `square_sum` sum_c (p - q)^2 (French), `square_mean` mean_c (p - q)^2 (TorchSemiSeg, with weight 100),
+            `hard` -log p[argmax q] (ClassMix).
+    """
+    if distance == "hard":
+        return cross_entropy(logits, q.argmax(1), pixel_weight=weight, denominator="all")
+    over = "sum" if distance == "square_sum" else "mean"
+    return mse_probs(logits, q, over=over, pixel_weight=weight, denominator="all")
+
+
+def sureness(labels: LabelMap, threshold: float, how: str) -> Tensor:
+    """Weight (B, S, S) of each pixel by how sure the teacher is; 0 where a pixel is not valid.
+
+    Args:
+        labels: pseudo-labels (B, S, S).
+        threshold: confidence of a sure pixel.
+        how: `batch` or `image`: all pixels weigh the share of sure ones there; `pixel`: sure ones 1, others 0; `none`: 1.
+    """
+    valid = labels.valid.float()
+    sure = (labels.confidence >= threshold) & labels.valid
+    if how == "none":
+        return valid
+    if how == "pixel":
+        return sure.float()
+    over = (0, 1, 2) if how == "batch" else (1, 2)
+    share = sure.float().sum(over, keepdim=True) / valid.sum(over, keepdim=True).clamp(min=1)
+    return valid * share
+
+
+class MeanTeacherTraining(SemiTraining):
+    """Teacher on the weak view, student on the perturbed one."""
+
+    def perturb(self, s: Tensor, q: Tensor, labels: LabelMap) -> tuple[Tensor, Tensor, LabelMap]:
+        """The student's view with the probabilities and labels that belong to it.
+
+        Args:
+            s: strong views (B, 3, S, S).
+            q: the teacher's probabilities on the weak views.
+            labels: the teacher's labels.
+        """
+        how, size = self.config.perturb, (self.crop, self.crop)
+        if how == "photometric":
+            return s, q, labels
+        if how in ("cutout", "cutmix"):
+            m = MASKS[how](len(s), size).to(s.device)
+        else:
+            m = class_mask(labels) if how == "classmix" else complex_mask(labels, grid=self.config.grid)
+        if how == "cutout":
+            return cut_out(s, m), q, labels.restrict(m)
+        other = partner(len(s)).to(s.device)
+        return mix(s, s[other], m), mix(q, q[other], m), labels.mix(labels[other], m)
+
+    def unsupervised(self, batch: SemiBatch, step: int) -> dict[str, Tensor]:
+        """L_cons on the perturbed views."""
+        c = self.config
+        q = self.teach(batch.w)
+        x_m, q_m, labels = self.perturb(batch.s[0], q, self.pseudo_labels(q, batch.valid))
+        distance = c.distance
+        if distance == "auto":
+            distance = "hard" if c.perturb in ("classmix", "complexmix") else "square_sum"
+        weight = sureness(labels, c.threshold, c.confidence)
+        out = self.run(self.network, x_m)
+        return {"u": consistency(out.logits, q_m, weight, distance), "sure": weight.mean()}
+
+
+class MeanTeacher(SemiMethod):
+    """Consistency with an EMA teacher under a chosen perturbation."""
+
+    name: ClassVar[str] = "mean_teacher"
+    title: ClassVar[str] = "Mean teachers are better role models"
+    venue: ClassVar[str] = "Tarvainen & Valpola, NeurIPS 2017"
+    link: ClassVar[str] = "https://arxiv.org/abs/1703.01780"
+    family: ClassVar[str] = "semi"
+    Config: ClassVar[type] = MeanTeacherConfig
+    trainer: ClassVar[type[SemiTraining]] = MeanTeacherTraining
+    says: ClassVar[str] = "a student that agrees with its moving average on perturbed photographs"

@@ -1,0 +1,90 @@
+"""Mean Teacher under its perturbations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskwright.data.labels import LabelMap
+from maskwright.data.sources import MaskLabels
+from maskwright.methods.semi.mean_teacher import (
+    PERTURBATIONS,
+    MeanTeacherConfig,
+    MeanTeacherTraining,
+    consistency,
+    sureness,
+)
+
+
+def training(context, **options):
+    config = MeanTeacherConfig(crop=32, batch=2, precision="fp32", **options)
+    return MeanTeacherTraining(context, config, MaskLabels(context.data, context.classes), 10)
+
+
+@pytest.mark.parametrize("distance", ["square_sum", "square_mean", "hard"])
+def test_consistency_against_a_loop(distance):
+    g = torch.Generator().manual_seed(0)
+    logits, weight = torch.randn(2, 4, 3, 5, generator=g), torch.rand(2, 3, 5, generator=g)
+    q = torch.randn(2, 4, 3, 5, generator=g).softmax(1)
+    total = 0.0
+    for b in range(2):
+        for i in range(3):
+            for j in range(5):
+                p, t = logits[b, :, i, j].softmax(0), q[b, :, i, j]
+                d = -p[t.argmax()].log() if distance == "hard" else (p - t).square().sum()
+                total += float(weight[b, i, j] * d) / (4 if distance == "square_mean" else 1)
+    assert float(consistency(logits, q, weight, distance)) == pytest.approx(total / 30, rel=1e-5)
+
+
+def test_sureness():
+    valid = torch.ones(2, 2, 2, dtype=torch.bool)
+    valid[0, 0, 0] = False
+    confidence = torch.tensor([[[1.0, 0.9], [0.2, 0.9]], [[0.1, 0.1], [0.1, 0.9]]])
+    y = LabelMap(torch.zeros(2, 2, 2).long(), confidence, valid)
+    v = valid.float()
+    assert torch.equal(sureness(y, 0.9, "none"), v)
+    assert torch.allclose(sureness(y, 0.9, "image"), v * torch.tensor([2 / 3, 1 / 4])[:, None, None])
+    assert torch.allclose(sureness(y, 0.9, "batch"), v * 3 / 7)
+    assert torch.equal(sureness(y, 0.9, "pixel"), ((confidence >= 0.9) & valid).float())
+
+
+@pytest.mark.parametrize("perturb", PERTURBATIONS)
+def test_pixels_labels_confidence_and_validity_come_from_the_same_place(semi_context, perturb):
+    """Every pixel carries its own address in the picture, in the probabilities and in the labels."""
+    t = training(semi_context, perturb=perturb)
+    n = 3
+    address = torch.arange(n * 32 * 32).view(n, 32, 32)
+    ids = torch.randint(0, 3, (n, 32, 32))
+    labels = LabelMap(ids, address / address.max(), address % 7 > 0)
+    s, q = address[:, None].float().expand(n, 3, 32, 32).clone(), address[:, None].float().expand(n, 4, 32, 32).clone()
+    before = (s.clone(), q.clone(), labels.confidence.clone())
+    x, p, y = t.perturb(s, q, labels)
+    assert torch.equal(s, before[0]) and torch.equal(q, before[1]) and torch.equal(labels.confidence, before[2])
+    source = p[:, 0].long()
+    if perturb == "cutout":
+        hole = (x[:, 0] == 0) & (source > 0)
+        assert hole.any() and not y.valid[hole].any()
+        assert torch.equal(x[:, 0][~hole], p[:, 0][~hole])
+    else:
+        assert torch.equal(x[:, 0], p[:, 0])
+        assert torch.equal(y.valid, (labels.valid.flatten())[source])
+    assert torch.equal(y.ids, ids.flatten()[source])
+    assert torch.allclose(y.confidence, labels.confidence.flatten()[source])
+    mixed = source // 1024 != torch.arange(n)[:, None, None]
+    assert mixed.any() == (perturb in ("cutmix", "classmix", "complexmix"))
+
+
+def test_no_perturbation_and_an_equal_teacher_give_zero(semi_context):
+    t = training(semi_context, perturb="photometric", strong="none", confidence="none")
+    t.network.eval()
+    b = t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+    assert float(t.unsupervised(b, 0)["u"].detach()) == pytest.approx(0, abs=1e-10)
+
+
+@pytest.mark.parametrize("perturb", PERTURBATIONS)
+def test_gradient_reaches_the_student_alone(semi_context, perturb):
+    t = training(semi_context, perturb=perturb, threshold=0.0)
+    b = t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+    t.unsupervised(b, 0)["u"].backward()
+    assert all(p.grad is None for p in t.teacher.parameters())
+    assert sum(float(p.grad.abs().sum()) for p in t.network.parameters() if p.grad is not None) > 0

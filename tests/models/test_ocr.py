@@ -1,0 +1,133 @@
+"""HRNet's own head and OCR: published sizes, object context against slow sums, official checkpoints by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from maskwright.errors import MaskwrightError
+from maskwright.models.backbones import build_backbone
+from maskwright.models.hrnet import HRNetDecoder, HRNetEncoder
+from maskwright.models.networks import build_network
+from maskwright.models.ocr import OCRDecoder, gather_regions, object_attention
+
+SMALL = "hrnet_w18_small"
+
+
+def test_published_parameters():
+    with torch.device("meta"):
+        for name, millions in (("hrnet", 65.8), ("ocr", 70.3)):
+            network = build_network(name, None, 19)
+            assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
+            assert network.encoder.widths == [48, 96, 192, 384]
+
+
+def test_regions_are_weighted_sums_over_the_image():
+    torch.manual_seed(0)
+    pixels, logits = torch.randn(2, 6, 4, 5).double(), torch.randn(2, 3, 4, 5).double() * 3
+    got = gather_regions(pixels, logits)
+    for b in range(2):
+        for k in range(3):
+            m = logits[b, k].exp() / logits[b, k].exp().sum()
+            slow = sum(m[i, j] * pixels[b, :, i, j] for i in range(4) for j in range(5))
+            torch.testing.assert_close(got[b, :, k, 0], slow)
+
+
+def test_attention_equals_the_einsum():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 8, 4, 5).double(), torch.randn(2, 8, 3, 1).double(), torch.randn(2, 8, 3, 1).double()
+    weight = torch.softmax(torch.einsum("bdhw,bdk->bkhw", q, k[..., 0]) / 8**0.5, dim=1)
+    slow = torch.einsum("bkhw,bdk->bdhw", weight, v[..., 0])
+    torch.testing.assert_close(object_attention(q, k, v), slow)
+
+
+def test_pixels_of_one_sure_region_all_get_its_mean():
+    pixels = torch.randn(1, 4, 3, 3)
+    logits = torch.zeros(1, 2, 3, 3)
+    torch.testing.assert_close(gather_regions(pixels, logits)[0, :, 0, 0], pixels.mean((2, 3))[0])
+    one = torch.randn(1, 4, 1, 1)
+    y = object_attention(torch.randn(1, 4, 3, 3), torch.randn(1, 4, 1, 1), one)
+    torch.testing.assert_close(y, one.expand(1, 4, 3, 3))
+
+
+def test_decoder_joins_regions_of_another_size():
+    decoder = OCRDecoder([8, 6], [0], [1], 3, mid=10, key=4, region_kernel=3, region_width=7).eval()
+    features = [torch.randn(1, 8, 8, 12), torch.randn(1, 6, 4, 6)]
+    guess = F.interpolate(decoder.region_logits(features), (8, 12), mode="bilinear", align_corners=False)
+    pixels = decoder.conv3x3_ocr(features[0])
+    block = decoder.object_context_block
+    vectors = gather_regions(pixels, guess)
+    context = block.f_up(object_attention(block.f_pixel(pixels), block.f_object(vectors), block.f_down(vectors)))
+    slow = decoder.conv_bn_dropout(torch.cat([context, pixels], 1))
+    torch.testing.assert_close(decoder(features), slow)
+    with pytest.raises(ValueError, match="region_kernel"):
+        OCRDecoder([8, 6], [0], [1], 3, region_kernel=2)
+
+
+def test_streams_are_joined_at_a_quarter():
+    decoder = HRNetDecoder([2, 3]).eval()
+    fine, coarse = torch.randn(1, 2, 8, 8), torch.randn(1, 3, 4, 4)
+    wide = F.interpolate(coarse, (8, 8), mode="bilinear", align_corners=False)
+    assert torch.equal(decoder([fine, coarse]), decoder.fuse(torch.cat([fine, wide], 1)))
+    encoder = HRNetEncoder(SMALL)
+    assert [m.shape[-1] for m in encoder(torch.randn(2, 3, 64, 64))] == [16, 8, 4, 2]
+    with pytest.raises(ValueError, match="multiples of 32"):
+        encoder(torch.randn(1, 3, 48, 64))
+    with pytest.raises(MaskwrightError, match="unknown HRNet"):
+        HRNetEncoder("resnet18")
+
+
+def official_name(name: str, ocr: bool) -> str:
+    table = [("encoder.trunk.", ""), ("classifier.linear.", "cls_head." if ocr else "last_layer.3.")]
+    inner = "ocr_distri_head."
+    table += [
+        ("decoder.aux_head.", "aux_head."),
+        ("decoder.conv3x3_ocr.", "conv3x3_ocr."),
+        ("decoder.object_context_block.", f"{inner}object_context_block."),
+        ("decoder.conv_bn_dropout.", f"{inner}conv_bn_dropout."),
+        ("decoder.fuse.", "last_layer."),
+    ]
+    for ours, theirs in table:
+        if name.startswith(ours):
+            return theirs + name[len(ours) :]
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", ["hrnet", "ocr"])
+def test_official_checkpoint(name, tmp_path):
+    torch.manual_seed(3)
+    backbone = build_backbone(SMALL, "random")
+    original = build_network(name, backbone, 19)
+    for tensor in original.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) * 0.1 + 0.05)
+    state = {f"model.{official_name(k, name == 'ocr')}": v for k, v in original.state_dict().items()}
+    known = {
+        "hrnet": ["last_layer.0.weight", "last_layer.1.running_mean", "last_layer.3.bias"],
+        "ocr": [
+            "ocr_distri_head.object_context_block.f_pixel.1.0.weight",
+            "ocr_distri_head.object_context_block.f_object.3.0.bias",
+            "ocr_distri_head.conv_bn_dropout.1.0.weight",
+            "cls_head.bias",
+            "aux_head.3.weight",
+            "conv3x3_ocr.0.bias",
+        ],
+    }[name]
+    known += ["conv2.weight", "layer1.0.downsample.0.weight", "transition1.1.0.0.weight"]
+    known += ["stage2.0.branches.0.0.bn1.bias"]
+    assert not [k for k in known if f"model.{k}" not in state]
+    torch.save(state | {"loss.criterion.weight": torch.ones(19)}, tmp_path / "w.pth")
+    loaded = build_network(name, backbone, 19, weights=str(tmp_path / "w.pth"))
+    assert all(torch.equal(v, original.state_dict()[k]) for k, v in loaded.state_dict().items())
+    assert loaded.provenance.source == "file: w.pth"
+    other = build_network(name, backbone, 4, weights=str(tmp_path / "w.pth"))
+    assert other.classifier.linear.weight.shape[0] == 4
+
+
+def test_the_guess_is_part_of_the_decoder_and_counted_once():
+    network = build_network("ocr", build_backbone(SMALL, "random"), 3).eval()
+    features = network.features(torch.randn(1, 3, 64, 64))
+    assert torch.equal(network.aux_logits(features)["aux"], network.decoder.region_logits(features))
+    assert not [n for n in network.state_dict() if n.startswith("aux.")]
+    assert network.aux_weights == {"aux": 0.4}
