@@ -1,4 +1,4 @@
-"""What the table scripts share: where the photographs lie, and the records of runs that stand behind a published number."""
+"""What the table scripts share: where the photographs lie, and the records of runs behind a published number."""
 
 from __future__ import annotations
 

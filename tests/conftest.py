@@ -94,7 +94,7 @@ def write_tiny_folder(root: Path, count: int = 8, size: tuple[int, int] = (48, 6
 
 @pytest.fixture
 def semi_context(tmp_path: Path) -> Context:
-    """A run's context on a tiny folder, three of eight images labelled, with random weights of the smallest backbone."""
+    """A run's context on a tiny folder, three of eight images labelled, with a small backbone of random weights."""
     from maskwright import api
     from maskwright.engine.progress import Progress
     from maskwright.methods.supervised import SupervisedConfig

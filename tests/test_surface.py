@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 
-import maskwright as mw
 from tests.conftest import write_tiny_folder
+
+import maskwright as mw
 
 
 def test_evaluate_can_be_called_before_and_after_its_package_is_imported(tmp_path):

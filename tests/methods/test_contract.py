@@ -20,7 +20,18 @@ from maskwright.engine.stages import DONE
 from maskwright.errors import MaskwrightError
 from maskwright.methods import TABLE
 
-SMALL = {"short_side": 64, "restarts": 2, "batch": 4, "segments": 4, "hidden": 16, "crop": 32, "precision": "fp32", "tag_crop": 32, "tag_batch": 4, "scales": (0.5, 1.0)}
+SMALL = {
+    "short_side": 64,
+    "restarts": 2,
+    "batch": 4,
+    "segments": 4,
+    "hidden": 16,
+    "crop": 32,
+    "precision": "fp32",
+    "tag_crop": 32,
+    "tag_batch": 4,
+    "scales": (0.5, 1.0),
+}
 """Options that make a run small, for methods that have them."""
 STEPS = 8
 NAMES = sorted(TABLE)

@@ -138,7 +138,7 @@ class SemiTraining(SegmentationTraining):
         return self.run(network, x).logits.softmax(1)
 
     def teach(self, x: Tensor) -> Tensor:
-        """The teacher's probabilities (B, C, S, S); the student's own, in evaluation mode, where there is no teacher."""
+        """The teacher's probabilities (B, C, S, S); without a teacher the student's own, in evaluation mode."""
         if self.teacher is not None:
             return self.probabilities(self.teacher.module, x)
         self.network.eval()

@@ -37,7 +37,7 @@ def parameter_groups(
 
 
 def make_optimizer(config: Any, network: Any, lr: float | None = None) -> torch.optim.Optimizer:
-    """The optimiser that a configuration with `optimizer`, `lr`, `encoder_lr`, `layer_decay`, `weight_decay` asks for."""
+    """The optimiser of a configuration whose `optimizer`, rates and decay are decided (`segmenting.resolved`)."""
     rate = config.lr if lr is None else lr
     groups = parameter_groups(network, rate, config.encoder_lr, config.layer_decay, config.weight_decay)
     if config.optimizer == "adamw":

@@ -76,7 +76,7 @@ class Selection:
         return max(self.scores, key=lambda s: (s[1], -s[0]))
 
     def look(self, network: nn.Module, step: int, device: torch.device) -> float:
-        """Scores a network on the held-out images, whole and at their preprocessed size, and keeps it if it is the best.
+        """Scores a network on the held-out images, whole, and keeps it if it is the best.
 
         Args:
             network: with `logits(x)`.

@@ -66,8 +66,8 @@ def consistency(logits: Tensor, q: Tensor, weight: Tensor, distance: str) -> Ten
     """
     if distance == "hard":
         return cross_entropy(logits, q.argmax(1), pixel_weight=weight, denominator="all")
-    over = "sum" if distance == "square_sum" else "mean"
-    return mse_probs(logits, q, over=over, pixel_weight=weight, denominator="all")
+    d = mse_probs(logits, q, over="sum", pixel_weight=weight, denominator="all")
+    return d / q.shape[1] if distance == "square_mean" else d
 
 
 def sureness(labels: LabelMap, threshold: float, how: str) -> Tensor:
@@ -76,7 +76,8 @@ def sureness(labels: LabelMap, threshold: float, how: str) -> Tensor:
     Args:
         labels: pseudo-labels (B, S, S).
         threshold: confidence of a sure pixel.
-        how: `batch` or `image`: all pixels weigh the share of sure ones there; `pixel`: sure ones 1, others 0; `none`: 1.
+        how: `batch` or `image`: all pixels weigh the share of sure ones there; `pixel`: sure ones 1, others 0;
+            `none`: all 1.
     """
     valid = labels.valid.float()
     sure = (labels.confidence >= threshold) & labels.valid
