@@ -369,10 +369,8 @@ class NetworkMethod(Method):
         """Trains; the artefact is the checkpoint of the last step."""
         steps = self.context.steps or self.config.steps
         training = self.trainer(self.context, self.config, self.labels(), steps)
-        c = training.config
-        self.context.note(
-            f"Decoder {type(training.network.decoder).__name__}, {c.optimizer} at {c.lr:g}, encoder {c.encoder_lr:g} of it."
-        )
+        c, decoder = training.config, type(training.network.decoder).__name__
+        self.context.note(f"Decoder {decoder}, {c.optimizer} at {c.lr:g}, encoder at {c.encoder_lr:g} of it.")
         self.context.fit(training, "train", folder, steps)
 
     def network(self) -> Network:
