@@ -11,6 +11,10 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+# Several workers with as many threads as cores each wait for one another; small networks gain nothing from threads.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
 

@@ -14,13 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskwright.api import evaluate, load, open_folder, train
+    from maskwright.api import evaluate, load, open_folder, suggest, train
     from maskwright.errors import MaskwrightError
     from maskwright.methods import METHODS
 
 __version__ = "0.1.0"
 
-__all__ = ["METHODS", "MaskwrightError", "evaluate", "load", "open_folder", "train"]
+__all__ = ["METHODS", "MaskwrightError", "evaluate", "load", "open_folder", "suggest", "train"]
 
 _WHERE = {
     "METHODS": "maskwright.methods",
@@ -28,6 +28,7 @@ _WHERE = {
     "evaluate": "maskwright.api",
     "load": "maskwright.api",
     "open_folder": "maskwright.api",
+    "suggest": "maskwright.api",
     "train": "maskwright.api",
 }
 

@@ -1,4 +1,4 @@
-"""The Python surface: `open_folder`, `train`, `load`, `evaluate`. The command line calls these and adds nothing."""
+"""The Python surface: `open_folder`, `train`, `load`, `suggest`, `evaluate`; the command line adds nothing to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from maskwright.engine.progress import Progress
     from maskwright.evaluate.scores import Scores
     from maskwright.models.backbones import Backbone
+    from maskwright.models.segmenter import Segmenter
     from maskwright.predict.model import Model
+    from maskwright.predict.suggest import Suggestions
 
 DEFAULT_CLUSTERS = 12
 """Clusters where neither `--classes` nor a class table says how many: a few more than most scenes have things."""
@@ -76,6 +78,121 @@ def evaluate(
     from maskwright.evaluate.protocols import evaluate_folder
 
     return evaluate_folder(predictions, truth, protocol=protocol, split=split, **options)
+
+
+def suggest(
+    model: str | Path | Model,
+    data: str | Path | Dataset,
+    count: int,
+    *,
+    by: str = "mixed",
+    split: str | None = None,
+    labeled: str | Path | None = None,
+    regions: int = 0,
+    region_size: int = 0,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Suggestions:
+    """Says which of the images without a mask to label next, and which regions of them.
+
+    Args:
+        model: a run folder, `model.safetensors`, or a loaded model. A run folder may hold a second network (a teacher),
+            which `disagreement` needs and `mixed` uses.
+        data: dataset folder, `layout:path`, or an opened dataset.
+        count: images to suggest.
+        by: mixed, entropy, margin, confidence, disagreement, coreset or random.
+        split: only these images.
+        labeled: name of a split, or a file: these images have masks already, the others have none.
+        regions: regions to suggest in each image.
+        region_size: their side, pixels; a sixth of the image's shorter side if 0.
+        out: folder for suggestions.csv, names.txt, regions.csv and sheet.png.
+        seed: of `random`.
+        device: `auto`, `cpu` or `cuda`; a loaded model stays where it is.
+        progress: how work shows itself.
+        options: further options of `predict.suggest.suggest`.
+
+    Raises:
+        MaskwrightError: on bad input, or where a strategy needs two networks and there is one.
+    """
+    from maskwright.engine.devices import pick_device
+    from maskwright.predict.model import Model
+    from maskwright.predict.suggest import suggest as find
+
+    loaded = model if isinstance(model, Model) else load(model, device=pick_device(device))
+    other = None
+    if not isinstance(model, Model) and by in ("disagreement", "mixed"):
+        other = _second_network(loaded, Path(model))
+        if other is None and by == "disagreement":
+            raise MaskwrightError(
+                f"{model} holds one network, which agrees with itself", "a run that trained a student and its teacher",
+                "give a run folder of mean_teacher, or of another method with a teacher, or choose --by entropy",
+            )  # fmt: skip
+    images = _opened(data)
+    if split is not None:
+        images = images.split(split)
+    if labeled is not None:
+        images = images.labeled(labeled)
+    return find(
+        loaded, images, count, by=by, regions=regions, region_size=region_size, out=out, other=other, seed=seed,
+        progress=progress, **options,
+    )  # fmt: skip
+
+
+def _second_network(model: Model, run: Path) -> Segmenter | None:
+    """The network beside the kept one that a run's last training stage left in its checkpoint, if any."""
+    from maskwright.engine.checkpoint import load_checkpoint
+    from maskwright.engine.loop import CHECKPOINT
+    from maskwright.predict.suggest import second_network
+
+    found = list(run.glob(f"*/{CHECKPOINT}")) if run.is_dir() else []
+    for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
+        other = second_network(model.segmenter, (load_checkpoint(path) or {}).get("parts", {}))
+        if other is not None:
+            return other
+    return None
+
+
+def probe(
+    encoder: str | Path,
+    data: str | Path | Dataset,
+    protocol: str = "distance",
+    *,
+    bank: str = "train",
+    split: str = "test",
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    settings: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Scores:
+    """Judges an encoder by the two protocols of the LUSS benchmark that use labels.
+
+    Args:
+        encoder: a run's folder, a `model.safetensors`, or the name of a backbone; of a model the encoder is taken.
+        data: dataset folder or `layout:path`, with classes and masks.
+        protocol: `distance` (matching to a labelled bank) or `semi` (fine-tuning on the labelled share).
+        bank: split, or list file, of the labelled images that it learns from (ImageNet-S: train-semi).
+        split: of the images to judge.
+        weights: of a backbone that is named, as in `train`.
+        out: for `semi`, the folder of the fine-tuning's run.
+        device: `auto`, `cpu` or `cuda`.
+        settings: for `semi`, options of the method `supervised`.
+        steps: for `semi`, optimiser steps.
+        seed: for `semi`.
+
+    Raises:
+        MaskwrightError: on bad input.
+    """
+    from maskwright.engine.luss_probe import probe_encoder
+
+    return probe_encoder(
+        encoder, _opened(data), protocol, bank=bank, split=split, weights=weights, out=out, device=device,
+        settings=settings, steps=steps, seed=seed, train=train,
+    )  # fmt: skip
 
 
 def train(
@@ -143,7 +260,7 @@ def train(
         bar.say(f"method: {reason}")
     cls = find_method(method)
     config = configure(cls.Config, {**(settings or {}), **more})
-    _needs(cls, images, source)
+    _needs(cls, config, images, source)
     if encoder := getattr(config, "encoder", ""):
         if backbone not in ("auto", encoder):
             raise MaskwrightError(f"--backbone {backbone} and --set encoder={encoder}", "one of the two")
@@ -160,9 +277,9 @@ def _opened(data: str | Path | Dataset) -> Dataset:
     return open_folder(data) if isinstance(data, str | Path) else data
 
 
-def _needs(cls: Any, images: Dataset, source: Any) -> None:
+def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
     present = images.labels_present()
-    for need in sorted(cls.needs):
+    for need in sorted(getattr(config, "labels_needed", cls.needs)):
         if need == "source" and source is None:
             raise MaskwrightError(f"{cls.name} needs a labelled source folder", "--source DATA")
         if need in present and not present[need]:
@@ -210,7 +327,9 @@ def _highest_id(images: Dataset) -> int:
     return highest
 
 
-def _backbone(name: str, weights: str | Path | None, bar: Progress, seed: int) -> tuple[Backbone, str]:
+def _backbone(
+    name: str, weights: str | Path | None, bar: Progress, seed: int, kind: str = "any"
+) -> tuple[Backbone, str]:
     import torch
 
     from maskwright.engine.seeding import derive
@@ -218,9 +337,10 @@ def _backbone(name: str, weights: str | Path | None, bar: Progress, seed: int) -
 
     torch.manual_seed(derive(seed, "backbone"))  # for weights="random"
     if name == "auto" and weights is None:
-        backbone, why = default_backbone()
+        backbone, why = default_backbone(kind=kind)
     elif name == "auto":
-        backbone = build_backbone("tf_efficientnet_lite0", weights=str(weights))
+        usual = "dinov2_small" if kind == "vit" else "tf_efficientnet_lite0"
+        backbone = build_backbone(usual, weights=str(weights))
         why = f"{backbone.name} with the weights given"
     else:
         backbone = build_backbone(name, weights=None if weights is None else str(weights))
@@ -256,7 +376,8 @@ def _context(
     fabric = make_fabric(device, precision="bf16-mixed" if pick_device(device) == "cuda" else "32-true")
     bar.quiet = bar.quiet or fabric.global_rank > 0
     domain = None if source is None else _opened(source)
-    network, why_backbone = _backbone(backbone, weights, bar, seed)
+    network, why_backbone = _backbone(backbone, weights, bar, seed, METHODS[method].backbones)
+    METHODS[method].check_backbone(network)
     record = {
         "status": "running",
         "command": _command(),

@@ -135,6 +135,38 @@ def predict(
 
 
 @app.command()
+def suggest(
+    model: Annotated[Path, typer.Argument(help="A run folder, or model.safetensors.")],
+    data: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
+    count: Annotated[int, typer.Option(help="Images to suggest.")],
+    out: Annotated[Path, typer.Option(help="Folder for suggestions.csv, names.txt, regions.csv and sheet.png.")],
+    by: Annotated[
+        str, typer.Option(help="mixed, entropy, margin, confidence, disagreement, coreset or random.")
+    ] = "mixed",
+    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    labeled: Annotated[str | None, typer.Option(help="Split or file: the images that have masks already.")] = None,
+    regions: Annotated[int, typer.Option(help="Regions to suggest in each image.")] = 0,
+    region_size: Annotated[int, typer.Option(help="Their side, pixels; 0: a sixth of the shorter side.")] = 0,
+    seed: Annotated[int, typer.Option(help="The draw of random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Say which images without a mask, and which regions of them, to label next."""
+    from maskwright import api
+    from maskwright.engine.progress import Progress
+
+    bar = Progress()
+    found = api.suggest(
+        model, data, count, by=by, split=split, labeled=labeled, regions=regions, region_size=region_size, out=out,
+        seed=seed, device=device, progress=bar,
+    )  # fmt: skip
+    for name, why in found.skipped:
+        bar.say(f"skipped {name}: {why}")
+    for row in found:
+        typer.echo(f"{row.rank:4d}  {row.score:8.4f}  {row.name}")
+    bar.say(f"{len(found)} of {found.pool} images without a mask, by {found.by}: {out / 'sheet.png'}")
+
+
+@app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of index PNG named as the images.")],
     truth: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
@@ -147,6 +179,34 @@ def evaluate(
     from maskwright.data.files import write_json
 
     scores = api.evaluate(predictions, truth, protocol=protocol, split=split)
+    typer.echo(scores.table())
+    if json is not None:
+        write_json(json, scores.to_json())
+
+
+@app.command()
+def probe(
+    encoder: Annotated[str, typer.Argument(help="Run folder, model.safetensors, or the name of a backbone.")],
+    data: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
+    protocol: Annotated[str, typer.Option(help="distance, or semi (fine-tuning on the labelled share).")] = "distance",
+    bank: Annotated[str, typer.Option(help="Split or file of the labelled images that it learns from.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of the images to judge.")] = "test",
+    weights: Annotated[str | None, typer.Option(help="Of a named backbone: a checkpoint, package, or random.")] = None,
+    out: Annotated[Path | None, typer.Option(help="For semi: the run folder of the fine-tuning.")] = None,
+    steps: Annotated[int | None, typer.Option(help="For semi: optimiser steps.")] = None,
+    seed: Annotated[int, typer.Option(help="For semi.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="For semi: an option of supervised.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
+) -> None:
+    """Judge an encoder by the protocols of the LUSS benchmark that use labels."""
+    from maskwright import api
+    from maskwright.data.files import write_json
+
+    scores = api.probe(
+        encoder, data, protocol, bank=bank, split=split, weights=weights, out=out, steps=steps, seed=seed,
+        device=device, settings=dict(_key_value(s) for s in set_ or []),
+    )  # fmt: skip
     typer.echo(scores.table())
     if json is not None:
         write_json(json, scores.to_json())

@@ -27,10 +27,16 @@ SMALL = {
     "segments": 4,
     "hidden": 16,
     "crop": 32,
+    "representation": 32,
+    "queries": 64,
     "precision": "fp32",
     "tag_crop": 32,
     "tag_batch": 4,
+    "local_side": 16,
+    "decoder_width": 32,
     "scales": (0.5, 1.0),
+    "local_crop": 32,
+    "prototypes": 4,
 }
 """Options that make a run small, for methods that have them."""
 STEPS = 8
@@ -44,6 +50,8 @@ def settings_for(name: str) -> dict[str, object]:
 
 def backbone_for(name: str) -> str:
     """One with features worth clustering, or, for methods that train theirs, the smallest."""
+    if mw.METHODS[name].backbones == "vit":
+        return "test_vit"
     fields = {f.name for f in dataclasses.fields(mw.METHODS[name].Config)}
     return "mobilenetv3_small_050" if "network" in fields else "tf_efficientnet_lite0"
 

@@ -246,6 +246,22 @@ def test_without_a_hub_the_repair_is_told(monkeypatch, tmp_path):
         choose_backbone()
 
 
+def test_where_only_a_vision_transformer_will_do(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(backbones, "hub_cached", lambda *_: None)
+    with pytest.raises(MaskwrightError, match=r"HF_HUB_OFFLINE is set.*vision transformer.*--weights FILE"):
+        default_backbone(kind="vit")
+    monkeypatch.setattr(backbones, "hub_cached", lambda repo, *_: repo if repo.endswith(".dino") else None)
+    choice = choose_backbone("vit")
+    assert choice.name == "dino_small16" and choice.weights is None and "no labels" in choice.why
+    assert choose_backbone().name == "efficientnet_lite0"
+    monkeypatch.setattr(backbones, "hub_cached", lambda repo, *_: repo)
+    assert choose_backbone("vit").name == choose_backbone().name == "dinov2_small"
+    monkeypatch.setattr(backbones, "hub_cached", lambda *_: None)
+    monkeypatch.setattr(backbones, "hub_reachable", lambda: True)
+    assert choose_backbone("vit").name == "dinov2_small"
+
+
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     for name in weights.OFFLINE_VARIABLES:
         monkeypatch.delenv(name, raising=False)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from maskwright.data.views import Size, View, overlap
 
@@ -189,3 +189,48 @@ def multi_crop(
 def _shared_area(a: View, b: View) -> float:
     shared = overlap(a, b)
     return 0.0 if shared is None else shared.area
+
+
+def windows_where(
+    wanted: Tensor,
+    allowed: Tensor,
+    view: View,
+    size: int,
+    count: int,
+    generator: Generator | None = None,
+) -> list[View]:
+    """Square windows of a view around random places of a map, as many as asked for, all inside the view.
+
+    Wanted places are drawn first, then allowed ones, then any; a place is drawn twice only where there are too few.
+
+    Args:
+        wanted: bool (h, w), a map of any resolution that covers the view.
+        allowed: bool (h, w).
+        view: what they are windows of.
+        size: their side, whole pixels of the view, at most its shorter side.
+        count: how many.
+        generator: CPU generator; torch's default one when None.
+
+    Raises:
+        ValueError: maps that do not belong together, or a window larger than the view.
+    """
+    if wanted.dim() != 2 or wanted.shape != allowed.shape:
+        raise ValueError(f"maps {tuple(wanted.shape)} and {tuple(allowed.shape)}, expected the same (h, w)")
+    height, width = view.size
+    if not 1 <= size <= min(height, width):
+        raise ValueError(f"windows of {size} pixels in a view of {height} x {width}")
+    h, w = wanted.shape
+    y = (torch.arange(h) + 0.5) * height / h
+    x = (torch.arange(w) + 0.5) * width / w
+    half = size / 2
+    fits = ((y >= half) & (y <= height - half))[:, None] & ((x >= half) & (x <= width - half))
+    allowed = allowed.cpu() & fits
+    tier = 2 - allowed.float() - (allowed & wanted.cpu()).float() + (~fits).float()
+    order = (torch.rand(h, w, generator=generator) + 2 * tier).flatten().argsort()[:count].tolist()
+    views = []
+    for n in range(count):
+        i, j = divmod(order[n % len(order)], w)
+        top = min(max(0, math.floor(float(y[i]) - half)), height - size)
+        left = min(max(0, math.floor(float(x[j]) - half)), width - size)
+        views.append(view.crop(top, left, size, size))
+    return views

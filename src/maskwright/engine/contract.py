@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from maskwright.errors import MaskwrightError
+
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
+    from maskwright.models.dense import Backbone
     from maskwright.models.segmenter import Segmenter
 
 StageKind = Literal["train", "fit", "label"]
@@ -46,6 +49,7 @@ class Method(ABC):
         link: the paper's address.
         family: `unsupervised`, `semi`, `weak`, `adapt`, `language` or `supervised`.
         needs: labels without which it cannot run, out of `masks`, `tags`, `captions`, `names`, `source`.
+        backbones: `any`, or `vit` where only a vision transformer will do; the automatic choice respects it.
         Config: its keyword-only dataclass of options.
     """
 
@@ -55,11 +59,27 @@ class Method(ABC):
     link: ClassVar[str]
     family: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
+    backbones: ClassVar[Literal["any", "vit"]] = "any"
     Config: ClassVar[type]
 
     def __init__(self, config: Any, context: Context) -> None:
+        self.check_backbone(context.backbone)
         self.config = config
         self.context = context
+
+    @classmethod
+    def check_backbone(cls, backbone: Backbone) -> None:
+        """Refuses a backbone that the method cannot stand on.
+
+        Raises:
+            MaskwrightError: a convolutional network where only a vision transformer will do.
+        """
+        if cls.backbones == "vit" and not backbone.is_vit:
+            raise MaskwrightError(
+                f"{cls.name} on the convolutional backbone {backbone.name}",
+                "a vision transformer",
+                "give --backbone dinov2_small or dino_small16, or leave it out",
+            )
 
     @abstractmethod
     def stages(self) -> list[Stage]:

@@ -15,8 +15,21 @@ TABLE = {
     "kmeans": "maskwright.methods.unsupervised.kmeans:KMeans",
     "deep_spectral": "maskwright.methods.unsupervised.deep_spectral:DeepSpectral",
     "stego": "maskwright.methods.unsupervised.stego:Stego",
+    "pass": "maskwright.methods.unsupervised.pass_:Pass",
+    "cam": "maskwright.methods.weak.cam:Cam",
+    "grad_cam": "maskwright.methods.weak.cam:GradCam",
+    "grad_cam_pp": "maskwright.methods.weak.cam:GradCamPP",
+    "toco": "maskwright.methods.weak.toco:Toco",
     "supervised": "maskwright.methods.supervised:Supervised",
     "mean_teacher": "maskwright.methods.semi.mean_teacher:MeanTeacher",
+    "cct": "maskwright.methods.semi.cct:CCT",
+    "cac": "maskwright.methods.semi.cac:CAC",
+    "cps": "maskwright.methods.semi.cps:CPS",
+    "st_plus_plus": "maskwright.methods.semi.st_plus_plus:STPlusPlus",
+    "adv_semi": "maskwright.methods.semi.adv_semi:AdvSemi",
+    "u2pl": "maskwright.methods.semi.u2pl:U2PL",
+    "reco_semi": "maskwright.methods.semi.reco_semi:ReCo",
+    "unimatch": "maskwright.methods.semi.unimatch:UniMatch",
 }
 """Every method: name -> module:class. A new paper is one file and one line here."""
 
@@ -53,8 +66,8 @@ def find_method(name: str) -> type[Method]:
 
 PREFERENCES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("source", "there is a labelled source folder", ()),
-    ("masks", "some images have masks", ()),
-    ("tags", "images have tags", ()),
+    ("masks", "some images have masks", ("unimatch", "mean_teacher", "supervised")),
+    ("tags", "images have tags", ("seam", "cam")),
     ("captions", "images have captions", ()),
 )
 """Label kind, reason, methods in order of preference; the first whose method exists is chosen."""
@@ -76,19 +89,26 @@ def choose_method(labels: Mapping[str, int], images: int, source: bool = False) 
     """
     if images == 0:
         raise MaskwrightError("no image to learn from", "at least one")
-    unused = []
+    unused: list[str] = []
     for kind, reason, names in PREFERENCES:
         present = source if kind == "source" else labels.get(kind, 0) > 0
         if not present:
             continue
+        if kind == "masks" and labels[kind] >= images:
+            reason, names = "every image has a mask", ("supervised",)
         for name in names:
             if name in TABLE:
                 count = "" if kind == "source" else f" ({labels[kind]} of {images})"
-                return name, f"{name}, because {reason}{count}"
+                return name, f"{name}, because {reason}{count}{_left(unused)}"
         unused.append(kind)
-    left = f"; it does not use the {' and '.join(unused)} that are there" if unused else ""
+    left = _left(unused)
     if images < 8:
         few = "kmeans, because no method here learns from so few images"
         return "kmeans", f"{few} ({images}){left}"
     why = "no labels are needed for it and it is the strongest of the methods that read none"
     return "stego", f"stego, because {why}{left}"
+
+
+def _left(unused: list[str]) -> str:
+    """What the chosen method leaves aside, as the end of a sentence."""
+    return f"; it does not use the {' and '.join(unused)} that are there" if unused else ""

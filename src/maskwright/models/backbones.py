@@ -185,8 +185,12 @@ def _numbers(text: str | None, default: tuple[float, float, float]) -> tuple[flo
     return values if len(values) == 3 else default  # type: ignore[return-value]
 
 
-def choose_backbone() -> BackboneChoice:
+def choose_backbone(kind: str = "any") -> BackboneChoice:
     """Picks what can be had here: DINOv2 small from the hub or its cache, else the weights of a package.
+
+    Args:
+        kind: "any", or "vit": vision transformers only; no package carries one, but DINO small in the local hub cache
+            will do.
 
     Raises:
         MaskwrightError: neither can be had.
@@ -203,8 +207,19 @@ def choose_backbone() -> BackboneChoice:
             None,
             "a model hub answers, so DINOv2 small is fetched; its training saw no labels",
         )
-    offline = BACKBONES[catalogue.OFFLINE]
     why = "HF_HUB_OFFLINE is set" if offline_asked() else "no model hub can be reached"
+    if kind == "vit":
+        other = catalogue.CACHED_VIT
+        if hub_cached(_look_up(other)[2].hf_hub_id) is not None:
+            return BackboneChoice(
+                other, None, "DINO small, a vision transformer whose training saw no labels, is in the local hub cache"
+            )
+        raise MaskwrightError(
+            f"{why} and no vision transformer is in the local hub cache",
+            "weights of a vision transformer",
+            f"give --backbone {catalogue.DEFAULT} --weights FILE",
+        )
+    offline = BACKBONES[catalogue.OFFLINE]
     if offline.package is None or not package_installed(offline.package):
         raise MaskwrightError(
             f"{why} and no package with weights is installed",
@@ -219,11 +234,14 @@ def choose_backbone() -> BackboneChoice:
     )
 
 
-def default_backbone(output_stride: int | None = None) -> tuple[Backbone, str]:
+def default_backbone(output_stride: int | None = None, kind: str = "any") -> tuple[Backbone, str]:
     """Builds the backbone that `choose_backbone` picks.
 
     Returns:
         The backbone, and a sentence that says why it was chosen and what labels its weights saw.
+
+    Raises:
+        MaskwrightError: none can be had; where only a vision transformer will do, how to give one.
     """
-    choice = choose_backbone()
+    choice = choose_backbone(kind)
     return build_backbone(choice.name, choice.weights, output_stride), choice.why

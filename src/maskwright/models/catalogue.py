@@ -56,6 +56,8 @@ BACKBONES: dict[str, Entry] = {
 
 DEFAULT = "dinov2_small"
 """What is used when a hub, or its cache, can be reached."""
+CACHED_VIT = "dino_small16"
+"""What will do without a hub where only a vision transformer can be taken and the cache holds it."""
 OFFLINE = "efficientnet_lite0"
 """What is used otherwise: its weights come from a package."""
 

@@ -167,9 +167,11 @@ def _network_parts() -> dict[str, type[Part]]:
     from maskwright.models.deeplab import DEEPLAB_PARTS
     from maskwright.models.hrnet import HRNET_PARTS
     from maskwright.models.ocr import OCR_PARTS
+    from maskwright.models.toco import TOCO_PARTS
     from maskwright.models.vit_heads import VIT_PARTS
 
-    return {**BLOCKS, **CAM_PARTS, **DDRNET_PARTS, **DEEPLAB_PARTS, **HRNET_PARTS, **OCR_PARTS, **VIT_PARTS}
+    ours = (BLOCKS, CAM_PARTS, DDRNET_PARTS, DEEPLAB_PARTS, HRNET_PARTS, OCR_PARTS, TOCO_PARTS, VIT_PARTS)
+    return {name: part for parts in ours for name, part in parts.items()}
 
 
 def _table_for(spec: Any) -> dict[str, type[Part]]:

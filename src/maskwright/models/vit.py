@@ -9,6 +9,7 @@ Legend: B batch, T all tokens, P prefix tokens (class, registers), D width, (h, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from timm.models.eva import Eva, EvaBlockPostNorm
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
 
-from maskwright.models.dense import Backbone
+from maskwright.models.dense import Backbone, autocast
 from maskwright.models.provenance import Provenance
 
 VIT_CLASSES = (VisionTransformer, Eva)
@@ -124,6 +125,42 @@ class ViTBackbone(Backbone):
     def _to_map(self, tokens: torch.Tensor, h: int, w: int) -> torch.Tensor:
         patches = tokens[:, self.prefix_tokens :]  # (B, h*w, D)
         return patches.transpose(1, 2).reshape(tokens.shape[0], -1, h, w)
+
+    def tokens_many(
+        self, x: torch.Tensor, layers: Sequence[int | None], *, norm: bool = True, precision: str | None = None
+    ) -> list[torch.Tensor]:
+        """All tokens of several blocks in one pass, class token and registers before the patches.
+
+        Args:
+            x: normalised images (B, 3, H, W).
+            layers: blocks, negative from the end; later ones are not run.
+            norm: the transformer's last normalisation is applied.
+            precision: as for `dense`.
+
+        Returns:
+            (B, P + h*w, D) each, as asked; `split_tokens` takes them apart.
+
+        Raises:
+            ValueError: no such block, or an input size that is no multiple of the patch.
+        """
+        self.grid((int(x.shape[-2]), int(x.shape[-1])))
+        indices = [self.resolve_layer(layer) for layer in layers]
+        found = {}
+        with autocast(x.device, precision):
+            tokens, rope = self._start(x)
+            for block in range(max(indices) + 1):
+                tokens = self._run_block(tokens, rope, block)
+                if block in indices:
+                    found[block] = self._last_norm(tokens) if norm else tokens
+        return [found[i].to(x.dtype) for i in indices]
+
+    def split_tokens(self, tokens: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (B, P + h*w, D) of an input of size (H, W) as one vector an image (B, D) and a map (B, D, h, w).
+
+        The vector is the class token, or the mean of the patches where there is none.
+        """
+        vector = tokens[:, 0] if self.has_cls else tokens[:, self.prefix_tokens :].mean(1)
+        return vector, self._to_map(tokens, *self.grid(size))
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         self.grid((int(x.shape[-2]), int(x.shape[-1])))

@@ -1,0 +1,144 @@
+"""How much unlabelled photographs lift a network over its few masks, at equal budget: `python -m benchmarks.lift`.
+
+Every entry is one method with its settings; all train DeepLabV3+ on MobileNetV2 for the same number of optimiser
+steps on crops of one size, on the photographs of CamVid's `train` of which only those of a list (`--labeled`) show
+their mask. `supervised` on the same masks is the floor, `supervised` on all masks (`full`) the ceiling. The last
+iterate is judged on `val` and `test`; nothing is chosen by either. Entries that are done are skipped, so the script
+can be stopped and started at will, `--only` chooses among them and `--seeds` says how often. It writes a run folder
+an entry and prints the table; `--keep FOLDER` copies the runs' records."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from benchmarks.records import data_root, keep, spread, weights_root
+from maskwright import api
+from maskwright.data.files import write_json
+from maskwright.engine.progress import Progress
+from maskwright.predict.model import Model
+
+ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
+    "supervised": ("supervised", {}),
+    "full": ("supervised", {}),
+    "photometric": ("mean_teacher", {"perturb": "photometric"}),
+    "cutout": ("mean_teacher", {"perturb": "cutout"}),
+    "cutmix": ("mean_teacher", {"perturb": "cutmix"}),
+    "classmix": ("mean_teacher", {"perturb": "classmix"}),
+    "complexmix": ("mean_teacher", {"perturb": "complexmix"}),
+    "cct": ("cct", {}),
+    "cac": ("cac", {}),
+    "cps": ("cps", {"cutmix": "false"}),
+    "cps-cutmix": ("cps", {"cutmix": "true"}),
+    "st_plus_plus": ("st_plus_plus", {}),
+    "adv_semi": ("adv_semi", {}),
+    "s4gan": ("adv_semi", {"variant": "s4gan"}),
+    "u2pl": ("u2pl", {}),
+    "reco_semi": ("reco_semi", {}),
+    "fixmatch": ("unimatch", {"version": "fixmatch"}),
+    "unimatch": ("unimatch", {}),
+}
+"""Row -> method and its settings beyond its defaults."""
+SEVERAL = ("supervised", "full", "cutmix", "cac", "unimatch")
+"""Rows that get all seeds; the others the first."""
+
+
+def run(name: str, seed: int, labeled: str, folder: Path, options: argparse.Namespace) -> None:
+    """Trains, predicts and judges one entry, what is done left as it is."""
+    method, settings = ENTRIES[name]
+    data = data_root() / options.data
+    budget = {"crop": str(options.crop), "batch": str(options.batch)}
+    model = api.train(
+        data, method, out=folder / "run", split="train", labeled=None if name == "full" else labeled, seed=seed,
+        backbone=options.backbone, weights=str(weights_root() / f"{options.backbone}.safetensors"),
+        steps=options.steps, settings={**budget, **settings}, resume=True, report=False, device=options.device,
+    )  # fmt: skip
+    scores = judge(model, folder / "masks", data)
+    other = api._second_network(model, folder / "run")
+    if other is not None:  # of student and teacher the one that is not kept
+        scores["other"] = judge(Model(other, model.segmenter.extra, device=model.device), folder / "masks-other", data)
+    record = json.loads((folder / "run" / "run.json").read_text())
+    write_json(
+        folder / "scores.json",
+        {
+            "entry": name, "seed": seed, "labeled": labeled, "labeled_hash": record["labeled_hash"],
+            "steps": options.steps, "crop": options.crop, "batch": options.batch,
+            "seconds": sum(s["seconds"] for s in record["stages"]), "labels_read": record["labels_read"], **scores,
+        },
+    )  # fmt: skip
+
+
+def judge(model: Model, folder: Path, data: Path) -> dict[str, dict]:
+    """Scores on both splits, from whole photographs without refinement."""
+    scores = {}
+    for split in ("val", "test"):
+        model.predict_folder(api.open_folder(data).split(split), folder / split, refine="none")
+        scores[split] = api.evaluate(folder / split, data, protocol="direct", split=split).to_json()
+    return scores
+
+
+def table(runs: Path) -> str:
+    """Mean mIoU (and spread over seeds) on test and val, the share of the gap that a row closes, and its seconds."""
+    found: dict[str, list[dict]] = {}
+    for file in sorted(runs.glob("*/scores.json")):
+        scores = json.loads(file.read_text())
+        found.setdefault(scores["entry"], []).append(scores)
+    mean = {k: sum(s["test"]["miou"] for s in v) / len(v) for k, v in found.items()}
+    lines = [
+        "| row | test mIoU | val mIoU | test accuracy | gap closed | seeds | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ENTRIES:
+        if name not in found:
+            continue
+        rows = found[name]
+        cells = [spread([100 * s[split][k] for s in rows]) for split, k in
+                 (("test", "miou"), ("val", "miou"), ("test", "pixel_accuracy"))]  # fmt: skip
+        closed = "-"
+        if {"supervised", "full"} <= set(mean) and name not in ("supervised", "full"):
+            closed = f"{100 * (mean[name] - mean['supervised']) / (mean['full'] - mean['supervised']):.0f} %"
+        seconds = sum(s["seconds"] for s in rows) / len(rows)
+        lines.append(f"| {name} | {' | '.join(cells)} | {closed} | {len(rows)} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs what is asked for and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="*", help="rows, as patterns joined by commas")
+    parser.add_argument("--seeds", default="0", help="seeds of the rows that get several; the others get the first")
+    parser.add_argument("--data", default="camvid")
+    parser.add_argument("--labeled", default="labeled_1_30")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--crop", type=int, default=192)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_argument("--runs", type=Path, default=Path("runs/lift"))
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    progress, runs = Progress(), options.runs / options.labeled
+    seeds = [int(s) for s in options.seeds.split(",")]
+    for name in ENTRIES:
+        if not any(fnmatch.fnmatch(name, p) for p in options.only.split(",")):
+            continue
+        for seed in seeds if name in SEVERAL else seeds[:1]:
+            folder = runs / f"{name}-{seed}"
+            if not (folder / "scores.json").exists():
+                progress.say(f"== {name}, seed {seed}")
+                run(name, seed, options.labeled, folder, options)
+            if options.keep:
+                keep(folder, options.keep / f"lift-{options.labeled}-{folder.name}")
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The ablation of PASS on real photographs: L_e; + P2P; + D2S; both; then without and with pixel attention.
+
+    python -m benchmarks.pass_ablation --data msrc_v2 camvid --seeds 0 1 2 --out runs/pass
+
+Every run has a folder of its own; runs that are finished are skipped and interrupted ones resumed, so that the script
+can be stopped and started at will, and any subset of rows can be asked for. Each is judged fully unsupervised
+(image-level matching on the test split) and by distance matching on the pretrained encoder (bank: the train split's
+masks, which the run itself never read). Photographs are looked for in MASKWRIGHT_DATA, or in the data folder beside the
+project. The table is printed and written as `table.md` and `table.json` beside the runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskwright import api
+from maskwright.data.files import write_json, write_text
+from maskwright.engine.luss_probe import SHORT_SIDE, distance_scores
+from maskwright.models.backbones import build_backbone
+from maskwright.models.preprocess import Preprocess
+from maskwright.models.segmenter import BackboneEncoder
+
+ROWS: dict[str, dict[str, Any]] = {
+    "le": {"p2p": False, "d2s": "", "attention": False},
+    "p2p": {"p2p": True, "d2s": "", "attention": False},
+    "d2s": {"p2p": False, "d2s": "3", "attention": False},
+    "both": {"p2p": True, "d2s": "3", "attention": False},
+    "attention": {"p2p": True, "d2s": "3", "attention": True},
+}
+TITLES = {
+    "le": "L_e",
+    "p2p": "L_e + P2P",
+    "d2s": "L_e + D2S",
+    "both": "L_e + both",
+    "attention": "L_e + both + attention",
+}
+
+
+def data_root() -> Path:
+    """Where the photographs are."""
+    named = os.environ.get("MASKWRIGHT_DATA")
+    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
+    """Trains, predicts and judges one cell, or reads what was found before."""
+    folder = args.out / f"{data}-{row}-{seed}"
+    found = folder / "scores.json"
+    if found.exists():
+        return json.loads(found.read_text())
+    source = data_root() / data
+    classes = len(api.open_folder(source).classes or ())
+    settings = {"preset": args.preset, "instance": args.instance, **ROWS[row]}
+    settings |= dict(s.split("=", 1) for s in args.set)
+    model = api.train(
+        source, "pass", out=folder, split="train", classes=classes, backbone=args.backbone, weights=args.weights,
+        steps=args.steps, seed=seed, device=args.device, settings=settings, resume=True,
+    )  # fmt: skip
+    test, bank = api.open_folder(source).split("test"), api.open_folder(source).split("train")
+    model.predict_folder(test, folder / "predictions")
+    luss = api.evaluate(folder / "predictions", test, protocol="luss")
+    record = json.loads((folder / "run.json").read_text())
+    architecture = record["backbone"]["architecture"]
+    backbone = build_backbone(architecture, str(folder / "pretrain" / "backbone.safetensors")).to(model.device)
+    encoder = BackboneEncoder(backbone, layers=backbone.stage_layers[-1]).eval()
+    side = int(record["config"]["short_side"]) if args.preset == "small" else SHORT_SIDE
+    preprocess = Preprocess.for_backbone(backbone.provenance, short_side=side, multiple_of=encoder.multiple_of)
+    with torch.inference_mode():
+        distance = distance_scores(encoder, preprocess, bank, test, device=model.device)
+    read = record["labels_read"]
+    scores = {
+        "unsupervised": 100 * luss.miou, "distance": 100 * distance.miou,
+        "masks_read": sum(sum(kinds.values()) for kinds in read.values()),
+    }  # fmt: skip
+    write_json(folder / "luss.json", luss.to_json())
+    write_json(folder / "distance.json", distance.to_json())
+    write_json(found, scores)
+    return scores
+
+
+def cell(values: list[float]) -> str:
+    """Mean and sample standard deviation."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def main() -> None:
+    """Runs what is asked for and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--data", nargs="+", default=["msrc_v2", "camvid"])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/pass"))
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--instance", default="swav", choices=("swav", "simsiam", "moco"))
+    parser.add_argument("--backbone", default="auto")
+    parser.add_argument("--weights", default=None, help="random for the paper's start from nothing")
+    parser.add_argument("--steps", type=int, default=None, help="of pretraining; the other stages keep their share")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--set", nargs="*", default=[], help="further options, key=value, for all rows")
+    args = parser.parse_args()
+    lines, cells = [], []
+    for data in args.data:
+        lines += [f"## {data}", "", "| | fully unsupervised mIoU | distance matching mIoU | seeds |"]
+        lines.append("|---|---|---|---|")
+        for row in args.rows:
+            found = [one(row, data, seed, args) for seed in args.seeds]
+            columns = [[f[key] for f in found] for key in ("unsupervised", "distance")]
+            lines.append(f"| {TITLES[row]} | {cell(columns[0])} | {cell(columns[1])} | {len(found)} |")
+            figures = {"unsupervised": columns[0], "distance": columns[1]}
+            cells.append({"data": data, "row": row, "seeds": args.seeds, **figures})
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_text(args.out / "table.md", "\n".join(lines) + "\n")
+            write_json(args.out / "table.json", cells)
+        lines.append("")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

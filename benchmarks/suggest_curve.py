@@ -1,0 +1,236 @@
+"""Does labelling what `maskwright suggest` asks for beat labelling at random? `python -m benchmarks.suggest_curve`.
+
+A simulated annotator: training starts from the masks of a list (`--labeled`), the model suggests `--count` of the
+other photographs of `train`, their masks are revealed, and a new network is trained from the start on all masks so
+far, for `--rounds` rounds. All strategies share round 0 of a seed and differ by what they ask for alone. The last
+iterate is judged on `val` and `test`, which no strategy sees. Rounds that are done are skipped, so the script can be
+stopped and started at will. It writes RUNS/curve.csv and RUNS/curve.png and prints the table: mIoU against the number
+of labelled photographs, with the area under the curve as one number a strategy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks.records import data_root, keep, spread, weights_root
+from maskwright import api
+from maskwright.data.files import atomic_write, write_json, write_text
+from maskwright.engine.progress import Progress
+
+STRATEGIES = ("random", "entropy", "margin", "coreset", "mixed", "disagreement")
+COLORS = ((120, 120, 120), (214, 39, 40), (255, 127, 14), (44, 160, 44), (31, 119, 180), (148, 103, 189))
+Curve = dict[int, list[float]]
+"""Labelled photographs -> mIoU of each seed."""
+
+
+def place(runs: Path, strategy: str, seed: int, number: int) -> Path:
+    """The folder of a round; round 0 belongs to all strategies of its seed."""
+    return runs / (f"start-{seed}" if number == 0 else f"{strategy}-{seed}-{number}")
+
+
+def play(strategy: str, seed: int, number: int, options: argparse.Namespace) -> None:
+    """One round: reveal what the round before asked for, train, judge."""
+    folder, data = place(options.runs, strategy, seed, number), data_root() / options.data
+    names = revealed(strategy, seed, number, options)
+    write_text(folder / "labeled.txt", "".join(f"{n}\n" for n in names))
+    settings = {"crop": str(options.crop), "batch": str(options.batch), **dict(s.split("=", 1) for s in options.set)}
+    model = api.train(
+        data, options.method, out=folder / "run", split="train", labeled=folder / "labeled.txt", seed=seed,
+        backbone=options.backbone, weights=str(weights_root() / f"{options.backbone}.safetensors"),
+        steps=options.steps, settings=settings, resume=True, report=False, device=options.device,
+    )  # fmt: skip
+    scores = {}
+    for split in ("val", "test"):
+        masks = folder / "masks" / split
+        model.predict_folder(api.open_folder(data).split(split), masks, refine="none")
+        scores[split] = api.evaluate(masks, data, protocol="direct", split=split).to_json()
+    write_json(
+        folder / "scores.json",
+        {
+            "strategy": strategy if number else "start", "seed": seed, "round": number, "labeled": len(names),
+            "method": options.method, "steps": options.steps, "crop": options.crop, "batch": options.batch,
+            "settings": settings, **scores,
+        },
+    )  # fmt: skip
+
+
+def revealed(strategy: str, seed: int, number: int, options: argparse.Namespace) -> list[str]:
+    """The photographs whose masks a round may read: the list's, and all that was asked for since."""
+    data = data_root() / options.data
+    if number == 0:
+        return api.open_folder(data).list_names(options.labeled)[0]
+    before = place(options.runs, strategy, seed, number - 1)
+    known = (before / "labeled.txt").read_text().split("\n")[:-1]
+    asked = before / f"asked-{strategy}"  # the start's model is asked by every strategy
+    if not (asked / "names.txt").exists():
+        api.suggest(
+            before / "run", data, options.count, by=strategy, split="train", labeled=before / "labeled.txt", out=asked,
+            seed=1000 * seed + number, device=options.device, regions=options.regions,
+        )  # fmt: skip
+    return known + (asked / "names.txt").read_text().split("\n")[:-1]
+
+
+# ---------------------------------------------------------------------- the curve
+
+
+def gather(runs: Path, split: str) -> dict[str, Curve]:
+    """mIoU in per cent by strategy and number of labelled photographs; every curve begins at the start of its seeds."""
+    found = [json.loads(f.read_text()) for f in sorted(runs.glob("*/scores.json"))]
+    curves: dict[str, Curve] = defaultdict(lambda: defaultdict(list))
+    seeds: dict[str, set[int]] = defaultdict(set)
+    for s in found:
+        if s["round"]:
+            curves[s["strategy"]][s["labeled"]].append(100 * s[split]["miou"])
+            seeds[s["strategy"]].add(s["seed"])
+    for s in found:
+        if not s["round"]:
+            for strategy in list(curves):
+                if s["seed"] in seeds[strategy]:
+                    curves[strategy][s["labeled"]].append(100 * s[split]["miou"])
+    return {k: dict(sorted(curves[k].items())) for k in STRATEGIES if k in curves}
+
+
+def area(curve: Curve) -> float:
+    """Mean height of the curve of means: its area over its length in photographs."""
+    x, y = np.array(list(curve)), np.array([np.mean(v) for v in curve.values()])
+    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y[0])
+
+
+def table(curves: Mapping[str, Curve]) -> str:
+    """Markdown: a row a strategy, a column a number of labelled photographs."""
+    counts = sorted({n for c in curves.values() for n in c})
+    lines = [f"| strategy | {' | '.join(map(str, counts))} | mean height |", "|---" * (len(counts) + 2) + "|"]
+    for name, curve in curves.items():
+        cells = [spread(curve[n]) if n in curve else "-" for n in counts]
+        lines.append(f"| {name} | {' | '.join(cells)} | {area(curve):.2f} |")
+    return "\n".join(lines)
+
+
+def as_csv(curves: Mapping[str, Mapping[str, Curve]]) -> str:
+    """strategy, split, labeled, seeds, mean and sample standard deviation of mIoU, per cent."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("strategy", "split", "labeled", "seeds", "miou", "deviation"))
+    for split, of_split in curves.items():
+        for name, curve in of_split.items():
+            for n, values in curve.items():
+                deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                writer.writerow((name, split, n, len(values), f"{np.mean(values):.3f}", f"{deviation:.3f}"))
+    return text.getvalue()
+
+
+def draw(curves: Mapping[str, Curve], title: str) -> Image.Image:
+    """The curves as a picture: means joined by lines, whiskers of one standard deviation of the seeds."""
+    width, height, left, bottom, top = 760, 440, 60, 60, 40
+    picture = Image.new("RGB", (width, height), (255, 255, 255))
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    points = [(n, float(np.mean(v)), _deviation(v)) for c in curves.values() for n, v in c.items()]
+    low_x, high_x = min(p[0] for p in points), max(p[0] for p in points)
+    low_y, high_y = min(p[1] - p[2] for p in points), max(p[1] + p[2] for p in points)
+    pad = max(0.5, 0.08 * (high_y - low_y))
+    low_y, high_y, right = low_y - pad, high_y + pad, width - 140
+
+    def at(n: float, y: float) -> tuple[float, float]:
+        x = left + (right - left) * (n - low_x) / max(1, high_x - low_x)
+        return x, height - bottom - (height - bottom - top) * (y - low_y) / (high_y - low_y)
+
+    for y in _ticks(low_y, high_y):
+        pen.line((*at(low_x, y), *at(high_x, y)), fill=(228, 228, 228))
+        pen.text((8, at(low_x, y)[1] - 8), f"{y:g}", (80, 80, 80), font)
+    for n in sorted({p[0] for p in points}):
+        pen.text((at(n, low_y)[0] - 6, height - bottom + 6), str(n), (80, 80, 80), font)
+    pen.text((left, 10), title, (20, 20, 20), font)
+    pen.text((left, height - 28), "labelled photographs", (80, 80, 80), font)
+    for k, (name, curve) in enumerate(curves.items()):
+        color = COLORS[STRATEGIES.index(name)]
+        line = [at(n, float(np.mean(v))) for n, v in curve.items()]
+        pen.line([c for p in line for c in p], fill=color, width=3 if name == "random" else 2)
+        for (x, y), (n, v) in zip(line, curve.items()):
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
+            d = _deviation(v)
+            pen.line((x, at(n, float(np.mean(v)) - d)[1], x, at(n, float(np.mean(v)) + d)[1]), fill=color)
+        pen.line((right + 20, top + 22 * k + 8, right + 44, top + 22 * k + 8), fill=color, width=3)
+        pen.text((right + 50, top + 22 * k), name, (20, 20, 20), font)
+    return picture
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    step = next(s for s in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if (high - low) / s <= 8)
+    first = int(np.ceil(low / step))
+    return [round(step * k, 6) for k in range(first, int(np.floor(high / step)) + 1)]
+
+
+def publish(runs: Path, title: str) -> str:
+    """Writes curve.csv and curve.png of what is there, and gives the table."""
+    curves: dict[str, Any] = {split: gather(runs, split) for split in ("test", "val")}
+    if not curves["test"]:
+        return "no round after the first is done"
+    write_text(runs / "curve.csv", as_csv(curves))
+    picture = draw(curves["test"], title)
+    with atomic_write(runs / "curve.png") as beside:
+        picture.save(beside, format="PNG")
+    return table(curves["test"])
+
+
+def main() -> None:
+    """Plays the rounds that are asked for and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--by", default="random,entropy,margin,coreset,mixed", help="strategies, joined by commas")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds after the start")
+    parser.add_argument("--count", type=int, default=12, help="photographs a round")
+    parser.add_argument("--regions", type=int, default=3, help="regions on the picture sheets")
+    parser.add_argument("--data", default="camvid")
+    parser.add_argument("--labeled", default="labeled_1_30")
+    parser.add_argument("--method", default="supervised")
+    parser.add_argument("--set", action="append", default=[], help="an option of the method, key=value")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--crop", type=int, default=192)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_argument("--runs", type=Path, default=Path("runs/suggest"))
+    parser.add_argument("--keep", type=Path, help="copy the rounds' records, the table and the curve here")
+    options = parser.parse_args()
+    strategies = options.by.split(",")
+    if odd := [s for s in strategies if s not in STRATEGIES]:
+        parser.error(f"unknown strategy {odd[0]!r}; one of {', '.join(STRATEGIES)}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    title = f"test mIoU, {options.method}, {options.steps} steps, {options.count} photographs a round"
+    progress = Progress()
+    for seed in (int(s) for s in options.seeds.split(",")):
+        for number in range(options.rounds + 1):
+            for strategy in strategies:
+                folder = place(options.runs, strategy, seed, number)
+                if not (folder / "scores.json").exists():
+                    progress.say(f"== {strategy}, seed {seed}, round {number}")
+                    play(strategy, seed, number, options)
+                if options.keep:
+                    keep(folder, options.keep / f"suggest-{folder.name}")
+        progress.say(publish(options.runs, title))
+    if options.keep:
+        for name in ("curve.csv", "curve.png"):
+            if (options.runs / name).exists():
+                (options.keep / name).write_bytes((options.runs / name).read_bytes())
+    print(publish(options.runs, title))
+
+
+if __name__ == "__main__":
+    main()

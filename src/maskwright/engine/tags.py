@@ -1,0 +1,396 @@
+"""Training on image tags: which class each tag is, which images say something, crops with their targets, and the loss.
+
+It knows no method: a `TagTraining` with another network or further loss terms is SEAM's or ToCo's.
+
+Legend: B batch, T tags, C classes of the table, S crop side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskwright.data.augment import Photometric
+from maskwright.data.classes import ClassTable
+from maskwright.data.crops import random_scale_crop
+from maskwright.data.files import write_json
+from maskwright.data.folder import Dataset, ignore_of
+from maskwright.data.sampler import Sampler
+from maskwright.data.scan import nearest
+from maskwright.data.sources import read_view
+from maskwright.data.views import View
+from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.config import option
+from maskwright.engine.distributed import rank, world_size
+from maskwright.engine.loop import CHECKPOINT, Indices, Training, poly
+from maskwright.engine.optimizers import OPTIMIZERS
+from maskwright.engine.seeding import seed_step
+from maskwright.engine.segmenting import precision_of
+from maskwright.errors import MaskwrightError
+from maskwright.models.cam import CamNetwork
+from maskwright.models.dense import autocast
+from maskwright.models.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+
+TARGETS = "tags.json"
+BACKGROUND_NAMES = ("background", "bg")
+
+
+@dataclass(kw_only=True)
+class TagConfig:
+    """Options of everything that trains a classifier on tags; other training has its own, so all begin with `tag_`."""
+
+    tags_from_masks: bool = option(False, "take the classes in each mask as its tags; the ledger shows the masks read")
+    background: str = option(
+        "auto", "class that no tag names; auto: the one called background, else class 0 where nothing is tagged with it"
+    )
+    tag_steps: int = option(0, "steps of the classifier; 0: --steps, or 800 where that is not given", low=0)
+    tag_batch: int = option(8, "crops in a step", low=1)
+    tag_crop: int = option(320, "side of the square crops, pixels; rounded up to what the network takes", low=16)
+    tag_long_side: int = option(512, "long side of images before the random scale, and of seeds, pixels", low=16)
+    tag_scale_min: float = option(0.65, "least random scale: crops see most of a smaller image", low=0.05, high=10)
+    tag_scale_max: float = option(1.25, "greatest random scale", low=0.05, high=10)
+    tag_jitter: float = option(0.0, "strength of the colour jitter (SEAM: 0.3)", low=0, high=1)
+    tag_optimizer: str = option("sgd", "sgd with momentum, or adamw", choices=OPTIMIZERS)
+    tag_momentum: float = option(0.9, "of sgd", low=0, high=1)
+    tag_lr: float = option(0.1, "learning rate of the classifier, poly schedule", low=0)
+    tag_encoder_lr: float = option(0.1, "the pretrained layers' rate as a share of tag_lr", low=0, high=10)
+    tag_weight_decay: float = option(1e-4, "on all weights but norms and biases", low=0)
+    tag_dropout: float = option(0.0, "chance of a channel to be dropped before the classifier", low=0, high=0.95)
+    tag_freeze: int = option(2, "stem and so many first stages without gradient; half the cost of training", low=0)
+    output_stride: int = option(16, "pixels a cell of the maps; 0: as the network is", choices=(0, 8, 16, 32))
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        if self.tag_scale_min > self.tag_scale_max:
+            raise MaskwrightError(f"tag_scale_min={self.tag_scale_min}", f"at most tag_scale_max={self.tag_scale_max}")
+
+    @property
+    def labels_needed(self) -> frozenset[str]:
+        """The labels that a run with these options reads."""
+        return frozenset({"masks" if self.tags_from_masks else "tags"})
+
+
+@dataclass(frozen=True)
+class TagTargets:
+    """What the images are tagged with.
+
+    Attributes:
+        ids: class id of each of the T tags, ascending; every class but the background.
+        names: their names.
+        background: class id of what no tag names, or None: then pixels without evidence have no label.
+        tagged: {image: channels}; an image that is missing says nothing, one with () says that none is there.
+        source: "tags" or "masks".
+    """
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+    background: int | None
+    tagged: Mapping[str, tuple[int, ...]]
+    source: str = "tags"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tagged
+
+    def multi_hot(self, name: str) -> Tensor:
+        """float32 (T,), 1 where the image is tagged.
+
+        Raises:
+            KeyError: the image says nothing.
+        """
+        y = torch.zeros(len(self.ids))
+        y[list(self.tagged[name])] = 1
+        return y
+
+    def indices(self, data: Dataset) -> list[int]:
+        """The images that say something, ascending."""
+        return [i for i, item in enumerate(data.items) if item.name in self.tagged]
+
+    def counts(self) -> Tensor:
+        """int64 (T,): images of each tag."""
+        counts = torch.zeros(len(self.ids), dtype=torch.int64)
+        for channels in self.tagged.values():
+            counts[list(channels)] += 1
+        return counts
+
+    def save(self, folder: Path) -> None:
+        """Writes tags.json into a stage's folder."""
+        write_json(folder / TARGETS, {**asdict(self), "tagged": {k: list(v) for k, v in self.tagged.items()}})
+
+    @staticmethod
+    def load(folder: Path) -> TagTargets:
+        """Reads what `save` wrote.
+
+        Raises:
+            MaskwrightError: there is none.
+        """
+        path = folder / TARGETS
+        if not path.is_file():
+            raise MaskwrightError(f"the {folder.name} stage left no tags", str(path), "delete its folder, resume")
+        record = json.loads(path.read_text())
+        tagged = {name: tuple(channels) for name, channels in record["tagged"].items()}
+        return TagTargets(tuple(record["ids"]), tuple(record["names"]), record["background"], tagged, record["source"])
+
+
+def find_targets(data: Dataset, table: ClassTable, *, from_masks: bool = False, background: str = "auto") -> TagTargets:
+    """Reads all tags (or masks) and finds which class each names. The ledger notes what was read.
+
+    Args:
+        data: the images.
+        table: the classes; tags are found by name.
+        from_masks: tags are the classes in the image's mask, instead.
+        background: name of the class that no tag names, "auto", or "none".
+
+    Raises:
+        MaskwrightError: tags that are no class, an unknown background, or no image with a tag.
+    """
+    place = {name: c for c, name in enumerate(table.names)}
+    classes: dict[str, set[int]] = {}
+    strange: dict[str, str] = {}
+    for i, item in enumerate(data.items):
+        if from_masks:
+            if data.has_mask(i):
+                mask = data.mask(i)
+                classes[item.name] = {int(c) for c in np.unique(mask) if c != ignore_of(mask)}
+            continue
+        tags = data.tags(i)
+        if tags is not None:
+            strange.update({t: item.name for t in tags if t not in place})
+            classes[item.name] = {place[t] for t in tags if t in place}
+    kind = "masks" if from_masks else "tags"
+    if strange:
+        tag, image = next(iter(strange.items()))
+        raise MaskwrightError(
+            f"{len(strange)} tag(s) are no class, the first {tag!r} of {image}",
+            f"names of the class table (the nearest is {nearest(tag, table.names)!r})",
+            "correct tags.csv, or write all names into classes.txt, one a line, the background first",
+        )
+    if not classes:
+        raise MaskwrightError(f"{data.root} has no image with {kind}", "at least one")
+    if max((max(c, default=0) for c in classes.values()), default=0) >= len(table):
+        raise MaskwrightError(f"masks with classes beyond the {len(table)} of the table", "masks that fit it")
+    ground = _background(table, background, set().union(*classes.values()))
+    ids = tuple(c for c in range(len(table)) if c != ground)
+    if not ids or not any(c - {ground} for c in classes.values()):
+        raise MaskwrightError(
+            f"no image in {data.root} is tagged with a class", "at least one tag besides the background"
+        )
+    channel = {c: k for k, c in enumerate(ids)}
+    tagged = {name: tuple(sorted(channel[c] for c in found if c != ground)) for name, found in classes.items()}
+    return TagTargets(ids, tuple(table.names[c] for c in ids), ground, tagged, kind)
+
+
+def _background(table: ClassTable, background: str, used: set[int]) -> int | None:
+    if background == "none":
+        return None
+    if background != "auto":
+        if background not in table.names:
+            raise MaskwrightError(
+                f"background={background}",
+                f"a class, auto or none (the nearest class is {nearest(background, table.names)!r})",
+            )
+        return table.names.index(background)
+    for c, name in enumerate(table.names):
+        if name.lower().strip("_ ") in BACKGROUND_NAMES:
+            return c
+    # A class that is listed first and never tagged, in a table where tags are used at all, is what tags leave over.
+    return 0 if 0 not in used and len(table) > 1 else None
+
+
+def note_targets(context: Context, targets: TagTargets) -> None:
+    """Tells the report what is tagged, what is not, and what stands for the background."""
+    silent = len(context.data) - len(targets.tagged)
+    empty = sum(not c for c in targets.tagged.values())
+    context.note(
+        f"Tags: {len(targets.tagged)} of {len(context.data)} images have {targets.source} to take them from"
+        + (f"; {silent} have none and train only what needs no tags" if silent else "")
+        + (f"; {empty} say that no class is there" if empty else "")
+        + "."
+    )
+    if targets.background is None:
+        context.note("Tags: no class stands for the background, so pixels without evidence stay without a label.")
+    else:
+        context.note(f"Tags: {context.table.names[targets.background]!r} is the class that no tag names.")
+    never = [name for name, n in zip(targets.names, targets.counts().tolist()) if n == 0]
+    if never:
+        context.note(
+            f"Tags: never tagged, so never found: {', '.join(never[:12])}{', ...' if len(never) > 12 else ''}."
+        )
+
+
+class TagBatch(NamedTuple):
+    """Crops with their tags.
+
+    Attributes:
+        x: (B, 3, S, S), normalised.
+        y: (B, T), 1 where the whole image is tagged.
+        views: the crops, for losses that compare several of one image.
+        indices: of the images.
+    """
+
+    x: Tensor
+    y: Tensor
+    views: list[View]
+    indices: list[int]
+
+
+def multi_label_soft_margin(scores: Tensor, y: Tensor) -> Tensor:
+    """L_cls = - mean over classes and images of y log s(x) + (1 - y) log s(-x), s the logistic function.
+
+    Args:
+        scores: (B, T), logits.
+        y: (B, T) in [0, 1].
+    """
+    return F.multilabel_soft_margin_loss(scores.float(), y.to(scores.device, torch.float32))
+
+
+class TagTraining(Training):
+    """A classifier that localises, trained on tags.
+
+    Methods with further terms override `losses`; those with another network give it.
+
+    Args:
+        context: of the run.
+        config: options.
+        targets: what the images are tagged with.
+        steps: of the stage.
+        network: to train; a `CamNetwork` on the run's backbone if None.
+        stage: the stage's name, part of the seed of the initial weights.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        config: Any,
+        targets: TagTargets,
+        steps: int,
+        network: Any | None = None,
+        stage: str = "classify",
+    ) -> None:
+        self.context, self.config, self.targets, self.steps = context, config, targets, steps
+        self.device = context.device
+        seed_step(context.seed, -1, stage=stage)  # initial weights
+        self.network: Any = network or make_cam_network(context, config, targets)
+        self.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.train()
+        self.network.freeze_norm()
+        self.preprocess = tag_preprocess(context, config, self.network.multiple_of)
+        self.crop = -(-config.tag_crop // self.network.multiple_of) * self.network.multiple_of
+        b = config.tag_jitter
+        self.jitter = Photometric(brightness=b, contrast=b, saturation=b, hue=b / 3)
+        self.images = targets.indices(context.data)
+        self.modules: dict[str, nn.Module] = {"network": self.network}
+        self.optimizers = {"network": tag_optimizer(config, self.network)}
+        self.sampler = Sampler(len(self.images), config.tag_batch, seed=context.seed, world=world_size(), rank=rank())
+        self.schedule = poly(steps)
+
+    def view(self, i: int, random: torch.Generator) -> View:
+        """A random scale, crop and flip of image `i`."""
+        c, size = self.config, self.context.data.size(i)
+        scale = (c.tag_scale_min, c.tag_scale_max)
+        base = min(max(size), c.tag_long_side)
+        return random_scale_crop(size, (self.crop, self.crop), base=base, scale=scale, generator=random)
+
+    def pixels(self, i: int, view: View, random: torch.Generator) -> Tensor:
+        """uint8 (3, S, S) of image `i`, its colours jittered; outside it the mean colour."""
+        x = torch.from_numpy(read_view(self.context.data, i, view)).permute(2, 0, 1)
+        if self.config.tag_jitter > 0:
+            x = self.jitter(x, random)
+        mean = torch.tensor(self.preprocess.mean).mul(255).round().to(torch.uint8)
+        return torch.where(view.valid(), x, mean[:, None, None])
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) to the network's input on the device."""
+        x = self.preprocess.normalise(x.to(self.device, non_blocking=True))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def batch(self, indices: Indices, random: torch.Generator) -> TagBatch:
+        """Crops of tagged images."""
+        chosen = [self.images[int(k)] for k in indices]
+        views = [self.view(i, random) for i in chosen]
+        x = torch.stack([self.pixels(i, v, random) for i, v in zip(chosen, views)])
+        y = torch.stack([self.targets.multi_hot(self.context.data.items[i].name) for i in chosen])
+        return TagBatch(self.normalise(x), y.to(self.device), views, chosen)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of forward passes."""
+        return autocast(self.device, precision_of(self.config, self.device))
+
+    def losses(self, batch: TagBatch, step: int) -> dict[str, Tensor]:
+        """L_cls of the pooled maps."""
+        with self.autocast():
+            out = self.network(batch.x)
+        return {"loss": multi_label_soft_margin(out.scores, batch.y)}
+
+
+def tag_steps(context: Context, config: Any, default: int = 800) -> int:
+    """Steps of a training stage on tags: the option's, else the run's, else the default."""
+    return int(config.tag_steps or context.steps or default)
+
+
+def tag_optimizer(config: Any, network: Any) -> torch.optim.Optimizer:
+    """The optimiser that a `TagConfig` asks for, over `network.groups`."""
+    groups = network.groups(config.tag_lr, config.tag_encoder_lr, config.tag_weight_decay)
+    if config.tag_optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.tag_lr)
+    momentum = config.tag_momentum
+    return torch.optim.SGD(groups, lr=config.tag_lr, momentum=momentum, nesterov=momentum > 0)
+
+
+def make_cam_network(context: Context, config: Any, targets: TagTargets) -> CamNetwork:
+    """An untrained classifier on a copy of the run's backbone."""
+    return CamNetwork(
+        context.backbone,
+        len(targets),
+        config.output_stride or None,
+        config.tag_dropout,
+        frozen_stages=config.tag_freeze,
+    )
+
+
+def tag_preprocess(context: Context, config: Any, multiple_of: int) -> Preprocess:
+    """Normalisation of the backbone's weights; images up to `tag_long_side`."""
+    provenance = context.backbone.provenance
+    return Preprocess.for_backbone(provenance, long_side=config.tag_long_side, multiple_of=multiple_of)
+
+
+def load_trained(network: nn.Module, folder: Path, part: str = "network") -> Any:
+    """Loads what a training stage left into a network of the same build, in evaluation mode.
+
+    Args:
+        network: of the same build.
+        folder: of the stage.
+        part: name in the training's `modules`.
+
+    Raises:
+        MaskwrightError: there is no checkpoint, or it is of another build.
+    """
+    state = load_checkpoint(folder / CHECKPOINT)
+    if state is None:
+        raise MaskwrightError(
+            f"the {folder.name} stage left no checkpoint", f"{folder / CHECKPOINT}", "delete its folder, resume"
+        )
+    try:
+        network.load_state_dict(state["parts"][f"module.{part}"])
+    except (KeyError, RuntimeError) as error:
+        raise MaskwrightError(f"{folder / CHECKPOINT} is of another network: {error}", "the one of this run") from error
+    return network.eval()
+
+
+def tag_rows(targets: TagTargets, names: Sequence[str]) -> Tensor:
+    """Multi-hot rows (B, T) of several images."""
+    return torch.stack([targets.multi_hot(name) for name in names])

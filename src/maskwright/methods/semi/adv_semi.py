@@ -1,0 +1,368 @@
+"""Adversarial learning for semi-supervised semantic segmentation (AdvSemiSeg), Hung et al., BMVC 2018,
+https://arxiv.org/abs/1802.07934; with s4GAN of Semi-supervised semantic segmentation with high- and low-level
+consistency, Mittal et al., TPAMI 2021, https://arxiv.org/abs/1908.05724 (`variant=s4gan`)
+
+A discriminator D learns to tell maps made of people's labels from what the segmenter S says. S learns to look like
+labels, and D's verdict tells which predictions on unlabelled photographs are good enough to learn from.
+
+    pixel   D(map) is a map of verdicts     L = CE + lam_adv BCE(D(S(x_l)), 1) + lam_adv_u BCE(D(S(x_u)), 1)
+                                                + lam_semi CE(S(x_u), argmax) where sigma(D) >= T, after `start`
+    s4gan   D(image, map) is one verdict z  L = CE + lam_fm |mean y(real) - mean y(S(x_u))|_1
+                                                + lam_semi CE(S(x_u), argmax) of images with z > T
+
+D's loss is (BCE(D(fake), 0) + BCE(D(real), 1)) / 2; y are D's last features. lam_semi is the option `weight`.
+
+Deviates: real maps are the labels of the step's own labelled crops, not of a further batch. Where they are void, the
+segmenter's own prediction stands in them, and no verdict of a pixel on void or padding counts. `start` is a share of
+the steps. The segmenter keeps the shared optimiser and crops. s4GAN's second branch, a classifier of the image's
+classes that removes some at test time (MLMT), is not here: it is a method of its own and needs a second network.
+What the originals get wrong: a void pixel is a vector of zeros in their real maps, by which D knows them at once; s4GAN
+scales images for D by the range of another batch. Real maps of zeros and ones are easy to tell from soft ones
+whatever their shape; `one_hot=0.9` softens them.
+
+Legend: B batch, C classes, S crop side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskwright.data.labels import LabelMap
+from maskwright.engine.config import option
+from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.engine.distributed import average_gradients
+from maskwright.errors import MaskwrightError
+from maskwright.ops.seg_losses import cross_entropy, reduce_pixels
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from maskwright.engine.context import Context
+
+IGNORE = -1
+WIDTHS = (64, 128, 256, 512)
+"""Of the discriminators' convolutions, each of stride 2."""
+DEFAULTS = {
+    "pixel": {"weight": 0.1, "start": 0.25, "threshold": 0.2},
+    "s4gan": {"weight": 1.0, "start": 0.0, "threshold": 0.6},
+}
+"""The papers' values of what differs between the variants; AdvSemiSeg starts at 5,000 of 20,000 steps."""
+
+
+@dataclass(kw_only=True)
+class AdvSemiConfig(SemiConfig):
+    """Options of `adv_semi`."""
+
+    variant: str = option("pixel", "pixel: AdvSemiSeg; s4gan: one verdict an image", choices=("pixel", "s4gan"))
+    lam_adv: float = option(0.01, "pixel: weight of the adversarial loss on labelled crops", low=0)
+    lam_adv_u: float = option(0.001, "pixel: the same on unlabelled crops", low=0)
+    lam_fm: float = option(0.1, "s4gan: weight of feature matching", low=0)
+    weight: float | None = option(None, "lam_semi, weight of self-training; none: 0.1, s4gan 1", low=0)  # type: ignore[assignment]
+    start: float | None = option(None, "share of the steps before self-training; none: 0.25, s4gan 0", low=0, high=1)  # type: ignore[assignment]
+    threshold: float | None = option(
+        None, "T, least verdict of what is learnt from; none: 0.2, s4gan 0.6", low=0, high=1
+    )
+    one_hot: float = option(
+        1.0, "probability of the labelled class in real maps; the others share the rest", low=0.5, high=1
+    )
+    d_lr: float = option(1e-4, "the discriminator's learning rate (Adam, betas 0.9 and 0.99), poly schedule", low=0)
+    d_dropout: float = option(0.5, "s4gan: dropout of the discriminator's channels", low=0, high=0.99)
+
+
+def resolve(config: AdvSemiConfig) -> AdvSemiConfig:
+    """The configuration with the variant's defaults in place of `None`."""
+    missing = {k: v for k, v in DEFAULTS[config.variant].items() if getattr(config, k) is None}
+    return replace(config, **missing)  # type: ignore[arg-type]
+
+
+class PixelDiscriminator(nn.Module):
+    """Five 4 x 4 convolutions of stride 2, the verdicts enlarged to the map's size.
+
+    Args:
+        classes: C.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.convs = _convolutions(classes)
+        self.verdict = nn.Conv2d(WIDTHS[-1], 1, 4, 2, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Probability maps (B, C, H, W), sides at least 32, to logits of being real (B, H, W)."""
+        x = maps
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.2)
+        x = self.verdict(x).float()
+        return F.interpolate(x, maps.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+class ImageDiscriminator(nn.Module):
+    """Four such convolutions with dropout on image and map together, pooled to one verdict.
+
+    Args:
+        classes: C.
+        dropout: chance of a channel to be dropped.
+    """
+
+    def __init__(self, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.convs = _convolutions(classes + 3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.verdict = nn.Linear(WIDTHS[-1], 1)
+
+    def forward(self, images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Judges pairs.
+
+        Args:
+            images: (B, 3, H, W), of any range.
+            maps: probabilities (B, C, H, W).
+
+        Returns:
+            Logits of being real (B,), and features y (B, 512).
+        """
+        x = torch.cat([unit_range(images).to(maps), maps], 1)
+        for conv in self.convs:
+            x = self.dropout(F.leaky_relu(conv(x), 0.2))
+        y = x.mean((2, 3))
+        return self.verdict(y)[:, 0].float(), y.float()
+
+
+def _convolutions(channels: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in zip((channels, *WIDTHS), WIDTHS))
+
+
+def unit_range(images: Tensor) -> Tensor:
+    """Each image (B, 3, H, W) by its own least and greatest value to [0, 1]; a constant one to 0."""
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp(min=torch.finfo(images.dtype).eps)
+
+
+def real_maps(y: LabelMap, p: Tensor, one_hot: float = 1.0) -> Tensor:
+    """Labels as probability maps (B, C, S, S).
+
+    Args:
+        y: labels (B, S, S).
+        p: the segmenter's probabilities (B, C, S, S), which stand where a pixel has no label.
+        one_hot: probability of the labelled class; the other classes share the rest.
+    """
+    classes = p.shape[1]
+    rest = (1 - one_hot) / max(1, classes - 1)
+    maps = torch.full_like(p, rest).scatter_(1, y.ids[:, None], one_hot)
+    return torch.where(y.valid[:, None], maps, p.detach())
+
+
+def adversarial(verdicts: Tensor, real: bool, valid: Tensor | None = None) -> Tensor:
+    """BCE(sigma(D), 1) where `real`, else BCE(sigma(D), 0); 1 stands for people's labels throughout.
+
+    Args:
+        verdicts: logits (B, S, S) or (B,).
+        real: what they ought to say.
+        valid: bool (B, S, S), the pixels that count.
+    """
+    losses = F.softplus(-verdicts if real else verdicts)
+    return losses.mean() if valid is None else reduce_pixels(losses, valid)
+
+
+def feature_matching(y_real: Tensor, y_fake: Tensor) -> Tensor:
+    """L_fm = mean |mean_B y(real) - mean_B y(fake)| over the features; no gradient into the real ones.
+
+    Args:
+        y_real: (B, D).
+        y_fake: (B', D).
+    """
+    return (y_real.detach().mean(0) - y_fake.mean(0)).abs().mean()
+
+
+def self_training(logits: Tensor, selected: Tensor) -> Tensor:
+    """L_semi: cross-entropy with the segmenter's own argmax, mean over the selected pixels; 0 where there are none.
+
+    Args:
+        logits: (B, C, S, S).
+        selected: bool (B, S, S).
+    """
+    target = torch.where(selected, logits.detach().argmax(1), IGNORE)
+    return cross_entropy(logits, target, ignore=IGNORE)
+
+
+@contextmanager
+def freeze(module: nn.Module) -> Iterator[nn.Module]:
+    """A module through which gradients flow but whose parameters get none."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield module
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
+class Play(NamedTuple):
+    """What the segmenter said in a step, detached: the discriminator's material.
+
+    Attributes:
+        real: label maps (B, C, S, S).
+        labeled: probabilities on labelled crops.
+        unlabeled: probabilities on unlabelled crops.
+    """
+
+    real: Tensor
+    labeled: Tensor
+    unlabeled: Tensor
+
+
+class AdvSemiTraining(SemiTraining):
+    """AdvSemiSeg: verdicts a pixel. First S takes a step against a frozen D, then D against what S said."""
+
+    strong_views: ClassVar[int] = 0
+    has_teacher: ClassVar[bool] = False
+
+    def __init__(self, context: Context, config: AdvSemiConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(context, resolve(config), *args, **kwargs)
+        if self.crop < 32:
+            raise MaskwrightError(f"crop={self.crop}", "at least 32 pixels, which the discriminator halves five times")
+        self.discriminator = self.make_discriminator().to(self.device)
+        self.modules["discriminator"] = self.discriminator
+        self.optimizers["discriminator"] = torch.optim.Adam(
+            self.discriminator.parameters(), lr=self.config.d_lr, betas=(0.9, 0.99)
+        )
+
+    def make_discriminator(self) -> nn.Module:
+        """D, untrained."""
+        return PixelDiscriminator(self.context.classes)
+
+    @property
+    def plays(self) -> bool:
+        """Whether any term needs the discriminator."""
+        c = self.config
+        return c.lam_adv > 0 or c.lam_adv_u > 0 or c.weight > 0
+
+    def segmenter_loss(self, batch: SemiBatch, step: int) -> tuple[dict[str, Tensor], Play | None]:
+        """L of the segmenter, and what D learns from; only the segmenter is to be given gradients."""
+        out = self.run(self.network, batch.x)
+        loss_x = self.supervised(out, batch.y)
+        if not self.plays:
+            return {"loss": loss_x, "x": loss_x}, None
+        logits_u = self.run(self.network, batch.w).logits
+        p_x, p_u = out.logits.softmax(1), logits_u.softmax(1)
+        play = Play(real_maps(batch.y, p_x, self.config.one_hot), p_x.detach(), p_u.detach())
+        terms = self.adversary(batch, play, p_x, p_u, logits_u, step)
+        return {"loss": loss_x + terms.pop("g"), "x": loss_x, **terms}, play
+
+    def adversary(
+        self, batch: SemiBatch, play: Play, p_x: Tensor, p_u: Tensor, logits_u: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """The segmenter's terms besides cross-entropy; their weighted sum is `g`.
+
+        Args:
+            batch: the crops.
+            play: what D sees of the segmenter, detached.
+            p_x: probabilities on labelled crops, with gradient.
+            p_u: on unlabelled crops.
+            logits_u: their logits.
+            step: of the training.
+        """
+        c, lam_semi = self.config, self.ramp(step)
+        with freeze(self.discriminator) as judge, self.autocast():
+            d_x, d_u = judge(p_x), judge(p_u)
+        adv_x, adv_u = adversarial(d_x, True, batch.y.valid), adversarial(d_u, True, batch.valid)
+        g = c.lam_adv * adv_x + c.lam_adv_u * adv_u
+        terms = {"adv": adv_x, "adv_u": adv_u}
+        if lam_semi > 0:
+            selected = (d_u.detach().sigmoid() >= c.threshold) & batch.valid
+            terms["semi"] = self_training(logits_u, selected)
+            terms["sure"] = selected.sum() / batch.valid.sum().clamp(min=1)
+            g = g + lam_semi * terms["semi"]
+        return {"g": g, **terms}
+
+    def discriminator_loss(self, batch: SemiBatch, play: Play) -> Tensor:
+        """L_D: labels are real; what was said of labelled and of unlabelled crops is not."""
+        with self.autocast():
+            d_real = self.discriminator(play.real)
+            d_fake = self.discriminator(torch.cat([play.labeled, play.unlabeled]))
+        valid = torch.cat([batch.y.valid, batch.valid])
+        return 0.5 * (adversarial(d_fake, False, valid) + adversarial(d_real, True, batch.y.valid))
+
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L of the segmenter."""
+        return self.segmenter_loss(batch, step)[0]
+
+    def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
+        """A step of S, then a step of D on what S had said before its step."""
+        terms, play = self.segmenter_loss(batch, step)
+        self._step("network", fabric, terms["loss"])
+        if play is not None:
+            terms["d"] = self.discriminator_loss(batch, play)
+            self._step("discriminator", fabric, terms["d"])
+        return terms
+
+    def _step(self, name: str, fabric: Fabric, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        average_gradients(p for g in optimizer.param_groups for p in g["params"])
+        optimizer.step()
+
+
+class S4GANTraining(AdvSemiTraining):
+    """s4GAN: one verdict an image, feature matching, whole images."""
+
+    discriminator: ImageDiscriminator
+
+    def make_discriminator(self) -> nn.Module:
+        """D, untrained."""
+        return ImageDiscriminator(self.context.classes, self.config.d_dropout)
+
+    @property
+    def plays(self) -> bool:
+        """Whether any term needs the discriminator."""
+        return self.config.lam_fm > 0 or self.config.weight > 0
+
+    def adversary(
+        self, batch: SemiBatch, play: Play, p_x: Tensor, p_u: Tensor, logits_u: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """Feature matching, and self-training on images that D takes for labelled ones."""
+        c, lam_semi = self.config, self.ramp(step)
+        with freeze(self.discriminator), self.autocast():
+            with torch.no_grad():
+                _, y_real = self.discriminator(batch.x, play.real)
+            z_u, y_u = self.discriminator(batch.w, p_u)
+        terms = {"fm": feature_matching(y_real, y_u)}
+        g = c.lam_fm * terms["fm"]
+        if lam_semi > 0:
+            chosen = z_u.detach().sigmoid() > c.threshold
+            terms["semi"] = self_training(logits_u, chosen[:, None, None] & batch.valid)
+            terms["sure"] = chosen.float().mean()
+            g = g + lam_semi * terms["semi"]
+        return {"g": g, **terms}
+
+    def discriminator_loss(self, batch: SemiBatch, play: Play) -> Tensor:
+        """L_D: labelled photographs with their labels are real, unlabelled ones with predictions are not."""
+        with self.autocast():
+            z_real, _ = self.discriminator(batch.x, play.real)
+            z_fake, _ = self.discriminator(batch.w, play.unlabeled)
+        return 0.5 * (adversarial(z_fake, False) + adversarial(z_real, True))
+
+
+class AdvSemi(SemiMethod):
+    """A discriminator that says which predictions look like labels."""
+
+    name: ClassVar[str] = "adv_semi"
+    title: ClassVar[str] = "Adversarial learning for semi-supervised semantic segmentation"
+    venue: ClassVar[str] = "Hung et al., BMVC 2018"
+    link: ClassVar[str] = "https://arxiv.org/abs/1802.07934"
+    family: ClassVar[str] = "semi"
+    Config: ClassVar[type] = AdvSemiConfig
+    says: ClassVar[str] = "a segmenter that a discriminator takes for people's labels"
+
+    @property
+    def trainer(self) -> type[SemiTraining]:  # type: ignore[override]
+        """The training of the chosen variant."""
+        return S4GANTraining if self.config.variant == "s4gan" else AdvSemiTraining

@@ -1,0 +1,313 @@
+"""Semi-supervised semantic segmentation with directional context-aware consistency (CAC), Lai et al., CVPR 2021,
+https://arxiv.org/abs/2106.14133
+
+What a network says of a pixel should not hang on what else happens to be in the crop. Two crops of an unlabelled
+photograph that overlap are given to the network, and at the pixels of the overlap the less sure of the two embeddings
+is pulled to the surer one, and only if that one is sure enough:
+
+    M1_i = [p2_i > 0.75] [p1_i < p2_i],    e(a, b) = exp(a . b / tau)
+    L_1 = sum_i M1_i -log( e(z1_i, sg z2_i) / (e(z1_i, sg z2_i) + sum_j [c_j != k1_i] e(z1_i, n_j)) ) / sum_i M1_i
+    L = L_x + 0.1 (L_1 + L_2)
+
+z are unit vectors from a projector on the decoder's embedding at stride 8, p and k confidence and class there, n_j with
+pseudo-classes c_j embeddings of random pixels of all unlabelled crops of this iteration and the last ones.
+
+Deviates: which cell of one crop is which of the other comes from the recorded geometry of the views, flips included,
+instead of rectangles that are cut and turned back; cells that reach beyond the photograph are neither anchors nor
+negatives. The number of negatives is capped by the pixels there are. Learning rates, schedule, labelled crops and
+inference are those that all methods here share. A network whose input is no multiple of 8 is compared on the cells of
+its patches.
+What the original gets wrong: confidences come from a classifier whose dropout is on, so that which side moves is partly
+a matter of chance (here it is off for them); the row maximum of the first chunk of negatives is used for all later
+ones, so that exponentials can overflow; the number of negatives raises when it exceeds the pixels of a small batch.
+
+Legend: B labelled crops, U unlabelled pairs, S crop side, D width of the projection, (n, n) cells of a crop, N cells in
+overlaps, M negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskwright.data.augment import PRESETS
+from maskwright.data.crops import overlapping_crops
+from maskwright.data.labels import LabelMap
+from maskwright.data.views import View, transform_points
+from maskwright.engine.class_banks import RecentBank
+from maskwright.engine.config import option
+from maskwright.engine.consistency import SemiConfig, SemiMethod, SemiTraining
+from maskwright.engine.distributed import world_size
+from maskwright.engine.representation import add_module, at_size
+from maskwright.errors import MaskwrightError
+from maskwright.ops.contrast import contrastive_loss, directional_mask
+from maskwright.ops.region_contrast import as_rows
+
+CELL = 8
+"""Input pixels a side of a cell on which embeddings are compared."""
+
+
+@dataclass(kw_only=True)
+class CACConfig(SemiConfig):
+    """Options of `cac`."""
+
+    strong: str = option("cac", "photometric recipe of each crop, drawn on its own", choices=tuple(PRESETS))
+    weight: float = option(0.1, "weight of L_1 + L_2", low=0)
+    start: float = option(
+        0.0625, "share of the steps before L_1 + L_2 set in: 5 of the paper's 80 epochs", low=0, high=1
+    )
+    temperature: float = option(0.1, "tau", low=1e-3, high=10)
+    threshold: float = option(0.75, "confidence above which the other crop's pixel is worth following", low=0, high=1)
+    negatives: int = option(
+        6400, "random pixels of each crop of the pairs of a process, capped by those there are", low=1
+    )
+    step_save: int = option(1, "earlier iterations whose pixels are negatives too", low=0)
+    projection: int = option(128, "D, width of the projection", low=1)
+    pair_scale_min: float = option(0.8, "least random scale of a pair; the greatest is scale_max", low=0.05, high=10)
+    pair_iou: float = option(0.1, "least intersection over union of a pair's crops", low=0, high=1)
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        super().check()
+        if self.pair_scale_min > self.scale_max:
+            raise MaskwrightError(f"pair_scale_min={self.pair_scale_min}", f"at most scale_max={self.scale_max}")
+
+
+class CACBatch(NamedTuple):
+    """Labelled crops, and pairs of overlapping crops of unlabelled photographs.
+
+    Attributes:
+        x: labelled crops (B, 3, S, S), normalised.
+        y: their labels (B, S, S).
+        u1: first crops (U, 3, S, S).
+        u2: second crops (U, 3, S, S).
+        cells1: int64 (N,), the overlap's cells among the U n n of the first crops.
+        cells2: the same points of the photographs among the cells of the second crops.
+        inside1: bool (U, n, n), cells of the first crops that lie in the photograph.
+        inside2: of the second crops.
+        views: the recorded geometry of each pair.
+    """
+
+    x: Tensor
+    y: LabelMap
+    u1: Tensor
+    u2: Tensor
+    cells1: Tensor
+    cells2: Tensor
+    inside1: Tensor
+    inside2: Tensor
+    views: tuple[tuple[View, View], ...]
+
+
+class Cells(NamedTuple):
+    """What the network makes of the U n n = P cells of a crop of each pair.
+
+    Attributes:
+        z: unit embeddings (P, D).
+        p: confidences (P,), without gradient.
+        k: pseudo-classes int64 (P,).
+    """
+
+    z: Tensor
+    p: Tensor
+    k: Tensor
+
+
+# ---------------------------------------------------------------------- geometry
+
+
+def inside_cells(view: View, cell: int) -> Tensor:
+    """Bool (h / cell, w / cell): cells of a view all of whose pixels lie in the photograph.
+
+    Raises:
+        ValueError: the view is not a whole number of cells high and wide.
+    """
+    h, w = view.size
+    if h % cell or w % cell:
+        raise ValueError(f"a view of {h} x {w} pixels, expected multiples of {cell}")
+    return view.valid().view(h // cell, cell, w // cell, cell).all(3).all(1)
+
+
+def overlap_cells(a: View, b: View, cell: int) -> tuple[Tensor, Tensor]:
+    """The cells that two views of a photograph share, mirrored ones included.
+
+    Args:
+        a: first view.
+        b: second view; its cells lie on the lattice of the first one's.
+        cell: side of a cell, pixels.
+
+    Returns:
+        Two int64 (N,), row-major cell numbers in a and in b; the same place holds the same point of the photograph.
+
+    Raises:
+        ValueError: the views' cells do not lie on one lattice.
+    """
+    in_a, in_b = inside_cells(a, cell), inside_cells(b, cell)
+    rows, columns = in_a.nonzero(as_tuple=True)
+    centres = (torch.stack((columns, rows), 1).double() + 0.5) * cell
+    there = transform_points(a.matrix_to(b), centres) / cell  # (N, 2) as (x, y), in cells of b
+    place = there.floor()
+    if bool(((there - place - 0.5).abs() > 0.01).any()):
+        raise ValueError(f"the offset of two views is not a multiple of {cell} pixels")
+    h, w = in_b.shape
+    x, y = place.long().unbind(1)
+    shared = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+    shared[shared.clone()] = in_b[y[shared], x[shared]]
+    return (rows * in_a.shape[1] + columns)[shared], (y * w + x)[shared]
+
+
+def overlaps(views: Sequence[tuple[View, View]], cell: int) -> tuple[Tensor, Tensor]:
+    """`overlap_cells` of all pairs, numbered through the batch; int64 (N,) twice."""
+    first, second = [], []
+    for k, (a, b) in enumerate(views):
+        i, j = overlap_cells(a, b, cell)
+        first.append(i + k * (a.size[0] // cell) * (a.size[1] // cell))
+        second.append(j + k * (b.size[0] // cell) * (b.size[1] // cell))
+    return torch.cat(first), torch.cat(second)
+
+
+# ---------------------------------------------------------------------- losses
+
+
+def directional_contrast(
+    moving: Cells, still: Cells, bank: Tensor, bank_ids: Tensor, temperature: float, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """L_1 for moving = 1 and still = 2, and the mask M1.
+
+    Args:
+        moving: cells of the overlap (N) in the crop that learns.
+        still: the same cells in the other crop, which get no gradient.
+        bank: negatives n (M, D).
+        bank_ids: their pseudo-classes c (M,).
+        temperature: tau.
+        threshold: least confidence, exclusive, of a cell that is followed.
+
+    Returns:
+        The loss, 0 where no cell is to move, and bool (N,).
+    """
+    mask = directional_mask(moving.p, still.p, threshold)
+    loss = contrastive_loss(
+        moving.z, still.z.detach(), bank.detach(), temperature=temperature,
+        anchor_ids=moving.k, negative_ids=bank_ids, weights=mask,
+    )  # fmt: skip
+    return loss, mask
+
+
+class Projector(nn.Module):
+    """1x1 convolution E -> E, ReLU, 1x1 convolution E -> D.
+
+    Args:
+        width: E.
+        dim: D.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, dim, 1))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(B, E, h, w) to (B, D, h, w)."""
+        return self.layers(embedding)
+
+
+class CACTraining(SemiTraining):
+    """Two overlapping crops of each unlabelled photograph through one network."""
+
+    has_teacher: ClassVar[bool] = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        c = self.config
+        self.cell = CELL if self.crop % CELL == 0 else self.network.multiple_of
+        self.cells = self.crop // self.cell
+        pairs = -(-(c.batch_unlabeled or c.batch) // world_size())
+        self.negatives = min(c.negatives, pairs * self.cells**2)
+        projector = Projector(self.network.width, c.projection)
+        self.projector = projector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.bank = RecentBank(c.step_save + 1, 2 * self.negatives, c.projection).to(self.device)
+        self.modules |= {"projector": self.projector, "bank": self.bank}
+        add_module(self.optimizers["network"], self.projector, c.lr, c.weight_decay)
+
+    # ------------------------------------------------------------------ crops
+
+    def pair(self, i: int, random: torch.Generator) -> tuple[View, View]:
+        """Two crops of image `i` that overlap, their offset whole cells."""
+        c, size = self.config, self.context.data.size(i)
+        return overlapping_crops(
+            size, (self.crop, self.crop), base=min(max(size), c.long_side), scale=(c.pair_scale_min, c.scale_max),
+            iou=(c.pair_iou, 1.0), multiple=self.cell, generator=random,
+        )  # fmt: skip
+
+    def pair_pixels(self, i: int, views: tuple[View, View]) -> tuple[Tensor, ...]:
+        """uint8 (3, S, S) of each view of image `i`, which is decoded once; outside it the mean colour."""
+        image = torch.from_numpy(self.context.data.image(i)).permute(2, 0, 1)
+        mean = [round(255 * m) for m in self.preprocess.mean]
+        return tuple(torch.as_tensor(v.render(image, fill=mean)) for v in views)
+
+    def batch(self, indices: Any, random: torch.Generator) -> CACBatch:
+        """Labelled crops, and pairs whose photometric changes are independent."""
+        labeled, unlabeled = indices
+        x, y = self.labeled_crops(labeled, random)
+        views = tuple(self.pair(int(i), random) for i in unlabeled)
+        pixels = [self.pair_pixels(int(i), pair) for i, pair in zip(unlabeled, views)]
+        u1, u2 = (self.normalise(self.strengthen(torch.stack(side), random)) for side in zip(*pixels))
+        inside = [torch.stack([inside_cells(v, self.cell) for v in side]).to(self.device) for side in zip(*views)]
+        cells1, cells2 = (cells.to(self.device) for cells in overlaps(views, self.cell))
+        return CACBatch(x, y, u1, u2, cells1, cells2, inside[0], inside[1], views)
+
+    # ------------------------------------------------------------------ the step
+
+    def embed(self, u: Tensor) -> Cells:
+        """The cells of crops (U, 3, S, S)."""
+        size = (self.cells, self.cells)
+        with self.autocast():
+            f = at_size(self.network.decode(self.network.features(u)), size)
+            z = self.projector(f)
+            training = self.network.classifier.training
+            self.network.classifier.eval()  # no dropout in what decides the direction
+            with torch.no_grad():
+                logits = at_size(self.network.classify(f), size)
+            self.network.classifier.train(training)
+        p, k = logits.float().softmax(1).max(1)
+        return Cells(as_rows(F.normalize(z.float(), dim=1)), p.flatten(), k.flatten())
+
+    @torch.no_grad()
+    def remember(self, crops: Sequence[tuple[Cells, Tensor]]) -> None:
+        """Random cells of each crop, inside the photographs, enter the bank."""
+        rows, ids = [], []
+        for cells, inside in crops:
+            places = inside.flatten().nonzero().flatten()
+            chosen = places[torch.randperm(len(places)).to(places.device)[: self.negatives]]
+            rows.append(cells.z[chosen])
+            ids.append(cells.k[chosen])
+        self.bank.add(torch.cat(rows), torch.cat(ids))
+
+    def unsupervised(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L_1 + L_2."""
+        c = self.config
+        first, second = self.embed(batch.u1), self.embed(batch.u2)
+        self.remember([(first, batch.inside1), (second, batch.inside2)])
+        bank, ids = self.bank.get(), self.bank.get_ids()
+        one, two = (Cells(*(part[i] for part in v)) for v, i in ((first, batch.cells1), (second, batch.cells2)))
+        loss_1, mask_1 = directional_contrast(one, two, bank, ids, c.temperature, c.threshold)
+        loss_2, mask_2 = directional_contrast(two, one, bank, ids, c.temperature, c.threshold)
+        moving = torch.cat([mask_1, mask_2]).float().sum() / max(1, len(mask_1))
+        return {"u": loss_1 + loss_2, "moving": moving}
+
+
+class CAC(SemiMethod):
+    """Directional context-aware consistency."""
+
+    name: ClassVar[str] = "cac"
+    title: ClassVar[str] = "Semi-supervised semantic segmentation with directional context-aware consistency"
+    venue: ClassVar[str] = "Lai et al., CVPR 2021"
+    link: ClassVar[str] = "https://arxiv.org/abs/2106.14133"
+    family: ClassVar[str] = "semi"
+    Config: ClassVar[type] = CACConfig
+    trainer: ClassVar[type[SemiTraining]] = CACTraining
+    says: ClassVar[str] = "a network whose pixels mean the same in whichever crop they lie"

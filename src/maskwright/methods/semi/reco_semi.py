@@ -1,0 +1,177 @@
+"""Bootstrapping semantic segmentation with regional contrast (ReCo), Liu et al., ICLR 2022,
+https://arxiv.org/abs/2104.04465
+
+Contrast between regions on few pixels, on top of a mean teacher with ClassMix or CutMix. Queries are pixels that the
+network finds hard, the positive is the mean of their class in the batch, and negatives come from the classes that the
+means say are easily confused:
+
+    Q_c = {i in V_c : p_c(i) < 0.97},    class of a negative ~ softmax_{j != c}(cos(mu_c, mu_j) / tau)
+    L_reco = 1/C' sum_c 1/|Q_c| sum_{q in Q_c} -log( e(r_q, mu_c) / (e(r_q, mu_c) + sum_k e(r_q, r_k)) )
+    L = L_x + L_u + L_reco,    e(a, b) = exp(cos(a, b) / tau)
+    L_u = mean_i eta_n CE_i,   eta_n the share of an image's pixels with a confidence of 0.97 or more
+
+V_c are labelled pixels of c and unlabelled ones whose pseudo-label is c with confidence 0.7 or more.
+
+Deviates: photometric changes come before the mix, as in all methods here, with DACS's recipe, whose jitter is 0.2 in
+place of 0.25; there is no second scale and crop of the view that was labelled; labels and confidences go through the
+mix as they are, not as pictures of 8 bits; the teacher's batch norm is in evaluation mode unless `teacher_mode` says
+otherwise; learning rates and schedule are the shared ones.
+What the original gets wrong: confidences are rounded to 1/255 on their way through a picture file format; L_u leaves
+pixels whose loss rounds to exactly 0 out of its mean, so that it grows when a pixel becomes certain; negatives are
+drawn in two nested Python loops.
+
+Legend: B labelled crops, U unlabelled crops, C classes, S crop side, D width of the representation, (h, w) its size,
+P = (B + U) h w pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskwright.data.augment import PRESETS
+from maskwright.data.labels import LabelMap
+from maskwright.data.mixing import class_mask, cut_out, half_box_mask, mix, partner
+from maskwright.engine.config import option
+from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
+from maskwright.engine.representation import RepresentationTraining, Together
+from maskwright.ops.region_contrast import (
+    as_rows,
+    class_means,
+    draw_negatives,
+    draw_queries,
+    nearest,
+    region_contrast,
+    similarity_weights,
+)
+from maskwright.ops.seg_losses import cross_entropy
+
+IGNORE = -1
+MIXES = ("classmix", "cutmix", "cutout", "none")
+
+
+@dataclass(kw_only=True)
+class ReCoConfig(SemiConfig):
+    """Options of `reco_semi`."""
+
+    final: str = option("teacher", "the network that is kept: student or teacher", choices=("student", "teacher"))
+    strong: str = option("dacs", "photometric recipe of the student's view", choices=tuple(PRESETS))
+    mix: str = option("classmix", "how the student's views are mixed", choices=MIXES)
+    strong_threshold: float = option(
+        0.97,
+        "delta_s: confidence of a pixel that counts for its image's weight; hard pixels are below it",
+        low=0,
+        high=1,
+    )
+    weak_threshold: float = option(
+        0.7, "delta_w: least confidence of an unlabelled pixel in the contrast", low=0, high=1
+    )
+    contrast: float = option(1.0, "weight of L_reco", low=0)
+    temperature: float = option(0.5, "tau", low=1e-3, high=10)
+    queries: int = option(256, "queries of each class in a step", low=1)
+    negatives: int = option(512, "negatives of each query", low=1)
+    representation: int = option(256, "D, width of the representation", low=1)
+
+
+# ---------------------------------------------------------------------- losses
+
+
+def weighted_consistency(logits: Tensor, labels: LabelMap, threshold: float) -> Tensor:
+    """L_u = 1/|valid| sum_n eta_n sum_i CE(f(x_n)_i, k_ni), eta_n the share of n's valid pixels that are confident.
+
+    Args:
+        logits: of the student (U, C, S, S).
+        labels: pseudo-labels (U, S, S).
+        threshold: delta_s.
+    """
+    eta = share_confident(labels, threshold)[:, None, None].expand_as(labels.confidence)
+    return cross_entropy(logits, labels.target(IGNORE), ignore=IGNORE, pixel_weight=eta, denominator="valid")
+
+
+def reco_loss(
+    r: Tensor,
+    p: Tensor,
+    labels: LabelMap,
+    *,
+    threshold: float,
+    temperature: float,
+    queries: int,
+    negatives: int,
+) -> Tensor:
+    """L_reco.
+
+    Args:
+        r: representations (P, D); gradients flow through the queries alone.
+        p: the student's probabilities (P, C).
+        labels: of the pixels (B + U, h, w), in the same order; valid are those of V.
+        threshold: delta_s.
+        temperature: tau.
+        queries: of each class.
+        negatives: of each query.
+
+    Returns:
+        A number, 0 with fewer than two classes.
+    """
+    classes, valid = p.shape[1], labels.valid.flatten()
+    places = valid.nonzero().flatten()
+    ids = labels.ids.flatten()[places]
+    order = ids.argsort(stable=True)
+    places, ids = places[order], ids[order]  # by class
+    rows, p_own = r[places], p.detach()[places, ids]
+    means, numbers = class_means(rows.detach(), ids, classes)
+    present = int((numbers > 0).sum())
+    if present < 2:
+        return 0 * r.sum()
+    hard = draw_queries(ids, p_own < threshold, classes, queries)
+    index = draw_negatives(hard, similarity_weights(means, numbers, temperature), ids, negatives)
+    keys = F.normalize(rows.detach(), dim=1)
+    return region_contrast(rows, hard, means, keys, index, temperature=temperature, present=present)
+
+
+class ReCoTraining(RepresentationTraining):
+    """Mean teacher with mixing, and regional contrast."""
+
+    strong_views: ClassVar[int] = 1
+
+    def mixed(self, batch: SemiBatch) -> tuple[Tensor, LabelMap]:
+        """Views of two photographs each, with the teacher's labels."""
+        how, s = self.config.mix, batch.s[0]
+        labels = self.pseudo_labels(self.teach(batch.w), batch.valid)
+        if how == "none":
+            return s, labels
+        if how == "classmix":
+            m = class_mask(labels)
+        else:
+            m = half_box_mask(len(s), (self.crop, self.crop)).to(s.device)
+        if how == "cutout":
+            return cut_out(s, m), labels.restrict(m)
+        other = partner(len(s)).to(s.device)
+        return mix(s, s[other], m), labels.mix(labels[other], m)
+
+    def terms(self, all_: Together, step: int) -> dict[str, Tensor]:
+        """L_u and L_reco."""
+        c = self.config
+        loss_u = weighted_consistency(all_.logits_u, all_.u, c.strong_threshold)
+        p = nearest(all_.out.logits.detach(), all_.size).softmax(1)
+        loss_reco = reco_loss(
+            as_rows(all_.r), as_rows(p), all_.labels.threshold(c.weak_threshold), threshold=c.strong_threshold,
+            temperature=c.temperature, queries=c.queries, negatives=c.negatives,
+        )  # fmt: skip
+        sure = share_confident(all_.u, c.strong_threshold).mean()
+        return {"u": loss_u + c.contrast * loss_reco, "consistency": loss_u, "contrast": loss_reco, "sure": sure}
+
+
+class ReCo(SemiMethod):
+    """Regional contrast on a mean teacher with mixing."""
+
+    name: ClassVar[str] = "reco_semi"
+    title: ClassVar[str] = "Bootstrapping semantic segmentation with regional contrast"
+    venue: ClassVar[str] = "Liu et al., ICLR 2022"
+    link: ClassVar[str] = "https://arxiv.org/abs/2104.04465"
+    family: ClassVar[str] = "semi"
+    Config: ClassVar[type] = ReCoConfig
+    trainer: ClassVar[type[SemiTraining]] = ReCoTraining
+    says: ClassVar[str] = "a student that tells apart the classes it confuses, region by region"

@@ -1,0 +1,448 @@
+"""ToCo: token contrast against the over-smoothing of transformers, from image tags to masks in one stage.
+
+Token Contrast for Weakly-Supervised Semantic Segmentation, Ru et al., CVPR 2023, https://arxiv.org/abs/2303.01267.
+
+The deeper a vision transformer, the more alike its patch tokens, so that class maps of its last block say little. An
+earlier block still tells patches apart: its auxiliary class map says which pairs of final tokens should be alike and
+which not (patch token contrast). Class tokens of small crops from regions where that map is unsure are pulled to the
+class token of the whole view, those of crops from the background pushed away (class token contrast). At the same time
+the final class map, refined by the colours of the photograph, teaches a segmentation branch, which is the result.
+
+    x -> tokens -> L_cls, L_cls_aux | aux map -> pairs -> L_ptc | aux map -> crops -> L_ctc | map, PAR -> L_seg, L_reg
+
+Deviates: L_reg is computed exactly on a small grid and divided by the sum of its affinities (`ops/dense_energy.py`),
+where the original needs a C++ lattice and a factor of 1e-7; its weight has another unit for that. Pixel-adaptive
+refinement runs once, with weights that sum to 1: a constant background score then stays what it is, and comparing
+refined maps with both scores afterwards gives the labels of the original's two runs; labels stay at half size. Means
+over pairs are means (the original adds 1 to their number), without pairs a term is 0. The auxiliary tokens pass the
+last normalisation. Batch, crop and steps are those of this family, smaller than the paper's 448 and 20000; warm-up and
+the start of L_seg are shares of the steps. What lies outside the photograph has no label and no crop. Retraining
+another network, on the branch's masks or on seeds from the class maps, is an option (`retrain`) that the paper has not.
+
+What the original gets wrong: its class token loss ends each loop with a further term of negatives alone, which counts
+once an image whatever the crops show; its refinement's weights sum to 1.01, so that maps grow with every round; it
+takes absolute cosines, so that opposite tokens of one class count as alike (kept: published results rest on it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskwright.data.augment import photometric
+from maskwright.data.crops import random_resized_crop, windows_where
+from maskwright.data.labels import LabelMap, LabelStore
+from maskwright.data.views import View, resample
+from maskwright.engine.config import option
+from maskwright.engine.contract import Stage
+from maskwright.engine.distributed import barrier, share
+from maskwright.engine.ema import EMATeacher
+from maskwright.engine.loop import Indices
+from maskwright.engine.representation import add_module
+from maskwright.engine.seeding import seed_step
+from maskwright.engine.tag_pipeline import PipelineConfig, TagMethod
+from maskwright.engine.tags import TagTargets, TagTraining, multi_label_soft_margin, tag_preprocess
+from maskwright.errors import MaskwrightError
+from maskwright.models.segmenter import Segmenter
+from maskwright.models.toco import Projector, TocoNetwork
+from maskwright.ops.cam import fuse_flips, fuse_scales, keep_tagged, normalize_cam, resize_maps
+from maskwright.ops.cam_labels import IGNORE, cam_labels, cam_regions, refined_cam_labels
+from maskwright.ops.crf import CRF_SETTINGS, dense_crf
+from maskwright.ops.dense_energy import dense_energy
+from maskwright.ops.seg_losses import cross_entropy
+from maskwright.predict.inference import predict_probs
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+
+NEGATIVE_SHARE = 0.2
+"""A crop whose regions (0 background, 1 unsure, 2 class) have at most this mean shows background."""
+
+
+@dataclass(kw_only=True)
+class TocoConfig(PipelineConfig):
+    """Options of `toco`; `tag_...` are those of its one stage, the network's those of `retrain`."""
+
+    tag_batch: int = option(4, "photographs in a step, each seen as two large views and several small crops", low=1)
+    tag_scale_min: float = option(0.5, "least random scale", low=0.05, high=10)
+    tag_scale_max: float = option(2.0, "greatest random scale", low=0.05, high=10)
+    tag_optimizer: str = option("adamw", "adamw as in the paper, or sgd with momentum", choices=("sgd", "adamw"))
+    tag_lr: float = option(6e-4, "learning rate of classifiers, decoder and projector", low=0)
+    tag_encoder_lr: float = option(0.1, "the transformer's rate as a share of tag_lr (paper: 6e-5)", low=0, high=10)
+    tag_weight_decay: float = option(0.01, "on all weights but norms and biases", low=0)
+    tag_freeze: int = option(0, "patch embedding and so many blocks without gradient", low=0)
+    scales: tuple[float, ...] = option((1.0, 0.5, 1.5), "input sizes of class maps, in training too", low=0.05, high=8)
+    norm: str = option("minmax", "range of each map in `retrain=cams`", choices=("max", "minmax"))
+    aux_layer: int = option(-3, "block of the auxiliary class map, negative from the end")
+    high: float = option(0.7, "a class where a map is at least this", low=0, high=1)
+    low: float = option(0.25, "background where no map exceeds this", low=0, high=1)
+    w_ptc: float = option(0.2, "weight of L_ptc", low=0)
+    w_ctc: float = option(0.5, "weight of L_ctc", low=0)
+    w_seg: float = option(0.1, "weight of L_seg", low=0)
+    w_reg: float = option(0.05, "weight of L_reg; 0 leaves it out", low=0)
+    temperature: float = option(0.5, "of L_ctc", low=1e-3)
+    momentum: float = option(0.9, "of the projector's moving average", low=0, high=1)
+    local_crops: int = option(8, "small crops of each photograph", low=1)
+    local_side: int = option(64, "their side, pixels, rounded up to whole patches (paper: 96 of 448)", low=8)
+    warmup: float = option(0.075, "share of the steps in which the rates grow from a sixtieth", low=0, high=0.9)
+    seg_after: float = option(0.1, "share of the steps before L_seg and L_reg count", low=0, high=0.9)
+    par_rounds: int = option(10, "rounds of pixel-adaptive refinement of the map that teaches the branch", low=0)
+    reg_cells: int = option(48, "side of L_reg's grid; its cost grows with the fourth power", low=4, high=128)
+    decoder_width: int = option(512, "channels of the LargeFOV decoder", low=1)
+    decoder_dilation: int = option(5, "of its convolutions, patches", low=1)
+    hidden: int = option(2048, "width of the projector", low=1)
+    projection: int = option(1024, "E, what class tokens are compared in", low=1)
+    retrain: str = option(
+        "none", "another network afterwards, on: the branch's masks, or seeds of the class maps",
+        choices=("none", "masks", "cams"),
+    )  # fmt: skip
+    mask_scales: tuple[float, ...] = option((1.0, 1.25, 1.5), "input sizes of `retrain=masks`", low=0.05, high=8)
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        super().check()
+        if self.low > self.high:
+            raise MaskwrightError(f"low={self.low}", f"at most high={self.high}")
+        if self.local_side >= self.tag_crop:
+            raise MaskwrightError(
+                f"local_side={self.local_side}", f"less than tag_crop={self.tag_crop}", "--set local_side=64"
+            )
+        if not self.mask_scales:
+            raise MaskwrightError("no mask_scales", "at least one", "--set mask_scales=1")
+
+
+# -------------------------------------------------------------------------------------------------------- losses
+
+
+def L_ptc(tokens: Tensor, y: Tensor) -> Tensor:
+    """Patch token contrast: 1/2 (1 - mean of |cos| over pairs of one label) + 1/2 mean of |cos| over other pairs.
+
+    Args:
+        tokens: final patch tokens, (B, D, h, w).
+        y: labels (B, h, w) of the auxiliary map; pairs with IGNORE, and of a token with itself, do not count.
+
+    Returns:
+        A number in [0, 1], over all pairs of all images; a half without pairs is 0.
+    """
+    z = F.normalize(tokens.float().flatten(2), dim=1)
+    cos = (z.transpose(1, 2) @ z).abs()  # (B, N, N)
+    y = y.flatten(1)
+    known = (y != IGNORE)[:, :, None] & (y != IGNORE)[:, None, :]
+    equal = y[:, :, None] == y[:, None, :]
+    other = ~torch.eye(y.shape[1], dtype=torch.bool, device=y.device)
+    pos, neg = known & equal & other, known & ~equal
+    some = pos.any().to(cos)
+    return 0.5 * (some - _mean(cos, pos)) + 0.5 * _mean(cos, neg)
+
+
+def L_ctc(p: Tensor, q: Tensor, pos: Tensor, neg: Tensor, temperature: float = 0.5) -> Tensor:
+    """Class token contrast: -log e^(p.q / t) / (e^(p.q / t) + sum over q- of e^(p.q- / t) + eps), mean over positives.
+
+    Args:
+        p: projected class tokens of the large views, (B, G, E); no gradient.
+        q: projected class tokens of all views, (B, V, E).
+        pos: bool (B, G, V), which are alike.
+        neg: bool (B, V), which show background.
+        temperature: t.
+
+    Returns:
+        A number, 0 without positives.
+    """
+    p, q = F.normalize(p.detach().float(), dim=-1), F.normalize(q.float(), dim=-1)
+    e = (torch.einsum("bge,bve->bgv", p, q) / temperature).exp()
+    rest = (e * neg[:, None]).sum(-1, keepdim=True)
+    return _mean((1 + (rest + 1e-4) / e).log(), pos)
+
+
+def L_seg(logits: Tensor, ground: Tensor, things: Tensor) -> Tensor:
+    """Half the cross entropy on background pixels and half that on the others, so that classes are not outnumbered.
+
+    Args:
+        logits: (B, C, h, w).
+        ground: (B, h, w), ids of background pixels, IGNORE elsewhere.
+        things: (B, h, w), ids of other pixels, IGNORE elsewhere.
+    """
+    return 0.5 * cross_entropy(logits, ground, ignore=IGNORE) + 0.5 * cross_entropy(logits, things, ignore=IGNORE)
+
+
+def split_ground(y: Tensor, targets: TagTargets) -> tuple[Tensor, Tensor]:
+    """Labels of tags (`cam_labels`) as class ids: those of the background and those of classes, IGNORE elsewhere."""
+    ids = torch.tensor([IGNORE, *targets.ids], device=y.device)
+    things = torch.where(y > 0, ids[y.clamp(min=0)], IGNORE)
+    ground = torch.full_like(y, IGNORE)
+    return (ground if targets.background is None else ground.masked_fill(y == 0, targets.background)), things
+
+
+def L_reg(logits: Tensor, rgb: Tensor, y: Tensor, valid: Tensor, *, sigma_xy: float, cells: int = 48) -> Tensor:
+    """Dense energy of the branch's probabilities; where a label is known only what is not sure yet gets its gradient.
+
+    Args:
+        logits: (B, C, h, w).
+        rgb: (B, 3, H', W') in [0, 255].
+        y: labels (B, h, w), IGNORE where none is known.
+        valid: bool (B, h, w), inside the photograph.
+        sigma_xy: width of the position kernel, pixels of the logits.
+        cells: side of the grid.
+    """
+    s = logits.float().softmax(1)
+    gate = torch.where(y == IGNORE, 1.0, 1 - s.detach().amax(1))
+    return dense_energy(s, rgb, gate=gate, valid=valid, sigma_rgb=15.0, sigma_xy=sigma_xy, cells=cells)
+
+
+def _mean(x: Tensor, mask: Tensor) -> Tensor:
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+def warm_poly(steps: int, warmup: int, start: float = 1 / 60, power: float = 0.9) -> Callable[[int], float]:
+    """A linear rise from `start` over `warmup` steps, then the polynomial decay counted from the first step."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return start + (1 - start) * step / warmup
+        return (1 - min(step, steps - 1) / steps) ** power
+
+    return factor
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+class TocoBatch(NamedTuple):
+    """Large views of tagged photographs.
+
+    Attributes:
+        x: (B, 3, S, S), the view that is classified and segmented.
+        y: (B, T), 1 where tagged.
+        views: of x.
+        second: (B, 3, S, S), another random crop, its colours changed.
+        changed: (B, 3, S, S), x with its colours changed: what small crops are cut from.
+        valid: bool (B, S, S), where x shows the photograph.
+    """
+
+    x: Tensor
+    y: Tensor
+    views: list[View]
+    second: Tensor
+    changed: Tensor
+    valid: Tensor
+
+
+class TocoTraining(TagTraining):
+    """The one stage: classifiers, contrasts and segmentation branch at once."""
+
+    network: TocoNetwork
+
+    def __init__(self, context: Context, config: TocoConfig, targets: TagTargets, steps: int) -> None:
+        seed_step(context.seed, -1, stage="classify")  # initial weights
+        network = make_toco_network(context, config, targets)
+        super().__init__(context, config, targets, steps, network)
+        c, m = config, network.multiple_of
+        self.projector = Projector(network.width, c.hidden, out=c.projection).to(self.device)
+        self.teacher = EMATeacher(self.projector, c.momentum, warm=False).to(self.device)
+        self.modules |= {"projector": self.projector, "teacher": self.teacher}
+        add_module(self.optimizers["network"], self.projector, c.tag_lr, c.tag_weight_decay)
+        self.schedule = warm_poly(steps, round(c.warmup * steps))
+        self.local = min(-(-c.local_side // m) * m, self.crop)
+        self.grid = (-(-self.crop // 2), -(-self.crop // 2))
+        self.second_colors = photometric("byol_2")
+        self.local_colors = replace(photometric("byol_1"), blur_p=0.5)
+
+    def batch(self, indices: Indices, random: torch.Generator) -> TocoBatch:  # type: ignore[override]
+        """Two large views of each photograph."""
+        chosen = [self.images[int(k)] for k in indices]
+        x, second, changed, views = [], [], [], []
+        for i in chosen:
+            view = self.view(i, random)
+            other = random_resized_crop(
+                self.context.data.size(i), (self.crop, self.crop), scale=(0.4, 1.0), generator=random
+            )
+            views.append(view)
+            x.append(self.pixels(i, view, random))
+            changed.append(self.local_colors(x[-1], random))
+            second.append(self.second_colors(self.pixels(i, other, random), random))
+        y = torch.stack([self.targets.multi_hot(self.context.data.items[i].name) for i in chosen])
+        images = [self.normalise(torch.stack(part)) for part in (x, second, changed)]
+        valid = torch.stack([v.valid() for v in views]).to(self.device)
+        return TocoBatch(images[0], y.to(self.device), views, images[1], images[2], valid)
+
+    @torch.no_grad()
+    def multi_scale(self, batch: TocoBatch, once: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """CAM and auxiliary CAM over scales and flips, min-max, tagged classes only, (B, T, S/2, S/2) in [0, 1].
+
+        Args:
+            batch: of images.
+            once: both maps at scale 1 without flip, which the training pass has computed already.
+        """
+        m = self.network.multiple_of
+        found: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for scale in self.config.scales:
+            side = max(1, int(self.crop * scale / m + 0.5)) * m
+            x = batch.x if side == self.crop else resize_maps(batch.x, (side, side))
+            with self.autocast():
+                plain = once if side == self.crop else self.network.class_maps(x)
+                mirrored = self.network.class_maps(x.flip(-1))
+            for maps, a, b in zip(found, plain, mirrored):
+                maps.append(fuse_flips(a.detach().float().relu(), b.float(), "max"))
+        fused = (keep_tagged(normalize_cam(fuse_scales(maps, self.grid), "minmax"), batch.y) for maps in found)
+        main, aux = fused
+        return main, aux
+
+    def crops(self, batch: TocoBatch, roi: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Small crops where the map is unsure, (B V, 3, s, s), and bool (B, V), which show background."""
+        count, cropped, ground = self.config.local_crops, [], []
+        for b, view in enumerate(batch.views):
+            for window in windows_where(roi[b] < 2, valid[b], view, self.local, count):
+                cropped.append(resample(batch.changed[b], view, window)[0])
+                seen, inside = resample(roi[b][None], view, window)
+                ground.append(_mean(seen[0], inside) <= NEGATIVE_SHARE)
+        return torch.stack(cropped), torch.stack(ground).view(-1, count)
+
+    def class_contrast(self, batch: TocoBatch, vectors: Tensor, roi: Tensor, valid: Tensor) -> Tensor:
+        """L_ctc of both large views, projected by the moving average, with all views, projected by the student."""
+        small, ground = self.crops(batch, roi, valid)
+        with self.autocast():
+            _, _, second = self.network.tokens(batch.second)
+            _, _, local = self.network.tokens(small)
+        large = torch.stack([vectors, second], 1)  # (B, 2, D)
+        q = self.projector(torch.cat([large, local.unflatten(0, ground.shape)], 1))
+        p = self.teacher(large.detach())
+        neg = torch.cat([ground.new_zeros(len(ground), 2), ground], 1)  # (B, 2 + V)
+        same = torch.eye(2, neg.shape[1], dtype=torch.bool, device=neg.device)  # a view is not its own positive
+        return L_ctc(p, q, ~neg[:, None] & ~same, neg, self.config.temperature)
+
+    def segmentation_losses(self, batch: TocoBatch, features: Tensor, cams: Tensor, valid: Tensor) -> list[Tensor]:
+        """L_seg and L_reg of the branch, taught by the refined map; both 0 before their time."""
+        c = self.config
+        with self.autocast():
+            logits = self.network.segmentation(features)
+        logits = resize_maps(logits.float(), self.grid)
+        images = resize_maps(batch.x, self.grid)
+        y = refined_cam_labels(cams, batch.y, images, c.high, c.low, valid, c.par_rounds)
+        l_seg = L_seg(logits, *split_ground(y, self.targets))
+        if not c.w_reg:
+            return [l_seg, l_seg.new_zeros(())]
+        rgb = self.preprocess.denormalise(batch.x).float()
+        return [l_seg, L_reg(logits, rgb, y, valid, sigma_xy=100 * self.grid[0] / self.crop, cells=c.reg_cells)]
+
+    def losses(self, batch: TocoBatch, step: int) -> dict[str, Tensor]:  # type: ignore[override]
+        """All terms by the paper's names."""
+        c = self.config
+        with self.autocast():
+            out = self.network(batch.x)
+        cams, cams_aux = self.multi_scale(batch, (out.cams, out.cams_aux))
+        valid = F.interpolate(batch.valid[:, None].float(), self.grid)[:, 0] > 0
+        l_cls = multi_label_soft_margin(out.scores, batch.y)
+        l_cls_aux = multi_label_soft_margin(out.scores_aux, batch.y)
+
+        patches = tuple(out.features.shape[-2:])
+        cells = resize_maps(cams_aux, patches)
+        known = F.adaptive_avg_pool2d(batch.valid[:, None].float(), patches)[:, 0] >= 0.5
+        l_ptc = L_ptc(out.features, cam_labels(cells, c.high, c.low, known))
+        l_ctc = self.class_contrast(batch, out.vectors, cam_regions(cams_aux, c.high, c.low), valid)
+
+        l_seg = l_reg = l_cls.new_zeros(())
+        if step >= c.seg_after * self.steps:
+            l_seg, l_reg = self.segmentation_losses(batch, out.features, cams, valid)
+        loss = l_cls + l_cls_aux + c.w_ptc * l_ptc + c.w_ctc * l_ctc + c.w_seg * l_seg + c.w_reg * l_reg
+        return {
+            "loss": loss, "cls": l_cls, "cls_aux": l_cls_aux, "ptc": l_ptc, "ctc": l_ctc, "seg": l_seg, "reg": l_reg,
+        }  # fmt: skip
+
+    def after_step(self, step: int) -> None:
+        """The projector's moving average follows."""
+        self.teacher.update(self.projector)
+
+
+def make_toco_network(context: Context, config: TocoConfig, targets: TagTargets) -> TocoNetwork:
+    """An untrained network on a copy of the run's backbone."""
+    return TocoNetwork(
+        context.backbone, len(targets), context.classes, aux_layer=config.aux_layer, hidden=config.decoder_width,
+        dilation=config.decoder_dilation, dropout=config.tag_dropout, frozen_stages=config.tag_freeze,
+    )  # fmt: skip
+
+
+class Toco(TagMethod):
+    """One stage from tags to a segmenter; the rest is optional."""
+
+    name: ClassVar[str] = "toco"
+    title: ClassVar[str] = "Token Contrast for Weakly-Supervised Semantic Segmentation"
+    venue: ClassVar[str] = "Ru et al., CVPR 2023"
+    link: ClassVar[str] = "https://arxiv.org/abs/2303.01267"
+    backbones: ClassVar[Literal["any", "vit"]] = "vit"
+    Config: ClassVar[type] = TocoConfig
+    trainer: ClassVar[type[TagTraining]] = TocoTraining  # type: ignore[assignment]
+
+    def stages(self) -> list[Stage]:
+        """Classify, which trains all of ToCo; with `retrain` then masks or cams and seeds, and retrain."""
+        stages = {stage.name: stage for stage in super().stages()}
+        says = "a transformer that classifies, tells patches apart and segments at once"
+        stages["classify"] = Stage("classify", "train", self.classify, says)
+        stages["masks"] = Stage("masks", "label", self.masks, "masks of the tagged photographs by the trained branch")
+        names = {
+            "none": ("classify",),
+            "masks": ("classify", "masks", "retrain"),
+            "cams": ("classify", "cams", "seeds", "retrain"),
+        }[self.config.retrain]
+        return [stages[name] for name in names]
+
+    def network(self) -> TocoNetwork:
+        """ToCo's network, untrained."""
+        return make_toco_network(self.context, self.config, self.targets)
+
+    def maps(self, network: TocoNetwork) -> Callable[[Tensor, Tensor], Tensor]:
+        """The final class maps, positive evidence only."""
+
+        @torch.no_grad()
+        def class_maps(x: Tensor, tags: Tensor) -> Tensor:
+            return network.class_maps(x)[0].float()
+
+        return class_maps
+
+    def branch(self) -> Segmenter:
+        """The segmentation branch, from the artefact."""
+        network: TocoNetwork = self.trained()
+        preprocess = tag_preprocess(self.context, self.config, network.multiple_of)
+        return network.branch(self.context.table, preprocess, self.name)
+
+    # --------------------------------------------------------------------------------------------------- retrain
+
+    @property
+    def label_store(self) -> LabelStore:
+        """The pseudo masks that another network learns from."""
+        return LabelStore(self.folder("masks" if self.config.retrain == "masks" else "seeds"), self.context.table)
+
+    def masks(self, folder: Path) -> None:
+        """The branch's masks of all tagged images; the folder is a dataset of its own."""
+        context = self.context
+        segmenter, labels = self.branch(), LabelStore(folder, context.table)
+        mine = share(self.targets.indices(context.data))
+        for i in context.progress.track(mine, "masks", len(mine)):
+            item = context.data.items[i]
+            if item.name not in labels:
+                labels.write(item.name, self.mask_of(segmenter, i), item.image)
+        barrier()
+
+    def mask_of(self, segmenter: Segmenter, i: int) -> LabelMap:
+        """Labels (H, W) of image `i`: the branch's, among the background and the image's own tags."""
+        c, t, image = self.config, self.targets, np.ascontiguousarray(self.context.data.image(i))
+        own = [t.ids[k] for k in t.tagged[self.context.data.items[i].name]]
+        ids = own if t.background is None else [t.background, *own]
+        if not ids:
+            return LabelMap.unlabeled(image.shape[:2])
+        probs = predict_probs(segmenter, image, flips=c.flips, scales=c.mask_scales, device=self.context.device)[ids]
+        probs = probs / np.maximum(probs.sum(0), 1e-12)
+        if c.seed_crf and len(ids) > 1:
+            probs = np.asarray(dense_crf(probs, image, **CRF_SETTINGS["toco"]))  # type: ignore[arg-type]
+        found = LabelMap.from_probs(torch.from_numpy(probs))
+        return LabelMap(torch.tensor(ids)[found.ids], found.confidence.clamp(0, 1), found.valid)
+
+    def segmenter(self) -> Segmenter:
+        """The branch, or the retrained network."""
+        return self.branch() if self.config.retrain == "none" else super().segmenter()

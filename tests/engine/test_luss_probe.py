@@ -1,0 +1,56 @@
+"""Distance matching and the semi-supervised protocol as whole verbs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import maskwright as mw
+from maskwright import api
+from maskwright.engine.luss_probe import class_scores, distance_scores, semi_scores
+from maskwright.errors import MaskwrightError
+from maskwright.models.preprocess import Preprocess
+
+
+def colour(x: torch.Tensor) -> torch.Tensor:
+    """Features that are the blurred colours: enough to tell red discs from blue squares."""
+    return torch.nn.functional.avg_pool2d(x, 4)
+
+
+def test_truth_as_prediction_is_perfect_and_reading_is_for_evaluation(tiny_folder):
+    data = mw.open_folder(tiny_folder)
+    scores = class_scores(lambda i: data.mask(i), data, "luss_semi", "none")
+    assert scores.miou == pytest.approx(1) and scores.protocol == "luss_semi"
+    assert data.ledger.counts()["train"]["masks"] == 0 and data.ledger.counts()["evaluate"]["masks"] == 8
+
+
+def test_a_table_without_other_is_moved_up_on_both_sides(tiny_folder):
+    (tiny_folder / "classes.txt").write_text("grass\ndisc\nsquare\n")
+    data = mw.open_folder(tiny_folder)
+    scores = class_scores(lambda i: data.mask(i), data, "luss_semi", "none")
+    assert [c["iou"] for c in scores.per_class] == pytest.approx([0, 1, 1, 1]), "other is absent and counts as 0"
+
+
+def test_distance_matching_names_colours(tiny_folder):
+    data = mw.open_folder(tiny_folder)
+    bank, test = data.split("train"), data.split("test")
+    scores = distance_scores(colour, Preprocess(), bank, test)
+    assert scores.miou > 0.6 and scores.protocol == "luss_distance"
+    counts = data.ledger.counts()
+    assert counts["train"]["masks"] == 4 and counts["evaluate"]["masks"] == 4
+
+
+def test_the_verb_probes_a_backbone(tiny_folder):
+    scores = api.probe("resnet18", tiny_folder, "distance", weights="random", device="cpu")
+    assert 0 <= scores.miou <= 1 and np.isfinite(scores.miou)
+    with pytest.raises(MaskwrightError, match="distance"):
+        api.probe("resnet18", tiny_folder, "distanse", weights="random", device="cpu")
+
+
+def test_semi_needs_the_datasets_classes(tiny_folder):
+    class Model:
+        classes = ("a", "b")
+
+    with pytest.raises(MaskwrightError, match="same classes"):
+        semi_scores(Model(), mw.open_folder(tiny_folder), 1)  # type: ignore[arg-type]

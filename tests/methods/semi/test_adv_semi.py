@@ -1,0 +1,255 @@
+"""AdvSemiSeg and s4GAN: verdicts, what is learnt of them, and who learns when."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from maskwright.data.labels import LabelMap
+from maskwright.data.sources import MaskLabels
+from maskwright.engine import loop
+from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.errors import MaskwrightError
+from maskwright.methods.semi.adv_semi import (
+    AdvSemiConfig,
+    AdvSemiTraining,
+    ImageDiscriminator,
+    PixelDiscriminator,
+    S4GANTraining,
+    adversarial,
+    feature_matching,
+    freeze,
+    real_maps,
+    resolve,
+    self_training,
+    unit_range,
+)
+from maskwright.methods.supervised import SupervisedConfig
+
+VARIANTS = ["pixel", "s4gan"]
+
+
+def training(context, variant="pixel", **options):
+    config = AdvSemiConfig(**{"crop": 32, "batch": 2, "precision": "fp32", "variant": variant, **options})
+    trainer = S4GANTraining if variant == "s4gan" else AdvSemiTraining
+    return trainer(context, config, MaskLabels(context.data, context.classes), 10)
+
+
+def batch(t):
+    return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+
+
+def weights(module):
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_shapes():
+    assert PixelDiscriminator(4)(torch.rand(2, 4, 33, 70)).shape == (2, 33, 70)
+    z, y = ImageDiscriminator(4, 0.5)(torch.randn(2, 3, 48, 32), torch.rand(2, 4, 48, 32))
+    assert z.shape == (2,) and y.shape == (2, 512)
+    sizes = []
+    d = PixelDiscriminator(4)
+    d.verdict.register_forward_hook(lambda m, i, o: sizes.append(o.shape[-2:]))
+    d(torch.rand(1, 4, 321, 321))
+    assert sizes == [(10, 10)], "a verdict for 32 x 32 pixels"
+
+
+def test_variants_have_their_papers_values():
+    pixel, s4gan = resolve(AdvSemiConfig()), resolve(AdvSemiConfig(variant="s4gan"))
+    assert (pixel.weight, pixel.start, pixel.threshold) == (0.1, 0.25, 0.2)
+    assert (s4gan.weight, s4gan.start, s4gan.threshold) == (1.0, 0.0, 0.6)
+    asked = resolve(AdvSemiConfig(weight=0.0, start=0.5, threshold=0.0))
+    assert (asked.weight, asked.start, asked.threshold) == (0.0, 0.5, 0.0), "zero is no missing value"
+
+
+def test_adversarial_is_binary_cross_entropy():
+    g = torch.Generator().manual_seed(0)
+    d, valid = torch.randn(2, 3, 4, generator=g), torch.rand(2, 3, 4, generator=g) > 0.4
+    for real in (True, False):
+        total, n = 0.0, 0
+        for v, ok in zip(d.flatten().tolist(), valid.flatten().tolist()):
+            p = 1 / (1 + math.exp(-v))
+            if ok:
+                total -= math.log(p if real else 1 - p)
+                n += 1
+        assert float(adversarial(d, real, valid)) == pytest.approx(total / n, rel=1e-5)
+    assert float(adversarial(torch.zeros(3), True)) == pytest.approx(math.log(2))
+
+
+def test_label_convention():
+    """The segmenter wants the verdict that the discriminator gives to people's labels."""
+    d = torch.tensor([4.0])
+    assert adversarial(d, True) < adversarial(d, False)
+    d.requires_grad_(True)
+    adversarial(d, True).backward()
+    assert d.grad < 0, "S pushes the verdict up"
+
+
+def test_real_maps():
+    y = LabelMap.from_mask(torch.tensor([[[0, 2, 255]]]))
+    p = torch.tensor([0.2, 0.5, 0.3])[None, :, None, None].expand(1, 3, 1, 3).clone().requires_grad_(True)
+    hard, soft = real_maps(y, p), real_maps(y, p, 0.9)
+    assert hard[0, :, 0].T.tolist() == [[1, 0, 0], [0, 0, 1], pytest.approx([0.2, 0.5, 0.3])]
+    assert torch.allclose(soft[0, :, 0, 1], torch.tensor([0.05, 0.05, 0.9]))
+    assert torch.allclose(soft.sum(1), torch.ones(1, 1, 3)) and not hard.requires_grad
+
+
+def test_a_void_pixel_cannot_be_told_from_a_prediction(semi_context):
+    t = training(semi_context)
+    p = torch.rand(1, 3, 32, 32).softmax(1)
+    nothing = LabelMap.unlabeled((32, 32))
+    y = LabelMap(nothing.ids[None], nothing.confidence[None], nothing.valid[None])
+    assert torch.equal(t.discriminator(real_maps(y, p)), t.discriminator(p))
+
+
+def test_feature_matching():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, 5, generator=g), torch.randn(4, 5, generator=g)
+    slow = sum(abs(float(a[:, k].mean() - b[:, k].mean())) for k in range(5)) / 5
+    a.requires_grad_(True)
+    b.requires_grad_(True)
+    loss = feature_matching(a, b)
+    assert float(loss.detach()) == pytest.approx(slow, rel=1e-5)
+    loss.backward()
+    assert a.grad is None and b.grad.abs().sum() > 0
+
+
+def test_self_training_against_a_loop_and_without_a_pixel():
+    g = torch.Generator().manual_seed(0)
+    logits, selected = torch.randn(2, 3, 4, 5, generator=g), torch.rand(2, 4, 5, generator=g) > 0.5
+    losses = [
+        -float(logits[b, :, i, j].log_softmax(0).max())
+        for b in range(2)
+        for i in range(4)
+        for j in range(5)
+        if selected[b, i, j]
+    ]
+    assert float(self_training(logits, selected)) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    logits.requires_grad_(True)
+    none = self_training(logits, torch.zeros_like(selected))
+    none.backward()
+    assert float(none.detach()) == 0 and not logits.grad.any()
+
+
+def test_unit_range():
+    x = torch.randn(3, 3, 5, 5)
+    x[2] = 4.0
+    u = unit_range(x)
+    assert torch.allclose(u.amin((1, 2, 3)), torch.zeros(3)) and torch.allclose(u.amax((1, 2, 3))[:2], torch.ones(2))
+    assert not u[2].any()
+    assert torch.allclose(unit_range(x[:1]), u[:1]), "no image depends on its neighbours"
+
+
+def test_freeze_gives_the_state_back():
+    d = PixelDiscriminator(3)
+    d.verdict.bias.requires_grad_(False)
+    x = torch.rand(1, 3, 32, 32, requires_grad=True)
+    with pytest.raises(RuntimeError, match="on purpose"), freeze(d):
+        d(x).sum().backward()
+        raise RuntimeError("on purpose")
+    assert x.grad.abs().sum() > 0 and all(p.grad is None for p in d.parameters())
+    assert all(p.requires_grad for p in d.convs.parameters()) and not d.verdict.bias.requires_grad
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_discriminator_gets_nothing_from_the_segmenters_loss(semi_context, variant):
+    t = training(semi_context, variant)
+    t.losses(batch(t), 9)["loss"].backward()
+    assert all(p.grad is None for p in t.discriminator.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in t.network.parameters())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_segmenter_gets_nothing_from_the_discriminators_loss(semi_context, variant):
+    t = training(semi_context, variant)
+    b = batch(t)
+    _, play = t.segmenter_loss(b, 9)
+    t.discriminator_loss(b, play).backward()
+    assert all(p.grad is None for p in t.network.parameters())
+    assert all(p.grad is not None for p in t.discriminator.parameters())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_optimiser_moves_its_own(semi_context, variant):
+    for frozen, moves in (("network", "discriminator"), ("discriminator", "network")):
+        t = training(semi_context, variant)
+        for group in t.optimizers[frozen].param_groups:
+            group["lr"] = 0.0
+        parts = {"network": t.network, "discriminator": t.discriminator}
+        before = {k: [p.detach().clone() for p in m.parameters()] for k, m in parts.items()}
+        t.update(semi_context.fabric, batch(t), 9)
+        moved = {k: any(not torch.equal(p, q) for p, q in zip(m.parameters(), before[k])) for k, m in parts.items()}
+        assert moved == {moves: True, frozen: False}
+
+
+def test_threshold_zero_takes_all_and_one_none(semi_context):
+    for threshold, share in ((0.0, 1.0), (1.0, 0.0)):
+        t = training(semi_context, threshold=threshold)
+        terms = t.losses(batch(t), 9)
+        assert float(terms["sure"]) == share
+        assert torch.isfinite(terms["loss"]) and (share == 1 or float(terms["semi"].detach()) == 0)
+        t = training(semi_context, "s4gan", threshold=threshold)
+        assert float(t.losses(batch(t), 9)["sure"]) == share
+
+
+def test_self_training_sets_in_after_start(semi_context):
+    t = training(semi_context)
+    b = batch(t)
+    assert "semi" not in t.losses(b, 2) and "semi" in t.losses(b, 3), "a quarter of ten steps"
+    assert "adv" in t.losses(b, 0), "the adversary plays from the beginning"
+
+
+def test_loss_is_the_weighted_sum(semi_context):
+    t = training(semi_context)
+    x = {k: float(v.detach()) for k, v in t.losses(batch(t), 9).items()}
+    assert x["loss"] == pytest.approx(x["x"] + 0.01 * x["adv"] + 0.001 * x["adv_u"] + 0.1 * x["semi"], rel=1e-5)
+    t = training(semi_context, "s4gan", threshold=0.0)
+    x = {k: float(v.detach()) for k, v in t.losses(batch(t), 9).items()}
+    assert x["loss"] == pytest.approx(x["x"] + 0.1 * x["fm"] + x["semi"], rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_without_its_terms_it_is_supervised_training(semi_context, variant, tmp_path):
+    t = training(semi_context, variant, lam_adv=0.0, lam_adv_u=0.0, lam_fm=0.0, weight=0.0)
+    config = SupervisedConfig(crop=32, batch=2, precision="fp32")
+    alone = SegmentationTraining(semi_context, config, MaskLabels(semi_context.data, semi_context.classes), 10)
+    untrained = weights(t.discriminator)
+    for k, one in enumerate((t, alone)):
+        (tmp_path / str(k)).mkdir()
+        semi_context.fit(one, "train", tmp_path / str(k), 3)
+    assert same(weights(t.network), weights(alone.network))
+    assert same(untrained, weights(t.discriminator))
+
+
+def test_small_crops_are_refused(semi_context):
+    with pytest.raises(MaskwrightError, match="at least 32"):
+        training(semi_context, crop=16)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_interrupted_and_resumed(semi_context, variant, tmp_path, monkeypatch):
+    """Everything that learns is in the checkpoint: stopped after two of five steps it ends in the same weights."""
+    save, ends = loop.save_checkpoint, []
+    for stopped in (False, True):
+        folder = tmp_path / str(stopped)
+        folder.mkdir()
+        if stopped:
+
+            def stop(path, state):
+                save(path, state)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(loop, "save_checkpoint", stop)
+            with pytest.raises(KeyboardInterrupt):
+                semi_context.fit(training(semi_context, variant), "train", folder, 5, checkpoint_every=2)
+            monkeypatch.setattr(loop, "save_checkpoint", save)
+        t = training(semi_context, variant)
+        semi_context.fit(t, "train", folder, 5, checkpoint_every=2)
+        ends.append({f"{m}.{k}": v for m, part in t.modules.items() for k, v in part.state_dict().items()})
+    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())

@@ -1,0 +1,251 @@
+"""CAC: geometry of overlaps, directional contrast, the bank."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskwright.data.crops import overlapping_crops
+from maskwright.data.sources import MaskLabels
+from maskwright.data.views import View
+from maskwright.engine.config import configure
+from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.errors import MaskwrightError
+from maskwright.methods.semi import cac
+from maskwright.methods.supervised import SupervisedConfig
+
+
+def training(context, **options):
+    config = configure(cac.CACConfig, {"crop": 32, "batch": 2, "precision": "fp32", "start": 0.0, **options})
+    return cac.CACTraining(context, config, MaskLabels(context.data, context.classes), 4)
+
+
+def batch_of(t, seed: int = 0):
+    return t.batch(t.sampler.next(), torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------- geometry
+
+
+def coordinates(h: int, w: int) -> torch.Tensor:
+    """(2, H, W): x and y of each pixel's centre."""
+    y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+    return torch.stack((x, y)).double()
+
+
+@settings(max_examples=40)
+@given(h=st.integers(20, 120), w=st.integers(20, 120), seed=st.integers(0, 10**6))
+def test_coordinate_images_agree_on_the_overlap(h, w, seed):
+    """The picture's own coordinates, seen through crop and flip, averaged over cells, are equal cell by cell."""
+    g = torch.Generator().manual_seed(seed)
+    a, b = overlapping_crops((h, w), (32, 32), scale=(1.0, 1.0), generator=g)
+    i, j = cac.overlap_cells(a, b, 8)
+    seen = [F.avg_pool2d(v.render(coordinates(h, w), mode="nearest")[None], 8)[0].flatten(1) for v in (a, b)]
+    torch.testing.assert_close(seen[0][:, i], seen[1][:, j], rtol=0, atol=1e-9)
+    # all that are shared, and each once
+    flip = [F.avg_pool2d(v.valid()[None, None].double(), 8).flatten() for v in (a, b)]
+    points = [{tuple(p) for p in s[:, f == 1].T.tolist()} for s, f in zip(seen, flip)]
+    assert len(i) == len(set(i.tolist())) == len(set(j.tolist())) == len(points[0] & points[1])
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6))
+def test_scaled_pairs_meet_at_the_same_points(seed):
+    g = torch.Generator().manual_seed(seed)
+    a, b = overlapping_crops((90, 133), (48, 48), base=100, generator=g)
+    i, j = cac.overlap_cells(a, b, 8)
+    for k, m in zip(i.tolist(), j.tolist()):
+        in_a, in_b = (torch.tensor([n % 6 * 8 + 4.0, n // 6 * 8 + 4.0, 1.0]).double() for n in (k, m))
+        assert float((a.inverse @ in_a - b.inverse @ in_b).abs().max()) < 1e-9
+
+
+def test_padding_is_no_part_of_an_overlap():
+    view = View.identity((20, 40)).crop(0, 0, 32, 32)  # 12 rows reach beyond the picture
+    i, j = cac.overlap_cells(view, view.hflip(), 8)
+    assert sorted(i.tolist()) == list(range(8)) == sorted(j.tolist())
+    assert j.tolist() == [3, 2, 1, 0, 7, 6, 5, 4]
+
+
+def test_cells_off_the_lattice_are_refused():
+    base = View.identity((64, 64))
+    with pytest.raises(ValueError, match="multiple of 8"):
+        cac.overlap_cells(base.crop(0, 0, 32, 32), base.crop(4, 0, 32, 32), 8)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        cac.inside_cells(base.crop(0, 0, 30, 32), 8)
+
+
+def test_batches_number_the_cells_of_all_pairs(semi_context):
+    t = training(semi_context, strong="none", scale_min=1.0, scale_max=1.0, pair_scale_min=1.0, long_side=64)
+    batch = batch_of(t)
+    assert batch.u1.shape == batch.u2.shape == (2, 3, 32, 32) and len(batch.views) == 2
+    seen = [F.avg_pool2d(u.double(), 8).permute(1, 0, 2, 3).flatten(1) for u in (batch.u1, batch.u2)]
+    torch.testing.assert_close(seen[0][:, batch.cells1], seen[1][:, batch.cells2], rtol=1e-5, atol=1e-5)
+    assert len(batch.cells1) > 0
+
+
+def test_photometric_changes_of_a_pair_are_independent(semi_context):
+    t = training(semi_context, pair_iou=1.0)
+    views = (View.identity((48, 64)).crop(0, 0, 32, 32),) * 2
+    t.pair = lambda i, random: views
+    batch = batch_of(t)
+    assert float((batch.u1 - batch.u2).abs().max()) > 0.05
+
+
+# ---------------------------------------------------------------------- the loss
+
+
+def cells(n: int, seed: int, classes: int = 3) -> cac.Cells:
+    g = torch.Generator().manual_seed(seed)
+    z = F.normalize(torch.randn(n, 8, generator=g), dim=1)
+    return cac.Cells(z, torch.rand(n, generator=g), torch.randint(classes, (n,), generator=g))
+
+
+def test_directional_contrast_against_a_loop():
+    one, two, tau = cells(30, 0), cells(30, 1), 0.1
+    bank, ids = cells(17, 2).z, cells(17, 2).k
+    total, count = 0.0, 0
+    for i in range(30):
+        if not (two.p[i] > 0.4 and one.p[i] < two.p[i]):
+            continue
+        count += 1
+        positive = math.exp(float(one.z[i] @ two.z[i]) / tau)
+        others = sum(math.exp(float(one.z[i] @ bank[j]) / tau) for j in range(17) if ids[j] != one.k[i])
+        total -= math.log(positive / (positive + others))
+    loss, mask = cac.directional_contrast(one, two, bank, ids, tau, 0.4)
+    assert int(mask.sum()) == count > 3
+    assert float(loss) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_gradient_reaches_the_moving_side_alone():
+    one, two, bank = cells(20, 0), cells(20, 1), cells(9, 2)
+    tensors = [c.z.clone().requires_grad_() for c in (one, two, bank)]
+    loss, mask = cac.directional_contrast(
+        one._replace(z=tensors[0]), two._replace(z=tensors[1]), tensors[2], bank.k, 0.1, 0.2
+    )
+    loss.backward()
+    assert tensors[1].grad is None and tensors[2].grad is None
+    moved = tensors[0].grad.abs().sum(1)
+    assert bool((moved[~mask] == 0).all()) and float(moved[mask].min()) > 0
+
+
+def test_negatives_of_the_own_class_alone_give_nothing():
+    one, two = cells(20, 0), cells(20, 1)
+    one = one._replace(k=torch.full((20,), 2))
+    loss, mask = cac.directional_contrast(one, two, cells(9, 2).z, torch.full((9,), 2), 0.1, 0.0)
+    assert bool(mask.any()) and float(loss) == 0
+
+
+def test_a_confidence_of_the_threshold_is_not_followed():
+    one, two = cells(4, 0), cells(4, 1)
+    one = one._replace(p=torch.full((4,), 0.5))
+    two = two._replace(p=torch.tensor([0.75, 0.75, 0.5, 0.7501]))
+    _, mask = cac.directional_contrast(one, two, one.z, one.k, 0.1, 0.75)
+    assert mask.tolist() == [False, False, False, True]
+
+
+# ---------------------------------------------------------------------- the step
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_two_identical_crops_give_exactly_zero(semi_context, mode):
+    t = training(semi_context, threshold=0.0)
+    batch = batch_of(t)
+    same = torch.arange(2 * t.cells**2)
+    inside = torch.ones_like(batch.inside1)
+    twins = batch._replace(u2=batch.u1, cells1=same, cells2=same, inside1=inside, inside2=inside)
+    t.network.train(mode == "train")
+    for m in t.network.modules():
+        if isinstance(m, torch.nn.modules.dropout._DropoutNd):
+            m.eval()
+    terms = t.unsupervised(twins, 0)
+    assert float(terms["u"].detach()) == 0 and float(terms["moving"]) == 0
+    assert float(t.unsupervised(batch, 0)["u"].detach()) > 0
+
+
+def test_confidences_do_not_hang_on_the_classifiers_dropout(semi_context):
+    t = training(semi_context)
+    x = batch_of(t).u1
+    t.network.eval()
+    t.network.classifier.train()
+    t.network.classifier.register_forward_pre_hook(lambda m, a: (F.dropout(a[0], 0.5, m.training),))
+    a, b = t.embed(x), t.embed(x)
+    assert torch.equal(a.p, b.p) and t.network.classifier.training
+
+
+def test_the_bank_holds_random_cells_of_the_last_iterations(semi_context):
+    t = training(semi_context, negatives=5, step_save=1)
+    batches = [batch_of(t, seed) for seed in range(3)]
+    t.network.eval()
+    kept = []
+    for batch in batches:
+        t.unsupervised(batch, 0)
+        kept.append(torch.cat([t.embed(batch.u1).z, t.embed(batch.u2).z]))
+        assert len(t.bank) == 10 * min(2, len(kept))
+    rows = t.bank.get()
+    for part, source in zip(rows.split(10), kept[1:]):
+        assert float((part @ source.detach().T).max(1).values.min()) == pytest.approx(1, abs=1e-5)
+    assert not t.bank.rows.requires_grad
+
+
+def test_negatives_are_capped_by_the_cells_there_are_and_lie_in_the_photographs(semi_context):
+    t = training(semi_context)
+    assert t.negatives == 2 * 4 * 4 and t.bank.most == 64
+    batch = batch_of(t)
+    t.unsupervised(batch, 0)
+    assert len(t.bank) == int(batch.inside1.sum() + batch.inside2.sum())
+
+
+def test_the_term_sets_in_after_its_share_of_the_steps(semi_context):
+    t = training(semi_context, start=0.5, threshold=0.0)
+    batch = batch_of(t)
+    assert "u" not in t.losses(batch, 1) and len(t.bank) == 0
+    terms = t.losses(batch, 2)
+    torch.testing.assert_close(terms["loss"], terms["x"] + 0.1 * terms["u"])
+    terms["loss"].backward()
+    assert all(p.grad is not None for p in t.projector.parameters())
+
+
+def test_without_weight_it_is_supervised_training(semi_context):
+    t = training(semi_context, weight=0.0)
+    config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
+    plain = SegmentationTraining(semi_context, config, MaskLabels(semi_context.data, semi_context.classes), 4)
+    assert all(torch.equal(a, b) for a, b in zip(t.network.parameters(), plain.network.parameters(), strict=True))
+    batch = batch_of(t)
+    torch.manual_seed(0)
+    expected = plain.supervised(plain.run(plain.network, batch.x), batch.y)
+    torch.manual_seed(0)
+    torch.testing.assert_close(t.losses(batch, 0)["loss"], expected)
+
+
+def test_the_projector_is_trained_and_not_kept(semi_context):
+    t = training(semi_context)
+    groups = t.optimizers["network"].param_groups
+    trained = {id(p): g for g in groups for p in g["params"]}
+    for p in t.projector.parameters():
+        assert trained[id(p)]["lr"] == t.config.lr
+        assert trained[id(p)]["weight_decay"] == (t.config.weight_decay if p.ndim > 1 else 0)
+    assert not any("projector" in k for k in t.network.state_dict())
+    assert sum(p.numel() for p in t.projector.parameters()) == (t.network.width + 1) * (t.network.width + 128)
+
+
+def test_contradicting_scales_are_refused():
+    with pytest.raises(MaskwrightError, match="pair_scale_min"):
+        configure(cac.CACConfig, {"pair_scale_min": 1.5, "scale_max": 1.0})
+
+
+def test_pairs_are_read_as_the_views_say(semi_context):
+    t = training(semi_context)
+    g = torch.Generator().manual_seed(3)
+    views = t.pair(4, g)
+    image = semi_context.data.image(4)
+    for pixels, view in zip(t.pair_pixels(4, views), views):
+        expected = torch.from_numpy(np.asarray(view.render(image))).permute(2, 0, 1)
+        inside = view.valid()
+        assert pixels.dtype == torch.uint8
+        assert int((pixels.int() - expected.int()).abs()[:, inside].max()) <= 1

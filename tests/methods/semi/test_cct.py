@@ -1,0 +1,198 @@
+"""CCT: auxiliary decoders under perturbed embeddings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from maskwright.data.classes import ClassTable
+from maskwright.data.labels import LabelMap
+from maskwright.data.sources import MaskLabels
+from maskwright.engine import loop
+from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.errors import MaskwrightError
+from maskwright.methods.semi import cct as module
+from maskwright.methods.semi.cct import (
+    PAPER,
+    CCTConfig,
+    CCTTraining,
+    ShuffleDecoder,
+    annealed,
+    consistency,
+    parse_counts,
+)
+from maskwright.methods.supervised import SupervisedConfig
+
+
+def training(context, **options):
+    config = CCTConfig(**{"crop": 32, "batch": 2, "precision": "fp32", **options})
+    return CCTTraining(context, config, MaskLabels(context.data, context.classes), 10)
+
+
+def with_background(context):
+    return replace(context, table=ClassTable(("background", "disc", "square")))
+
+
+def batch(t):
+    return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+
+
+def test_counts():
+    assert sum(PAPER.values()) == 30 and parse_counts("paper") == PAPER
+    assert parse_counts("one") == dict.fromkeys(PAPER, 1)
+    assert parse_counts("noise:2, vat") == {"noise": 2, "vat": 1}
+    for wrong in ("niose:2", "noise:x", "noise:0", "", "noise:-1"):
+        with pytest.raises(MaskwrightError):
+            CCTConfig(counts=wrong).check()
+
+
+def test_consistency_against_a_loop():
+    g = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 3, 4, 5, generator=g).softmax(1)
+    valid = torch.rand(2, 4, 5, generator=g) > 0.3
+    heads = [torch.randn(2, 3, 4, 5, generator=g) for _ in range(3)]
+    total = 0.0
+    for logits in heads:
+        p, sum_, n = logits.softmax(1), 0.0, 0
+        for b in range(2):
+            for i in range(4):
+                for j in range(5):
+                    if valid[b, i, j]:
+                        sum_ += float((p[b, :, i, j] - q[b, :, i, j]).square().mean())
+                        n += 1
+        total += sum_ / n
+    assert float(consistency(heads, q, valid)) == pytest.approx(total / 3, rel=1e-5)
+    assert float(consistency([q.log()], q, valid)) == pytest.approx(0, abs=1e-12)
+
+
+def test_decoder_begins_without_a_checkerboard():
+    decoder = ShuffleDecoder(6, 3, 2)
+    x = decoder(torch.randn(2, 6, 5, 7))
+    assert x.shape == (2, 3, 20, 28)
+    cells = x.unfold(2, 4, 4).unfold(3, 4, 4)
+    assert torch.allclose(cells, cells[..., :1, :1].expand_as(cells), atol=1e-6)
+    assert (x < 0).any(), "logits of both signs"
+
+
+def test_identity_and_shared_weights_give_zero(semi_context, monkeypatch):
+    t = training(semi_context, counts="noise:1")
+    monkeypatch.setattr(t, "perturb", lambda kind, z, *_: z)
+    t.auxiliary = [t.network.classifier]
+    t.network.eval()
+    assert float(t.unsupervised(batch(t), 0)["u"].detach()) == pytest.approx(0, abs=1e-12)
+
+
+def test_gradient_reaches_what_lies_before_z_but_not_the_main_classifier(semi_context):
+    t = training(with_background(semi_context))
+    t.unsupervised(batch(t), 0)["u"].backward()
+    assert all(p.grad is None for p in t.network.classifier.parameters())
+    assert sum(float(p.grad.abs().sum()) for p in t.network.decoder.parameters() if p.grad is not None) > 0
+    assert sum(float(p.grad.abs().sum()) for p in t.network.encoder.parameters() if p.grad is not None) > 0
+    for kind, decoder in zip(t.kinds, t.auxiliary):
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters()), kind
+
+
+def test_vat_writes_no_gradient_into_its_decoder(semi_context):
+    t = training(semi_context, counts="vat:1")
+    z = torch.randn(2, t.network.width, 8, 8)
+    changed = t.perturb("vat", z, t.auxiliary[0], None, [])
+    assert torch.allclose((changed - z).flatten(1).norm(dim=1), torch.tensor(2.0), atol=1e-3)
+    assert all(p.grad is None for p in t.auxiliary.parameters())
+
+
+def test_strength_does_not_depend_on_the_number_of_classes(semi_context, monkeypatch):
+    """Two classes, or the same two among many that never come: the squared errors and their weight are the same."""
+    valid = torch.ones(1, 2, 2, dtype=torch.bool)
+    logits = torch.randn(1, 2, 2, 2)
+    q = torch.randn(1, 2, 2, 2).softmax(1)
+    more = torch.cat([logits, torch.full((1, 40, 2, 2), -1e4)], 1)
+    q_more = torch.cat([q, torch.zeros(1, 40, 2, 2)], 1)
+    few, many = consistency([logits], q, valid) * 2 / 21, consistency([more], q_more, valid) * 42 / 21
+    assert float(few) == pytest.approx(float(many), rel=1e-5)
+    t = training(semi_context, counts="noise:1")
+    monkeypatch.setattr(module, "consistency", lambda auxiliary, q, valid: torch.tensor(21.0))
+    assert float(t.unsupervised(batch(t), 0)["u"]) == pytest.approx(3), "classes"
+
+
+def test_ramp(semi_context):
+    t = training(semi_context)
+    assert t.ramp(0) == pytest.approx(30 * math.exp(-5))
+    assert t.ramp(1) == pytest.approx(30), "a tenth of the steps"
+
+
+def test_background_by_name_only(semi_context):
+    t = training(semi_context)  # ground, disc, square
+    assert t.background is None and t.kinds == ["dropout", "drop", "noise", "vat"]
+    assert any("cutout, context, object" in note for note in semi_context.notes)
+    assert training(semi_context, background="ground").kinds == list(PAPER)
+    context = with_background(semi_context)
+    assert training(context).background == 0
+    assert training(context, background="none").background is None
+    swapped = replace(semi_context, table=ClassTable(("disc", "square", "Background")))
+    assert training(swapped).background == 2
+    with pytest.raises(MaskwrightError, match="backgruond"):
+        training(context, background="backgruond")
+    with pytest.raises(MaskwrightError, match="without a background"):
+        training(semi_context, counts="object:2")
+
+
+def test_each_perturbation_changes_z_in_shape(semi_context):
+    t = training(with_background(semi_context))
+    z = (torch.rand(2, t.network.width, 8, 8) + 0.1) * torch.rand(2, 1, 8, 8)
+    foreground = torch.zeros(2, 32, 32, dtype=torch.bool)
+    foreground[:, 4:28, 4:28] = True
+    assert t.kinds == list(PAPER)
+    for kind, decoder in zip(t.kinds, t.auxiliary):
+        x = t.perturb(kind, z, decoder, foreground, [[(4, 4, 28, 28)]] * 2)
+        assert x.shape == z.shape and not torch.equal(x, z), kind
+
+
+def test_annealed_leaves_out_what_is_known():
+    logits = torch.tensor([[[[4.0, 0.0, -4.0]], [[0.0, 0.0, 0.0]]]])
+    y = LabelMap.from_mask(torch.tensor([[[0, 0, 0]]]))
+    assert annealed(logits, y, 0.9).valid.tolist() == [[[False, True, True]]]
+    assert annealed(logits, y, 0.5).valid.tolist() == [[[False, False, True]]]
+
+
+def test_bootstrapped_supervision_trains(semi_context):
+    t = training(semi_context, bootstrap=True)
+    terms = t.losses(batch(t), 0)
+    assert terms["loss"].requires_grad and torch.isfinite(terms["loss"])
+
+
+def test_weight_zero_is_supervised_training(semi_context, tmp_path):
+    """The auxiliary decoders neither get a gradient nor disturb the random numbers of the rest."""
+    labels = MaskLabels(semi_context.data, semi_context.classes)
+    config = SupervisedConfig(crop=32, batch=2, precision="fp32")
+    trainings = [training(semi_context, weight=0.0), SegmentationTraining(semi_context, config, labels, 10)]
+    for k, t in enumerate(trainings):
+        (tmp_path / str(k)).mkdir()
+        semi_context.fit(t, "train", tmp_path / str(k), 3)
+    a, b = (t.network.state_dict() for t in trainings)
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+@pytest.mark.parametrize("counts", ["one", "vat:1,noise:2"])
+def test_interrupted_and_resumed(semi_context, counts, tmp_path, monkeypatch):
+    """Everything that learns is in the checkpoint: stopped after two of five steps it ends in the same weights."""
+    save, ends = loop.save_checkpoint, []
+    for stopped in (False, True):
+        folder = tmp_path / str(stopped)
+        folder.mkdir()
+        if stopped:
+
+            def stop(path, state):
+                save(path, state)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(loop, "save_checkpoint", stop)
+            with pytest.raises(KeyboardInterrupt):
+                semi_context.fit(training(semi_context, counts=counts), "train", folder, 5, checkpoint_every=2)
+            monkeypatch.setattr(loop, "save_checkpoint", save)
+        t = training(semi_context, counts=counts)
+        semi_context.fit(t, "train", folder, 5, checkpoint_every=2)
+        ends.append({f"{m}.{k}": v for m, part in t.modules.items() for k, v in part.state_dict().items()})
+    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())

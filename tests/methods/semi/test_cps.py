@@ -1,0 +1,173 @@
+"""CPS: two networks that label for each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskwright.data.labels import LabelMap
+from maskwright.data.sources import MaskLabels
+from maskwright.engine import loop
+from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.methods.semi.cps import CPSConfig, CPSTraining, agreement, cross_pseudo_supervision
+from maskwright.methods.supervised import SupervisedConfig
+
+
+def training(context, **options):
+    config = CPSConfig(**{"crop": 32, "batch": 2, "precision": "fp32", **options})
+    return CPSTraining(context, config, MaskLabels(context.data, context.classes), 10)
+
+
+def batch(t):
+    return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+
+
+def two_logits():
+    g = torch.Generator().manual_seed(0)
+    f1, f2 = (torch.randn(2, 3, 4, 5, generator=g) for _ in range(2))
+    valid = torch.rand(2, 4, 5, generator=g) > 0.3
+    k1, k2 = (LabelMap.from_probs(f.softmax(1)).restrict(valid) for f in (f1, f2))
+    return f1, f2, k1, k2
+
+
+def test_loss_against_a_loop():
+    f1, f2, k1, k2 = two_logits()
+    total = 0.0
+    for f, k in ((f1, k2), (f2, k1)):
+        part, n = 0.0, 0
+        for b in range(2):
+            for i in range(4):
+                for j in range(5):
+                    if k.valid[b, i, j]:
+                        part -= float(f[b, :, i, j].log_softmax(0)[k.ids[b, i, j]])
+                        n += 1
+        total += part / n
+    assert float(cross_pseudo_supervision(f1, f2, k1, k2)) == pytest.approx(total, rel=1e-5)
+
+
+def test_swapping_the_networks_leaves_the_loss():
+    f1, f2, k1, k2 = two_logits()
+    assert torch.equal(cross_pseudo_supervision(f1, f2, k1, k2), cross_pseudo_supervision(f2, f1, k2, k1))
+    assert torch.equal(agreement(k1, k2), agreement(k2, k1))
+
+
+def test_no_gradient_through_the_labels():
+    f1, f2, _, _ = two_logits()
+    f1.requires_grad_(True)
+    f2.requires_grad_(True)
+    k1, k2 = LabelMap.from_probs(f1.softmax(1)), LabelMap.from_probs(f2.softmax(1))
+    nothing = LabelMap(k1.ids, k1.confidence, torch.zeros_like(k1.valid))
+    cross_pseudo_supervision(f1, f2, nothing, k2).backward()  # CE(f1, k2) alone
+    assert f1.grad.abs().sum() > 0 and not f2.grad.any()
+
+
+def test_confidence_does_not_weigh():
+    f1, f2, k1, k2 = two_logits()
+    sure = [LabelMap(k.ids, torch.ones_like(k.confidence), k.valid) for k in (k1, k2)]
+    assert torch.equal(cross_pseudo_supervision(f1, f2, k1, k2), cross_pseudo_supervision(f1, f2, *sure))
+
+
+def test_same_encoder_other_head(semi_context):
+    t = training(semi_context)
+    a, b = t.network, t.network2
+    assert all(torch.equal(p, q) for p, q in zip(a.encoder.parameters(), b.encoder.parameters()))
+    heads = [[p for p in n.head_parameters() if p.ndim > 1] for n in (a, b)]
+    assert heads[0] and not any(torch.equal(p, q) for p, q in zip(*heads))
+    ours, theirs = ({p.data_ptr() for p in n.parameters()} for n in (a, b))
+    assert not ours & theirs
+
+
+@pytest.mark.parametrize("cutmix", [False, True])
+def test_identical_networks_say_the_same(semi_context, cutmix):
+    t = training(semi_context, cutmix=cutmix)
+    t.network2.load_state_dict(t.network.state_dict())
+    t.network.eval(), t.network2.eval()
+    t.train_mode = lambda network: network.eval()  # dropout would part them
+    terms = t.losses(batch(t), 5)
+    assert float(terms["agree"]) == 1
+    assert torch.equal(terms["x"], terms["x2"])
+
+
+@pytest.mark.parametrize("cutmix", [False, True])
+def test_both_networks_learn(semi_context, cutmix):
+    t = training(semi_context, cutmix=cutmix)
+    terms = t.losses(batch(t), 5)
+    assert float(terms["loss"].detach()) == pytest.approx(
+        float((terms["x"] + terms["x2"] + 1.5 * terms["u"]).detach()), rel=1e-5
+    )
+    terms["u"].backward()
+    for network in (t.network, t.network2):
+        assert sum(float(p.grad.abs().sum()) for p in network.parameters() if p.grad is not None) > 0
+
+
+def test_mixed_labels_come_from_where_the_pixels_come(semi_context):
+    """Three constant pictures: what a pixel shows says whose label it must carry."""
+    t = training(semi_context)
+    b = batch(t)
+    n = 3
+    tone = torch.arange(n, dtype=torch.float32)
+    w = tone[:, None, None, None].expand(n, 3, 32, 32).contiguous()
+    valid = torch.ones(n, 32, 32, dtype=torch.bool)
+    valid[1] = False
+    b = b._replace(w=w, valid=valid)
+    ids = tone.long()[:, None, None].expand(n, 32, 32)
+    t.label = lambda network, batch: LabelMap(ids, torch.ones(n, 32, 32), batch.valid)
+    x, k1, k2 = t.cutmix(b)
+    assert torch.equal(x[:, 0].long(), k1.ids) and torch.equal(k1.ids, k2.ids)
+    assert torch.equal(k1.valid, k1.ids != 1) and torch.equal(k2.valid, k1.valid)
+    assert len(x[0].unique()) == 2, "a box of the next picture"
+
+
+def test_labelling_in_evaluation_mode_leaves_the_statistics(semi_context):
+    t = training(semi_context)
+    before = {k: v.clone() for k, v in t.network.named_buffers()}
+    t.label(t.network, batch(t))
+    assert all(torch.equal(v, before[k]) for k, v in t.network.named_buffers()) and t.network.training
+    t = training(semi_context, teacher_mode="train")
+    t.label(t.network, batch(t))
+    assert not all(torch.equal(v, before[k]) for k, v in t.network.named_buffers())
+
+
+def test_weight_zero_is_two_supervised_runs(semi_context, tmp_path):
+    labels = MaskLabels(semi_context.data, semi_context.classes)
+    t = training(semi_context, weight=0.0)
+    config = SupervisedConfig(crop=32, batch=2, precision="fp32")
+    alone = SegmentationTraining(semi_context, config, labels, 10)
+    for k, one in enumerate((t, alone)):
+        (tmp_path / str(k)).mkdir()
+        semi_context.fit(one, "train", tmp_path / str(k), 3)
+    a, b = t.network.state_dict(), alone.network.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    c = t.network2.state_dict()
+    assert not all(torch.equal(c[name], b[name]) for name in b)
+
+
+def test_second_network_is_supervised_with_its_own_auxiliary_heads(semi_context):
+    t = training(semi_context, network="pspnet")
+    out = t.run(t.network2, batch(t).x)
+    t.supervised_of(t.network2, out, batch(t).y).backward()
+    assert all(p.grad is None for p in t.network.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in t.network2.aux.parameters())
+
+
+@pytest.mark.parametrize("cutmix", [False, True])
+def test_interrupted_and_resumed(semi_context, cutmix, tmp_path, monkeypatch):
+    """Everything that learns is in the checkpoint: stopped after two of five steps it ends in the same weights."""
+    save, ends = loop.save_checkpoint, []
+    for stopped in (False, True):
+        folder = tmp_path / str(stopped)
+        folder.mkdir()
+        if stopped:
+
+            def stop(path, state):
+                save(path, state)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(loop, "save_checkpoint", stop)
+            with pytest.raises(KeyboardInterrupt):
+                semi_context.fit(training(semi_context, cutmix=cutmix), "train", folder, 5, checkpoint_every=2)
+            monkeypatch.setattr(loop, "save_checkpoint", save)
+        t = training(semi_context, cutmix=cutmix)
+        semi_context.fit(t, "train", folder, 5, checkpoint_every=2)
+        ends.append({f"{m}.{k}": v for m, part in t.modules.items() for k, v in part.state_dict().items()})
+    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())

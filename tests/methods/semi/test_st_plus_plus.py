@@ -1,0 +1,267 @@
+"""ST and ST++: stages, reliability, strong changes of pseudo-labelled crops, budgets, resuming."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tests.conftest import write_tiny_folder
+
+import maskwright as mw
+from maskwright.data.labels import LabelMap, LabelStore
+from maskwright.data.sources import MaskLabels
+from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.progress import Progress
+from maskwright.errors import MaskwrightError
+from maskwright.methods.semi import st_plus_plus as module
+from maskwright.methods.semi.st_plus_plus import (
+    RetrainTraining,
+    STPlusPlus,
+    STPlusPlusConfig,
+    TeacherTraining,
+    snapshot_steps,
+    split_by_reliability,
+    split_steps,
+    stability,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny", count=10)
+    (folder / "splits" / "few.txt").write_text("picture_00\npicture_01\npicture_02\n")
+    return folder
+
+
+def run(data, out, steps=8, resume=False, **settings):
+    return mw.train(
+        data, "st_plus_plus", out=out, classes=3, backbone="mobilenetv3_small_050", weights="random", steps=steps,
+        device="cpu", labeled="few", report=False, progress=Progress(quiet=True), resume=resume,
+        settings={"crop": 32, "batch": 2, "precision": "fp32", **settings},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "plus"
+    run(data, out, class_balanced=True)
+    return out
+
+
+def names_in(folder):
+    return set(LabelStore(folder / "labels").names)
+
+
+# ---------------------------------------------------------------------- parts
+
+
+@given(st.integers(1, 5000), st.floats(0.01, 0.45), st.floats(0.01, 0.45))
+def test_steps_add_up(total, a, b):
+    steps = split_steps(total, [a, b])
+    assert min(steps) >= 1 and sum(steps) == max(total, 3)
+    if total > 300:
+        assert steps[0] == round(a * total) and steps[1] == round(b * total)
+    assert split_steps(total, [a])[0] == max(1, min(round(a * total), total - 1))
+
+
+def test_snapshots_at_each_third():
+    assert snapshot_steps(9) == [3, 6, 9] and snapshot_steps(10) == [4, 7, 10]
+    assert snapshot_steps(1) == [1, 1, 1] and snapshot_steps(2) == [1, 2, 2]
+
+
+def test_stability_against_a_loop():
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 3, (9, 7)).astype(np.uint8) for _ in range(2))
+    scores = []
+    for c in range(5):  # classes 3 and 4 are in neither
+        union = sum(int(x == c or y == c) for x, y in zip(a.ravel(), b.ravel()))
+        both = sum(int(x == c and y == c) for x, y in zip(a.ravel(), b.ravel()))
+        if union:
+            scores.append(both / union)
+    assert stability(a, b, 5) == pytest.approx(np.mean(scores))
+    assert stability(a, a, 5) == 1 and stability(a, b, 5) == stability(b, a, 5)
+    assert stability(np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8), 5) == 0
+
+
+def test_split_by_reliability():
+    scores = {"d": 0.5, "a": 0.9, "c": 0.5, "b": 0.1, "e": 0.7}
+    assert split_by_reliability(scores, 0.5) == (["a", "e", "c"], ["d", "b"])
+    assert split_by_reliability(scores, 1.0)[1] == []
+    assert split_by_reliability(scores, 0.0)[0] == ["a"]
+    assert split_by_reliability({"a": 1.0}, 0.5) == (["a"], [])
+
+
+def test_contradictory_options():
+    with pytest.raises(MaskwrightError, match="less than 1"):
+        STPlusPlusConfig(teacher_share=0.6, first_share=0.5).check()
+    STPlusPlusConfig(teacher_share=0.6, first_share=0.5, plus=False).check()
+    with pytest.raises(MaskwrightError, match="scales"):
+        STPlusPlusConfig(scales=()).check()
+
+
+class Stored:
+    """Pseudo-labels: class 2 everywhere, of low confidence."""
+
+    def __init__(self, data, indices):
+        self.data, self.indices = data, indices
+
+    def read(self, i):
+        size = self.data.size(i)
+        return LabelMap(torch.full(size, 2), torch.full(size, 0.4), torch.ones(size, dtype=torch.bool))
+
+
+def retraining(context, **options):
+    config = STPlusPlusConfig(**{"crop": 64, "batch": 2, "batch_unlabeled": 3, "precision": "fp32", **options})
+    labels = MaskLabels(context.data, context.classes)
+    return RetrainTraining(Stored(context.data, [3, 4, 5, 6, 7]), context, config, labels, 10)
+
+
+def test_strong_changes_of_pseudo_labelled_crops_alone(semi_context, monkeypatch):
+    t = retraining(semi_context, cutout=1.0)
+    seen = []
+    real = t.strengthen
+    monkeypatch.setattr(t, "strengthen", lambda pixels, random: seen.append(len(pixels)) or real(pixels, random))
+    indices = t.sampler.next()
+    b = t.batch(indices, torch.Generator().manual_seed(0))
+    assert seen == [3] and b.x.shape == (5, 3, 64, 64)
+    plain = t.labeled_crops(indices[0], torch.Generator().manual_seed(0))
+    assert torch.equal(b.x[:2], plain.x) and torch.equal(b.y.ids[:2], plain.y.ids)
+    assert torch.equal(b.y.valid[:2], plain.y.valid)
+
+
+def test_the_box_of_noise_has_no_label_and_the_rest_keeps_its_pixels(semi_context):
+    t = retraining(semi_context, cutout=1.0, strong="none")
+    pixels = torch.full((6, 3, 64, 64), 7, dtype=torch.uint8)
+    strong, box = t.strengthen(pixels, torch.Generator().manual_seed(0))
+    assert box.flatten(1).any(1).all() and not box.flatten(1).all(1).any()
+    changed = (strong != 7).any(1)
+    assert not (changed & ~box).any() and changed[box].float().mean() > 0.95
+    share = box.float().mean((1, 2))
+    assert share.min() > 0.01 and share.max() < 0.41
+    indices = [3, 4, 5]
+    y = t.pseudo_crops(indices, torch.Generator().manual_seed(0)).y
+    uncut = (
+        retraining(semi_context, cutout=0.0, strong="none").pseudo_crops(indices, torch.Generator().manual_seed(0)).y
+    )
+    lost = uncut.valid & ~y.valid
+    assert lost.any() and not (y.valid & ~uncut.valid).any()
+
+
+def test_pseudo_labels_count_fully(semi_context):
+    y = retraining(semi_context).batch(([0, 1], [3, 4, 5]), torch.Generator().manual_seed(0)).y
+    assert (y.confidence[2:][y.valid[2:]] == 1).all() and (y.ids[2:][y.valid[2:]] == 2).all()
+
+
+def test_snapshots_are_the_networks_of_their_steps(semi_context, tmp_path):
+    config = STPlusPlusConfig(crop=32, batch=2, precision="fp32")
+    labels = MaskLabels(semi_context.data, semi_context.classes)
+    seen = []
+
+    class Watching(TeacherTraining):
+        def after_step(self, step):
+            super().after_step(step)
+            seen.append({k: v.clone() for k, v in self.network.state_dict().items()})
+
+    t = Watching(tmp_path, semi_context, config, labels, 6, stage="teacher")
+    semi_context.fit(t, "teacher", tmp_path, 6)
+    for k, step in ((1, 2), (2, 4)):
+        kept = load_checkpoint(tmp_path / f"snapshot_{k}.pt")["network"]
+        assert all(torch.equal(v, seen[step - 1][name]) for name, v in kept.items())
+
+
+def test_reliability_is_one_for_identical_networks(semi_context):
+    method = STPlusPlus(STPlusPlusConfig(crop=32, precision="fp32"), semi_context)
+    network = module.make_network(semi_context, method.config)
+    segmenters = [method.as_segmenter(network)] * 3
+    assert [method.reliability(segmenters, i) for i in range(3)] == [1.0, 1.0, 1.0]
+
+
+def test_held_out_images_get_no_pseudo_labels(data, tmp_path, semi_context):
+    method = STPlusPlus(STPlusPlusConfig(holdout=0.4, unlabeled="all"), semi_context)
+    _, held = module.hold_out(method.labels(), 0.4, semi_context.generator("holdout"))
+    assert held and not set(held) & set(method.unlabeled())
+    assert STPlusPlus(STPlusPlusConfig(), semi_context).unlabeled() == [3, 4, 5, 6, 7]
+
+
+# ---------------------------------------------------------------------- whole runs
+
+
+def test_stages_labels_and_budget(finished):
+    record = json.loads((finished / "run.json").read_text())
+    assert [s["name"] for s in record["stages"]] == ["teacher", "rank", "label", "first", "relabel", "retrain"]
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    done = {s: sum(m["stage"] == s for m in lines) for s in ("teacher", "first", "retrain")}
+    assert done == {"teacher": 2, "first": 2, "retrain": 4}, "eight steps in all"
+    ranking = json.loads((finished / "rank" / "ranking.json").read_text())
+    everyone = {f"picture_{i:02d}" for i in range(3, 10)}
+    assert len(ranking["reliable"]) == 4 and set(ranking["reliable"]) | set(ranking["unreliable"]) == everyone
+    assert min(ranking["reliability"][n] for n in ranking["reliable"]) >= max(
+        ranking["reliability"][n] for n in ranking["unreliable"]
+    )
+    assert names_in(finished / "label") == set(ranking["reliable"])
+    assert names_in(finished / "relabel") == set(ranking["unreliable"])
+    assert record["labels_read"]["train"]["masks"] == 3, "the other images' masks stay closed"
+
+
+def test_class_balanced_labels_reach_the_threshold_of_their_class(finished):
+    lam = load_file(finished / "label" / "thresholds.safetensors")["lam"]
+    assert lam.shape == (3,) and ((lam > 0) & (lam <= 1)).all()
+    for name in names_in(finished / "label"):
+        y = LabelStore(finished / "label" / "labels").read(name)
+        assert (y.confidence[y.valid] >= lam[y.ids[y.valid]].float() - 1e-4).all()
+
+
+def test_plain_st_labels_everything_once(data, tmp_path):
+    run(data, tmp_path / "st", steps=4, plus=False)
+    record = json.loads((tmp_path / "st" / "run.json").read_text())
+    assert [s["name"] for s in record["stages"]] == ["teacher", "label", "retrain"]
+    assert names_in(tmp_path / "st" / "label") == {f"picture_{i:02d}" for i in range(3, 10)}
+    y = LabelStore(tmp_path / "st" / "label" / "labels").read("picture_05")
+    assert y.valid.all() and y.size == (48, 64), "no threshold"
+
+
+@pytest.mark.parametrize(
+    ("function", "after"),
+    [("reliability", "teacher"), ("predict", "rank"), ("pseudo_label", "rank"), ("pseudo_label", "first")],
+)
+def test_interrupted_inside_a_stage_without_training(function, after, finished, data, tmp_path, monkeypatch):
+    """Stopped at the third image of ranking, of counting confidences and of either labelling, then resumed."""
+    monkeypatch.setattr(module, "CHUNK", 2)
+    real, calls = getattr(STPlusPlus, function), []
+
+    def interrupted(self, *args, **kwargs):
+        if (self.folder(after) / "stage.json").exists():
+            calls.append(args)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(STPlusPlus, function, interrupted)
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(data, folder, class_balanced=True)
+    if function == "reliability":
+        assert len(list((folder / "rank" / "reliability").iterdir())) == 1, "a chunk is kept"
+    if function == "pseudo_label":
+        assert len(names_in(folder / ("label" if after == "rank" else "relabel"))) == 2
+    run(data, folder, class_balanced=True, resume=True)
+    a, b = (load_file(d / "model.safetensors") for d in (finished, folder))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    rankings = [json.loads((d / "rank" / "ranking.json").read_text()) for d in (finished, folder)]
+    assert rankings[0] == rankings[1]
+    for stage in ("label", "relabel"):
+        assert names_in(finished / stage) == names_in(folder / stage)
+        for name in names_in(finished / stage):
+            p, q = (LabelStore(d / stage / "labels").read(name) for d in (finished, folder))
+            assert torch.equal(p.ids, q.ids) and torch.equal(p.valid, q.valid)
+
+
+def test_a_missing_snapshot_is_told(semi_context):
+    method = STPlusPlus(STPlusPlusConfig(), semi_context)
+    with pytest.raises(MaskwrightError, match=r"snapshot_1\.pt"):
+        method.teachers()

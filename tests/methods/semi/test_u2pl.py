@@ -1,0 +1,237 @@
+"""U2PL: which pixels are learnt, which are negatives, and the step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from maskwright.data.labels import LabelMap
+from maskwright.data.sources import MaskLabels
+from maskwright.engine.config import configure
+from maskwright.engine.representation import RepresentationHead, at_size
+from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.methods.semi import u2pl
+from maskwright.methods.supervised import SupervisedConfig
+from maskwright.ops.thresholds import entropy_masks
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def training(context, **options):
+    settings = {"crop": 32, "batch": 2, "precision": "fp32", "start": 0.0, "representation": 16, **options}
+    config = configure(u2pl.U2PLConfig, settings)
+    return u2pl.U2PLTraining(context, config, MaskLabels(context.data, context.classes), 4)
+
+
+def batch_of(t, seed: int = 0):
+    return t.batch(t.sampler.next(), seeded(seed))
+
+
+def labels_of(b: int, h: int, w: int, classes: int, seed: int = 0) -> LabelMap:
+    g = seeded(seed)
+    ids = torch.randint(classes, (b, h, w), generator=g)
+    return LabelMap(ids, torch.rand(b, h, w, generator=g), torch.rand(b, h, w, generator=g) < 0.8)
+
+
+# ---------------------------------------------------------------------- which pixels
+
+
+def test_ranks_count_the_likelier_classes():
+    q = torch.randn(2, 6, 3, 4, generator=seeded()).softmax(1)
+    expected = (q[:, None] > q[:, :, None]).sum(2)  # of class c the classes that are likelier
+    assert torch.equal(u2pl.ranks(q), expected)
+
+
+@pytest.mark.parametrize(
+    ("classes", "window"), [(2, (1, 2)), (3, (2, 3)), (4, (3, 4)), (19, (3, 19)), (21, (3, 20)), (150, (3, 20))]
+)
+def test_ranks_are_capped_by_the_classes(classes, window):
+    assert u2pl.rank_window(3, 20, classes) == window
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_negatives_against_a_loop(classes):
+    q = torch.randn(4, classes, 3, 5, generator=seeded()).softmax(1)
+    labels, unsure = labels_of(4, 3, 5, classes), torch.rand(4, 3, 5, generator=seeded(1)) < 0.5
+    low, high = u2pl.rank_window(3, 5, classes)
+    found = u2pl.negative_pixels(q, labels, unsure, 2, (low, high))
+    for b in range(4):
+        for i in range(3):
+            for j in range(5):
+                order = q[b, :, i, j].argsort(descending=True).tolist()
+                for c in range(classes):
+                    rank = order.index(c)
+                    if b < 2:
+                        expected = bool(labels.valid[b, i, j]) and int(labels.ids[b, i, j]) != c and rank < low
+                    else:
+                        expected = bool(unsure[b, i, j]) and low <= rank < high
+                    assert bool(found[b, c, i, j]) == expected
+    assert bool(found[:2].any()) and bool(found[2:].any())
+
+
+def test_percentages_fall_linearly_to_nothing():
+    assert [u2pl.annealed(20, s, 80) for s in (0, 20, 40, 80, 90)] == [20, 15, 10, 0, 0]
+    q = torch.randn(3, 4, 8, 8, generator=seeded()).softmax(1)
+    at_the_end = entropy_masks(q, 100 - u2pl.annealed(20, 80, 80), 100).reliable
+    at_first = entropy_masks(q, 100 - u2pl.annealed(20, 0, 80), 100).reliable
+    assert bool(at_the_end.all())
+    assert float(at_first.float().mean()) == pytest.approx(0.8, abs=0.01)
+
+
+def test_reliable_loss_against_its_formula():
+    logits, labels = torch.randn(2, 3, 6, 6, generator=seeded()), labels_of(2, 6, 6, 3)
+    kept = labels.restrict(torch.rand(2, 6, 6, generator=seeded(2)) < 0.5)
+    nll = F.cross_entropy(logits, labels.ids, reduction="none")
+    n, k = int(labels.valid.sum()), int(kept.valid.sum())
+    loss = u2pl.reliable_cross_entropy(logits, kept, labels.valid)
+    assert 0 < k < n and float(loss) == pytest.approx(n / k * float(nll[kept.valid].mean()), rel=1e-5)
+    nothing = labels.restrict(torch.zeros_like(labels.valid))
+    assert float(u2pl.reliable_cross_entropy(logits, nothing, labels.valid)) == 0
+
+
+# ---------------------------------------------------------------------- queues
+
+
+def test_queues_share_the_rows_and_never_exceed_the_papers(semi_context):
+    t = training(semi_context, bank=111)
+    assert t.banks.sizes.tolist() == [51, 30, 30] and t.banks.rows.dtype == torch.float16
+    assert training(semi_context, bank=300_000, representation=1).banks.sizes.tolist() == [50_000, 30_000, 30_000]
+
+
+def test_the_newest_rows_stay_and_of_too_many_random_ones(semi_context):
+    t = training(semi_context, bank=12)  # 6, 3, 3
+    rows = F.normalize(torch.randn(40, 16, generator=seeded()), dim=1)
+    negatives = torch.zeros(3, 40, dtype=torch.bool)
+    negatives[0, :4] = negatives[1, 10:] = True
+    t.enqueue(rows, negatives)
+    assert t.banks.counts.tolist() == [4, 3, 0]
+    assert torch.equal(t.banks.get(0), rows[:4].half())
+    from_all = [torch.equal(r, s) for r in t.banks.get(1) for s in rows[10:].half()]
+    assert sum(from_all) == 3
+    negatives[0] = False
+    negatives[0, 20:23] = True
+    t.enqueue(rows, negatives)
+    assert torch.equal(t.banks.get(0), torch.cat([rows[1:4], rows[20:23]]).half())
+    t.enqueue(rows, negatives)
+    assert torch.equal(t.banks.get(0), torch.cat([rows[20:23], rows[20:23]]).half())
+
+
+def test_queues_never_hold_labelled_pixels_of_their_class(semi_context):
+    """Every feature is the pixel's own label; the teacher is unsure of everything."""
+    t = training(semi_context)
+    batch = batch_of(t)
+    views, labels = t.mixed(batch)
+    x = torch.cat([batch.x, views])
+    out = t.run(t.network, x)
+    all_ = u2pl.Together(x, batch.y, labels, out, t.represent(t.head, out.embedding))
+    b, (h, w) = len(x), all_.size
+    r = F.one_hot(all_.labels.ids, 16).permute(0, 3, 1, 2).float()
+    q = torch.full((b, 3, h, w), 1 / 3) + 1e-3 * torch.rand(b, 3, h, w)
+    nothing = torch.zeros(2, h, w, dtype=torch.bool)
+    t.contrast(all_, q, r, nothing, nothing)
+    assert len(t.banks) > 0
+    for c in range(3):
+        assert bool((t.banks.get(c)[:, c] == 0).all())
+
+
+def test_anchors_are_sure_pixels_of_low_entropy(semi_context, monkeypatch):
+    t = training(semi_context, anchor=0.4)
+    batch = batch_of(t)
+    views, labels = t.mixed(batch)
+    x = torch.cat([batch.x, views])
+    out = t.run(t.network, x)
+    all_ = u2pl.Together(x, batch.y, labels, out, t.represent(t.head, out.embedding))
+    h, w = all_.size
+    q = torch.randn(4, 3, h, w, generator=seeded()).softmax(1)
+    low, high = (torch.rand(2, h, w, generator=seeded(s)) < 0.5 for s in (1, 2))
+    low &= all_.labels.valid[2:]
+    drawn = []
+    real = u2pl.draw_queries
+    monkeypatch.setattr(u2pl, "draw_queries", lambda *a: drawn.append(real(*a)) or drawn[-1])
+    t.contrast(all_, q, all_.r.detach(), low, high)
+    mask = torch.cat([all_.labels.valid[:2], low]).flatten()
+    p = q.gather(1, all_.labels.ids[:, None]).flatten()
+    assert len(drawn[0].places) and bool(mask[drawn[0].places].all()) and float(p[drawn[0].places].min()) > 0.4
+    assert torch.equal(all_.labels.ids.flatten()[drawn[0].places], drawn[0].ids)
+
+
+# ---------------------------------------------------------------------- the step
+
+
+def test_total_is_the_sum_and_gradients_stay_with_the_student(semi_context):
+    t = training(semi_context, contrast=0.5)
+    terms = t.losses(batch_of(t), 0)
+    torch.testing.assert_close(terms["u"], terms["reliable"] + 0.5 * terms["contrast"])
+    torch.testing.assert_close(terms["loss"], terms["x"] + terms["u"])
+    assert float(terms["contrast"].detach()) > 0
+    terms["loss"].backward()
+    assert all(p.grad is None for m in (t.teacher, t.teacher_head) for p in m.parameters())
+    assert all(p.grad is not None for p in t.head.parameters())
+    assert not t.banks.rows.requires_grad
+
+
+def test_contrast_alone_trains_the_head_and_not_the_classifier(semi_context):
+    t = training(semi_context)
+    terms = t.losses(batch_of(t), 0)
+    terms["contrast"].backward()
+    assert all(p.grad is None for p in t.network.classifier.parameters())
+    assert any(float(p.grad.abs().sum()) > 0 for p in t.head.parameters())
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_cutmix_moves_views_and_labels_together(semi_context, monkeypatch, chance):
+    t = training(semi_context, cutmix=chance)
+    batch = batch_of(t)
+    own = LabelMap(torch.arange(2).view(2, 1, 1).expand(2, 32, 32), torch.ones(2, 32, 32), torch.ones(2, 32, 32) > 0)
+    monkeypatch.setattr(t, "pseudo_labels", lambda q, valid: own)
+    s = own.ids[:, None].expand(2, 3, 32, 32).float()
+    views, labels = t.mixed(batch._replace(s=(s,)))
+    assert torch.equal(views[:, 0].long(), labels.ids)
+    share = float((labels.ids != own.ids).float().mean())
+    assert share == pytest.approx(0.5, abs=0.03) if chance else share == 0
+
+
+def test_the_teachers_head_follows(semi_context):
+    t = training(semi_context)
+    with torch.no_grad():
+        for p in t.head.parameters():
+            p.add_(1.0)
+    t.after_step(0)
+    for a, b in zip(t.teacher_head.module.parameters(), t.head.parameters(), strict=True):
+        assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
+
+
+def test_without_weight_it_is_supervised_training(semi_context):
+    t = training(semi_context, weight=0.0)
+    config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
+    plain = SegmentationTraining(semi_context, config, MaskLabels(semi_context.data, semi_context.classes), 4)
+    assert all(torch.equal(a, b) for a, b in zip(t.network.parameters(), plain.network.parameters(), strict=True))
+    batch = batch_of(t)
+    torch.manual_seed(0)
+    expected = plain.supervised(plain.run(plain.network, batch.x), batch.y)
+    torch.manual_seed(0)
+    terms = t.losses(batch, 0)
+    torch.testing.assert_close(terms["loss"], expected)
+    assert set(terms) == {"loss", "x"} and len(t.banks) == 0
+
+
+# ---------------------------------------------------------------------- representations
+
+
+def test_the_head_and_its_place(semi_context):
+    head = RepresentationHead(24, 16)
+    assert head(torch.randn(2, 24, 7, 9)).shape == (2, 16, 7, 9)
+    t = training(semi_context)
+    assert t.represent(t.head, torch.randn(2, t.network.width, 32, 32)).shape == (2, 16, 8, 8)
+    assert t.represent(t.head, torch.randn(2, t.network.width, 4, 4)).shape == (2, 16, 4, 4)
+    assert not any("head" in k for k in t.network.state_dict() if k.startswith("head"))
+
+
+def test_maps_at_another_size():
+    x = torch.randn(1, 2, 8, 8, generator=seeded())
+    torch.testing.assert_close(at_size(x, (4, 4)), F.avg_pool2d(x, 2))
+    assert at_size(x, (8, 8)) is x
+    assert at_size(x, (16, 16)).shape == (1, 2, 16, 16)

@@ -1,0 +1,287 @@
+"""UniMatch's losses, mixing and three versions, on tiny pictures and random networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.conftest import write_tiny_folder
+
+import maskwright as mw
+from maskwright import api
+from maskwright.data.labels import LabelMap
+from maskwright.data.sources import MaskLabels
+from maskwright.engine import loop
+from maskwright.engine.config import configure
+from maskwright.engine.progress import Progress
+from maskwright.methods.semi import unimatch as um
+
+VIT = "vit_tiny_patch16_224"
+
+
+def label_map(batch: int = 3, size: int = 6, classes: int = 4, seed: int = 0) -> LabelMap:
+    g = torch.Generator().manual_seed(seed)
+    shape = (batch, size, size)
+    ids, conf = torch.randint(0, classes, shape, generator=g), torch.rand(shape, generator=g)
+    return LabelMap(ids, conf, torch.rand(shape, generator=g) < 0.7)
+
+
+def training(context, version: str, **options):
+    config = configure(um.UniMatchConfig, {"crop": 32, "batch": 2, "version": version, "precision": "fp32", **options})
+    return um.TRAINERS[um.version_of(config, context)](context, config, MaskLabels(context.data, context.classes), 4)
+
+
+def batch_of(t) -> um.SemiBatch:
+    return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def vit_context(tmp_path):
+    data = api.open_folder(write_tiny_folder(tmp_path / "tiny"))
+    data = data.labeled(data.names[:3])
+    return api._context(
+        data, "unimatch", um.UniMatchConfig(), Progress(quiet=True), out=tmp_path / "vit", source=None, split=None,
+        labeled=None, classes=None, backbone=VIT, weights="random", steps=4, seed=0, device="cpu", resume=False,
+        reason="",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- losses
+
+
+def test_confident_loss_against_a_loop():
+    labels, threshold = label_map(), 0.6
+    logits = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    total, valid = 0.0, 0
+    for b in range(3):
+        for i in range(6):
+            for j in range(6):
+                if not labels.valid[b, i, j]:
+                    continue
+                valid += 1
+                if labels.confidence[b, i, j] >= threshold:
+                    z = logits[b, :, i, j].tolist()
+                    total += math.log(sum(map(math.exp, z))) - z[int(labels.ids[b, i, j])]
+    found = um.confident_cross_entropy(logits, labels, threshold)
+    assert math.isclose(float(found), total / valid, rel_tol=1e-5)
+
+
+def test_nothing_is_learnt_above_certainty_or_outside_the_photograph():
+    labels, logits = label_map(), torch.randn(3, 4, 6, 6, requires_grad=True)
+    assert float(um.confident_cross_entropy(logits, labels, 1.01).detach()) == 0
+    nothing = labels.restrict(torch.zeros_like(labels.valid))
+    loss = um.confident_cross_entropy(logits, nothing, 0.0)
+    loss.backward()
+    assert float(loss.detach()) == 0 and float(logits.grad.abs().sum()) == 0
+
+
+def test_halves_at_weight_one_and_supervised_at_zero():
+    x, u = torch.tensor(3.0), torch.tensor(5.0)
+    assert float(um.total_loss(x, u, 1.0)) == 4
+    assert float(um.total_loss(x, u, 0.0)) == 3
+
+
+# ---------------------------------------------------------------------- mixing
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_label_confidence_and_validity_come_from_where_the_pixel_comes(monkeypatch, boxed):
+    """Every image and its labels are filled with its own number."""
+    if boxed:
+        monkeypatch.setitem(um.MASKS, "unimatch", lambda n, size: torch.rand(n, *size) < 0.5)
+    else:
+        monkeypatch.setitem(um.MASKS, "unimatch", lambda n, size: torch.zeros(n, *size, dtype=torch.bool))
+    number = torch.arange(4).view(4, 1, 1).expand(4, 8, 8)
+    own = LabelMap(number, number / 10, number % 2 == 0)
+    donor = LabelMap(number + 4, (number + 4) / 10, number % 2 == 1)
+    s = number[:, None].expand(4, 3, 8, 8).float()
+    x, labels = um.cutmix(s, own, s + 4, donor)
+    assert torch.equal(x[:, 0].long(), labels.ids)
+    torch.testing.assert_close(labels.confidence, x[:, 0] / 10)
+    assert torch.equal(labels.valid, torch.where(x[:, 0] < 4, own.valid, donor.valid))
+    assert bool((x >= 4).any()) == boxed
+    if not boxed:
+        assert torch.equal(x, s) and torch.equal(labels.ids, own.ids)
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_no_image_is_its_own_donor(n):
+    order = um.reversed_partner(n)
+    if n > 1:
+        assert not (order == torch.arange(n)).any()
+    if n % 2 == 0:
+        assert torch.equal(order, torch.arange(n).flip(0))
+    assert order.min() >= 0 and order.max() < n
+
+
+def test_donors_have_an_order_of_their_own_that_resumes():
+    def make() -> um.TripleSampler:
+        return um.TripleSampler(range(3), range(3, 20), 2, 4, seed=5, world=1, rank=0)
+
+    sampler = make()
+    drawn = [sampler.next() for _ in range(6)]
+    assert all(len(own) == len(donors) == 4 for _, own, donors in drawn)
+    assert not all(np.array_equal(own, donors) for _, own, donors in drawn)
+    assert {int(i) for _, _, donors in drawn for i in donors} == set(range(3, 20))
+    early = make()
+    early.next()
+    later = make()
+    later.load_state_dict(early.state_dict())
+    assert all(np.array_equal(a, b) for a, b in zip(later.next(), drawn[1]))
+
+
+def test_processes_share_donors_as_they_share_images():
+    shares = [um.TripleSampler(range(3), range(3, 12), 4, 5, seed=1, world=2, rank=r).next() for r in range(2)]
+    assert [len(own) == len(donors) for _, own, donors in shares] == [True, True]
+
+
+# ---------------------------------------------------------------------- v1 and FixMatch
+
+
+def test_v1_is_the_papers_sum_of_streams(semi_context):
+    t = training(semi_context, "v1", threshold=0.3)
+    torch.manual_seed(0)
+    terms = t.losses(batch_of(t), 0)
+    expected = (terms["x"] + 0.5 * terms["s"] + 0.5 * terms["fp"]) / 2
+    torch.testing.assert_close(terms["loss"], expected)
+    assert terms["fp"].item() > 0 and terms["s"].item() > 0
+
+
+def test_feature_stream_without_dropout_is_the_clean_loss(semi_context):
+    t = training(semi_context, "v1", threshold=0.3, dropout=0.0)
+    batch = batch_of(t)
+    _, logits_w, logits_fp = t.forward_weak(batch, 2)
+    torch.testing.assert_close(logits_fp, logits_w)
+    t = training(semi_context, "v1", threshold=0.3)
+    _, logits_w, logits_fp = t.forward_weak(batch, 2)
+    assert (logits_fp - logits_w).abs().max().item() > 1e-3
+
+
+def test_labels_of_the_own_image_come_from_training_mode_and_of_the_donor_from_evaluation(semi_context, monkeypatch):
+    t = training(semi_context, "fixmatch")
+    batch = batch_of(t)
+    assert len(batch.w) == 4 and len(batch.s) == 1
+    seen: list[tuple[bool, int]] = []
+    run = t.run
+    monkeypatch.setattr(t, "run", lambda network, x: (seen.append((network.training, len(x))), run(network, x))[1])
+    t.losses(batch, 0)
+    assert seen == [(False, 2), (True, 4), (True, 2)]
+
+
+def test_donors_leave_the_running_statistics_alone(semi_context):
+    t = training(semi_context, "v1")
+    before = {k: v.clone() for k, v in t.network.named_buffers()}
+    t.teach(batch_of(t).w[2:])
+    assert all(torch.equal(before[k], v) for k, v in t.network.named_buffers())
+    assert t.network.training
+
+
+@pytest.mark.parametrize("version", ["v1", "fixmatch", "v2"])
+def test_without_unsupervised_weight_it_is_supervised_training(semi_context, version):
+    t = training(semi_context, version, weight=0.0)
+    batch = batch_of(t)
+    torch.manual_seed(0)  # of dropout
+    plain = t.supervised(t.run(t.network, batch.x), batch.y)
+    torch.manual_seed(0)
+    torch.testing.assert_close(t.losses(batch, 0)["loss"], plain)
+
+
+def test_no_gradient_reaches_the_network_through_labels(semi_context):
+    """Nothing is confident: what is left is the gradient of L_x / 2."""
+    t = training(semi_context, "v1", threshold=1.5, freeze_norm=True)
+    batch = batch_of(t)
+    t.network.eval()  # batch statistics would couple the two halves
+    t.train_mode = lambda network: None
+    t.losses(batch, 0)["loss"].backward()
+    found = [p.grad.clone() for p in t.network.parameters() if p.grad is not None]
+    t.network.zero_grad()
+    (t.supervised(t.run(t.network, batch.x), batch.y) / 2).backward()
+    plain = [p.grad for p in t.network.parameters() if p.grad is not None]
+    for a, b in zip(found, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- v2
+
+
+def test_auto_goes_by_the_encoder(semi_context, vit_context):
+    auto, asked, own = (um.UniMatchConfig(**o) for o in ({}, {"version": "fixmatch"}, {"network": "ddrnet23_slim"}))
+    assert um.version_of(auto, semi_context) == "v1" and um.version_of(auto, vit_context) == "v2"
+    assert um.version_of(asked, vit_context) == "fixmatch"
+    assert um.version_of(own, vit_context) == "v1", "a network that brings a convolutional encoder of its own"
+    optimizer = training(vit_context, "auto").optimizers["network"]
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("unlabeled", [1, 2, 3])
+def test_v2_takes_any_number_of_unlabelled_crops(vit_context, unlabeled):
+    t = training(vit_context, "auto", batch_unlabeled=unlabeled, threshold=0.0)
+    assert type(t) is um.UniMatchV2Training and t.crop == 32
+    batch = batch_of(t)
+    assert [len(s) for s in batch.s] == [unlabeled, unlabeled]
+    terms = t.losses(batch, 0)
+    torch.testing.assert_close(terms["loss"], (terms["x"] + terms["u"]) / 2)
+    terms["loss"].backward()
+    assert all(p.grad is None for p in t.teacher.parameters())
+
+
+def test_dropout_reaches_the_student_and_not_the_teacher(vit_context):
+    t = training(vit_context, "v2", whole=0.0)
+    batch = batch_of(t)
+    torch.manual_seed(0)
+    a, clean = t.teach(batch.w), t.run(t.network, batch.w).logits.detach()
+    torch.manual_seed(1)
+    assert torch.equal(a, t.teach(batch.w))
+    with torch.no_grad():
+        both = t.forward_strong(torch.cat([batch.w, batch.w]))
+    assert float((both[: len(batch.w)] - clean).abs().max()) > 1e-4
+    t.config = dataclasses.replace(t.config, whole=1.0)
+    torch.testing.assert_close(t.forward_strong(batch.w).detach(), clean)
+
+
+def test_the_first_update_of_the_teacher_copies(vit_context):
+    t = training(vit_context, "v2")
+    with torch.no_grad():
+        for p in t.network.parameters():
+            p.add_(1.0)
+    t.after_step(0)
+    pairs = list(zip(t.teacher.module.parameters(), t.network.parameters(), strict=True))
+    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("version", "backbone", "part"), [("auto", VIT, "teacher"), ("fixmatch", "tf_efficientnet_lite0", "network")]
+)
+def test_killed_and_resumed_to_the_same_weights(tmp_path, monkeypatch, version, backbone, part):
+    data = write_tiny_folder(tmp_path / "tiny")
+
+    def run(out: Path, **more):
+        return mw.train(
+            data, "unimatch", out=out, labeled="train", backbone=backbone, weights="random", steps=4, device="cpu",
+            settings={"crop": 32, "batch": 2, "version": version}, progress=Progress(quiet=True), report=False, **more,
+        )  # fmt: skip
+
+    model = run(tmp_path / "whole")
+    assert model.predict(np.zeros((41, 50, 3), np.uint8)).mask.shape == (41, 50)
+    real_fit, real_save, stops = loop.fit, loop.save_checkpoint, []
+
+    def stopping(path, state):
+        real_save(path, state)
+        if not stops:
+            stops.append(state["step"])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskwright.engine.context.fit", lambda t, **o: real_fit(t, **(o | {"checkpoint_every": 2})))
+    monkeypatch.setattr(loop, "save_checkpoint", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed")
+    run(tmp_path / "killed", resume=True)
+    a, b = (load_file(tmp_path / k / "model.safetensors") for k in ("whole", "killed"))
+    assert stops == [2] and all(torch.equal(a[k], b[k]) for k in a)
+    state = torch.load(tmp_path / "whole" / "train" / "checkpoint.pt", weights_only=True)
+    assert f"module.{part}" in state["parts"]
