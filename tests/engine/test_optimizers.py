@@ -53,14 +53,16 @@ def test_names(name, cls):
     assert make_optimizer(config, Net(), lr=0.7).param_groups[0]["lr"] == 0.7
 
 
-def test_auto_is_sgd_on_a_cnn_and_adamw_on_a_transformer(semi_context):
+def test_rates_follow_the_optimiser_and_the_kind_of_encoder(semi_context):
     from maskwright.engine.segmenting import NetworkConfig, resolved
 
-    cnn = resolved(NetworkConfig(), semi_context)
-    assert (cnn.optimizer, cnn.lr, cnn.encoder_lr, cnn.weight_decay) == ("sgd", 0.01, 1.0, 1e-4)
-    asked = resolved(NetworkConfig(lr=0.5, encoder_lr=0.0, weight_decay=0.0), semi_context)
-    assert (asked.lr, asked.encoder_lr, asked.weight_decay) == (0.5, 0.0, 0.0)
+    def decided(**options):
+        c = resolved(NetworkConfig(**options), semi_context)
+        return c.lr, c.encoder_lr, c.weight_decay
+
+    assert decided() == (1e-3, 0.3, 0.01)
+    assert decided(optimizer="sgd") == (0.01, 1.0, 1e-4)
+    assert decided(lr=0.5, encoder_lr=0.0, weight_decay=0.0) == (0.5, 0.0, 0.0)
     semi_context.backbone.is_vit = True
-    vit = resolved(NetworkConfig(), semi_context)
-    assert (vit.optimizer, vit.lr, vit.encoder_lr, vit.weight_decay) == ("adamw", 2e-4, 1 / 40, 0.01)
-    assert resolved(NetworkConfig(network="ddrnet23_slim"), semi_context).optimizer == "sgd"
+    assert decided() == (2e-4, 1 / 40, 0.01)
+    assert decided(network="ddrnet23_slim") == (1e-3, 0.3, 0.01)

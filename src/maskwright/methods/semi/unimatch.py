@@ -40,8 +40,7 @@ from maskwright.data.sampler import PairSampler, Sampler
 from maskwright.engine.config import option
 from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
 from maskwright.engine.distributed import rank, world_size
-from maskwright.engine.segmenting import Output, upsample
-from maskwright.models.networks import NETWORKS
+from maskwright.engine.segmenting import Output, learns_vit, upsample
 from maskwright.ops.channel_dropout import channel_dropout, complementary_dropout
 from maskwright.ops.seg_losses import cross_entropy
 
@@ -73,8 +72,7 @@ def version_of(config: UniMatchConfig, context: Context) -> str:
     """The version that is run: as asked, or by the encoder."""
     if config.version != "auto":
         return config.version
-    entry = NETWORKS.get(config.network)
-    return "v2" if context.backbone.is_vit and (entry is None or entry.encoder != "own") else "v1"
+    return "v2" if learns_vit(config, context) else "v1"
 
 
 # ---------------------------------------------------------------------- losses
