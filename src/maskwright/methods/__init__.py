@@ -19,6 +19,8 @@ TABLE = {
     "cam": "maskwright.methods.weak.cam:Cam",
     "grad_cam": "maskwright.methods.weak.cam:GradCam",
     "grad_cam_pp": "maskwright.methods.weak.cam:GradCamPP",
+    "seam": "maskwright.methods.weak.seam:Seam",
+    "affinity": "maskwright.methods.weak.affinity:Affinity",
     "toco": "maskwright.methods.weak.toco:Toco",
     "supervised": "maskwright.methods.supervised:Supervised",
     "mean_teacher": "maskwright.methods.semi.mean_teacher:MeanTeacher",

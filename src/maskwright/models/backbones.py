@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import timm
 
+import maskwright.models.resnet38  # noqa: F401 - adds its network to timm's table
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models import catalogue
 from maskwright.models.catalogue import BACKBONES, Entry, labels_of_tag

@@ -1,0 +1,69 @@
+"""AffinityNet and IRN: class maps take a random walk along a learned affinity of pixels before they become labels.
+
+Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, Ahn, Cho and Kwak, CVPR 2019,
+https://arxiv.org/abs/1904.05044 (variant=irn).
+Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic Segmentation, Ahn
+and Kwak, CVPR 2018, https://arxiv.org/abs/1803.10464 (variant=psa).
+
+Where class maps are sure, pairs of nearby pixels are known to be alike or not, whatever their class is. From these
+pairs a network learns an affinity of pixels: exp(-mean |f_i - f_j|) of its features (PSA), or 1 minus the strongest
+boundary on the straight path between the two (IRN), which no label ever showed it. A random walk with the affinity as
+its transition spreads the maps over what they belong to and stops at boundaries. `seeds` chooses whose maps walk;
+SEAM's do with `--method seam --set walk=irn`.
+
+Deviates: the walk is repeated sparse products, where both originals take the power of a dense matrix. AffinityNet's
+features come from three stages of any backbone, at the finest of their grids. Sure areas follow the threshold that is
+found without masks (half and one and a half of it, or the exponents that draw the line there): IRN's 0.05 and 0.3 and
+PSA's 4, 24 and 6 suit maps with a lower threshold than small networks give. Labels of a cell are those of its central
+pixel. Paths between pixels are wide enough that a diagonal boundary cannot be crossed between two cells. The
+background threshold of IRN's walked maps is found without masks too; PSA needs none, as its background walks along.
+The displacement field is trained only when asked for (`displacement`): it separates instances and shares nothing with
+the boundaries; its mean is a running one.
+
+What the originals get wrong: their optimiser's argument `momentum` is the power of the learning-rate schedule, so both
+are trained with plain SGD; here `affinity_momentum` is one. Powers of dense matrices take 550 MB for a photograph of
+500 x 375.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from maskwright.engine.config import option
+from maskwright.engine.walking import WalkConfig, WalkMethod
+from maskwright.models.cam import VARIANTS as SEEDS
+from maskwright.models.cam import activation_maps
+from maskwright.models.irn import VARIANTS
+
+
+@dataclass(kw_only=True)
+class AffinityConfig(WalkConfig):
+    """Options of `affinity`."""
+
+    variant: str = option(
+        "irn", "irn: boundaries on a frozen backbone; psa: features of a trained one", choices=VARIANTS
+    )
+    seeds: str = option("cam", "whose maps walk", choices=SEEDS)
+
+
+class Affinity(WalkMethod):
+    """Class maps, sure pairs, an affinity, a walk."""
+
+    name: ClassVar[str] = "affinity"
+    title: ClassVar[str] = "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations"
+    venue: ClassVar[str] = "Ahn, Cho and Kwak, CVPR 2019"
+    link: ClassVar[str] = "https://arxiv.org/abs/1904.05044"
+    Config: ClassVar[type] = AffinityConfig
+
+    @property
+    def walk_kind(self) -> str:
+        """`irn` or `psa`."""
+        return str(self.config.variant)
+
+    def maps(self, network: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """Maps of the tagged classes, as `seeds` says."""
+        return lambda x, tags: activation_maps(network, x, tags, self.config.seeds)

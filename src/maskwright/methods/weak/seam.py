@@ -1,0 +1,262 @@
+"""SEAM: class maps that follow the image through scaling, refined by the image's own similarities.
+
+Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic Segmentation, Wang et al., CVPR 2020,
+https://arxiv.org/abs/2004.04581.
+
+A classifier may say the same of an image at any size, but masks have to scale with it. A siamese network sees an image
+I and A(I), a rescaled one, and L_ER asks that maps and A commute. A pixel correlation module (PCM) makes each pixel's
+map the mean over the pixels that look like it; it sees the maps detached, and L_ECR compares the refined maps of
+one branch with the raw ones of the other, so that it cannot agree with itself on nothing. Seeds are the refined maps.
+
+Deviates: A may mirror and rotate too (`mirror`, `rotate`), through the recorded geometry of the views, and what lies
+outside the photograph is not compared. Ranges of maps are taken at the network's resolution and maps compared on a grid
+of every fourth pixel of the smaller view, where the code enlarges all maps to pixels first. The PCM sees only maps of
+tagged classes: a class that is known to be absent otherwise takes pixels from those that are there. The
+background has no logit of its own; the code has one that nothing reads. Any backbone serves; the two feature levels
+are the stages before the last. Crops are smaller and cells coarser than the paper's, so A halves instead of 0.3
+(`rescale`), and the small branch has a tenth of the classification loss instead of half (`small_share`): with the
+published values 90 steps on photographs of VOC left the raw maps 6 mIoU behind a plain classifier's. The random walk
+of the paper's second stage is `walk=psa` (or irn).
+
+What the original gets wrong: with maps detached on the one side and targets on the other, L_ECR trains the three
+convolutions of the PCM alone, not the network as the paper's figure has it; only L_ER does. The ablation of
+background scores was swept on masks. Training is SGD without momentum, as the optimiser's argument of that name
+is the power of the learning-rate schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskwright.data.views import View, resample
+from maskwright.engine.config import option
+from maskwright.engine.loop import Indices
+from maskwright.engine.seeding import seed_step
+from maskwright.engine.tags import TagTargets, TagTraining, multi_label_soft_margin
+from maskwright.engine.walking import WalkConfig, WalkMethod
+from maskwright.models.irn import VARIANTS
+from maskwright.models.pcm import SeamNetwork, SeamOutput
+from maskwright.ops.cam import NORMS, background_power, keep_tagged, normalize_cam, suppress_non_maximal
+
+GRID = 4
+"""Pixels of the smaller view a cell of the grid that maps are compared on."""
+LEAST = 2
+"""Cells a side that the smaller view has at least, the larger twice as many: a map of one cell has no range."""
+
+
+@dataclass(kw_only=True)
+class SeamConfig(WalkConfig):
+    """Options of `seam`."""
+
+    rescale: float = option(
+        0.5, "side of the second branch's view over the first's (SEAM: 0.3 of 448 pixels at stride 8)", low=0.05, high=1
+    )
+    mirror: float = option(0.0, "chance that the second view is mirrored", low=0, high=1)
+    rotate: float = option(0.0, "greatest angle it is rotated by, degrees", low=0, high=180)
+    hard_share: float = option(0.2, "share of pixels, the worst ones, that L_ECR is the mean over", low=0.001, high=1)
+    small_share: float = option(
+        0.1, "share of the small view in the soft margin (SEAM: 0.5); small images are hard to classify", low=0, high=1
+    )
+    er: float = option(1.0, "weight of L_ER", low=0)
+    ecr: float = option(1.0, "weight of L_ECR", low=0)
+    norm: str = option("minmax", "range of each map: minmax (SEAM), or by its maximum", choices=NORMS)
+    walk: str = option("none", "then a random walk along a learned affinity", choices=("none", *VARIANTS))
+
+
+# -------------------------------------------------------------------------------------------------------- losses
+
+
+def adaptive_min_pooling(refined: Tensor, y: Tensor) -> Tensor:
+    """L_min: the quarter of pixels with the least evidence for any tagged class should have none.
+
+    Args:
+        refined: (B, T, h, w), refined maps of the classes.
+        y: (B, T), tags.
+
+    Returns:
+        Mean over the lowest quarter of each image's largest tagged value.
+    """
+    x = keep_tagged(refined, y).amax(1).flatten(1)
+    k = max(1, x.shape[1] // 4)
+    return x.topk(k, dim=1, largest=False).values.relu().mean()
+
+
+def equivariant_regularization(y1: Tensor, y2: Tensor, valid: Tensor) -> Tensor:
+    """L_ER = |A(y1) - y2|_1, the mean over classes and valid pixels.
+
+    Args:
+        y1: (B, T, h, w), the first branch's maps, moved into the second's view.
+        y2: (B, T, h, w), the second's.
+        valid: bool (B, h, w), what both show of the photograph.
+    """
+    gap = (y1 - y2).abs() * valid[:, None]
+    return gap.sum() / (valid.sum().clamp(min=1) * y1.shape[1])
+
+
+def hard_pixel_mean(gap: Tensor, share: float = 0.2) -> Tensor:
+    """Mean of the largest share of each image's entries (B, C, h, w), then over images."""
+    flat = gap.flatten(1)
+    return flat.topk(max(1, int(flat.shape[1] * share)), dim=1).values.mean()
+
+
+def equivariant_cross_regularization(
+    y1: Tensor, yr1: Tensor, y2: Tensor, yr2: Tensor, valid: Tensor, share: float = 0.2
+) -> Tensor:
+    """L_ECR = |A(yr1) - y2| + |A(y1) - yr2|, of the hardest pixels; raw maps are targets, one class a pixel.
+
+    Args:
+        y1: (B, 1 + T, h, w), the first branch's maps with the background first, moved into the second's view.
+        yr1: the same of the refined maps.
+        y2: (B, 1 + T, h, w), the second branch's.
+        yr2: the same, refined.
+        valid: bool (B, h, w).
+        share: of entries that count.
+    """
+    inside = valid[:, None]
+    first = (one_class(y2) - yr1).abs() * inside
+    second = (one_class(y1) - yr2).abs() * inside
+    return hard_pixel_mean(first, share) + hard_pixel_mean(second, share)
+
+
+def one_class(y: Tensor) -> Tensor:
+    """Of maps (B, 1 + T, h, w) the background and, at each pixel, the largest class; without gradient."""
+    y = y.detach()
+    return torch.cat([y[:, :1], suppress_non_maximal(y[:, 1:])], dim=1)
+
+
+def with_rest(maps: Tensor) -> Tensor:
+    """Maps (B, T, h, w) with 1 minus their maximum before them, (B, 1 + T, h, w)."""
+    return torch.cat([background_power(maps), maps], dim=1)
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+class SeamBatch(NamedTuple):
+    """Crops and what A makes of them.
+
+    Attributes:
+        x: (B, 3, S, S), normalised.
+        y: (B, T), tags.
+        views: of the crops.
+        x2: (B, 3, S', S'), A(x).
+        views2: of A(x).
+    """
+
+    x: Tensor
+    y: Tensor
+    views: list[View]
+    x2: Tensor
+    views2: list[View]
+
+
+def make_seam_network(context: Any, config: Any, targets: TagTargets) -> SeamNetwork:
+    """An untrained network on a copy of the run's backbone."""
+    stride = config.output_stride or None
+    return SeamNetwork(context.backbone, len(targets), stride, config.tag_dropout, config.tag_freeze)
+
+
+class SeamTraining(TagTraining):
+    """Two branches of one network; arguments as for `TagTraining`."""
+
+    network: SeamNetwork
+
+    def __init__(self, context: Any, config: Any, targets: TagTargets, steps: int) -> None:
+        seed_step(context.seed, -1, stage="classify")  # initial weights
+        super().__init__(context, config, targets, steps, make_seam_network(context, config, targets))
+        m = self.network.multiple_of
+        self.crop = max(self.crop, 2 * LEAST * m)
+        mean = torch.tensor(self.preprocess.mean).mul(255).round().to(torch.uint8)
+        self.margin = self.normalise(mean[None, :, None, None])  # what crops show beside the photograph
+        self.small = min(self.crop, max(LEAST, round(self.crop * config.rescale / m)) * m)
+
+    def transformed(self, view: View, random: torch.Generator) -> View:
+        """A of a view: smaller, and where asked mirrored and rotated."""
+        c = self.config
+        other = view.resize(self.small, self.small)
+        if c.mirror > 0 and float(torch.rand((), generator=random)) < c.mirror:
+            other = other.hflip()
+        if c.rotate > 0:
+            other = other.rotate(c.rotate * (2 * float(torch.rand((), generator=random)) - 1))
+        return other
+
+    def batch(self, indices: Indices, random: torch.Generator) -> SeamBatch:  # type: ignore[override]
+        """Crops of tagged images, and A of each."""
+        x, y, views, _ = super().batch(indices, random)
+        views2 = [self.transformed(v, random) for v in views]
+        x2, valid = resample(x, views, views2, (self.small, self.small), antialias=True)
+        x2 = torch.where(valid[:, None], x2, self.margin)
+        return SeamBatch(x, y, views, x2.contiguous(memory_format=torch.channels_last), views2)
+
+    def losses(self, batch: SeamBatch, step: int) -> dict[str, Tensor]:  # type: ignore[override]
+        """L_cls + L_ER + L_ECR."""
+        c, y = self.config, batch.y
+        with self.autocast():
+            out1, out2 = self.network(batch.x, y), self.network(batch.x2, y)
+        l_cls = classification_loss(out1, out2, y, c.small_share)
+        y1, yr1, valid = self.moved(out1, y, batch.views, batch.views2)
+        y2, yr2, _ = self.moved(out2, y, batch.views2, batch.views2)
+        l_er = equivariant_regularization(y1, y2, valid)
+        l_ecr = equivariant_cross_regularization(with_rest(y1), yr1, with_rest(y2), yr2, valid, c.hard_share)
+        loss = l_cls + c.er * l_er + c.ecr * l_ecr
+        return {"loss": loss, "l_cls": l_cls, "l_er": l_er, "l_ecr": l_ecr}
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) that maps are compared on."""
+        return -(-self.small // GRID), -(-self.small // GRID)
+
+    def moved(self, out: SeamOutput, y: Tensor, a: Sequence[View], b: Sequence[View]) -> tuple[Tensor, Tensor, Tensor]:
+        """N(maps) (B, T, h, w) and N(refined maps) (B, 1 + T, h, w) of the tagged classes, from views a into views b,
+        and bool (B, h, w): what views a show there of the photograph."""
+        tags = torch.cat([y.new_ones(len(y), 1), y], dim=1)
+        maps = keep_tagged(normalize_cam(out.cams.float(), "minmax"), y)
+        refined = keep_tagged(normalize_cam(out.refined.float(), "minmax"), tags)
+        found, valid = resample(torch.cat([maps, refined], dim=1), a, b, self.grid, antialias=True)
+        return found[:, : y.shape[1]], found[:, y.shape[1] :], valid
+
+
+def classification_loss(out1: SeamOutput, out2: SeamOutput, y: Tensor, share: float = 0.5) -> Tensor:
+    """L_cls: the soft margin of the scores and L_min of the refined maps, of both branches.
+
+    Args:
+        out1: of the first branch.
+        out2: of the second.
+        y: (B, T), tags.
+        share: of the second branch in the margin; the mean of the two in the paper.
+    """
+    margin = (1 - share) * multi_label_soft_margin(out1.scores, y) + share * multi_label_soft_margin(out2.scores, y)
+    least = adaptive_min_pooling(out1.refined[:, 1:], y) + adaptive_min_pooling(out2.refined[:, 1:], y)
+    return margin + least / 2
+
+
+# -------------------------------------------------------------------------------------------------------- method
+
+
+class Seam(WalkMethod):
+    """Siamese training, refined maps as seeds."""
+
+    name: ClassVar[str] = "seam"
+    title: ClassVar[str] = "Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic Segmentation"
+    venue: ClassVar[str] = "Wang et al., CVPR 2020"
+    link: ClassVar[str] = "https://arxiv.org/abs/2004.04581"
+    Config: ClassVar[type] = SeamConfig
+    trainer: ClassVar[type[TagTraining]] = SeamTraining
+
+    def network(self) -> SeamNetwork:
+        """The classifier with its correlation module, untrained."""
+        return make_seam_network(self.context, self.config, self.targets)
+
+    def maps(self, network: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """cam_rv of the tagged classes."""
+
+        @torch.no_grad()
+        def refined(x: Tensor, tags: Tensor) -> Tensor:
+            return keep_tagged(network(x, tags).refined[:, 1:].float(), tags)
+
+        return refined

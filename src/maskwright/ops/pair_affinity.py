@@ -1,0 +1,252 @@
+"""Affinities of nearby pixel pairs with gradients, the pairs that labels are sure about, and the losses on them.
+
+AffinityNet (PSA) reads an affinity off two features, IRN off the strongest boundary between two pixels. Both are
+written as custom gradients that hold one map an offset: the plain graph of IRN's 152 offsets holds some 1800.
+
+Legend: B batch, D width, (h, w) grid, P offsets in a half plane (`ops.walk.pair_offsets`). A pair's value lies at its
+first pixel, which is the upper one; where the second lies outside the grid, a pair counts nowhere.
+
+Sources: Ahn and Kwak, Learning Pixel-level Semantic Affinity (PSA), CVPR 2018; Ahn, Cho and Kwak, Inter-pixel
+Relations (IRN), CVPR 2019.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskwright.ops.walk import pair_offsets, straight_path
+
+EPS = 1e-5
+"""Inside the logarithms, as in the published code."""
+
+Window = tuple[slice, slice]
+
+
+@lru_cache(maxsize=32)
+def _offsets(radius: int) -> tuple[tuple[int, int], ...]:
+    return tuple((int(dy), int(dx)) for dy, dx in pair_offsets(radius))
+
+
+@lru_cache(maxsize=4096)
+def _path(dy: int, dx: int) -> tuple[tuple[int, int], ...]:
+    return tuple((int(y), int(x)) for y, x in straight_path(dy, dx))
+
+
+def _window(dy: int, dx: int, h: int, w: int, y: int = 0, x: int = 0) -> Window | None:
+    """Where (y, x) after the first pixels of all pairs (dy, dx) lies; None where the grid holds no such pair."""
+    rows, columns = h - dy, w - abs(dx)
+    if rows <= 0 or columns <= 0:
+        return None
+    left = max(0, -dx) + x
+    return slice(y, y + rows), slice(left, left + columns)
+
+
+class _PairDistance(torch.autograd.Function):
+    """Mean absolute difference of two features, without a stored difference for each offset."""
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, radius: int) -> Tensor:
+        """(B, D, h, w) to (B, P, h, w)."""
+        offsets = _offsets(radius)
+        out = f.new_zeros(len(f), len(offsets), *f.shape[-2:])
+        for p, (dy, dx) in enumerate(offsets):
+            near = _window(dy, dx, f.shape[-2], f.shape[-1])
+            far = _window(dy, dx, f.shape[-2], f.shape[-1], dy, dx)
+            if near is not None and far is not None:
+                out[(slice(None), p, *near)] = (f[(..., *near)] - f[(..., *far)]).abs().mean(1)
+        ctx.save_for_backward(f)
+        ctx.radius = radius
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """Signs of the differences, made again."""
+        (f,) = ctx.saved_tensors
+        total = torch.zeros_like(f)
+        for p, (dy, dx) in enumerate(_offsets(ctx.radius)):
+            near = _window(dy, dx, f.shape[-2], f.shape[-1])
+            far = _window(dy, dx, f.shape[-2], f.shape[-1], dy, dx)
+            if near is not None and far is not None:
+                share = grad[(slice(None), p, *near)][:, None] / f.shape[1]
+                step = (f[(..., *near)] - f[(..., *far)]).sign() * share
+                total[(..., *near)] += step
+                total[(..., *far)] -= step
+        return total, None
+
+
+class _PathMaximum(torch.autograd.Function):
+    """Largest value on the straight path of each pair, with the place of it in one byte."""
+
+    @staticmethod
+    def forward(ctx: Any, edge: Tensor, radius: int) -> Tensor:
+        """(B, h, w) to (B, P, h, w)."""
+        offsets = _offsets(radius)
+        out = edge.new_zeros(len(edge), len(offsets), *edge.shape[-2:])
+        where = torch.zeros(out.shape, dtype=torch.uint8, device=edge.device)
+        for p, (dy, dx) in enumerate(offsets):
+            near = _window(dy, dx, edge.shape[-2], edge.shape[-1])
+            if near is None:
+                continue
+            best, place = None, None
+            for k, (y, x) in enumerate(_path(dy, dx)):
+                window = _window(dy, dx, edge.shape[-2], edge.shape[-1], y, x)
+                assert window is not None
+                value = edge[(..., *window)]
+                if best is None or place is None:
+                    best, place = value.clone(), torch.zeros_like(value, dtype=torch.uint8)
+                else:
+                    place.masked_fill_(value > best, k)
+                    torch.maximum(best, value, out=best)
+            assert best is not None and place is not None
+            out[(slice(None), p, *near)] = best
+            where[(slice(None), p, *near)] = place
+        ctx.save_for_backward(where)
+        ctx.radius = radius
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient of a pair goes to the first pixel of its path that has the maximum."""
+        (where,) = ctx.saved_tensors
+        h, w = grad.shape[-2:]
+        total = grad.new_zeros(len(grad), h, w)
+        for p, (dy, dx) in enumerate(_offsets(ctx.radius)):
+            near = _window(dy, dx, h, w)
+            if near is None:
+                continue
+            share, place = grad[(slice(None), p, *near)], where[(slice(None), p, *near)]
+            for k, (y, x) in enumerate(_path(dy, dx)):
+                total[(..., *_window(dy, dx, h, w, y, x))] += share * (place == k)  # type: ignore[misc]
+        return total, None
+
+
+def feature_affinity(f: Tensor, radius: int = 5) -> Tensor:
+    """AffinityNet's affinity, exp(-mean over channels of |f_i - f_j|), of pixels closer than `radius`.
+
+    Args:
+        f: (B, D, h, w) features.
+        radius: grid cells, exclusive; 5 gives 34 offsets.
+
+    Returns:
+        float32 (B, P, h, w) in (0, 1], differentiable; 1 where the pair's second pixel lies outside.
+
+    Raises:
+        ValueError: a wrong shape, or a radius without pairs.
+    """
+    if f.dim() != 4:
+        raise ValueError(f"features of shape {tuple(f.shape)}, expected (B, D, h, w)")
+    return torch.exp(-_PairDistance.apply(f.float(), radius))  # type: ignore[no-untyped-call]
+
+
+def boundary_affinity(edge: Tensor, radius: int = 10) -> Tensor:
+    """IRN's affinity, 1 minus the strongest boundary on the straight path between two pixels, both ends among it.
+
+    Args:
+        edge: (B, h, w) boundary probability in [0, 1].
+        radius: grid cells, exclusive.
+
+    Returns:
+        float32 (B, P, h, w) in [0, 1], differentiable; 1 where the pair's second pixel lies outside.
+
+    Raises:
+        ValueError: a wrong shape, or a radius without pairs.
+    """
+    if edge.dim() != 3:
+        raise ValueError(f"boundaries of shape {tuple(edge.shape)}, expected (B, h, w)")
+    return 1 - _PathMaximum.apply(edge.float(), radius)  # type: ignore[no-untyped-call]
+
+
+class PairLabels(NamedTuple):
+    """Which pairs are alike, where both labels are sure.
+
+    Attributes:
+        background: bool (B, P, h, w), both are background.
+        same: both are of one other class.
+        different: they are of different classes, background included.
+    """
+
+    background: Tensor
+    same: Tensor
+    different: Tensor
+
+
+def pair_labels(ids: Tensor, valid: Tensor, background: int | None, radius: int) -> PairLabels:
+    """Labels of all pairs closer than `radius`.
+
+    Args:
+        ids: int (B, h, w), class of each cell.
+        valid: bool (B, h, w), where it is sure.
+        background: class id, or None where no class is it.
+        radius: grid cells, exclusive.
+
+    Raises:
+        ValueError: shapes that differ, or a radius without pairs.
+    """
+    if ids.dim() != 3 or ids.shape != valid.shape:
+        raise ValueError(f"ids {tuple(ids.shape)} and valid {tuple(valid.shape)}, expected one (B, h, w)")
+    offsets = _offsets(radius)
+    shape = (len(ids), len(offsets), *ids.shape[-2:])
+    alike = torch.zeros(shape, dtype=torch.bool, device=ids.device)
+    sure = torch.zeros_like(alike)
+    for p, (dy, dx) in enumerate(offsets):
+        near = _window(dy, dx, ids.shape[-2], ids.shape[-1])
+        far = _window(dy, dx, ids.shape[-2], ids.shape[-1], dy, dx)
+        if near is not None and far is not None:
+            alike[(slice(None), p, *near)] = ids[(..., *near)] == ids[(..., *far)]
+            sure[(slice(None), p, *near)] = valid[(..., *near)] & valid[(..., *far)]
+    ground = (ids == (-1 if background is None else background))[:, None]
+    return PairLabels(sure & alike & ground, sure & alike & ~ground, sure & ~alike)
+
+
+def affinity_loss(a: Tensor, pairs: PairLabels) -> Tensor:
+    """L = bg/4 + fg/4 + neg/2, each the mean of -log(a) (of -log(1 - a) for neg) over its pairs.
+
+    PSA writes it so; IRN's (pos + neg) / 2 with pos = (bg + fg) / 2 is the same.
+
+    Args:
+        a: (B, P, h, w) affinities in [0, 1].
+        pairs: their labels.
+    """
+    alike = -torch.log(a + EPS)
+    unlike = -torch.log(1 + EPS - a)
+    parts = ((alike, pairs.background, 0.25), (alike, pairs.same, 0.25), (unlike, pairs.different, 0.5))
+    total = a.new_zeros(())
+    for term, chosen, weight in parts:
+        total = total + weight * (term * chosen).sum() / (chosen.sum() + EPS)
+    return total
+
+
+def displacement_loss(d: Tensor, pairs: PairLabels, radius: int) -> tuple[Tensor, Tensor]:
+    """L_D of IRN: displacements of one object end in one point, those of the background agree.
+
+    d_i - d_j = x_j - x_i for pairs of one class, d_i = d_j for pairs of background, as mean absolute errors.
+
+    Args:
+        d: (B, 2, h, w), displacement (y, x) of each cell, in cells.
+        pairs: labels of the pairs.
+        radius: that of the pairs.
+
+    Returns:
+        The term of the classes and that of the background.
+
+    Raises:
+        ValueError: a wrong shape.
+    """
+    if d.dim() != 4 or d.shape[1] != 2 or pairs.same.shape[1] != len(_offsets(radius)):
+        raise ValueError(f"displacements {tuple(d.shape)} for pairs {tuple(pairs.same.shape)}, expected (B, 2, h, w)")
+    d = d.float()
+    same, ground = d.new_zeros(()), d.new_zeros(())
+    for p, (dy, dx) in enumerate(_offsets(radius)):
+        near = _window(dy, dx, d.shape[-2], d.shape[-1])
+        far = _window(dy, dx, d.shape[-2], d.shape[-1], dy, dx)
+        if near is None or far is None:
+            continue
+        gap = d[(..., *near)] - d[(..., *far)]
+        step = d.new_tensor([dy, dx])[:, None, None]
+        same = same + ((gap - step).abs() * pairs.same[(slice(None), p, *near)][:, None]).sum()
+        ground = ground + (gap.abs() * pairs.background[(slice(None), p, *near)][:, None]).sum()
+    return same / (2 * pairs.same.sum() + EPS), ground / (2 * pairs.background.sum() + EPS)
