@@ -250,15 +250,21 @@ class SegmentationTraining(Training):
             logits = network.classify(embedding)
         return Output(features, embedding, upsample(logits, x.shape[-2:]))
 
-    def supervised(self, out: Output, y: LabelMap) -> Tensor:
-        """L_x: the criterion, weighted by the labels' confidence, and the network's auxiliary heads with its paper's
-        weights."""
+    def supervised(self, out: Output, y: LabelMap, network: Network | None = None) -> Tensor:
+        """L_x: the criterion, weighted by the labels' confidence, and auxiliary heads with their paper's weights.
+
+        Args:
+            out: what the network made of the crops.
+            y: their labels (B, S, S).
+            network: the network it comes from; the trained one if None.
+        """
+        network = network or self.network
         loss = self.criterion(out.logits, y)
-        if len(self.network.aux):
+        if len(network.aux):
             with self.autocast():
-                aux = self.network.aux_logits(out.features)
+                aux = network.aux_logits(out.features)
             for name, logits in aux.items():
-                loss = loss + self.network.aux_weights[name] * self.criterion(upsample(logits, y.size), y)
+                loss = loss + network.aux_weights[name] * self.criterion(upsample(logits, y.size), y)
         return loss
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:

@@ -145,7 +145,7 @@ def test_weight_zero_is_two_supervised_runs(semi_context, tmp_path):
 def test_second_network_is_supervised_with_its_own_auxiliary_heads(semi_context):
     t = training(semi_context, network="pspnet")
     out = t.run(t.network2, batch(t).x)
-    t.supervised_of(t.network2, out, batch(t).y).backward()
+    t.supervised(out, batch(t).y, t.network2).backward()
     assert all(p.grad is None for p in t.network.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in t.network2.aux.parameters())
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from maskwright.data.labels import LabelMap
 from maskwright.engine.config import option
 from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.engine.representation import add_module
 from maskwright.engine.segmenting import upsample
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.channel_dropout import channel_dropout
@@ -192,11 +193,7 @@ class CCTTraining(SemiTraining):
         decoders = [ShuffleDecoder(self.network.width, self.context.classes, doublings) for _ in self.kinds]
         self.auxiliary = nn.ModuleList(decoders).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.modules["auxiliary"] = self.auxiliary
-        for vectors in (False, True):  # biases are not decayed
-            parameters = [p for p in self.auxiliary.parameters() if (p.ndim == 1) == vectors]
-            decay = 0.0 if vectors else self.config.weight_decay
-            group = {"params": parameters, "lr": self.config.lr, "weight_decay": decay}
-            self.optimizers["network"].add_param_group(group)
+        add_module(self.optimizers["network"], self.auxiliary, self.config.lr, self.config.weight_decay)
 
     def _background(self) -> int | None:
         """Id of the background class, or None."""

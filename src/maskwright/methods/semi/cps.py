@@ -23,7 +23,6 @@ Legend: B batch, C classes, S crop side.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,7 +34,7 @@ from maskwright.data.mixing import MASKS, mix, partner
 from maskwright.engine.config import option
 from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
 from maskwright.engine.optimizers import make_optimizer
-from maskwright.engine.segmenting import Output, make_network
+from maskwright.engine.segmenting import make_network
 from maskwright.models.networks import Network
 from maskwright.ops.seg_losses import cross_entropy
 
@@ -85,12 +84,6 @@ class CPSTraining(SemiTraining):
         self.modules["network2"] = self.network2
         self.optimizers["network2"] = make_optimizer(self.config, self.network2)
 
-    def supervised_of(self, network: Network, out: Output, y: LabelMap) -> Tensor:
-        """L_x of either network, its auxiliary heads included."""
-        branch = copy.copy(self)
-        branch.network = network
-        return branch.supervised(out, y)
-
     def label(self, network: Network, batch: SemiBatch) -> LabelMap:
         """k of whole unlabelled crops (B_u, S, S), without gradient."""
         if self.config.teacher_mode == "eval":
@@ -110,8 +103,8 @@ class CPSTraining(SemiTraining):
         """L = L_x(f1) + L_x(f2) + lam L_cps."""
         lam = self.ramp(step)
         out1, out2 = self.run(self.network, batch.x), self.run(self.network2, batch.x)
-        loss1 = self.supervised_of(self.network, out1, batch.y)
-        loss2 = self.supervised_of(self.network2, out2, batch.y)
+        loss1 = self.supervised(out1, batch.y, self.network)
+        loss2 = self.supervised(out2, batch.y, self.network2)
         if lam == 0:
             return {"loss": loss1 + loss2, "x": loss1, "x2": loss2}
         if self.config.cutmix:
