@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.methods.semi.checks import check_is_supervised
 
 from maskwright.data.crops import overlapping_crops
 from maskwright.data.sources import MaskLabels
 from maskwright.data.views import View
 from maskwright.engine.config import configure
-from maskwright.engine.segmenting import SegmentationTraining
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import cac
-from maskwright.methods.supervised import SupervisedConfig
 
 
 def training(context, **options):
@@ -212,15 +211,7 @@ def test_the_term_sets_in_after_its_share_of_the_steps(semi_context):
 
 
 def test_without_weight_it_is_supervised_training(semi_context):
-    t = training(semi_context, weight=0.0)
-    config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
-    plain = SegmentationTraining(semi_context, config, MaskLabels(semi_context.data, semi_context.classes), 4)
-    assert all(torch.equal(a, b) for a, b in zip(t.network.parameters(), plain.network.parameters(), strict=True))
-    batch = batch_of(t)
-    torch.manual_seed(0)
-    expected = plain.supervised(plain.run(plain.network, batch.x), batch.y)
-    torch.manual_seed(0)
-    torch.testing.assert_close(t.losses(batch, 0)["loss"], expected)
+    check_is_supervised(semi_context, training(semi_context, weight=0.0))
 
 
 def test_the_projector_is_trained_and_not_kept(semi_context):

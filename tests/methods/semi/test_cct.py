@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.methods.semi.checks import check_resumes
 
 from maskwright.data.classes import ClassTable
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import MaskLabels
-from maskwright.engine import loop
 from maskwright.engine.segmenting import SegmentationTraining
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import cct as module
@@ -177,22 +177,4 @@ def test_weight_zero_is_supervised_training(semi_context, tmp_path):
 
 @pytest.mark.parametrize("counts", ["one", "vat:1,noise:2"])
 def test_interrupted_and_resumed(semi_context, counts, tmp_path, monkeypatch):
-    """Everything that learns is in the checkpoint: stopped after two of five steps it ends in the same weights."""
-    save, ends = loop.save_checkpoint, []
-    for stopped in (False, True):
-        folder = tmp_path / str(stopped)
-        folder.mkdir()
-        if stopped:
-
-            def stop(path, state):
-                save(path, state)
-                raise KeyboardInterrupt
-
-            monkeypatch.setattr(loop, "save_checkpoint", stop)
-            with pytest.raises(KeyboardInterrupt):
-                semi_context.fit(training(semi_context, counts=counts), "train", folder, 5, checkpoint_every=2)
-            monkeypatch.setattr(loop, "save_checkpoint", save)
-        t = training(semi_context, counts=counts)
-        semi_context.fit(t, "train", folder, 5, checkpoint_every=2)
-        ends.append({f"{m}.{k}": v for m, part in t.modules.items() for k, v in part.state_dict().items()})
-    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
+    check_resumes(semi_context, lambda: training(semi_context, counts=counts), tmp_path, monkeypatch)

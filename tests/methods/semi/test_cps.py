@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.methods.semi.checks import check_resumes
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import MaskLabels
-from maskwright.engine import loop
 from maskwright.engine.segmenting import SegmentationTraining
 from maskwright.methods.semi.cps import CPSConfig, CPSTraining, agreement, cross_pseudo_supervision
 from maskwright.methods.supervised import SupervisedConfig
@@ -152,22 +152,4 @@ def test_second_network_is_supervised_with_its_own_auxiliary_heads(semi_context)
 
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_interrupted_and_resumed(semi_context, cutmix, tmp_path, monkeypatch):
-    """Everything that learns is in the checkpoint: stopped after two of five steps it ends in the same weights."""
-    save, ends = loop.save_checkpoint, []
-    for stopped in (False, True):
-        folder = tmp_path / str(stopped)
-        folder.mkdir()
-        if stopped:
-
-            def stop(path, state):
-                save(path, state)
-                raise KeyboardInterrupt
-
-            monkeypatch.setattr(loop, "save_checkpoint", stop)
-            with pytest.raises(KeyboardInterrupt):
-                semi_context.fit(training(semi_context, cutmix=cutmix), "train", folder, 5, checkpoint_every=2)
-            monkeypatch.setattr(loop, "save_checkpoint", save)
-        t = training(semi_context, cutmix=cutmix)
-        semi_context.fit(t, "train", folder, 5, checkpoint_every=2)
-        ends.append({f"{m}.{k}": v for m, part in t.modules.items() for k, v in part.state_dict().items()})
-    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
+    check_resumes(semi_context, lambda: training(semi_context, cutmix=cutmix), tmp_path, monkeypatch)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.methods.semi.checks import batch_of, labels_of, seeded
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import MaskLabels
@@ -17,24 +18,10 @@ from maskwright.methods.supervised import SupervisedConfig
 from maskwright.ops.region_contrast import Queries
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def training(context, **options):
     settings = {"crop": 32, "batch": 2, "precision": "fp32", "representation": 16, "queries": 8, "negatives": 6}
     config = configure(rs.ReCoConfig, {**settings, **options})
     return rs.ReCoTraining(context, config, MaskLabels(context.data, context.classes), 4)
-
-
-def batch_of(t, seed: int = 0):
-    return t.batch(t.sampler.next(), seeded(seed))
-
-
-def labels_of(b: int, h: int, w: int, classes: int, seed: int = 0) -> LabelMap:
-    g = seeded(seed)
-    ids = torch.randint(classes, (b, h, w), generator=g)
-    return LabelMap(ids, torch.rand(b, h, w, generator=g), torch.rand(b, h, w, generator=g) < 0.8)
 
 
 def loss_of(r, p, labels, **options):

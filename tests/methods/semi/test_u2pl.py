@@ -5,35 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.methods.semi.checks import batch_of, check_is_supervised, labels_of, seeded
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import MaskLabels
 from maskwright.engine.config import configure
 from maskwright.engine.representation import RepresentationHead, at_size
-from maskwright.engine.segmenting import SegmentationTraining
 from maskwright.methods.semi import u2pl
-from maskwright.methods.supervised import SupervisedConfig
 from maskwright.ops.thresholds import entropy_masks
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def training(context, **options):
     settings = {"crop": 32, "batch": 2, "precision": "fp32", "start": 0.0, "representation": 16, **options}
     config = configure(u2pl.U2PLConfig, settings)
     return u2pl.U2PLTraining(context, config, MaskLabels(context.data, context.classes), 4)
-
-
-def batch_of(t, seed: int = 0):
-    return t.batch(t.sampler.next(), seeded(seed))
-
-
-def labels_of(b: int, h: int, w: int, classes: int, seed: int = 0) -> LabelMap:
-    g = seeded(seed)
-    ids = torch.randint(classes, (b, h, w), generator=g)
-    return LabelMap(ids, torch.rand(b, h, w, generator=g), torch.rand(b, h, w, generator=g) < 0.8)
 
 
 # ---------------------------------------------------------------------- which pixels
@@ -206,15 +191,7 @@ def test_the_teachers_head_follows(semi_context):
 
 def test_without_weight_it_is_supervised_training(semi_context):
     t = training(semi_context, weight=0.0)
-    config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
-    plain = SegmentationTraining(semi_context, config, MaskLabels(semi_context.data, semi_context.classes), 4)
-    assert all(torch.equal(a, b) for a, b in zip(t.network.parameters(), plain.network.parameters(), strict=True))
-    batch = batch_of(t)
-    torch.manual_seed(0)
-    expected = plain.supervised(plain.run(plain.network, batch.x), batch.y)
-    torch.manual_seed(0)
-    terms = t.losses(batch, 0)
-    torch.testing.assert_close(terms["loss"], expected)
+    terms = check_is_supervised(semi_context, t)
     assert set(terms) == {"loss", "x"} and len(t.banks) == 0
 
 

@@ -1,0 +1,75 @@
+"""What tests of several semi-supervised methods ask of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maskwright.data.labels import LabelMap
+from maskwright.data.sources import MaskLabels
+from maskwright.engine import loop
+from maskwright.engine.config import configure
+from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.methods.supervised import SupervisedConfig
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def batch_of(training: Any, seed: int = 0) -> Any:
+    """The next batch."""
+    return training.batch(training.sampler.next(), seeded(seed))
+
+
+def labels_of(b: int, h: int, w: int, classes: int, seed: int = 0) -> LabelMap:
+    """Random ids and confidences (B, h, w), a fifth of them not valid."""
+    g = seeded(seed)
+    ids = torch.randint(classes, (b, h, w), generator=g)
+    return LabelMap(ids, torch.rand(b, h, w, generator=g), torch.rand(b, h, w, generator=g) < 0.8)
+
+
+def check_resumes(context: Any, make: Callable[[], Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that learns is in the checkpoint: stopped after two of five steps it ends in the same weights."""
+    save, ends = loop.save_checkpoint, []
+    for stopped in (False, True):
+        place = folder / str(stopped)
+        place.mkdir()
+        if stopped:
+
+            def stop(path: Path, state: dict[str, Any]) -> None:
+                save(path, state)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(loop, "save_checkpoint", stop)
+            with pytest.raises(KeyboardInterrupt):
+                context.fit(make(), "train", place, 5, checkpoint_every=2)
+            monkeypatch.setattr(loop, "save_checkpoint", save)
+        t = make()
+        context.fit(t, "train", place, 5, checkpoint_every=2)
+        ends.append({f"{m}.{k}": v for m, part in t.modules.items() for k, v in part.state_dict().items()})
+    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
+
+
+def check_is_supervised(context: Any, training: Any) -> dict[str, Any]:
+    """A training whose unsupervised weight is 0 starts from supervised training's weights and has its loss.
+
+    Returns:
+        The training's terms.
+    """
+    config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
+    plain = SegmentationTraining(context, config, MaskLabels(context.data, context.classes), 4)
+    pairs = zip(training.network.parameters(), plain.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    batch = batch_of(training)
+    torch.manual_seed(0)
+    expected = plain.supervised(plain.run(plain.network, batch.x), batch.y)
+    torch.manual_seed(0)
+    terms = training.losses(batch, 0)
+    torch.testing.assert_close(terms["loss"], expected)
+    return terms
