@@ -123,6 +123,32 @@ def test_train_predict_evaluate(maskwright, tmp_path):
     assert "hungarian" in out
 
 
+def test_semi_supervised_from_a_list_of_names_and_predictions_at_several_scales(maskwright, tmp_path):
+    data, run = write_tiny_folder(tmp_path / "tiny"), tmp_path / "run"
+    small = ["--set", "crop=32", "--set", "batch=2", "--steps", 2, "--weights", "random", "--device", "cpu"]
+    encoder = ["--set", "encoder=mobilenetv3_small_050", "--set", "perturb=classmix"]
+    code, _, err = maskwright(
+        "train", data, "--method", "mean_teacher", "--labeled", "train", "--out", run, *small, *encoder
+    )
+    assert code == 0, err
+    record = json.loads((run / "run.json").read_text())
+    assert record["labels_read"]["train"]["masks"] <= 4 and record["labeled_hash"]
+    assert record["backbone"]["architecture"] == "mobilenetv3_small_050"
+    code, _, err = maskwright("predict", run, data, "--out", tmp_path / "one")
+    assert code == 0, err
+    code, _, err = maskwright("predict", run, data, "--out", tmp_path / "three", "--scales", "0.5,1,2", "--flips")
+    assert code == 0, err
+    one, three = (np.array(Image.open(tmp_path / d / "picture_00.png")) for d in ("one", "three"))
+    assert one.shape == three.shape == (48, 64)
+    for wrong in ("half", "0", "1,,nan"):
+        code, _, err = maskwright("predict", run, data, "--out", tmp_path / "x", "--scales", wrong)
+        assert code == 2 and "--scales" in err and err.count("\n") == 1
+    code, _, err = maskwright(
+        "train", data, "--method", "supervised", "--set", "encoder=resnet18", "--backbone", "vgg16"
+    )
+    assert code == 2 and "one of the two" in err
+
+
 def test_doctor(maskwright, tmp_path):
     data = write_tiny_folder(tmp_path / "tiny")
     (data / "images" / "empty.jpg").write_bytes(b"")

@@ -103,6 +103,7 @@ def predict(
     tile: Annotated[int | None, typer.Option(help="Predict in tiles of this many pixels.")] = None,
     refine: Annotated[str, typer.Option(help="none, crf, guided, or auto: what the model's method does.")] = "auto",
     flips: Annotated[bool, typer.Option("--flips", help="Average with the mirrored image.")] = False,
+    scales: Annotated[str, typer.Option(help="Average over the input sizes of these factors: 0.75,1,1.25.")] = "1",
     confidence: Annotated[bool, typer.Option("--confidence", help="Write confidence maps too.")] = False,
     overlays: Annotated[bool, typer.Option("--overlays", help="Write overlays too.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -123,6 +124,7 @@ def predict(
         tile=tile,
         refine=refine,
         flips=flips,
+        scales=_numbers("--scales", scales),
         confidence=confidence,
         overlays=overlays,
         progress=bar,
@@ -239,6 +241,16 @@ def _key_value(text: str) -> tuple[str, str]:
     if not sign or not key:
         raise MaskwrightError(f"--set {text}", "--set key=value")
     return key.strip(), value.strip()
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(v) for v in text.split(",") if v.strip())
+    except ValueError:
+        values = ()
+    if not values or not all(0.05 <= v <= 10 for v in values):
+        raise MaskwrightError(f"{name} {text}", "numbers from 0.05 to 10 joined by commas", f"{name} 0.75,1,1.25")
+    return values
 
 
 def _print_json(value: object) -> None:
