@@ -5,9 +5,12 @@ Both give label maps at the size of the photograph, and the images that have any
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from maskwright.data.folder import Dataset, ignore_of
 from maskwright.data.images import read_image
@@ -116,3 +119,18 @@ def read_view(data: Dataset, i: int, view: View) -> np.ndarray:
     rendered = view.render(data.image(i))
     assert isinstance(rendered, np.ndarray)
     return rendered
+
+
+def fill_outside(x: Tensor, view: View, mean: Sequence[float]) -> Tensor:
+    """What a view shows, with the mean colour where it lies outside the photograph.
+
+    Args:
+        x: uint8 (3, h, w), the view's pixels.
+        view: with the recorded geometry.
+        mean: RGB in [0, 1].
+    """
+    inside = view.valid()
+    if bool(inside.all()):
+        return x
+    colour = torch.tensor(mean).mul(255).round().to(torch.uint8)
+    return torch.where(inside, x, colour[:, None, None])

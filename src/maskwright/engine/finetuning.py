@@ -12,13 +12,11 @@ from torch import Tensor
 from maskwright.data.crops import random_resized_crop
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import StoredLabels, read_view
+from maskwright.engine.criteria import IGNORE
 from maskwright.engine.instance import synchronised
 from maskwright.engine.larc import LARC
 from maskwright.engine.loop import Indices, Training
 from maskwright.models.segmenter import Segmenter
-
-IGNORED = -100
-"""No class id, however many classes there are."""
 
 
 class Finetuning(Training):
@@ -62,11 +60,10 @@ class Finetuning(Training):
             view = random_resized_crop(size, (self.crop, self.crop), scale=self.scale, generator=random)
             pixels.append(torch.from_numpy(read_view(self.labels.data, i, view)).permute(2, 0, 1))
             maps.append(self.labels.read(i).through(view.resize(half, half)))
-        x = self.preprocess.normalise(torch.stack(pixels).to(self.device, non_blocking=True))
-        return x.contiguous(memory_format=torch.channels_last), LabelMap.stack(maps).to(self.device)
+        return self.preprocess.network_input(torch.stack(pixels), self.device), LabelMap.stack(maps).to(self.device)
 
     def losses(self, batch: tuple[Tensor, LabelMap], step: int) -> dict[str, Tensor]:
         """Plain cross-entropy."""
         x, y = batch
         logits = F.interpolate(self.network(x).float(), y.size, mode="bilinear", align_corners=False)
-        return {"loss": F.cross_entropy(logits, y.target(IGNORED), ignore_index=IGNORED)}
+        return {"loss": F.cross_entropy(logits, y.target(IGNORE), ignore_index=IGNORE)}

@@ -98,8 +98,7 @@ class MultiCrops:
         groups, first = [], 0
         for count, _, _ in self.crops:
             x = torch.stack([p[v] for v in range(first, first + count) for p in pixels])
-            x = self.preprocess.normalise(x.to(self.device, non_blocking=True))
-            groups.append(x.contiguous(memory_format=torch.channels_last))
+            groups.append(self.preprocess.network_input(x, self.device))
             first += count
         pairs = [shared_grid(v[0], v[1], self.grid) for v in views]
         grids = tuple(torch.stack(side).to(self.device) for side in zip(*pairs))

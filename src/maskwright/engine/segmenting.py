@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from maskwright.data.crops import random_scale_crop
 from maskwright.data.labels import LabelMap
 from maskwright.data.sampler import Sampler
-from maskwright.data.sources import Labels, MaskLabels, read_view
+from maskwright.data.sources import Labels, MaskLabels, fill_outside, read_view
 from maskwright.data.views import View
 from maskwright.engine.checkpoint import load_checkpoint
 from maskwright.engine.config import option
@@ -212,16 +212,11 @@ class SegmentationTraining(Training):
     def pixels(self, i: int, view: View) -> Tensor:
         """uint8 (3, S, S) of image `i`; outside it the mean colour."""
         x = torch.from_numpy(read_view(self.context.data, i, view)).permute(2, 0, 1)
-        inside = view.valid()
-        if bool(inside.all()):
-            return x
-        mean = torch.tensor(self.preprocess.mean).mul(255).round().to(torch.uint8)
-        return torch.where(inside, x, mean[:, None, None])
+        return fill_outside(x, view, self.preprocess.mean)
 
     def normalise(self, x: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) to the network's input on the device."""
-        x = self.preprocess.normalise(x.to(self.device, non_blocking=True))
-        return x.contiguous(memory_format=torch.channels_last)
+        return self.preprocess.network_input(x, self.device)
 
     def labeled_crops(self, indices: Indices, random: torch.Generator) -> Batch:
         """Random crops of images, with their labels."""

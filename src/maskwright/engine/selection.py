@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maskwright.data.folder import Dataset
 from maskwright.data.sources import Labels
+from maskwright.engine.criteria import IGNORE
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
 from maskwright.models.preprocess import Preprocess
@@ -85,13 +86,13 @@ class Selection:
         """
         training = {m: m.training for m in network.modules()}
         network.eval()
-        matrix = ConfusionMatrix(self.classes, self.classes)
+        matrix = ConfusionMatrix(self.classes, self.classes, ignore=IGNORE)
         with torch.inference_mode(), self.data.ledger.purpose("select"):
             for i in self.held:
                 x = self.preprocess.apply(self.data.image(i))[None].to(device)
                 y = self.labels.read(i)
                 logits = nn.functional.interpolate(network.logits(x).float(), y.size, mode="bilinear")  # type: ignore[operator]
-                matrix.update(logits.argmax(1)[0].cpu().numpy(), y.target(255).numpy())
+                matrix.update(logits.argmax(1)[0].cpu().numpy(), y.target(IGNORE).numpy())
         for m, mode in training.items():
             m.training = mode
         score = miou(matrix.counts)

@@ -26,7 +26,7 @@ from maskwright.data.files import write_json
 from maskwright.data.folder import Dataset, ignore_of
 from maskwright.data.sampler import Sampler
 from maskwright.data.scan import nearest
-from maskwright.data.sources import read_view
+from maskwright.data.sources import fill_outside, read_view
 from maskwright.data.views import View
 from maskwright.engine.checkpoint import load_checkpoint
 from maskwright.engine.config import option
@@ -310,13 +310,11 @@ class TagTraining(Training):
         x = torch.from_numpy(read_view(self.context.data, i, view)).permute(2, 0, 1)
         if self.config.tag_jitter > 0:
             x = self.jitter(x, random)
-        mean = torch.tensor(self.preprocess.mean).mul(255).round().to(torch.uint8)
-        return torch.where(view.valid(), x, mean[:, None, None])
+        return fill_outside(x, view, self.preprocess.mean)
 
     def normalise(self, x: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) to the network's input on the device."""
-        x = self.preprocess.normalise(x.to(self.device, non_blocking=True))
-        return x.contiguous(memory_format=torch.channels_last)
+        return self.preprocess.network_input(x, self.device)
 
     def batch(self, indices: Indices, random: torch.Generator) -> TagBatch:
         """Crops of tagged images."""

@@ -71,16 +71,7 @@ class ShallowBranch(nn.Module):
 
     def __init__(self, width: int, hidden: int, out: int) -> None:
         super().__init__()
-        self.mapping = nn.Sequential(
-            nn.Conv2d(width, hidden, 1, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, hidden, 1, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, width, 1, bias=False),
-            nn.BatchNorm2d(width, affine=False),
-        )
+        self.mapping = pixel_head(width, hidden, width)
         self.mlp = image_head(width, hidden, out)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -136,6 +136,10 @@ class Preprocess:
         std = torch.tensor(self.std, device=x.device).view(3, 1, 1) * 255
         return (x.float() - mean).div_(std)
 
+    def network_input(self, x: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """uint8 (B, 3, h, w) as a network takes it: on the device, normalised, channels last in memory."""
+        return self.normalise(x.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+
     def denormalise(self, x: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalise`: float (..., 3, h, w) back to uint8, for refinement and pictures."""
         mean = torch.tensor(self.mean, device=x.device).view(3, 1, 1)

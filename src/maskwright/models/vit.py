@@ -109,18 +109,27 @@ class ViTBackbone(Backbone):
 
     def _dense(self, x: torch.Tensor, layers: list[int], kind: str, norm: bool) -> list[torch.Tensor]:
         h, w = self.grid((int(x.shape[-2]), int(x.shape[-1])))
-        tokens, rope = self._start(x)
-        wanted, found, last = set(layers), {}, max(layers)
-        for block in range(last + 1):
-            if kind != "tokens":
-                if block in wanted:
+        if kind == "tokens":
+            found = self._tokens(x, layers, norm)
+        else:
+            tokens, rope = self._start(x)
+            found, last = {}, max(layers)
+            for block in range(last + 1):
+                if block in layers:
                     found[block] = self._qkv(tokens, block)["qkv".index(kind)]
-                if block == last:
-                    break
-            tokens = self._run_block(tokens, rope, block)
-            if kind == "tokens" and block in wanted:
-                found[block] = self._last_norm(tokens) if norm else tokens
+                if block < last:
+                    tokens = self._run_block(tokens, rope, block)
         return [self._to_map(found[layer], h, w) for layer in layers]
+
+    def _tokens(self, x: torch.Tensor, layers: list[int], norm: bool) -> dict[int, torch.Tensor]:
+        """All tokens (B, T, D) of some blocks; later ones are not run."""
+        tokens, rope = self._start(x)
+        found = {}
+        for block in range(max(layers) + 1):
+            tokens = self._run_block(tokens, rope, block)
+            if block in layers:
+                found[block] = self._last_norm(tokens) if norm else tokens
+        return found
 
     def _to_map(self, tokens: torch.Tensor, h: int, w: int) -> torch.Tensor:
         patches = tokens[:, self.prefix_tokens :]  # (B, h*w, D)
@@ -145,13 +154,8 @@ class ViTBackbone(Backbone):
         """
         self.grid((int(x.shape[-2]), int(x.shape[-1])))
         indices = [self.resolve_layer(layer) for layer in layers]
-        found = {}
         with autocast(x.device, precision):
-            tokens, rope = self._start(x)
-            for block in range(max(indices) + 1):
-                tokens = self._run_block(tokens, rope, block)
-                if block in indices:
-                    found[block] = self._last_norm(tokens) if norm else tokens
+            found = self._tokens(x, indices, norm)
         return [found[i].to(x.dtype) for i in indices]
 
     def split_tokens(self, tokens: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

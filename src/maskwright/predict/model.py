@@ -197,7 +197,7 @@ class Model:
         start = time.perf_counter()
         summary = FolderSummary(out, skipped=list(data.skipped))
         counts = np.zeros(len(self.classes), np.int64)
-        with _shown(progress, "predict", len(data)) as show:
+        with Bar(progress, "predict", len(data)) as show:
             done = 0  # counted by hand: enumerate would keep the last picture alive
             for name, pixels in read_ahead(data):
                 done += 1
@@ -340,7 +340,7 @@ def _small(data: Dataset, i: int) -> bool:
     return height * width <= WHOLE_PIXELS
 
 
-class _shown:
+class Bar:
     """Shows how far the work is, by whatever was given for it."""
 
     def __init__(self, progress: Any, name: str, total: int) -> None:

@@ -29,7 +29,7 @@ from maskwright.data.folder import Dataset
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.segmenter import Segmenter
 from maskwright.ops import acquisition as aq
-from maskwright.predict.model import Model, _shown, read_ahead
+from maskwright.predict.model import Bar, Model, read_ahead
 from maskwright.predict.sheet import Shown, write_sheet
 
 STRATEGIES = {
@@ -238,7 +238,7 @@ def _choose(
     names: list[str] = []
     skipped: list[tuple[str, str]] = []
     scores, apart, vectors, taken = [], [], [], []
-    with _shown(progress, "looking", len(pool) + len(labeled)) as show:
+    with Bar(progress, "looking", len(pool) + len(labeled)) as show:
         for done, (name, pixels) in enumerate(read_ahead(pool), 1):
             if isinstance(pixels, str):
                 skipped.append((name, pixels))

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from maskwright.data.labels import LabelMap
 from maskwright.engine.config import option
 from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.engine.criteria import IGNORE
 from maskwright.engine.distributed import average_gradients
 from maskwright.errors import MaskwrightError
 from maskwright.ops.seg_losses import cross_entropy, reduce_pixels
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
     from maskwright.engine.context import Context
 
-IGNORE = -1
 WIDTHS = (64, 128, 256, 512)
 """Of the discriminators' convolutions, each of stride 2."""
 DEFAULTS = {

@@ -33,12 +33,11 @@ from maskwright.data.labels import LabelMap
 from maskwright.data.mixing import MASKS, mix, partner
 from maskwright.engine.config import option
 from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.engine.criteria import IGNORE
 from maskwright.engine.optimizers import make_optimizer
 from maskwright.engine.segmenting import make_network
 from maskwright.models.networks import Network
 from maskwright.ops.seg_losses import cross_entropy
-
-IGNORE = -1
 
 
 @dataclass(kw_only=True)

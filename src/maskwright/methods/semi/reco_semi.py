@@ -37,6 +37,7 @@ from maskwright.data.labels import LabelMap
 from maskwright.data.mixing import class_mask, cut_out, half_box_mask, mix, partner
 from maskwright.engine.config import option
 from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
+from maskwright.engine.criteria import IGNORE
 from maskwright.engine.representation import RepresentationTraining, Together
 from maskwright.ops.region_contrast import (
     as_rows,
@@ -49,7 +50,6 @@ from maskwright.ops.region_contrast import (
 )
 from maskwright.ops.seg_losses import cross_entropy
 
-IGNORE = -1
 MIXES = ("classmix", "cutmix", "cutout", "none")
 
 

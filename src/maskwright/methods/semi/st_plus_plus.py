@@ -50,6 +50,7 @@ from maskwright.data.sources import BothLabels, Labels, StoredLabels
 from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskwright.engine.config import option
 from maskwright.engine.contract import Stage
+from maskwright.engine.criteria import IGNORE
 from maskwright.engine.distributed import all_reduce_sum, barrier, rank, share, world_size
 from maskwright.engine.records import save_tensors
 from maskwright.engine.segmenting import (
@@ -80,7 +81,6 @@ CHUNK = 64
 """Images whose reliability is kept in one file; no kill costs more of them."""
 DS_RATE = 4
 """Each so-many-th row and column counts for CBST's thresholds."""
-IGNORE = -1
 
 
 @dataclass(kw_only=True)

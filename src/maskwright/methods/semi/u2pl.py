@@ -45,13 +45,13 @@ from maskwright.data.mixing import half_box_mask, mix, partner
 from maskwright.engine.class_banks import ClassBanks
 from maskwright.engine.config import option
 from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.engine.criteria import IGNORE
 from maskwright.engine.ema import EMATeacher
 from maskwright.engine.representation import RepresentationTraining, Together
 from maskwright.ops.region_contrast import as_rows, class_means, draw_queries, nearest, region_contrast
 from maskwright.ops.seg_losses import cross_entropy
 from maskwright.ops.thresholds import entropy_masks
 
-IGNORE = -1
 FIRST, OTHER = 50_000, 30_000
 """Rows of the queues of class 0 and of the others in the paper."""
 

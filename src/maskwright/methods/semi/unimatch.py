@@ -18,7 +18,8 @@ from a pass in training mode (fixmatch, v1), dropout inside the network is off, 
 would fall on labels; the threshold is 0.95 everywhere, also where v1's authors take 0 (Cityscapes). Optimiser and rates
 are those of all methods here, which on a transformer are v2's: AdamW with 1/40 of the head's rate for the encoder.
 What the originals get wrong: v2 takes as donors its batch in reverse, by which the middle image of an odd batch is
-mixed with itself; here it gets a neighbour. Both need square crops only by habit, and `.cuda()` in the network.
+mixed with itself; here it gets a neighbour. Both take square crops only, and their networks run on
+one kind of device.
 
 Legend: B labelled crops, U unlabelled crops, C classes, S crop side.
 """
@@ -39,6 +40,7 @@ from maskwright.data.mixing import MASKS, mix
 from maskwright.data.sampler import PairSampler, Sampler
 from maskwright.engine.config import option
 from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
+from maskwright.engine.criteria import IGNORE
 from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.segmenting import Output, learns_vit, upsample
 from maskwright.ops.channel_dropout import channel_dropout, complementary_dropout
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
     from maskwright.engine.context import Context
 
 VERSIONS = ("auto", "v1", "v2", "fixmatch")
-IGNORE = -1
 DONORS = 0x5851F42D4C957F2D
 """Added to the seed for the order of the donors."""
 

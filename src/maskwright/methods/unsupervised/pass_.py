@@ -49,7 +49,6 @@ from maskwright.engine.attention import PixelNames, Threshold, choose_threshold,
 from maskwright.engine.checkpoint import load_checkpoint
 from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
-from maskwright.engine.devices import cpu_has_bf16
 from maskwright.engine.distributed import rank, share, world_size
 from maskwright.engine.finetuning import Finetuning
 from maskwright.engine.frozen import cluster_rows
@@ -59,6 +58,7 @@ from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.multicrop import Crops, MultiCrops
 from maskwright.engine.records import save_tensors
 from maskwright.engine.seeding import seed_step
+from maskwright.engine.segmenting import precision_of
 from maskwright.errors import MaskwrightError
 from maskwright.models.bundle import save_bundle
 from maskwright.models.heads import LinearClassifier
@@ -279,8 +279,7 @@ class Pass(Method):
     @property
     def precision(self) -> str | None:
         """Of forward passes through the backbone."""
-        fast = self.context.device.type == "cuda" or cpu_has_bf16()
-        return "bf16" if self.config.precision == "bf16" or (self.config.precision == "auto" and fast) else None
+        return precision_of(self.config, self.context.device)
 
     def steps(self, epochs: int) -> int:
         """Optimiser steps of so many epochs; `--steps` is pretraining's number, and the others keep their share."""
