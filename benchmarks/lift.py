@@ -3,7 +3,9 @@
 Every entry is one method with its settings; all train DeepLabV3+ on MobileNetV2 for the same number of optimiser
 steps on crops of one size, on the photographs of CamVid's `train` of which only those of a list (`--labeled`) show
 their mask. `supervised` on the same masks is the floor, `supervised` on all masks (`full`) the ceiling. The last
-iterate is judged on `val` and `test`; nothing is chosen by either. Entries that are done are skipped, so the script
+iterate is judged on `val` and `test`; nothing is chosen by either. `supervised-norms` shows the unlabelled photographs
+to the floor in one way: it takes its batch-norm statistics from all photographs once training is over, as the
+semi-supervised rows do. Entries that are done are skipped, so the script
 can be stopped and started at will, `--only` chooses among them and `--seeds` says how often. It writes a run folder
 an entry and prints the table; `--keep FOLDER` copies the runs' records."""
 
@@ -25,6 +27,7 @@ from maskwright.predict.model import Model
 
 ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "supervised": ("supervised", {}),
+    "supervised-norms": ("supervised", {"norm_from": "all"}),
     "full": ("supervised", {}),
     "photometric": ("mean_teacher", {"perturb": "photometric"}),
     "cutout": ("mean_teacher", {"perturb": "cutout"}),
@@ -41,10 +44,11 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "u2pl": ("u2pl", {}),
     "reco_semi": ("reco_semi", {}),
     "fixmatch": ("unimatch", {"version": "fixmatch"}),
+    "unimatch-v1": ("unimatch", {"version": "v1"}),
     "unimatch": ("unimatch", {}),
 }
 """Row -> method and its settings beyond its defaults."""
-SEVERAL = ("supervised", "full", "cutmix", "cac", "unimatch")
+SEVERAL = ("supervised", "supervised-norms", "full", "cutmix", "cac", "unimatch")
 """Rows that get all seeds; the others the first."""
 
 

@@ -104,7 +104,7 @@ def test_second_network_is_the_one_that_was_not_kept(run):
     state = torch.load(run / "train" / "checkpoint.pt", weights_only=True)
     other = api._second_network(model, run)
     student, teacher = state["parts"]["module.network"], state["parts"]["module.teacher"]
-    for key, value in model.segmenter.state_dict().items():
+    for key, value in model.segmenter.named_parameters():
         assert torch.equal(value, teacher[f"module.{key}"])
     assert other is not None
     assert all(torch.equal(v, student[k]) for k, v in other.state_dict().items())

@@ -182,6 +182,10 @@ class SemiTraining(SegmentationTraining):
 class SemiMethod(NetworkMethod):
     """A method on masks and unlabelled photographs with one training stage."""
 
+    def seen(self) -> list[int]:
+        """All images of the run."""
+        return list(range(len(self.context.data)))
+
     @property
     def result(self) -> str:  # type: ignore[override]
         """Student or teacher, as configured; the student where there is no teacher."""

@@ -6,6 +6,7 @@ Legend: B batch, C classes, S crop side, (H, W) image size, (h, w) feature-map s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from maskwright.engine.criteria import Criterion, class_weights, make_criterion
 from maskwright.engine.devices import cpu_has_bf16
 from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, poly
+from maskwright.engine.norm_statistics import evenly, retake_statistics
 from maskwright.engine.optimizers import OPTIMIZERS, make_optimizer
 from maskwright.engine.seeding import seed_step
 from maskwright.engine.selection import Selection, every, hold_out
@@ -74,8 +76,14 @@ class NetworkConfig:
         False, "weigh classes by the inverse square root of their share in the labels (reads them all)"
     )
     freeze_norm: bool = option(False, "keep the encoder's batch-norm statistics")
+    norm_images: int = option(
+        64, "whole photographs that batch-norm statistics are retaken on after the last step; 0: training's own", low=0
+    )
     holdout: float = option(
         0.0, "share of the labelled images held out to choose the iterate; 0: the last", low=0, high=0.9
+    )
+    norm_from: str = option(
+        "seen", "which photographs these are: those that training looked at, or all of the run", choices=("seen", "all")
     )
     precision: str = option(
         "auto", "bf16 where the processor has it (1.4 x), or fp32", choices=("auto", "bf16", "fp32")
@@ -306,15 +314,30 @@ def make_preprocess(context: Context, config: Any, network: Network) -> Preproce
     return Preprocess.for_backbone(network.provenance, long_side=config.long_side, multiple_of=network.multiple_of)
 
 
-def make_segmenter(context: Context, config: Any, network: Network, method: str) -> Segmenter:
-    """The network as what every method ends in."""
+def make_segmenter(
+    context: Context, config: Any, network: Network, method: str, seen: Sequence[int] | None = None
+) -> Segmenter:
+    """The network as what every method ends in, with the batch-norm statistics of photographs that it learned from.
+
+    Args:
+        context: of the run.
+        config: options.
+        network: trained.
+        method: its name.
+        seen: indices of these photographs; all of the run if None.
+    """
+    everything = range(len(context.data))
+    chosen = evenly(everything if seen is None or config.norm_from == "all" else seen, config.norm_images)
+    kept = network.encoder if config.freeze_norm else None
+    preprocess = make_preprocess(context, config, network)
+    retake_statistics(network.to(context.device), context.data, chosen, preprocess, context.device, kept)
     network = network.cpu().eval()
     return Segmenter(
         encoder=network.encoder,
         decoder=network.decoder,
         classifier=network.classifier,
         classes=context.table,
-        preprocess=make_preprocess(context, config, network),
+        preprocess=preprocess,
         provenance=network.provenance,
         method=method,
     )
@@ -387,6 +410,10 @@ class NetworkMethod(Method):
         """The trained network, from the artefact."""
         return trained_network(self.context, self.config, self.context.run.path / "train", self.result)
 
+    def seen(self) -> list[int]:
+        """Images that training looked at."""
+        return self.labels().indices
+
     def segmenter(self) -> Segmenter:
         """The last iterate."""
-        return make_segmenter(self.context, self.config, self.network(), self.name)
+        return make_segmenter(self.context, self.config, self.network(), self.name, self.seen())

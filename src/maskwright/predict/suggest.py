@@ -377,7 +377,7 @@ def _pooled(features: Any) -> Tensor:
 
 def second_network(segmenter: Segmenter, parts: Mapping[str, Any]) -> Segmenter | None:
     """The other network of a training: the first of its modules, the teacher before others, that has the segmenter's
-    tensors with other values.
+    tensors with other values of its parameters; batch-norm statistics are retaken after training and tell nothing.
 
     Args:
         segmenter: the network that the run kept.
@@ -386,13 +386,13 @@ def second_network(segmenter: Segmenter, parts: Mapping[str, Any]) -> Segmenter 
     Returns:
         A copy of the segmenter with the other weights, or None where there are none.
     """
-    mine = segmenter.state_dict()
+    mine, learned = segmenter.state_dict(), dict(segmenter.named_parameters())
     names = [n for n in parts if n.startswith("module.")]
     for name in sorted(names, key=lambda n: n != "module.teacher"):
         theirs = {k.removeprefix("module."): v for k, v in parts[name].items() if isinstance(v, Tensor)}
         if any(k not in theirs or theirs[k].shape != v.shape for k, v in mine.items()):
             continue
-        if all(torch.equal(theirs[k].to(v), v) for k, v in mine.items()):
+        if all(torch.equal(theirs[k].to(v), v) for k, v in learned.items()):
             continue
         other = copy.deepcopy(segmenter)
         other.load_state_dict({k: theirs[k] for k in mine})

@@ -33,7 +33,7 @@ def label_map(batch: int = 3, size: int = 6, classes: int = 4, seed: int = 0) ->
 
 def training(context, version: str, **options):
     config = configure(um.UniMatchConfig, {"crop": 32, "batch": 2, "version": version, "precision": "fp32", **options})
-    return um.TRAINERS[um.version_of(config, context)](context, config, MaskLabels(context.data, context.classes), 4)
+    return um.TRAINERS[version](context, config, MaskLabels(context.data, context.classes), 4)
 
 
 def batch_of(t) -> um.SemiBatch:
@@ -209,18 +209,15 @@ def test_no_gradient_reaches_the_network_through_labels(semi_context):
 # ---------------------------------------------------------------------- v2
 
 
-def test_auto_goes_by_the_encoder(semi_context, vit_context):
-    auto, asked, own = (um.UniMatchConfig(**o) for o in ({}, {"version": "fixmatch"}, {"network": "ddrnet23_slim"}))
-    assert um.version_of(auto, semi_context) == "v1" and um.version_of(auto, vit_context) == "v2"
-    assert um.version_of(asked, vit_context) == "fixmatch"
-    assert um.version_of(own, vit_context) == "v1", "a network that brings a convolutional encoder of its own"
-    optimizer = training(vit_context, "auto").optimizers["network"]
-    assert isinstance(optimizer, torch.optim.AdamW)
+def test_v2_is_the_default_on_any_encoder(semi_context, vit_context):
+    for context in (semi_context, vit_context):
+        method = um.UniMatch(um.UniMatchConfig(crop=32), context)
+        assert method.trainer is um.UniMatchV2Training and method.result == "teacher"
 
 
 @pytest.mark.parametrize("unlabeled", [1, 2, 3])
 def test_v2_takes_any_number_of_unlabelled_crops(vit_context, unlabeled):
-    t = training(vit_context, "auto", batch_unlabeled=unlabeled, threshold=0.0)
+    t = training(vit_context, "v2", batch_unlabeled=unlabeled, threshold=0.0)
     assert type(t) is um.UniMatchV2Training and t.crop == 32
     batch = batch_of(t)
     assert [len(s) for s in batch.s] == [unlabeled, unlabeled]
@@ -255,7 +252,7 @@ def test_the_first_update_of_the_teacher_copies(vit_context):
 
 
 @pytest.mark.parametrize(
-    ("version", "backbone", "part"), [("auto", VIT, "teacher"), ("fixmatch", "tf_efficientnet_lite0", "network")]
+    ("version", "backbone", "part"), [("v2", VIT, "teacher"), ("fixmatch", "tf_efficientnet_lite0", "network")]
 )
 def test_killed_and_resumed_to_the_same_weights(tmp_path, monkeypatch, version, backbone, part):
     data = write_tiny_folder(tmp_path / "tiny")

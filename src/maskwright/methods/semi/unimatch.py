@@ -9,9 +9,10 @@ What a network is sure of on a weak view is the label of strong views of the sam
     v2        two strong views that lose complementary channels; the label comes from an EMA teacher
 
 Strong views are colour, blur and a CutMix box whose pixels, label, confidence and validity come from a donor image.
-`auto` is v2 on a vision transformer and v1 on a convolutional network, as in the papers.
 
-Deviates: L = (L_x + lambda L_u) / (1 + lambda), the papers' half-half at lambda = 1 and supervised training at 0; the
+Deviates: v2 is the default on convolutional networks too, where its paper has transformers alone: with a dozen masks
+v1, whose network labels for itself, confirms its errors on photographs of other light (docs/semi.md).
+L = (L_x + lambda L_u) / (1 + lambda), the papers' half-half at lambda = 1 and supervised training at 0; the
 unlabelled images' own masks are never opened, not even for their padding; in v1 only the unlabelled half of the batch
 goes through the decoder a second time (the authors' labelled half does too, and is thrown away); where the label comes
 from a pass in training mode (fixmatch, v1), dropout inside the network is off, as the authors' network has none and it
@@ -28,8 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,14 +42,11 @@ from maskwright.engine.config import option
 from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
 from maskwright.engine.criteria import IGNORE
 from maskwright.engine.distributed import rank, world_size
-from maskwright.engine.segmenting import Output, learns_vit, upsample
+from maskwright.engine.segmenting import Output, upsample
 from maskwright.ops.channel_dropout import channel_dropout, complementary_dropout
 from maskwright.ops.seg_losses import cross_entropy
 
-if TYPE_CHECKING:
-    from maskwright.engine.context import Context
-
-VERSIONS = ("auto", "v1", "v2", "fixmatch")
+VERSIONS = ("v2", "v1", "fixmatch")
 DONORS = 0x5851F42D4C957F2D
 """Added to the seed for the order of the donors."""
 
@@ -58,7 +55,7 @@ DONORS = 0x5851F42D4C957F2D
 class UniMatchConfig(SemiConfig):
     """Options of `unimatch`."""
 
-    version: str = option("auto", "auto: v2 on a vision transformer, else v1; fixmatch: one stream", choices=VERSIONS)
+    version: str = option("v2", "v2; v1, without a teacher; or fixmatch, with one strong view", choices=VERSIONS)
     threshold: float = option(0.95, "least confidence of a pixel whose label is learnt; above 1: none is", low=0)
     dropout: float = option(0.5, "chance of a channel to be dropped in v1's feature stream", low=0, high=0.99)
     feature_weight: float = option(
@@ -67,13 +64,6 @@ class UniMatchConfig(SemiConfig):
     whole: float = option(0.5, "share of v2's images whose strong views lose no channel", low=0, high=1)
     ema: float = option(0.996, "greatest momentum of v2's teacher; min(1 - 1/(n + 1), ema) at update n", low=0, high=1)
     final: str = option("teacher", "the network that is kept: student, or v2's teacher", choices=("student", "teacher"))
-
-
-def version_of(config: UniMatchConfig, context: Context) -> str:
-    """The version that is run: as asked, or by the encoder."""
-    if config.version != "auto":
-        return config.version
-    return "v2" if learns_vit(config, context) else "v1"
 
 
 # ---------------------------------------------------------------------- losses
@@ -299,9 +289,4 @@ class UniMatch(SemiMethod):
     @property
     def trainer(self) -> type[SemiTraining]:  # type: ignore[override]
         """The training of the chosen version."""
-        return TRAINERS[version_of(self.config, self.context)]
-
-    def train(self, folder: Path) -> None:
-        """Trains, and says in the report what `auto` became."""
-        self.context.note(f"UniMatch: version {version_of(self.config, self.context)}.")
-        super().train(folder)
+        return TRAINERS[self.config.version]

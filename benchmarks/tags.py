@@ -1,0 +1,195 @@
+"""Pseudo masks from image tags, stage by stage, at equal budget: `python -m benchmarks.tags`.
+
+Every row is one method with its settings, on one network, trained on the tags of a split that shows no mask. Judged
+are the class maps at the threshold that the run found without masks and at the best one (the oracle of the literature),
+before any CRF; the pseudo masks after it; and the segmenter retrained on them, on photographs that no stage saw. Rows
+that differ behind the class maps alone share the classifier and the maps: their stage folders are copied from the row
+they begin with. Rows that are done are skipped, `--only` chooses among them. It writes a run folder a row and prints
+the table; `--keep FOLDER` copies the runs' records and the curve of each over the threshold."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.records import data_root, keep, spread, weights_root
+from maskwright import api
+from maskwright.data.files import write_json
+from maskwright.data.folder import Dataset
+from maskwright.engine.progress import Progress
+from maskwright.engine.records import LEDGER
+from maskwright.engine.seeds import CamStore, sweep_thresholds
+from maskwright.engine.tag_pipeline import MAPS, read_threshold
+from maskwright.engine.tags import TagTargets
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        method: its name.
+        settings: beyond its defaults.
+        begins: the row whose first stages it takes over, or "".
+        stages: these stages.
+    """
+
+    method: str
+    settings: dict[str, str]
+    begins: str = ""
+    stages: tuple[str, ...] = ()
+
+
+MAPS_SHARED = ("classify", "cams")
+ROWS: Mapping[str, Row] = {
+    "cam": Row("cam", {}),
+    "grad_cam": Row("grad_cam", {}, "cam", ("classify",)),
+    "grad_cam_pp": Row("grad_cam_pp", {}, "cam", ("classify",)),
+    "cam+psa": Row("affinity", {"variant": "psa"}, "cam", MAPS_SHARED),
+    "cam+irn": Row("affinity", {"variant": "irn"}, "cam", MAPS_SHARED),
+    "seam": Row("seam", {}),
+    "seam+psa": Row("seam", {"walk": "psa"}, "seam", MAPS_SHARED),
+    "seam+irn": Row("seam", {"walk": "irn"}, "seam", MAPS_SHARED),
+}
+SEVERAL = ("cam", "seam")
+"""Rows that get all seeds; the others the first."""
+CURVE = "curve.json"
+
+
+def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None:
+    """Trains and judges one row, what is done left as it is."""
+    row, data = ROWS[name], data_root() / options.data
+    place = folder / "run"
+    for stage in row.stages:
+        take_over(folder.parent / f"{row.begins}-{seed}" / "run", place, stage)
+    budget = {"crop": str(options.crop), "batch": str(options.batch)}
+    extra = dict(s.split("=", 1) for s in options.set)
+    model = api.train(
+        data, row.method, out=place, split=options.split, seed=seed, backbone=options.backbone,
+        weights=str(weights_root() / f"{options.backbone}.safetensors"), steps=options.steps,
+        settings={**budget, **row.settings, **extra}, resume=True, report=False, device=options.device,
+    )  # fmt: skip
+    truth = api.open_folder(data)
+    judged = truth.split(options.judge)
+    record = json.loads((place / "run.json").read_text())
+    scores = {"maps": judge_maps(place, judged, folder / CURVE)}
+    scores["masks"] = api.evaluate(place / "seeds" / "masks", judged, protocol="direct").to_json()
+    model.predict_folder(truth.split(options.final), folder / "predictions", refine="none")
+    scores["final"] = api.evaluate(folder / "predictions", truth.split(options.final), protocol="direct").to_json()
+    write_json(
+        folder / "scores.json",
+        {
+            "row": name, "seed": seed, "data": options.data, "split": options.split, "steps": options.steps,
+            "crop": options.crop, "batch": options.batch, "begins": row.begins,
+            "seconds": {s["name"]: s["seconds"] for s in record["stages"]}, "labels_read": record["labels_read"],
+            **scores,
+        },
+    )  # fmt: skip
+
+
+def take_over(source: Path, place: Path, stage: str) -> None:
+    """Copies a stage that another run has done, and what that run read of labels."""
+    if (place / stage).exists():
+        return
+    if not (source / stage / "stage.json").exists():
+        raise SystemExit(f"{source / stage}: not done; run the row it belongs to first")
+    place.mkdir(parents=True, exist_ok=True)
+    beside = place / f".{stage}.copy"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source / stage, beside)
+    beside.rename(place / stage)
+    if not (place / LEDGER).exists():
+        shutil.copy(source / LEDGER, place / LEDGER)
+
+
+def judge_maps(place: Path, judged: Dataset, curve: Path) -> dict[str, Any]:
+    """Scores of the maps that seeds were made of, at the found threshold and at the best; writes the whole curve."""
+    walked = place / "walk" / MAPS
+    store = CamStore(walked if walked.is_dir() else place / "cams" / MAPS)
+    targets = TagTargets.load(place / "classify")
+    sweep = sweep_thresholds(store, judged, targets, len(judged.classes or ()), "evaluate")
+    points = [{k: v if math.isfinite(v) else None for k, v in asdict(p).items()} for p in sweep.curve()]
+    write_json(curve, points)
+    found = read_threshold(place / "seeds")
+    return {"found": points[min(len(points) - 1, round(found * sweep.bins))], "oracle": asdict(sweep.best())}
+
+
+def table(runs: Path) -> str:
+    """Means (and spread over seeds), in percent."""
+    done: dict[str, list[dict]] = {}
+    for file in sorted(runs.glob("*/scores.json")):
+        scores = json.loads(file.read_text())
+        done.setdefault(scores["row"], []).append(scores)
+    lines = [
+        "| row | maps | maps, oracle | thresholds | mFN / mFP | pseudo masks (CRF) | retrained | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ROWS:
+        if name not in done:
+            continue
+        rows = done[name]
+
+        def cell(*path: str, rows: list[dict] = rows, factor: float = 100, digits: int = 2) -> str:
+            values = []
+            for value in rows:
+                for key in path:
+                    value = value[key]
+                values.append(factor * value)  # type: ignore[operator]
+            return spread(values) if digits == 2 else f"{sum(values) / len(values):.{digits}f}"
+
+        thresholds = " / ".join(cell("maps", k, "threshold") for k in ("found", "oracle"))
+        rates = " / ".join(cell("maps", "found", k, factor=1) for k in ("mfn", "mfp"))
+        cells = [
+            cell("maps", "found", "miou"), cell("maps", "oracle", "miou"), thresholds, rates,
+            cell("masks", "miou"), cell("final", "miou"), str(len(rows)),
+        ]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs what is asked for and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="*", help="rows, as patterns joined by commas")
+    parser.add_argument("--seeds", default="0", help="seeds of the rows that get several; the others get the first")
+    parser.add_argument("--data", default="voc_part")
+    parser.add_argument("--split", default="train_all", help="photographs whose tags are read")
+    parser.add_argument("--judge", default="train", help="split whose masks judge maps and pseudo masks")
+    parser.add_argument("--final", default="val", help="split that the retrained network is judged on")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--crop", type=int, default=192, help="of retraining")
+    parser.add_argument("--batch", type=int, default=4, help="of retraining")
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tags"))
+    parser.add_argument("--set", nargs="*", default=[], help="further options, key=value, for all rows")
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    progress, runs = Progress(), options.runs / options.data
+    seeds = [int(s) for s in options.seeds.split(",")]
+    for name in ROWS:
+        if not any(fnmatch.fnmatch(name, p) for p in options.only.split(",")):
+            continue
+        for seed in seeds if name in SEVERAL else seeds[:1]:
+            folder = runs / f"{name}-{seed}"
+            if not (folder / "scores.json").exists():
+                progress.say(f"== {name}, seed {seed}")
+                run(name, seed, folder, options)
+            if options.keep:
+                keep(folder, options.keep / f"tags-{options.data}-{folder.name}")
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()
