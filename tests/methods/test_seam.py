@@ -224,3 +224,9 @@ def test_with_a_walk(data, tmp_path, kind):
     assert len(list((tmp_path / "run" / "walk" / "maps").glob("*.npz"))) == 8
     threshold = read_threshold(tmp_path / "run" / "seeds")
     assert threshold == 0.5 if kind == "psa" else 0 < threshold < 1
+
+
+def test_equivariance_grows_over_its_share_of_the_steps(data):
+    t = training(data, er=2.0, er_ramp=0.5)
+    assert t.steps == 10 and [t.er_weight(s) for s in (0, 1, 4, 5, 9)] == pytest.approx([0, 0.4, 1.6, 2, 2])
+    assert training(data, er=2.0, er_ramp=0.0).er_weight(0) == 2.0

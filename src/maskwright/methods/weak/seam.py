@@ -63,6 +63,7 @@ class SeamConfig(WalkConfig):
         0.1, "share of the small view in the soft margin (SEAM: 0.5); small images are hard to classify", low=0, high=1
     )
     er: float = option(1.0, "weight of L_ER", low=0)
+    er_ramp: float = option(0.5, "share of the steps over which that weight grows from 0; SEAM: 0", low=0, high=1)
     ecr: float = option(1.0, "weight of L_ECR", low=0)
     norm: str = option("minmax", "range of each map: minmax (SEAM), or by its maximum", choices=NORMS)
     walk: str = option("none", "then a random walk along a learned affinity", choices=("none", *VARIANTS))
@@ -203,8 +204,13 @@ class SeamTraining(TagTraining):
         y2, yr2, _ = self.moved(out2, y, batch.views2, batch.views2)
         l_er = equivariant_regularization(y1, y2, valid)
         l_ecr = equivariant_cross_regularization(with_rest(y1), yr1, with_rest(y2), yr2, valid, c.hard_share)
-        loss = l_cls + c.er * l_er + c.ecr * l_ecr
+        loss = l_cls + self.er_weight(step) * l_er + c.ecr * l_ecr
         return {"loss": loss, "l_cls": l_cls, "l_er": l_er, "l_ecr": l_ecr}
+
+    def er_weight(self, step: int) -> float:
+        """Weight of L_ER at a step, growing in proportion over `er_ramp`."""
+        c = self.config
+        return float(c.er * min(1.0, step / (c.er_ramp * self.steps)) if c.er_ramp > 0 else c.er)
 
     @property
     def grid(self) -> tuple[int, int]:
