@@ -2,7 +2,8 @@
 
 Every row is one method with its settings, on one network, trained on the tags of a split that shows no mask. Judged
 are the class maps at the threshold that the run found without masks and at the best one (the oracle of the literature),
-before any CRF; the pseudo masks after it; and the segmenter retrained on them, on photographs that no stage saw. Rows
+before any CRF; the pseudo masks after it; and the segmenter retrained on them, on the photographs that the pseudo masks
+were judged on and on photographs that no stage saw. Rows
 that differ behind the class maps alone share the classifier and the maps: their stage folders are copied from the row
 they begin with. Rows that are done are skipped, `--only` chooses among them. It writes a run folder a row and prints
 the table; `--keep FOLDER` copies the runs' records and the curve of each over the threshold."""
@@ -82,8 +83,9 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None
     record = json.loads((place / "run.json").read_text())
     scores = {"maps": judge_maps(place, judged, folder / CURVE)}
     scores["masks"] = api.evaluate(place / "seeds" / "masks", judged, protocol="direct").to_json()
-    model.predict_folder(truth.split(options.final), folder / "predictions", refine="none")
-    scores["final"] = api.evaluate(folder / "predictions", truth.split(options.final), protocol="direct").to_json()
+    for key, split in (("again", options.judge), ("final", options.final)):
+        model.predict_folder(truth.split(split), folder / key, refine="none")
+        scores[key] = api.evaluate(folder / key, truth.split(split), protocol="direct").to_json()
     write_json(
         folder / "scores.json",
         {
@@ -129,8 +131,8 @@ def table(runs: Path) -> str:
         scores = json.loads(file.read_text())
         done.setdefault(scores["row"], []).append(scores)
     lines = [
-        "| row | maps | maps, oracle | thresholds | mFN / mFP | pseudo masks (CRF) | retrained | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| row | maps | oracle | thresholds | mFN / mFP | pseudo masks (CRF) | retrained, again | retrained, new | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in ROWS:
         if name not in done:
@@ -149,7 +151,7 @@ def table(runs: Path) -> str:
         rates = " / ".join(cell("maps", "found", k, factor=1) for k in ("mfn", "mfp"))
         cells = [
             cell("maps", "found", "miou"), cell("maps", "oracle", "miou"), thresholds, rates,
-            cell("masks", "miou"), cell("final", "miou"), str(len(rows)),
+            cell("masks", "miou"), cell("again", "miou"), cell("final", "miou"), str(len(rows)),
         ]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
