@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.records import data_root, keep, spread
 from maskwright import api
 from maskwright.data.files import write_json, write_text
 from maskwright.engine.luss_probe import SHORT_SIDE, distance_scores
@@ -40,12 +39,6 @@ TITLES = {
     "both": "L_e + both",
     "attention": "L_e + both + attention",
 }
-
-
-def data_root() -> Path:
-    """Where the photographs are."""
-    named = os.environ.get("MASKWRIGHT_DATA")
-    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
@@ -84,12 +77,6 @@ def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, f
     return scores
 
 
-def cell(values: list[float]) -> str:
-    """Mean and sample standard deviation."""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
-
-
 def main() -> None:
     """Runs what is asked for and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
@@ -103,6 +90,7 @@ def main() -> None:
     parser.add_argument("--weights", default=None, help="random for the paper's start from nothing")
     parser.add_argument("--steps", type=int, default=None, help="of pretraining; the other stages keep their share")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--keep", type=Path, help="copies the runs' records there")
     parser.add_argument("--set", nargs="*", default=[], help="further options, key=value, for all rows")
     args = parser.parse_args()
     lines, cells = [], []
@@ -111,8 +99,10 @@ def main() -> None:
         lines.append("|---|---|---|---|")
         for row in args.rows:
             found = [one(row, data, seed, args) for seed in args.seeds]
+            for seed in args.seeds if args.keep else ():
+                keep(args.out / f"{data}-{row}-{seed}", args.keep / f"pass-{data}-{row}-{seed}")
             columns = [[f[key] for f in found] for key in ("unsupervised", "distance")]
-            lines.append(f"| {TITLES[row]} | {cell(columns[0])} | {cell(columns[1])} | {len(found)} |")
+            lines.append(f"| {TITLES[row]} | {spread(columns[0])} | {spread(columns[1])} | {len(found)} |")
             figures = {"unsupervised": columns[0], "distance": columns[1]}
             cells.append({"data": data, "row": row, "seeds": args.seeds, **figures})
             args.out.mkdir(parents=True, exist_ok=True)

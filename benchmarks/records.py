@@ -21,9 +21,15 @@ def weights_root() -> Path:
 
 
 def keep(folder: Path, to: Path) -> None:
-    """Copies a run's records, without its model, with the data root written as DATA."""
+    """Copies a run's records, without its model, with the data root written as DATA.
+
+    Args:
+        folder: with `scores.json` and what else judged the run; the run is it or lies in it as `run`.
+        to: where they go.
+    """
     root = data_root()
-    for source in (folder / "scores.json", folder / "run" / "run.json", folder / "run" / "metrics.jsonl"):
+    names = ("scores.json", "curve.json", "run.json", "metrics.jsonl")
+    for source in (place / name for name in names for place in (folder, folder / "run")):
         if source.exists():
             to.mkdir(parents=True, exist_ok=True)
             text = source.read_text().replace(str(root), "DATA").replace(str(root.parent), "DATA/..")

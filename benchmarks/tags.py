@@ -131,7 +131,7 @@ def table(runs: Path) -> str:
         scores = json.loads(file.read_text())
         done.setdefault(scores["row"], []).append(scores)
     lines = [
-        "| row | maps | oracle | thresholds | mFN / mFP | pseudo masks (CRF) | retrained, again | retrained, new | seeds |",
+        "| row | maps | oracle | thresholds | mFN / mFP | masks (CRF) | retrained, again | retrained, new | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in ROWS:
