@@ -36,10 +36,9 @@ def parameter_groups(
     return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
 
 
-def make_optimizer(config: Any, network: Any, lr: float | None = None) -> torch.optim.Optimizer:
+def make_optimizer(config: Any, network: Any) -> torch.optim.Optimizer:
     """The optimiser of a configuration whose `optimizer`, rates and decay are decided (`segmenting.resolved`)."""
-    rate = config.lr if lr is None else lr
-    groups = parameter_groups(network, rate, config.encoder_lr, config.layer_decay, config.weight_decay)
+    groups = parameter_groups(network, config.lr, config.encoder_lr, config.layer_decay, config.weight_decay)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999))
-    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999))
+    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)

@@ -15,7 +15,6 @@ Legend: N positions of all images, D channels, d channels kept, K clusters.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,67 +22,44 @@ import torch
 from safetensors.torch import load_file
 
 from maskwright.engine.config import option
-from maskwright.engine.contract import Method, Stage
-from maskwright.engine.frozen import (
-    FrozenFeatures,
-    cluster_rows,
-    decoded_rows,
-    fit_reduction,
-    frozen_features,
-    projection,
-)
-from maskwright.engine.probing import linear_probe
+from maskwright.engine.contract import Stage
+from maskwright.engine.frozen import cluster_rows, decoded_rows, fit_reduction, projection
+from maskwright.engine.frozen_method import FrozenConfig, FrozenMethod
 from maskwright.engine.records import save_tensors
-from maskwright.models.heads import CosineClassifier
+from maskwright.models.heads import CosineClassifier, Projection
 from maskwright.models.segmenter import Segmenter
 
 CLUSTERS = "clusters.safetensors"
 
 
 @dataclass(kw_only=True)
-class KMeansConfig:
+class KMeansConfig(FrozenConfig):
     """Options of `kmeans`."""
 
-    short_side: int = option(320, "pixels; shorter side of the network's input", low=16)
-    layers: tuple[int, ...] | None = option(None, "blocks or stages to read; none chooses by the network")
-    kind: str = option("tokens", "what of a transformer block", choices=("tokens", "q", "k", "v"))
     dim: int = option(32, "channels kept by PCA; more keep noise, which whitening would raise to full power", low=1)
     whiten: bool = option(True, "divide each kept channel by its standard deviation")
     restarts: int = option(10, "starts of k-means; the one with the best inertia is kept", low=1)
     iterations: int = option(100, "most iterations of each start", low=1)
     max_rows: int = option(1_000_000, "positions to fit on; more are drawn from, the same number an image", low=1)
-    linear_probe: bool = option(
-        False, "also fit a linear probe on the masks that may be read, as a model beside this one"
-    )
     crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
     temperature: float = option(
         0.1, "cosines are divided by it to give logits; for confidence and refinement only", low=1e-4
     )
 
 
-class KMeans(Method):
+class KMeans(FrozenMethod):
     """Whitened PCA and spherical k-means on frozen dense features."""
 
     name: ClassVar[str] = "kmeans"
     title: ClassVar[str] = "k-means on frozen dense features"
     venue: ClassVar[str] = "baseline, as in Leopart (CVPR 2022) and PiCIE (CVPR 2021)"
     link: ClassVar[str] = "https://arxiv.org/abs/2204.13101"
-    family: ClassVar[str] = "unsupervised"
     Config: ClassVar[type] = KMeansConfig
     config: KMeansConfig
 
-    def stages(self) -> list[Stage]:
-        """Features, PCA and clusters; a linear probe if asked for."""
-        stages = [Stage("cluster", "fit", self.cluster, "features of a frozen network, PCA, k-means")]
-        if self.config.linear_probe:
-            stages.append(Stage("linear_probe", "fit", self.linear_probe, "a linear probe on the features, with masks"))
-        return stages
-
-    @cached_property
-    def features(self) -> FrozenFeatures:
-        """The features of the run's images."""
-        c = self.config
-        return frozen_features(self.context, short_side=c.short_side, layers=c.layers, kind=c.kind)
+    def own_stages(self) -> list[Stage]:
+        """Features, PCA and clusters."""
+        return [Stage("cluster", "fit", self.cluster, "features of a frozen network, PCA, k-means")]
 
     def cluster(self, folder: Path) -> None:
         """Fits PCA and k-means; the artefact holds both."""
@@ -99,10 +75,9 @@ class KMeans(Method):
             save_tensors(folder / CLUSTERS, {**reduction, "centers": found.centers})
         context.run.log("cluster", found.iterations, {"loss": float(found.inertia)})
 
-    def linear_probe(self, folder: Path) -> None:
-        """How much of the classes is in the features; reads masks, for evaluation only."""
-        t = load_file(self.context.run.path / "cluster" / CLUSTERS)
-        linear_probe(self.context, self.features, projection(t), folder)
+    def embedding(self) -> Projection:
+        """PCA, without length."""
+        return projection(load_file(self.context.run.path / "cluster" / CLUSTERS))
 
     def segmenter(self) -> Segmenter:
         """Encoder, projection and cosine to the cluster centres."""

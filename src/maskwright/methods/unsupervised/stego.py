@@ -37,18 +37,11 @@ from torch import Tensor, nn
 from maskwright.data.sampler import Sampler
 from maskwright.engine.checkpoint import load_checkpoint
 from maskwright.engine.config import option
-from maskwright.engine.contract import Method, Stage
+from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import rank, world_size
-from maskwright.engine.frozen import (
-    FrozenFeatures,
-    cluster_rows,
-    decoded_rows,
-    fit_reduction,
-    frozen_features,
-    projection,
-)
+from maskwright.engine.frozen import FrozenFeatures, cluster_rows, decoded_rows, fit_reduction, projection
+from maskwright.engine.frozen_method import FrozenConfig, FrozenMethod
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
-from maskwright.engine.probing import linear_probe
 from maskwright.engine.records import save_tensors
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
@@ -61,12 +54,9 @@ CENTERS = "centers.safetensors"
 
 
 @dataclass(kw_only=True)
-class StegoConfig:
+class StegoConfig(FrozenConfig):
     """Options of `stego`."""
 
-    short_side: int = option(320, "pixels; shorter side of the network's input", low=16)
-    layers: tuple[int, ...] | None = option(None, "blocks or stages to read; none chooses by the network")
-    kind: str = option("tokens", "what of a transformer block", choices=("tokens", "q", "k", "v"))
     reduce: int = option(64, "channels of f kept by PCA before the head; 0 keeps all", low=0)
     code: int = option(70, "channels E of the codes", low=2)
     steps: int = option(2000, "optimiser steps; --steps overrides it", low=1)
@@ -90,9 +80,6 @@ class StegoConfig:
     readout: str = option("kmeans", "how codes become clusters", choices=("kmeans", "probe"))
     restarts: int = option(10, "starts of the final k-means", low=1)
     max_rows: int = option(400_000, "positions for PCA and the final k-means", low=1)
-    linear_probe: bool = option(
-        False, "also fit a linear probe on the masks that may be read, as a model beside this one"
-    )
     crf: bool = option(True, "the dense CRF after prediction, as in the paper, unless --refine says otherwise")
     temperature: float = option(0.5, "cosines are divided by it to give logits; the paper's alpha = 2 is 0.5", low=1e-4)
 
@@ -281,38 +268,24 @@ class Distillation(Training):
         }
 
 
-class Stego(Method):
+class Stego(FrozenMethod):
     """Distilled feature correspondences, clustered."""
 
     name: ClassVar[str] = "stego"
     title: ClassVar[str] = "Unsupervised Semantic Segmentation by Distilling Feature Correspondences"
     venue: ClassVar[str] = "Hamilton et al., ICLR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2203.08414"
-    family: ClassVar[str] = "unsupervised"
     Config: ClassVar[type] = StegoConfig
     config: StegoConfig
 
-    def stages(self) -> list[Stage]:
+    def own_stages(self) -> list[Stage]:
         """Prepare (PCA, neighbours, shifts), distill, cluster."""
-        stages = [
-            Stage(
-                "prepare",
-                "fit",
-                self.prepare,
-                "features, nearest photographs, shifts from their correlations",
-            ),
+        says = "features, nearest photographs, shifts from their correlations"
+        return [
+            Stage("prepare", "fit", self.prepare, says),
             Stage("distill", "train", self.distill, "a head whose codes correlate where features do"),
             Stage("cluster", "fit", self.cluster, "k-means of the codes"),
         ]
-        if self.config.linear_probe:
-            stages.append(Stage("linear_probe", "fit", self.linear_probe, "a linear probe on the codes, with masks"))
-        return stages
-
-    @cached_property
-    def features(self) -> FrozenFeatures:
-        """The features of the run's images."""
-        c = self.config
-        return frozen_features(self.context, short_side=c.short_side, layers=c.layers, kind=c.kind)
 
     @cached_property
     def prepared(self) -> dict[str, Tensor]:
@@ -401,7 +374,7 @@ class Stego(Method):
         probe.load_state_dict(state["parts"]["module.probe"])
         return head.eval(), probe.eval()
 
-    def decoder(self) -> Sequential:
+    def embedding(self) -> Sequential:
         """Reduction, head and unit length: (B, D, h, w) -> (B, E, h, w)."""
         return Sequential(self.reduction, self._trained()[0], L2Norm()).eval()
 
@@ -412,16 +385,12 @@ class Stego(Method):
             centers = normalize(self._trained()[1].mu.detach())
         else:
             rows = decoded_rows(
-                self.features, self.decoder(), max_rows=c.max_rows, generator=context.generator("codes"),
+                self.features, self.embedding(), max_rows=c.max_rows, generator=context.generator("codes"),
                 device=torch.device("cpu"),
             )  # fmt: skip
             centers = cluster_rows(context, rows, restarts=c.restarts, iterations=100).centers
         if context.run.writes:
             save_tensors(folder / CENTERS, {"centers": centers})
-
-    def linear_probe(self, folder: Path) -> None:
-        """How much of the classes is in the codes; reads masks, for evaluation only."""
-        linear_probe(self.context, self.features, self.decoder(), folder)
 
     def segmenter(self) -> Segmenter:
         """Encoder, head and cosine to the cluster centres."""
@@ -429,7 +398,7 @@ class Stego(Method):
         centers = load_file(context.run.path / "cluster" / CENTERS)["centers"]
         return Segmenter(
             encoder=self.features.encoder,
-            decoder=self.decoder(),
+            decoder=self.embedding(),
             classifier=CosineClassifier(centers, temperature=self.config.temperature),
             classes=context.table,
             preprocess=self.features.preprocess,
