@@ -15,21 +15,20 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.plot import deviation, draw
 from benchmarks.records import data_root, keep, spread, weights_root
 from maskwright import api
 from maskwright.data.files import atomic_write, write_json, write_text
 from maskwright.engine.progress import Progress
 
 STRATEGIES = ("random", "entropy", "margin", "coreset", "mixed", "disagreement")
-COLORS = ((120, 120, 120), (214, 39, 40), (255, 127, 14), (44, 160, 44), (31, 119, 180), (148, 103, 189))
 Curve = dict[int, list[float]]
 """Labelled photographs -> mIoU of each seed."""
 
@@ -125,54 +124,8 @@ def as_csv(curves: Mapping[str, Mapping[str, Curve]]) -> str:
     for split, of_split in curves.items():
         for name, curve in of_split.items():
             for n, values in curve.items():
-                deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-                writer.writerow((name, split, n, len(values), f"{np.mean(values):.3f}", f"{deviation:.3f}"))
+                writer.writerow((name, split, n, len(values), f"{np.mean(values):.3f}", f"{deviation(values):.3f}"))
     return text.getvalue()
-
-
-def draw(curves: Mapping[str, Curve], title: str) -> Image.Image:
-    """The curves as a picture: means joined by lines, whiskers of one standard deviation of the seeds."""
-    width, height, left, bottom, top = 760, 440, 60, 60, 40
-    picture = Image.new("RGB", (width, height), (255, 255, 255))
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    points = [(n, float(np.mean(v)), _deviation(v)) for c in curves.values() for n, v in c.items()]
-    low_x, high_x = min(p[0] for p in points), max(p[0] for p in points)
-    low_y, high_y = min(p[1] - p[2] for p in points), max(p[1] + p[2] for p in points)
-    pad = max(0.5, 0.08 * (high_y - low_y))
-    low_y, high_y, right = low_y - pad, high_y + pad, width - 140
-
-    def at(n: float, y: float) -> tuple[float, float]:
-        x = left + (right - left) * (n - low_x) / max(1, high_x - low_x)
-        return x, height - bottom - (height - bottom - top) * (y - low_y) / (high_y - low_y)
-
-    for y in _ticks(low_y, high_y):
-        pen.line((*at(low_x, y), *at(high_x, y)), fill=(228, 228, 228))
-        pen.text((8, at(low_x, y)[1] - 8), f"{y:g}", (80, 80, 80), font)
-    for n in sorted({p[0] for p in points}):
-        pen.text((at(n, low_y)[0] - 6, height - bottom + 6), str(n), (80, 80, 80), font)
-    pen.text((left, 10), title, (20, 20, 20), font)
-    pen.text((left, height - 28), "labelled photographs", (80, 80, 80), font)
-    for k, (name, curve) in enumerate(curves.items()):
-        color = COLORS[STRATEGIES.index(name)]
-        line = [at(n, float(np.mean(v))) for n, v in curve.items()]
-        pen.line([c for p in line for c in p], fill=color, width=3 if name == "random" else 2)
-        for (x, y), (n, v) in zip(line, curve.items()):
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
-            d = _deviation(v)
-            pen.line((x, at(n, float(np.mean(v)) - d)[1], x, at(n, float(np.mean(v)) + d)[1]), fill=color)
-        pen.line((right + 20, top + 22 * k + 8, right + 44, top + 22 * k + 8), fill=color, width=3)
-        pen.text((right + 50, top + 22 * k), name, (20, 20, 20), font)
-    return picture
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    step = next(s for s in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if (high - low) / s <= 8)
-    first = int(np.ceil(low / step))
-    return [round(step * k, 6) for k in range(first, int(np.floor(high / step)) + 1)]
 
 
 def publish(runs: Path, title: str) -> str:
@@ -181,7 +134,7 @@ def publish(runs: Path, title: str) -> str:
     if not curves["test"]:
         return "no round after the first is done"
     write_text(runs / "curve.csv", as_csv(curves))
-    picture = draw(curves["test"], title)
+    picture = draw(curves["test"], title, "labelled photographs")
     with atomic_write(runs / "curve.png") as beside:
         picture.save(beside, format="PNG")
     return table(curves["test"])
