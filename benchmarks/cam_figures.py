@@ -55,7 +55,7 @@ def opened(run: Path) -> tuple[str, MultiScale, TagTargets]:
 
 
 def at_scales(inference: MultiScale, targets: TagTargets, data: Dataset, i: int) -> list[Tensor]:
-    """Maps (K, h, w) of image `i` at each scale, each in [0, 1] by the range that the run chose, on the grid of the largest."""
+    """Maps (K, h, w) of image `i` at each scale, in the range that the run gives them, on the largest grid."""
     image = data.image(i)
     base = inference.preprocess.target_size(data.size(i))
     tags = targets.multi_hot(data.items[i].name)[None]
