@@ -270,7 +270,10 @@ def train(
         images, cls.name, config, bar, out=out, source=source, split=split, labeled=labeled, classes=classes,
         backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, resume=resume, reason=reason,
     )  # fmt: skip
-    return _run(cls(config, context), context, report)
+    try:
+        return _run(cls(config, context), context, report)
+    finally:
+        context.run.release()
 
 
 def _opened(data: str | Path | Dataset) -> Dataset:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from maskwright.data import files
-from maskwright.engine.records import IDENTITY, METRICS, RECORD, RunFolder, Stopwatch, save_tensors, versions
+from maskwright.engine.records import IDENTITY, LOCK, METRICS, RECORD, RunFolder, Stopwatch, save_tensors, versions
 from maskwright.errors import MaskwrightError
 
 RECORD_OF = {
@@ -120,7 +122,7 @@ def test_the_record_is_whole_or_not_at_all(tmp_path, monkeypatch):
             with pytest.raises(MaskwrightError, match="no space left"):
                 run.save(status="finished")
         assert (tmp_path / RECORD).read_bytes() == before
-        assert [p.name for p in tmp_path.iterdir()] == [RECORD]
+        assert sorted(p.name for p in tmp_path.iterdir()) == [LOCK, RECORD]
 
 
 def test_metrics(tmp_path):
@@ -174,3 +176,25 @@ def test_save_tensors(tmp_path):
 def test_versions_and_stopwatch():
     assert {"python", "torch", "numpy", "maskwright"} <= set(versions())
     assert 10 <= Stopwatch(10.0).seconds < 11
+
+
+def test_one_process_a_run(tmp_path):
+    """A second process is told; once the first is gone, killed even, the run can be resumed."""
+    run = RunFolder.start(tmp_path / "run", RECORD_OF, resume=False)
+    run.release()
+    holds = (
+        "import sys, time; from pathlib import Path; from maskwright.engine.records import RunFolder;"
+        "run = RunFolder(Path(sys.argv[1])); run._hold(); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", holds, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        before = (tmp_path / "run" / "run.json").read_bytes()
+        with pytest.raises(MaskwrightError, match="in use by another process"):
+            RunFolder.start(tmp_path / "run", RECORD_OF, resume=True)
+        assert (tmp_path / "run" / "run.json").read_bytes() == before
+    finally:
+        other.kill()
+        other.wait()
+    RunFolder.start(tmp_path / "run", RECORD_OF, resume=True)
+    assert len(RunFolder.start(tmp_path / "run", RECORD_OF, resume=True).record["resumed"]) == 2, "not its own enemy"

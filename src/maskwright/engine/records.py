@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import filelock
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,6 +24,7 @@ RECORD = "run.json"
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.json"
 MODEL = "model.safetensors"
+LOCK = ".lock"
 IDENTITY = (
     "method",
     "config",
@@ -50,6 +52,8 @@ class RunFolder:
         self.path = Path(path)
         self.writes = writes
         self.record: dict[str, Any] = {}
+        # One lock a path and process: the same process may open its run again.
+        self._lock = filelock.FileLock(self.path / LOCK, timeout=0, is_singleton=True)
 
     @classmethod
     def start(cls, path: Path, record: Mapping[str, Any], *, resume: bool, writes: bool = True) -> RunFolder:
@@ -63,7 +67,7 @@ class RunFolder:
 
         Raises:
             MaskwrightError: when the folder holds a run and `resume` is False, holds other files, cannot be written,
-                or holds a run with other settings.
+                holds a run with other settings, or is in use by another process.
         """
         run = cls(path, writes)
         failure: MaskwrightError | None = None
@@ -95,28 +99,47 @@ class RunFolder:
             raise MaskwrightError(
                 f"{path} already holds a run", "a new folder", "add --resume to continue it, or choose another --out"
             )
-        if any(path.iterdir()):
+        if any(p.name != LOCK for p in path.iterdir()):
             raise MaskwrightError(
                 f"{path} is not empty and holds no run", "a new or empty folder", "choose another --out"
             )
 
     def _open(self, record: Mapping[str, Any], resume: bool) -> None:
         self.check(self.path, resume=resume)
-        earlier = self.path / RECORD
-        if earlier.exists():
-            self.record = self._read(earlier)
-            self._must_match(record)
-            self.record.update({k: v for k, v in record.items() if k not in ("started", "command")})
-            self.record.setdefault("resumed", []).append(now())
-        else:
-            self.record = dict(record)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MaskwrightError(
                 f"cannot make {self.path}: {error.strerror}", "a folder that can be written"
             ) from error
-        self.save()
+        self._hold()
+        try:
+            if (self.path / RECORD).exists():
+                self.record = self._read(self.path / RECORD)
+                self._must_match(record)
+                self.record.update({k: v for k, v in record.items() if k not in ("started", "command")})
+                self.record.setdefault("resumed", []).append(now())
+            else:
+                self.record = dict(record)
+            self.save()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _hold(self) -> None:
+        """Keeps other processes out until `release`; the system lets go when this one ends, however it ends."""
+        try:
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise MaskwrightError(
+                f"{self.path} is in use by another process", "one process a run", "wait for it, or choose another --out"
+            ) from error
+        except (OSError, NotImplementedError):
+            pass  # a file system without locks: better no guard than no run
+
+    def release(self) -> None:
+        """Lets other processes go on with the run."""
+        self._lock.release(force=True)
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:
