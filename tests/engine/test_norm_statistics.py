@@ -51,8 +51,8 @@ def test_first_layer_has_the_moments_of_all_pixels():
 
 
 def test_spread_between_batches_counts():
-    dark = [np.full((8, 8, 3), 10, np.uint8)] * BATCH
-    data, net = Memory(dark + [np.full((8, 8, 3), 200, np.uint8)] * BATCH), nn.Sequential(nn.BatchNorm2d(3))
+    dark, bright = np.full((8, 8, 3), 10, np.uint8), np.full((8, 8, 3), 200, np.uint8)
+    data, net = Memory([dark, bright] * BATCH), nn.Sequential(nn.BatchNorm2d(3))  # one batch dark, one bright
     retake_statistics(net, data, range(len(data)), Preprocess(mean=(0, 0, 0), std=(1, 1, 1)), CPU)
     torch.testing.assert_close(net[0].running_var, torch.full((3,), (95 / 255) ** 2), rtol=1e-3, atol=0)
 

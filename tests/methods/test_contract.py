@@ -28,6 +28,7 @@ SMALL = {
     "hidden": 16,
     "crop": 32,
     "start": 0.0,
+    "er_ramp": 0.0,
     "representation": 32,
     "queries": 64,
     "precision": "fp32",
