@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from scipy.stats import rankdata
 
+from benchmarks.plot import save
 from benchmarks.records import data_root, spread
 from maskwright import api
-from maskwright.data.files import atomic_write
 from maskwright.data.images import resize, resize_window
 from maskwright.models.pass_parts import AttendedClusters
 from maskwright.predict.sheet import heat_colors
@@ -82,8 +82,7 @@ def main() -> None:
         lines = [np.concatenate(tiles[k : k + 4], axis=1) for k in range(0, len(tiles) - 3, 4)]
         between = np.full((GAP, lines[0].shape[1], 3), 255, np.uint8)
         picture = np.concatenate([part for line in lines for part in (line, between)][:-1])
-        with atomic_write(options.out) as beside:
-            Image.fromarray(picture).save(beside, format="JPEG", quality=88)
+        save(Image.fromarray(picture), options.out)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.plot import draw
+from benchmarks.plot import draw, save
 from benchmarks.records import data_root, weights_root
 from maskwright import api
-from maskwright.data.files import atomic_write
 from maskwright.data.folder import Dataset
 from maskwright.data.images import resize
 from maskwright.engine.config import configure
@@ -80,12 +79,6 @@ def scales_figure(runs: Mapping[str, tuple[MultiScale, TagTargets]], data: Datas
             rows.append(np.concatenate([first, *(tile(heat_colors(m)) for m in maps)], axis=1))
         lines += [*rows, np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)]
     return Image.fromarray(np.concatenate(lines[:-1]))
-
-
-def save(picture: Image.Image, path: Path) -> None:
-    """Writes a picture beside and renames it."""
-    with atomic_write(path) as beside:
-        picture.save(beside, format="PNG" if path.suffix == ".png" else "JPEG", quality=88)
 
 
 def main() -> None:

@@ -5,24 +5,20 @@ steps on crops of one size, on the photographs of CamVid's `train` of which only
 their mask. `supervised` on the same masks is the floor, `supervised` on all masks (`full`) the ceiling. The last
 iterate is judged on `val` and `test`; nothing is chosen by either. `supervised-norms` shows the unlabelled photographs
 to the floor in one way: it takes its batch-norm statistics from all photographs once training is over, as the
-semi-supervised rows do. Entries that are done are skipped, so the script
-can be stopped and started at will, `--only` chooses among them and `--seeds` says how often. It writes a run folder
-an entry and prints the table; `--keep FOLDER` copies the runs' records."""
+semi-supervised rows do. Entries that are done are skipped, so the script can be stopped and started at will, `--only`
+chooses among them and `--seeds` says how often. It writes a run folder an entry and prints the table; `--keep FOLDER`
+copies the runs' records."""
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from benchmarks.records import data_root, keep, spread, weights_root
+from benchmarks.records import add_options, data_root, run_rows, spread, weights_root
 from maskwright import api
 from maskwright.data.files import write_json
-from maskwright.engine.progress import Progress
 from maskwright.predict.model import Model
 
 ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
@@ -114,33 +110,16 @@ def table(runs: Path) -> str:
 def main() -> None:
     """Runs what is asked for and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="*", help="rows, as patterns joined by commas")
-    parser.add_argument("--seeds", default="0", help="seeds of the rows that get several; the others get the first")
     parser.add_argument("--data", default="camvid")
     parser.add_argument("--labeled", default="labeled_1_30")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--crop", type=int, default=192)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--backbone", default="mobilenetv2_100")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
-    parser.add_argument("--runs", type=Path, default=Path("runs/lift"))
-    parser.add_argument("--keep", type=Path)
+    add_options(parser, "runs/lift")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    progress, runs = Progress(), options.runs / options.labeled
-    seeds = [int(s) for s in options.seeds.split(",")]
-    for name in ENTRIES:
-        if not any(fnmatch.fnmatch(name, p) for p in options.only.split(",")):
-            continue
-        for seed in seeds if name in SEVERAL else seeds[:1]:
-            folder = runs / f"{name}-{seed}"
-            if not (folder / "scores.json").exists():
-                progress.say(f"== {name}, seed {seed}")
-                run(name, seed, options.labeled, folder, options)
-            if options.keep:
-                keep(folder, options.keep / f"lift-{options.labeled}-{folder.name}")
+    runs = options.runs / options.labeled
+    run_rows(
+        ENTRIES, SEVERAL, options, runs, f"lift-{options.labeled}",
+        lambda name, seed, folder: run(name, seed, options.labeled, folder, options),
+    )  # fmt: skip
     print(table(runs))
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from maskwright.data.files import atomic_write
 
 Curve = Mapping[float, Sequence[float]]
 """x -> the values there, one a seed."""
@@ -63,6 +66,12 @@ def draw(curves: Mapping[str, Curve], title: str, below: str) -> Image.Image:
         pen.line((right + 20, top + 22 * k + 8, right + 44, top + 22 * k + 8), fill=color, width=3)
         pen.text((right + 50, top + 22 * k), name, (20, 20, 20), font)
     return picture
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Writes a picture beside and renames it: PNG, or JPEG for any other name."""
+    with atomic_write(path) as beside:
+        picture.save(beside, format="PNG" if path.suffix == ".png" else "JPEG", quality=88)
 
 
 def deviation(values: Sequence[float]) -> float:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import fnmatch
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from maskwright.engine.progress import Progress
 
 
 def data_root() -> Path:
@@ -40,3 +45,45 @@ def spread(values: Sequence[float]) -> str:
     """Mean, and the sample standard deviation where there is more than one value."""
     mean = f"{np.mean(values):.2f}"
     return f"{mean} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
+
+
+def add_options(parser: argparse.ArgumentParser, runs: str) -> None:
+    """Which rows and seeds of a table are run, on what, and where they go; `runs` is the default folder."""
+    parser.add_argument("--only", default="*", help="rows, as patterns joined by commas")
+    parser.add_argument("--seeds", default="0", help="seeds of the rows that get several; the others get the first")
+    parser.add_argument("--crop", type=int, default=192, help="of the segmentation network's training")
+    parser.add_argument("--batch", type=int, default=4, help="of the segmentation network's training")
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_argument("--runs", type=Path, default=Path(runs))
+    parser.add_argument("--keep", type=Path, help="copies the runs' records there")
+
+
+def run_rows(
+    rows: Iterable[str], several: Sequence[str], options: argparse.Namespace, runs: Path, kept: str,
+    run: Callable[[str, int, Path], None],
+) -> None:  # fmt: skip
+    """Runs what `add_options` asks for and is not done; done is a row whose folder holds `scores.json`.
+
+    Args:
+        rows: all names.
+        several: those that get all seeds; the others get the first.
+        options: parsed.
+        runs: folder of the rows' folders, ROW-SEED.
+        kept: what the folders of kept records begin with.
+        run: trains and judges a row with a seed in a folder.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    progress, seeds = Progress(), [int(s) for s in options.seeds.split(",")]
+    for name in rows:
+        if not any(fnmatch.fnmatch(name, p) for p in options.only.split(",")):
+            continue
+        for seed in seeds if name in several else seeds[:1]:
+            folder = runs / f"{name}-{seed}"
+            if not (folder / "scores.json").exists():
+                progress.say(f"== {name}, seed {seed}")
+                run(name, seed, folder)
+            if options.keep:
+                keep(folder, options.keep / f"{kept}-{folder.name}")

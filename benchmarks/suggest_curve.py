@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.plot import deviation, draw
+from benchmarks.plot import deviation, draw, save
 from benchmarks.records import data_root, keep, spread, weights_root
 from maskwright import api
-from maskwright.data.files import atomic_write, write_json, write_text
+from maskwright.data.files import write_json, write_text
 from maskwright.engine.progress import Progress
 
 STRATEGIES = ("random", "entropy", "margin", "coreset", "mixed", "disagreement")
@@ -134,9 +134,7 @@ def publish(runs: Path, title: str) -> str:
     if not curves["test"]:
         return "no round after the first is done"
     write_text(runs / "curve.csv", as_csv(curves))
-    picture = draw(curves["test"], title, "labelled photographs")
-    with atomic_write(runs / "curve.png") as beside:
-        picture.save(beside, format="PNG")
+    save(draw(curves["test"], title, "labelled photographs"), runs / "curve.png")
     return table(curves["test"])
 
 

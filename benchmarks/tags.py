@@ -3,30 +3,25 @@
 Every row is one method with its settings, on one network, trained on the tags of a split that shows no mask. Judged
 are the class maps at the threshold that the run found without masks and at the best one (the oracle of the literature),
 before any CRF; the pseudo masks after it; and the segmenter retrained on them, on the photographs that the pseudo masks
-were judged on and on photographs that no stage saw. Rows
-that differ behind the class maps alone share the classifier and the maps: their stage folders are copied from the row
-they begin with. Rows that are done are skipped, `--only` chooses among them. It writes a run folder a row and prints
-the table; `--keep FOLDER` copies the runs' records and the curve of each over the threshold."""
+were judged on and on photographs that no stage saw. Rows that differ behind the class maps alone share the classifier
+and the maps: their stage folders are copied from the row they begin with. Rows that are done are skipped, `--only`
+chooses among them. It writes a run folder a row and prints the table; `--keep FOLDER` copies the runs' records and the
+curve of each over the threshold."""
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from benchmarks.records import data_root, keep, spread, weights_root
+from benchmarks.records import add_options, data_root, run_rows, spread, weights_root
 from maskwright import api
 from maskwright.data.files import write_json
 from maskwright.data.folder import Dataset
-from maskwright.engine.progress import Progress
 from maskwright.engine.records import LEDGER
 from maskwright.engine.seeds import CamStore, sweep_thresholds
 from maskwright.engine.tag_pipeline import MAPS, read_threshold
@@ -118,7 +113,7 @@ def judge_maps(place: Path, judged: Dataset, curve: Path) -> dict[str, Any]:
     store = CamStore(walked if walked.is_dir() else place / "cams" / MAPS)
     targets = TagTargets.load(place / "classify")
     sweep = sweep_thresholds(store, judged, targets, len(judged.classes or ()), "evaluate")
-    points = [{k: v if math.isfinite(v) else None for k, v in asdict(p).items()} for p in sweep.curve()]
+    points = sweep.records()
     write_json(curve, points)
     found = read_threshold(place / "seeds")
     return {"found": points[min(len(points) - 1, round(found * sweep.bins))], "oracle": asdict(sweep.best())}
@@ -139,13 +134,13 @@ def table(runs: Path) -> str:
             continue
         rows = done[name]
 
-        def cell(*path: str, rows: list[dict] = rows, factor: float = 100, digits: int = 2) -> str:
+        def cell(*path: str, rows: list[dict] = rows, factor: float = 100) -> str:
             values = []
             for value in rows:
                 for key in path:
                     value = value[key]
                 values.append(factor * value)  # type: ignore[operator]
-            return spread(values) if digits == 2 else f"{sum(values) / len(values):.{digits}f}"
+            return spread(values)
 
         thresholds = " / ".join(cell("maps", k, "threshold") for k in ("found", "oracle"))
         rates = " / ".join(cell("maps", "found", k, factor=1) for k in ("mfn", "mfp"))
@@ -160,36 +155,19 @@ def table(runs: Path) -> str:
 def main() -> None:
     """Runs what is asked for and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="*", help="rows, as patterns joined by commas")
-    parser.add_argument("--seeds", default="0", help="seeds of the rows that get several; the others get the first")
     parser.add_argument("--data", default="voc_part")
     parser.add_argument("--split", default="train_all", help="photographs whose tags are read")
     parser.add_argument("--judge", default="train", help="split whose masks judge maps and pseudo masks")
     parser.add_argument("--final", default="val", help="split that the retrained network is judged on")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--crop", type=int, default=192, help="of retraining")
-    parser.add_argument("--batch", type=int, default=4, help="of retraining")
-    parser.add_argument("--backbone", default="mobilenetv2_100")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
-    parser.add_argument("--runs", type=Path, default=Path("runs/tags"))
     parser.add_argument("--set", nargs="*", default=[], help="further options, key=value, for all rows")
-    parser.add_argument("--keep", type=Path)
+    add_options(parser, "runs/tags")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    progress, runs = Progress(), options.runs / options.data
-    seeds = [int(s) for s in options.seeds.split(",")]
-    for name in ROWS:
-        if not any(fnmatch.fnmatch(name, p) for p in options.only.split(",")):
-            continue
-        for seed in seeds if name in SEVERAL else seeds[:1]:
-            folder = runs / f"{name}-{seed}"
-            if not (folder / "scores.json").exists():
-                progress.say(f"== {name}, seed {seed}")
-                run(name, seed, folder, options)
-            if options.keep:
-                keep(folder, options.keep / f"tags-{options.data}-{folder.name}")
+    runs = options.runs / options.data
+    run_rows(
+        ROWS, SEVERAL, options, runs, f"tags-{options.data}",
+        lambda name, seed, folder: run(name, seed, folder, options),
+    )  # fmt: skip
     print(table(runs))
 
 

@@ -1,6 +1,6 @@
 """Learning which nearby pixels are of one thing, from the pixels of the seeds that are sure.
 
-    pairs (label)     seeds sure enough to make pairs of      masks/, confidence/
+    pairs (label)     seeds sure enough to make pairs of                           masks/, confidence/
     affinity (train)  AffinityNet's features or IRN's boundaries from those pairs      checkpoint
 
 Legend: B batch, T tags, S crop side, (h, w) grid of the pairs.
@@ -221,11 +221,9 @@ class PairTraining(TagTraining):
 
     def batch(self, indices: Indices, random: torch.Generator) -> PairBatch:  # type: ignore[override]
         """Crops and what is sure on the grid of the pairs."""
-        chosen = [self.images[int(k)] for k in indices]
-        views = [self.view(i, random) for i in chosen]
-        x = torch.stack([self.pixels(i, v, random) for i, v in zip(chosen, views)])
+        x, views, chosen = self.draw_crops(indices, random)
         y = LabelMap.stack([self.labels.read(i).through(v.resize(*self.grid)) for i, v in zip(chosen, views)])
-        return PairBatch(self.normalise(x), y.ids.to(self.device), y.valid.to(self.device))
+        return PairBatch(x, y.ids.to(self.device), y.valid.to(self.device))
 
     def losses(self, batch: PairBatch, step: int) -> dict[str, Tensor]:  # type: ignore[override]
         """L_aff, and L_D where displacements are trained."""

@@ -11,10 +11,9 @@ Methods override what is theirs: the training (`trainer`, `network`), the maps (
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -208,8 +207,7 @@ class TagMethod(Method):
         """mIoU, mFN and mFP of the maps over the threshold, before any CRF; the masks are noted as read to judge."""
         context = self.context
         sweep = sweep_thresholds(self.cam_store, context.data, self.targets, context.classes, "evaluate")
-        points = [asdict(point) for point in sweep.curve()]
-        write_json(folder / CURVE, [{k: v if math.isfinite(v) else None for k, v in p.items()} for p in points])
+        write_json(folder / CURVE, sweep.records())
 
     # --------------------------------------------------------------------------------------------------- retrain
 

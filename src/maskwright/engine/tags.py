@@ -316,13 +316,18 @@ class TagTraining(Training):
         """uint8 (B, 3, S, S) to the network's input on the device."""
         return self.preprocess.network_input(x, self.device)
 
-    def batch(self, indices: Indices, random: torch.Generator) -> TagBatch:
-        """Crops of tagged images."""
+    def draw_crops(self, indices: Indices, random: torch.Generator) -> tuple[Tensor, list[View], list[int]]:
+        """Crops (B, 3, S, S), normalised, with their views and images."""
         chosen = [self.images[int(k)] for k in indices]
         views = [self.view(i, random) for i in chosen]
         x = torch.stack([self.pixels(i, v, random) for i, v in zip(chosen, views)])
+        return self.normalise(x), views, chosen
+
+    def batch(self, indices: Indices, random: torch.Generator) -> TagBatch:
+        """Crops of tagged images."""
+        x, views, chosen = self.draw_crops(indices, random)
         y = torch.stack([self.targets.multi_hot(self.context.data.items[i].name) for i in chosen])
-        return TagBatch(self.normalise(x), y.to(self.device), views, chosen)
+        return TagBatch(x, y.to(self.device), views, chosen)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of forward passes."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,10 @@ class ThresholdSweep:
                 )
             )  # fmt: skip
         return points
+
+    def records(self) -> list[dict[str, float | None]]:
+        """The curve as it is written to JSON: None for what is not finite."""
+        return [{k: v if math.isfinite(v) else None for k, v in asdict(p).items()} for p in self.curve()]
 
     def best(self) -> ThresholdPoint:
         """The threshold of the highest mIoU, the lowest of equals. It was chosen with masks: say so with any number."""

@@ -12,6 +12,7 @@ Relations (IRN), CVPR 2019.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -45,19 +46,23 @@ def _window(dy: int, dx: int, h: int, w: int, y: int = 0, x: int = 0) -> Window 
     return slice(y, y + rows), slice(left, left + columns)
 
 
+def _ends(radius: int, h: int, w: int) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
+    """Number of each offset that fits the grid, and the windows of its pairs' first and second pixels."""
+    for p, (dy, dx) in enumerate(_offsets(radius)):
+        near, far = _window(dy, dx, h, w), _window(dy, dx, h, w, dy, dx)
+        if near is not None and far is not None:
+            yield p, near, far
+
+
 class _PairDistance(torch.autograd.Function):
     """Mean absolute difference of two features, without a stored difference for each offset."""
 
     @staticmethod
     def forward(ctx: Any, f: Tensor, radius: int) -> Tensor:
         """(B, D, h, w) to (B, P, h, w)."""
-        offsets = _offsets(radius)
-        out = f.new_zeros(len(f), len(offsets), *f.shape[-2:])
-        for p, (dy, dx) in enumerate(offsets):
-            near = _window(dy, dx, f.shape[-2], f.shape[-1])
-            far = _window(dy, dx, f.shape[-2], f.shape[-1], dy, dx)
-            if near is not None and far is not None:
-                out[(slice(None), p, *near)] = (f[(..., *near)] - f[(..., *far)]).abs().mean(1)
+        out = f.new_zeros(len(f), len(_offsets(radius)), *f.shape[-2:])
+        for p, near, far in _ends(radius, f.shape[-2], f.shape[-1]):
+            out[(slice(None), p, *near)] = (f[(..., *near)] - f[(..., *far)]).abs().mean(1)
         ctx.save_for_backward(f)
         ctx.radius = radius
         return out
@@ -67,14 +72,11 @@ class _PairDistance(torch.autograd.Function):
         """Signs of the differences, made again."""
         (f,) = ctx.saved_tensors
         total = torch.zeros_like(f)
-        for p, (dy, dx) in enumerate(_offsets(ctx.radius)):
-            near = _window(dy, dx, f.shape[-2], f.shape[-1])
-            far = _window(dy, dx, f.shape[-2], f.shape[-1], dy, dx)
-            if near is not None and far is not None:
-                share = grad[(slice(None), p, *near)][:, None] / f.shape[1]
-                step = (f[(..., *near)] - f[(..., *far)]).sign() * share
-                total[(..., *near)] += step
-                total[(..., *far)] -= step
+        for p, near, far in _ends(ctx.radius, f.shape[-2], f.shape[-1]):
+            share = grad[(slice(None), p, *near)][:, None] / f.shape[1]
+            step = (f[(..., *near)] - f[(..., *far)]).sign() * share
+            total[(..., *near)] += step
+            total[(..., *far)] -= step
         return total, None
 
 
