@@ -54,6 +54,12 @@ def _ends(radius: int, h: int, w: int) -> Iterator[tuple[int, tuple[slice, slice
             yield p, near, far
 
 
+def _blocks(f: Tensor) -> Iterator[slice]:
+    """Parts of a batch: one map after the other on a processor, whose cache then holds it for all offsets."""
+    size = 1 if f.device.type == "cpu" else max(1, len(f))
+    return (slice(start, start + size) for start in range(0, len(f), size))
+
+
 class _PairDistance(torch.autograd.Function):
     """Mean absolute difference of two features, without a stored difference for each offset."""
 
@@ -61,8 +67,10 @@ class _PairDistance(torch.autograd.Function):
     def forward(ctx: Any, f: Tensor, radius: int) -> Tensor:
         """(B, D, h, w) to (B, P, h, w)."""
         out = f.new_zeros(len(f), len(_offsets(radius)), *f.shape[-2:])
-        for p, near, far in _ends(radius, f.shape[-2], f.shape[-1]):
-            out[(slice(None), p, *near)] = (f[(..., *near)] - f[(..., *far)]).abs().mean(1)
+        for block in _blocks(f):
+            part = f[block]
+            for p, near, far in _ends(radius, f.shape[-2], f.shape[-1]):
+                out[(block, p, *near)] = (part[(..., *near)] - part[(..., *far)]).abs_().mean(1)
         ctx.save_for_backward(f)
         ctx.radius = radius
         return out
@@ -72,11 +80,13 @@ class _PairDistance(torch.autograd.Function):
         """Signs of the differences, made again."""
         (f,) = ctx.saved_tensors
         total = torch.zeros_like(f)
-        for p, near, far in _ends(ctx.radius, f.shape[-2], f.shape[-1]):
-            share = grad[(slice(None), p, *near)][:, None] / f.shape[1]
-            step = (f[(..., *near)] - f[(..., *far)]).sign() * share
-            total[(..., *near)] += step
-            total[(..., *far)] -= step
+        for block in _blocks(f):
+            part, into = f[block], total[block]
+            for p, near, far in _ends(ctx.radius, f.shape[-2], f.shape[-1]):
+                share = grad[(block, p, *near)][:, None] / f.shape[1]
+                step = (part[(..., *near)] - part[(..., *far)]).sign_().mul_(share)
+                into[(..., *near)] += step
+                into[(..., *far)] -= step
         return total, None
 
 
