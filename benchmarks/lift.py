@@ -5,9 +5,9 @@ steps on crops of one size, on the photographs of CamVid's `train` of which only
 their mask. `supervised` on the same masks is the floor, `supervised` on all masks (`full`) the ceiling. The last
 iterate is judged on `val` and `test`; nothing is chosen by either. `supervised-norms` shows the unlabelled photographs
 to the floor in one way: it takes its batch-norm statistics from all photographs once training is over, as the
-semi-supervised rows do. Entries that are done are skipped, so the script can be stopped and started at will, `--only`
-chooses among them and `--seeds` says how often. It writes a run folder an entry and prints the table; `--keep FOLDER`
-copies the runs' records."""
+semi-supervised rows do, on the same training. Entries that are done are skipped, so the script can be stopped and
+started at will, `--only` chooses among them and `--seeds` says how often. It writes a run folder an entry and prints
+the table; `--keep FOLDER` copies the runs' records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.records import add_options, data_root, run_rows, spread, weights_root
+from benchmarks.records import add_options, data_root, run_rows, spread, take_over, weights_root
 from maskwright import api
 from maskwright.data.files import write_json
 from maskwright.predict.model import Model
@@ -44,6 +44,8 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "unimatch": ("unimatch", {}),
 }
 """Row -> method and its settings beyond its defaults."""
+SAME_TRAINING = {"supervised-norms": "supervised"}
+"""Rows that differ from another by what follows its training, whose stage they take over."""
 SEVERAL = ("supervised", "supervised-norms", "full", "cutmix", "cac", "unimatch")
 """Rows that get all seeds; the others the first."""
 
@@ -52,6 +54,8 @@ def run(name: str, seed: int, labeled: str, folder: Path, options: argparse.Name
     """Trains, predicts and judges one entry, what is done left as it is."""
     method, settings = ENTRIES[name]
     data = data_root() / options.data
+    if name in SAME_TRAINING:
+        take_over(folder.parent / f"{SAME_TRAINING[name]}-{seed}" / "run", folder / "run", "train")
     budget = {"crop": str(options.crop), "batch": str(options.batch)}
     model = api.train(
         data, method, out=folder / "run", split="train", labeled=None if name == "full" else labeled, seed=seed,
@@ -59,7 +63,7 @@ def run(name: str, seed: int, labeled: str, folder: Path, options: argparse.Name
         steps=options.steps, settings={**budget, **settings}, resume=True, report=False, device=options.device,
     )  # fmt: skip
     scores = judge(model, folder / "masks", data)
-    other = api._second_network(model, folder / "run")
+    other = api.other_network(model, folder / "run")
     if other is not None:  # of student and teacher the one that is not kept
         scores["other"] = judge(Model(other, model.segmenter.extra, device=model.device), folder / "masks-other", data)
     record = json.loads((folder / "run" / "run.json").read_text())

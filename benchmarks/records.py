@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from maskwright.engine.progress import Progress
+from maskwright.engine.records import LEDGER
 
 
 def data_root() -> Path:
@@ -39,6 +41,21 @@ def keep(folder: Path, to: Path) -> None:
             to.mkdir(parents=True, exist_ok=True)
             text = source.read_text().replace(str(root), "DATA").replace(str(root.parent), "DATA/..")
             (to / source.name).write_text(text)
+
+
+def take_over(source: Path, place: Path, stage: str) -> None:
+    """Copies a stage that another run has done, and what that run read of labels."""
+    if (place / stage).exists():
+        return
+    if not (source / stage / "stage.json").exists():
+        raise SystemExit(f"{source / stage}: not done; run the row it belongs to first")
+    place.mkdir(parents=True, exist_ok=True)
+    beside = place / f".{stage}.copy"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source / stage, beside)
+    beside.rename(place / stage)
+    if not (place / LEDGER).exists():
+        shutil.copy(source / LEDGER, place / LEDGER)
 
 
 def spread(values: Sequence[float]) -> str:

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.records import add_options, data_root, run_rows, spread, weights_root
+from benchmarks.records import add_options, data_root, run_rows, spread, take_over, weights_root
 from maskwright import api
 from maskwright.data.files import write_json
 from maskwright.data.folder import Dataset
-from maskwright.engine.records import LEDGER
 from maskwright.engine.seeds import CamStore, sweep_thresholds
 from maskwright.engine.tag_pipeline import MAPS, read_threshold
 from maskwright.engine.tags import TagTargets
@@ -90,21 +88,6 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None
             **scores,
         },
     )  # fmt: skip
-
-
-def take_over(source: Path, place: Path, stage: str) -> None:
-    """Copies a stage that another run has done, and what that run read of labels."""
-    if (place / stage).exists():
-        return
-    if not (source / stage / "stage.json").exists():
-        raise SystemExit(f"{source / stage}: not done; run the row it belongs to first")
-    place.mkdir(parents=True, exist_ok=True)
-    beside = place / f".{stage}.copy"
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(source / stage, beside)
-    beside.rename(place / stage)
-    if not (place / LEDGER).exists():
-        shutil.copy(source / LEDGER, place / LEDGER)
 
 
 def judge_maps(place: Path, judged: Dataset, curve: Path) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def suggest(
     loaded = model if isinstance(model, Model) else load(model, device=pick_device(device))
     other = None
     if not isinstance(model, Model) and by in ("disagreement", "mixed"):
-        other = _second_network(loaded, Path(model))
+        other = other_network(loaded, Path(model))
         if other is None and by == "disagreement":
             raise MaskwrightError(
                 f"{model} holds one network, which agrees with itself", "a run that trained a student and its teacher",
@@ -141,7 +141,7 @@ def suggest(
     )  # fmt: skip
 
 
-def _second_network(model: Model, run: Path) -> Segmenter | None:
+def other_network(model: Model, run: Path) -> Segmenter | None:
     """The network beside the kept one that a run's last training stage left in its checkpoint, if any."""
     from maskwright.engine.checkpoint import load_checkpoint
     from maskwright.engine.loop import CHECKPOINT

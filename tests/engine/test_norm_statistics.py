@@ -116,4 +116,4 @@ def test_run_takes_them_unless_told_not_to(tiny_folder, tmp_path):
     changed = {k for k, v in states[4].items() if not torch.equal(v, states[0][k])}
     assert changed and all("running" in k or "num_batches" in k for k in changed)
     model = mw.load(tmp_path / "4" / "model.safetensors")
-    assert api._second_network(model, tmp_path / "4") is None  # other statistics are not another network
+    assert api.other_network(model, tmp_path / "4") is None  # other statistics are not another network

@@ -102,7 +102,7 @@ def test_random_is_a_function_of_its_seed(run, data):
 def test_second_network_is_the_one_that_was_not_kept(run):
     model = mw.load(run)
     state = torch.load(run / "train" / "checkpoint.pt", weights_only=True)
-    other = api._second_network(model, run)
+    other = api.other_network(model, run)
     student, teacher = state["parts"]["module.network"], state["parts"]["module.teacher"]
     for key, value in model.segmenter.named_parameters():
         assert torch.equal(value, teacher[f"module.{key}"])

@@ -24,7 +24,7 @@ from maskwright.engine.config import option
 from maskwright.engine.loop import Indices
 from maskwright.engine.seeding import seed_step
 from maskwright.engine.seeds import CamStore, ImageCams, seed_labels
-from maskwright.engine.tags import TagTargets, TagTraining
+from maskwright.engine.tags import TagTargets, TagTraining, sgd
 from maskwright.errors import MaskwrightError
 from maskwright.models.irn import AffinityNet, BoundaryNet
 from maskwright.ops.cam import with_background
@@ -211,13 +211,14 @@ class PairTraining(TagTraining):
         self.kind = kind
         self.radius = config.affinity_radius or RADIUS[kind]
         self.labels = StoredLabels(context.data, labels, {context.data.items[i].name for i in self.images})
-        groups = network.groups(config.affinity_lr, config.tag_encoder_lr, config.tag_weight_decay)
-        momentum = config.affinity_momentum
-        self.optimizers = {
-            "network": torch.optim.SGD(groups, lr=config.affinity_lr, momentum=momentum, nesterov=momentum > 0)
-        }
         side = -(-self.crop // network.stride)
         self.grid = (side, side)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """SGD at the affinity's own rate."""
+        c = self.config
+        groups = self.network.groups(c.affinity_lr, c.tag_encoder_lr, c.tag_weight_decay)
+        return sgd(groups, c.affinity_lr, c.affinity_momentum)
 
     def batch(self, indices: Indices, random: torch.Generator) -> PairBatch:  # type: ignore[override]
         """Crops and what is sure on the grid of the pairs."""

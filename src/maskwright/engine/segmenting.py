@@ -314,9 +314,7 @@ def make_preprocess(context: Context, config: Any, network: Network) -> Preproce
     return Preprocess.for_backbone(network.provenance, long_side=config.long_side, multiple_of=network.multiple_of)
 
 
-def make_segmenter(
-    context: Context, config: Any, network: Network, method: str, seen: Sequence[int] | None = None
-) -> Segmenter:
+def make_segmenter(context: Context, config: Any, network: Network, method: str, seen: Sequence[int]) -> Segmenter:
     """The network as what every method ends in, with the batch-norm statistics of photographs that it learned from.
 
     Args:
@@ -324,10 +322,9 @@ def make_segmenter(
         config: options.
         network: trained.
         method: its name.
-        seen: indices of these photographs; all of the run if None.
+        seen: indices of these photographs; `norm_from=all` takes all of the run instead.
     """
-    everything = range(len(context.data))
-    chosen = evenly(everything if seen is None or config.norm_from == "all" else seen, config.norm_images)
+    chosen = evenly(range(len(context.data)) if config.norm_from == "all" else seen, config.norm_images)
     kept = network.encoder if config.freeze_norm else None
     preprocess = make_preprocess(context, config, network)
     retake_statistics(network.to(context.device), context.data, chosen, preprocess, context.device, kept)

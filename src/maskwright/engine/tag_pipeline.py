@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from torch import Tensor
 from maskwright.data.files import write_json
 from maskwright.data.labels import LabelStore
 from maskwright.data.sources import Labels, StoredLabels
+from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import barrier, share
 from maskwright.engine.seeds import (
@@ -47,6 +48,7 @@ from maskwright.engine.tags import (
     tag_preprocess,
     tag_steps,
 )
+from maskwright.models.cam import taught_backbone
 from maskwright.models.dense import autocast
 from maskwright.models.segmenter import Segmenter
 
@@ -58,6 +60,13 @@ CURVE = "curve.json"
 @dataclass(kw_only=True)
 class PipelineConfig(NetworkConfig, SeedConfig, TagConfig):
     """Options of the whole way: `tag_...` for the classifier, those of seeds, those of the retrained network."""
+
+    retrain_from: str = option(
+        "classifier",
+        "what the retrained network's encoder begins with: the classifier, which has learned the tags, or the run's "
+        "backbone, as papers have it",
+        choices=("classifier", "backbone"),
+    )
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
@@ -217,13 +226,15 @@ class TagMethod(Method):
 
     def retrain(self, folder: Path) -> None:
         """The configured network on the pseudo masks; the artefact is its checkpoint."""
-        steps = self.context.steps or self.config.steps
-        train_network(self.context, self.config, self.pseudo_labels(), "retrain", folder, steps)
+        context, c = self.context, self.config
+        if c.retrain_from == "classifier":
+            context = replace(context, backbone=taught_backbone(context.backbone, self.trained()))
+        train_network(context, c, self.pseudo_labels(), "retrain", folder, context.steps or c.steps)
 
     def segmenter(self) -> Segmenter:
         """The retrained network over the class table."""
         network = trained_network(self.context, self.config, self.folder("retrain"))
-        return make_segmenter(self.context, self.config, network, self.name)
+        return make_segmenter(self.context, self.config, network, self.name, self.pseudo_labels().indices)
 
 
 def read_threshold(folder: Path) -> float:

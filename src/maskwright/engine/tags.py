@@ -294,9 +294,17 @@ class TagTraining(Training):
         self.jitter = Photometric(brightness=b, contrast=b, saturation=b, hue=b / 3)
         self.images = targets.indices(context.data)
         self.modules: dict[str, nn.Module] = {"network": self.network}
-        self.optimizers = {"network": tag_optimizer(config, self.network)}
+        self.optimizers = {"network": self.make_optimizer()}
         self.sampler = Sampler(len(self.images), config.tag_batch, seed=context.seed, world=world_size(), rank=rank())
         self.schedule = poly(steps)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser that the `TagConfig` asks for, over the network's groups."""
+        c = self.config
+        groups = self.network.groups(c.tag_lr, c.tag_encoder_lr, c.tag_weight_decay)
+        if c.tag_optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=c.tag_lr)
+        return sgd(groups, c.tag_lr, c.tag_momentum)
 
     def view(self, i: int, random: torch.Generator) -> View:
         """A random scale, crop and flip of image `i`."""
@@ -345,13 +353,9 @@ def tag_steps(context: Context, config: Any, default: int = 800) -> int:
     return int(config.tag_steps or context.steps or default)
 
 
-def tag_optimizer(config: Any, network: Any) -> torch.optim.Optimizer:
-    """The optimiser that a `TagConfig` asks for, over `network.groups`."""
-    groups = network.groups(config.tag_lr, config.tag_encoder_lr, config.tag_weight_decay)
-    if config.tag_optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.tag_lr)
-    momentum = config.tag_momentum
-    return torch.optim.SGD(groups, lr=config.tag_lr, momentum=momentum, nesterov=momentum > 0)
+def sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> torch.optim.Optimizer:
+    """SGD over parameter groups, Nesterov's where there is momentum."""
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
 
 
 def make_cam_network(context: Context, config: Any, targets: TagTargets) -> CamNetwork:

@@ -454,7 +454,7 @@ class STPlusPlus(NetworkMethod):
 
     def as_segmenter(self, network: Network) -> Segmenter:
         """A network ready to predict whole photographs."""
-        return make_segmenter(self.context, self.config, network, self.name)
+        return make_segmenter(self.context, self.config, network, self.name, range(len(self.context.data)))
 
     def network(self) -> Network:
         """The last student, from its artefact."""
