@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.records import data_root, keep, spread
+from benchmarks.records import data_root, keep, spread, take_over
 from maskwright import api
 from maskwright.data.files import write_json, write_text
 from maskwright.engine.luss_probe import SHORT_SIDE, distance_scores
@@ -41,12 +41,20 @@ TITLES = {
 }
 
 
+SAME = {"attention": ("both", ("pretrain",))}
+"""Rows that begin with stages of another."""
+
+
 def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     """Trains, predicts and judges one cell, or reads what was found before."""
     folder = args.out / f"{data}-{row}-{seed}"
     found = folder / "scores.json"
     if found.exists():
         return json.loads(found.read_text())
+    begins, stages = SAME.get(row, ("", ()))
+    for stage in stages:
+        if (args.out / f"{data}-{begins}-{seed}" / stage / "stage.json").exists():
+            take_over(args.out / f"{data}-{begins}-{seed}", folder, stage)
     source = data_root() / data
     classes = len(api.open_folder(source).classes or ())
     settings = {"preset": args.preset, "instance": args.instance, **ROWS[row]}

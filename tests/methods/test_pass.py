@@ -212,6 +212,19 @@ def test_other_is_within_or_beside(data, tmp_path):
         run(data, tmp_path / "one", classes=1)
 
 
+@pytest.mark.parametrize(("other", "how"), [("auto", "named"), ("beside", "otsu")])
+def test_nothing_is_other_where_every_class_has_a_name(tmp_path, other, how):
+    root = write_tiny_folder(tmp_path / "tiny")
+    names = (root / "classes.txt").read_text().splitlines()
+    (root / "classes.txt").write_text("\n".join(["meadow", *names[1:]]) + "\n")
+    model = run(root, tmp_path / "run", steps=1, settings={"other": other, "finetune_epochs": 0})
+    found = json.loads((tmp_path / "run" / "label" / "threshold.json").read_text())
+    assert found["how"] == how and (found["value"] > 0) == (how == "otsu")
+    store = LabelStore(tmp_path / "run" / "label" / "labels", model.classes)
+    assert any(int(store.read(n).ids.min()) == 0 for n in store.names) == (how == "otsu")
+    assert len(model.classes) == 4 and model.segmenter.classifier.attended, "the gate still weighs what is clustered"
+
+
 def test_the_oracle_reads_masks_and_says_so(data, tmp_path):
     run(data, tmp_path / "run", steps=1, settings={"oracle_threshold": True})
     record = json.loads((tmp_path / "run" / "run.json").read_text())

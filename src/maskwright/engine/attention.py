@@ -37,7 +37,7 @@ class Threshold:
 
     Attributes:
         value: pixels below it are "other".
-        how: `otsu`, `oracle` or `given`.
+        how: `otsu`, `oracle`, `given`, or `named` where the class table leaves nothing to be other.
         separability: variance between the two groups over the whole variance, in [0, 1]; None where not computed.
         other: share of the sampled places below it, likewise.
         miou: of the oracle's choice, in [0, 1].

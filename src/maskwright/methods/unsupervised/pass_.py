@@ -10,7 +10,8 @@ as many centroids as there are classes; every pixel is named by its nearest cent
 and a segmentation network is trained on these names.
 
 Deviates: the attention threshold is Otsu's on the training photographs' mean gates, and reads no label; the authors
-sweep it on validation labels (`oracle_threshold`, off). Any backbone of ours is pretrained, from the weights it is
+sweep it on validation labels (`oracle_threshold`, off). Where the class table names every class and none is "other",
+no pixel is. Any backbone of ours is pretrained, from the weights it is
 given (`--weights random` starts from nothing, as the paper does). For losses without clusters (`instance=simsiam`,
 `moco`) deep-to-shallow takes their own targets, and the gate's clustering loss starts from fresh prototypes. All
 preprocessing uses one set of means and deviations. Batch statistics are over all GPUs; several processes on CPUs take
@@ -138,7 +139,10 @@ class PassConfig:
     finetune_lr: float = option(None, "LARC's factor there (preset)", low=0)
     short_side: int = option(None, "shorter side for clustering, labelling and prediction, pixels (preset)", low=32)
     restarts: int = option(None, "k-means starts; the best inertia is kept (preset)", low=1)
-    threshold: float | None = option(None, "least mean gate of a pixel that is not other; none: Otsu's", low=0, high=1)
+    threshold: float | None = option(
+        None, "least mean gate of a pixel that is not other; none: Otsu's, 0 with other=auto where "
+        "classes.txt has no class for it", low=0, high=1,
+    )  # fmt: skip
     oracle_threshold: bool = option(False, "choose it by the mIoU of the run's own masks, as the authors do")
     precision: str = option("auto", "bf16 where the processor has it, or fp32", choices=("auto", "bf16", "fp32"))
     threads: int = option(0, "photographs prepared at a time; 0: as many as torch computes with, at most 16", low=0)
@@ -250,7 +254,8 @@ class Pass(Method):
         super().__init__(config, context)
         known = context.data.classes
         self.other_in_truth = known is not None and is_other(known.names[0])
-        beside = config.other == "beside" or (config.other == "auto" and known is not None and not self.other_in_truth)
+        self.all_named = config.other == "auto" and known is not None and not self.other_in_truth
+        beside = config.other == "beside" or self.all_named
         self.clusters = context.classes if beside else context.classes - 1
         if self.clusters < 1:
             raise MaskwrightError(
@@ -438,7 +443,10 @@ class Pass(Method):
         return PixelNames(self.attended[0], self.rule(centroids), self.preprocess(), context.data, context.device)
 
     def threshold(self, names: PixelNames) -> Threshold:
-        """t of the mean gate: given, or Otsu's, or an oracle's; the same for a stage that was killed and runs again."""
+        """t of the mean gate: given, an oracle's, 0 where nothing can be other, or Otsu's.
+
+        A stage that was killed and runs again finds the same.
+        """
         c, context = self.config, self.context
         if not c.attention or c.threshold is not None:
             return Threshold(c.threshold or 0.0, "given")
@@ -448,6 +456,11 @@ class Pass(Method):
             t = oracle_threshold(names, self.clusters, classes, other_in_truth=self.other_in_truth)
             context.note(f"Attention threshold {t.value:.2f}, chosen on masks (oracle_threshold): not label-free.")
             return t
+        if self.all_named:
+            context.note(
+                "No class of classes.txt is other, so no pixel is; --set other=beside asks for it all the same."
+            )
+            return Threshold(0.0, "named")
         t = choose_threshold(names, context.generator("threshold"))
         context.note(
             f"Attention threshold {t.value:.3f} (Otsu, no label read): {100 * (t.other or 0):.0f} % of the pixels are "
