@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import segmentation_models_pytorch as smp
 import timm
@@ -107,17 +107,21 @@ def _network(architecture: str, encoder: str, options: dict[str, Any]) -> Any:
     return network
 
 
-class SmpEncoder(Part):
-    """The encoder: a pyramid of features, fine to coarse.
+class _SmpPart(Part):
+    """A module of one of the library's networks, which can be built again from its name.
 
     Args:
         architecture: name of the architecture (it decides on depth and dilation).
         encoder: name of the encoder.
         options: further arguments of the architecture.
         module: the library's module; built with random weights if None.
+
+    Attributes:
+        taken: what the library's network calls it.
     """
 
     fields = ("architecture", "encoder", "options")
+    taken: ClassVar[str]
 
     def __init__(
         self,
@@ -129,12 +133,20 @@ class SmpEncoder(Part):
     ) -> None:
         super().__init__()
         self.architecture, self.encoder, self.options = architecture, encoder, dict(options or {})
-        self.module = module if module is not None else _network(architecture, encoder, self.options).encoder
+        self.module: Any = module
+        if module is None:
+            self.module = getattr(_network(architecture, encoder, self.options), self.taken)
+
+
+class SmpEncoder(_SmpPart):
+    """The encoder: a pyramid of features, fine to coarse."""
+
+    taken = "encoder"
 
     @property
     def multiple_of(self) -> int:
         """Input sides must be multiples of this."""
-        return int(self.module.output_stride)  # type: ignore[arg-type]
+        return int(self.module.output_stride)
 
     def load_backbone(self, weights: str | None) -> None:
         """Fills a "tu-" encoder with the weights of the same timm backbone, found as `build_backbone` finds
@@ -183,22 +195,10 @@ class SmpEncoder(Part):
         return self.module(x)
 
 
-class SmpDecoder(Part):
-    """The decoder of an architecture; arguments as for `SmpEncoder`."""
+class SmpDecoder(_SmpPart):
+    """The decoder of an architecture."""
 
-    fields = ("architecture", "encoder", "options")
-
-    def __init__(
-        self,
-        architecture: str,
-        encoder: str,
-        options: dict[str, Any] | None = None,
-        *,
-        module: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.architecture, self.encoder, self.options = architecture, encoder, dict(options or {})
-        self.module = module if module is not None else _network(architecture, encoder, self.options).decoder
+    taken = "decoder"
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps, fine to coarse, to (B, E, h, w)."""
