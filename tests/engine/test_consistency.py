@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import MaskLabels
 from maskwright.engine.consistency import SemiConfig, SemiTraining, share_confident
+from maskwright.engine.segmenting import SegmentationTraining
 
 
 def training(context, cls=SemiTraining, steps=10, **options):
@@ -54,6 +56,25 @@ def test_unlabelled_images_are_the_rest_or_all(semi_context):
     assert len(held.held) == 1 and held.unlabeled_images() == [3, 4, 5, 6, 7]
     full = dataclasses.replace(context, data=context.data.subset([0, 1, 2]))
     assert training(full).unlabeled_images() == [0, 1, 2]
+
+
+def test_chances_decide_which_labelled_images_come(semi_context, monkeypatch):
+    from maskwright.methods.semi.st_plus_plus import RetrainTraining, STPlusPlusConfig
+    from maskwright.methods.semi.unimatch import FixMatchTraining, UniMatchConfig
+
+    context, labels = semi_context, MaskLabels(semi_context.data, semi_context.classes)
+    assert training(context).chances() is None
+    chances = training(context, sample="classes").chances()
+    assert chances.shape == (3,) and chances.sum() == pytest.approx(len({0, 1, 2})), "one for each class that occurs"
+    monkeypatch.setattr(SegmentationTraining, "chances", lambda self: np.array([0.0, 0.0, 1.0]))
+    config = SemiConfig(crop=32, batch=2)
+    made = [
+        SemiTraining(context, config, labels, 4),
+        RetrainTraining(labels, context, STPlusPlusConfig(crop=32, batch=2), labels, 4),
+        FixMatchTraining(context, UniMatchConfig(crop=32, batch=2, version="fixmatch"), labels, 4),
+    ]
+    for t in made:
+        assert all(t.sampler.next()[0].tolist() == [2, 2] for _ in range(3)), type(t).__name__
 
 
 def test_unlabelled_crops_read_no_mask(semi_context):

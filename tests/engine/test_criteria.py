@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from maskwright.data.labels import LabelMap
-from maskwright.engine.criteria import class_weights, make_criterion
+from maskwright.data.sampler import Sampler
+from maskwright.engine.criteria import class_aware_chances, class_weights, make_criterion
 from maskwright.errors import MaskwrightError
 
 
@@ -68,3 +70,26 @@ def test_class_weights_are_inverse_square_roots_with_mean_one():
     share = torch.tensor([170, 10, 20]) / 200
     expected = share.rsqrt() / share.rsqrt().mean()
     assert torch.allclose(w, F.pad(expected, (0, 1), value=1.0))
+
+
+class Rows:
+    """One row of ids an image; -1 is no label."""
+
+    def __init__(self, *rows):
+        self.rows, self.indices = rows, list(range(len(rows)))
+
+    def read(self, i):
+        ids = torch.tensor([self.rows[i]])
+        return LabelMap(ids.clamp(min=0), (ids >= 0).float(), ids >= 0)
+
+
+def test_class_aware_sampling_shows_every_class_as_often():
+    labels_ = Rows([0, 0], [0, 1], [0, 1], [0, 2], [-1, -1])
+    chances = class_aware_chances(labels_)
+    assert chances == pytest.approx([1 / 4, 1 / 4 + 1 / 2, 1 / 4 + 1 / 2, 1 / 4 + 1, 0])
+    drawn = np.concatenate([Sampler(5, 5, seed=s, weights=chances).next() for s in range(4000)])
+    often = np.bincount(drawn, minlength=5) / len(drawn)
+    # a class by lot (1 of 3), then an image that shows it by lot
+    assert often == pytest.approx([1 / 12, 1 / 12 + 1 / 6, 1 / 12 + 1 / 6, 1 / 12 + 1 / 3, 0], abs=0.01)
+    with pytest.raises(MaskwrightError, match="no valid pixel"):
+        class_aware_chances(Rows([-1, -1]))

@@ -55,17 +55,6 @@ def test_every_stage_leaves_its_artefact(data, tmp_path):
     assert any("2 have none" in n for n in record["notes"])
 
 
-@pytest.mark.parametrize("begins", ["classifier", "backbone"])
-def test_retraining_begins_where_it_is_told(data, tmp_path, begins):
-    frozen = {"lr": 1e-12, "weight_decay": 0.0, "norm_images": 0, "freeze_norm": True}
-    model, _ = run(data, tmp_path / "run", tag_lr=0.5, retrain_from=begins, **frozen)
-    parts = torch.load(tmp_path / "run" / "classify" / "checkpoint.pt", weights_only=True)["parts"]
-    taught = {k.removeprefix("encoder.backbone.model."): v for k, v in parts["module.network"].items()}
-    started = {k.rsplit("model.", 1)[-1]: v for k, v in model.segmenter.encoder.state_dict().items()}
-    name = "blocks.6.0.conv_pwl.weight"
-    assert torch.allclose(started[name], taught[name], atol=1e-8) == (begins == "classifier")
-
-
 def test_tags_from_masks_show_in_the_ledger(data, tmp_path):
     _, record = run(data, tmp_path / "run", tags_from_masks=True, background="ground")
     assert record["labels_read"]["train"] == {"masks": 8, "tags": 0, "captions": 0}

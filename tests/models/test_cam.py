@@ -15,7 +15,6 @@ from maskwright.models.cam import (
     activation_maps,
     copy_backbone,
     freeze_stages,
-    taught_backbone,
 )
 from maskwright.models.preprocess import Preprocess
 
@@ -62,24 +61,6 @@ def test_optimiser_groups_hold_every_parameter_with_gradient_once(network):
     assert set(held) == {id(p) for p in network.parameters() if p.requires_grad}
     assert {round(g["lr"], 6) for g in groups} == {0.1, 0.01}
     assert all((g["weight_decay"] > 0) == (p.ndim > 1) for g in groups for p in g["params"])
-
-
-@pytest.mark.parametrize("name", [CNN, VIT])
-def test_a_taught_backbone_sees_what_the_classifier_sees(name):
-    given = backbone(name)
-    before = copy.deepcopy(given.state_dict())
-    net = CamNetwork(given, tags=3, output_stride=None)
-    with torch.no_grad():
-        for p in net.backbone.parameters():
-            p.mul_(1.25)
-    taught = taught_backbone(given, net)
-    layer = given.layers - 1
-    x = images()
-    with torch.no_grad():
-        seen, expected = (b.eval().dense_many(x, [layer])[0] for b in (taught, net.backbone))
-    assert torch.equal(seen, expected) and not torch.equal(seen, given.eval().dense_many(x, [layer])[0])
-    assert all(torch.equal(v, before[k]) for k, v in given.state_dict().items())
-    assert all(p.requires_grad for p in taught.parameters())
 
 
 def test_the_given_backbone_stays_as_it_is():

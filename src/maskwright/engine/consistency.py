@@ -110,7 +110,7 @@ class SemiTraining(SegmentationTraining):
         c = self.config
         return PairSampler(
             self.labels.indices, self.unlabeled_images(), c.batch, c.batch_unlabeled or c.batch,
-            seed=self.context.seed, world=world_size(), rank=rank(),
+            seed=self.context.seed, world=world_size(), rank=rank(), weights=self.chances(),
         )  # fmt: skip
 
     # ------------------------------------------------------------------ views

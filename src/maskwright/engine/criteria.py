@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import Labels
-from maskwright.errors import unknown
+from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.seg_losses import cross_entropy, dice_loss, lovasz_softmax, ohem_cross_entropy
 
 Criterion = Callable[[Tensor, LabelMap], Tensor]
@@ -68,3 +70,24 @@ def class_weights(labels: Labels, classes: int) -> Tensor:
     seen = counts > 0
     weight = torch.where(seen, 1 / (counts / counts.sum()).clamp(min=1e-12).sqrt(), 0.0)
     return torch.where(seen, weight / weight[seen].mean(), 1.0).float()
+
+
+def class_aware_chances(labels: Labels) -> np.ndarray:
+    """How often each labelled image comes in class-aware sampling: a class by lot, then an image of that class by lot.
+
+    Shen, Lin and Huang, Relay Backpropagation, ECCV 2016, https://arxiv.org/abs/1512.05830.
+
+    Args:
+        labels: all of them are read.
+
+    Returns:
+        float64 (N,), sum over the image's classes of 1 / number of images with it; 0 where an image has no valid pixel.
+
+    Raises:
+        MaskwrightError: no image has a valid pixel.
+    """
+    shown = [y.ids[y.valid].unique().tolist() for y in map(labels.read, labels.indices)]
+    images = Counter(c for classes in shown for c in classes)
+    if not images:
+        raise MaskwrightError("no valid pixel in any label", "at least one", "check the ignore value of the masks")
+    return np.array([sum(1 / images[c] for c in classes) for classes in shown])

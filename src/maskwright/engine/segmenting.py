@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from maskwright.data.views import View
 from maskwright.engine.checkpoint import load_checkpoint
 from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
-from maskwright.engine.criteria import Criterion, class_weights, make_criterion
+from maskwright.engine.criteria import Criterion, class_aware_chances, class_weights, make_criterion
 from maskwright.engine.devices import cpu_has_bf16
 from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, poly
@@ -43,6 +44,13 @@ if TYPE_CHECKING:
 
 LOOKS = 10
 """How often the held-out images are looked at in a run."""
+
+
+SAMPLES = ("photographs", "classes")
+SAMPLE = (
+    "which labelled photograph comes next: each as often as any other, or first a class at random, then one of the "
+    "photographs that show it (reads all labels)"
+)
 
 
 @dataclass(kw_only=True)
@@ -75,6 +83,7 @@ class NetworkConfig:
     balance: bool = option(
         False, "weigh classes by the inverse square root of their share in the labels (reads them all)"
     )
+    sample: str = option("photographs", SAMPLE, choices=SAMPLES)
     freeze_norm: bool = option(False, "keep the encoder's batch-norm statistics")
     norm_images: int = option(
         64, "whole photographs that batch-norm statistics are retaken on after the last step; 0: training's own", low=0
@@ -197,8 +206,13 @@ class SegmentationTraining(Training):
     def make_sampler(self) -> Any:
         """Which images come."""
         return Sampler(
-            len(self.labels.indices), self.config.batch, seed=self.context.seed, world=world_size(), rank=rank()
-        )
+            len(self.labels.indices), self.config.batch, seed=self.context.seed, world=world_size(), rank=rank(),
+            weights=self.chances(),
+        )  # fmt: skip
+
+    def chances(self) -> np.ndarray | None:
+        """How often each labelled image comes; None: all alike."""
+        return class_aware_chances(self.labels) if self.config.sample == "classes" else None
 
     def train_mode(self, network: nn.Module) -> None:
         """Training mode, with the encoder's batch norm kept in evaluation where the configuration says so."""

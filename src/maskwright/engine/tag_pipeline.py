@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,7 +36,15 @@ from maskwright.engine.seeds import (
     sweep_thresholds,
     write_seeds,
 )
-from maskwright.engine.segmenting import NetworkConfig, make_segmenter, precision_of, train_network, trained_network
+from maskwright.engine.segmenting import (
+    SAMPLE,
+    SAMPLES,
+    NetworkConfig,
+    make_segmenter,
+    precision_of,
+    train_network,
+    trained_network,
+)
 from maskwright.engine.tags import (
     TagConfig,
     TagTargets,
@@ -48,7 +56,6 @@ from maskwright.engine.tags import (
     tag_preprocess,
     tag_steps,
 )
-from maskwright.models.cam import taught_backbone
 from maskwright.models.dense import autocast
 from maskwright.models.segmenter import Segmenter
 
@@ -61,12 +68,7 @@ CURVE = "curve.json"
 class PipelineConfig(NetworkConfig, SeedConfig, TagConfig):
     """Options of the whole way: `tag_...` for the classifier, those of seeds, those of the retrained network."""
 
-    retrain_from: str = option(
-        "classifier",
-        "what the retrained network's encoder begins with: the classifier, which has learned the tags, or the run's "
-        "backbone, as papers have it",
-        choices=("classifier", "backbone"),
-    )
+    sample: str = option("classes", SAMPLE, choices=SAMPLES)
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
@@ -226,10 +228,8 @@ class TagMethod(Method):
 
     def retrain(self, folder: Path) -> None:
         """The configured network on the pseudo masks; the artefact is its checkpoint."""
-        context, c = self.context, self.config
-        if c.retrain_from == "classifier":
-            context = replace(context, backbone=taught_backbone(context.backbone, self.trained()))
-        train_network(context, c, self.pseudo_labels(), "retrain", folder, context.steps or c.steps)
+        steps = self.context.steps or self.config.steps
+        train_network(self.context, self.config, self.pseudo_labels(), "retrain", folder, steps)
 
     def segmenter(self) -> Segmenter:
         """The retrained network over the class table."""

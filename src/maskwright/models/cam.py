@@ -245,13 +245,6 @@ def copy_backbone(backbone: Backbone, output_stride: int | None = None) -> Backb
     return dilated.to(next(backbone.parameters()).device)
 
 
-def taught_backbone(backbone: Backbone, network: CamNetwork) -> Backbone:
-    """A copy of a backbone, as it is dilated, with the weights that a classifier on it has learned."""
-    taught = copy.deepcopy(backbone)
-    taught.model.load_state_dict(network.backbone.model.state_dict())
-    return taught
-
-
 def freeze_stages(backbone: Backbone, stages: int) -> None:
     """No gradient for the stem and the first `stages` stages (blocks of a transformer); 0 freezes nothing."""
     if stages < 1:

@@ -199,7 +199,7 @@ class RetrainTraining(SegmentationTraining):
         c = self.config
         return PairSampler(
             self.labels.indices, self.pseudo.indices, c.batch, c.batch_unlabeled or c.batch,
-            seed=self.context.seed, world=world_size(), rank=rank(),
+            seed=self.context.seed, world=world_size(), rank=rank(), weights=self.chances(),
         )  # fmt: skip
 
     def strengthen(self, pixels: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,7 @@ class TripleSampler:
     """Labelled and unlabelled images, and donors from an order of the unlabelled ones of their own.
 
     Args:
-        labeled, unlabeled, batch, batch_unlabeled, seed, world, rank: as for `PairSampler`.
+        labeled, unlabeled, batch, batch_unlabeled, seed, world, rank, weights: as for `PairSampler`.
     """
 
     def __init__(
@@ -129,8 +129,9 @@ class TripleSampler:
         seed: int,
         world: int,
         rank: int,
+        weights: np.ndarray | None = None,
     ) -> None:
-        self.pairs = PairSampler(labeled, unlabeled, batch, batch_unlabeled, seed, world, rank)
+        self.pairs = PairSampler(labeled, unlabeled, batch, batch_unlabeled, seed, world, rank, weights=weights)
         third = (seed + DONORS) & 0xFFFFFFFFFFFFFFFF
         self.donors = Sampler(len(unlabeled), batch_unlabeled, third, world, rank)
 
@@ -159,7 +160,7 @@ class FixMatchTraining(SemiTraining):
         c = self.config
         return TripleSampler(
             self.labels.indices, self.unlabeled_images(), c.batch, c.batch_unlabeled or c.batch, self.context.seed,
-            world_size(), rank(),
+            world_size(), rank(), self.chances(),
         )  # fmt: skip
 
     def train_mode(self, network: nn.Module) -> None:
