@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from pathlib import Path
 
@@ -112,6 +113,19 @@ def test_second_network_is_the_one_that_was_not_kept(run):
     kept_student = sg.second_network(other, state["parts"])
     assert kept_student is not None
     assert all(torch.equal(v, teacher[f"module.{k}"]) for k, v in kept_student.state_dict().items())
+
+
+def test_both_networks_see_with_statistics_of_photographs(run, data, monkeypatch):
+    """A teacher that equals its student but for its running averages disagrees with nothing."""
+    model, images = mw.load(run), open_folder(data).labeled("train")
+    twin = copy.deepcopy(model.segmenter)
+    for name, buffer in twin.named_buffers():
+        if name.endswith("running_mean"):
+            buffer += 3
+    monkeypatch.setattr(api, "other_network", lambda *_: copy.deepcopy(twin))
+    far = sg.suggest(model, images, 5, by="disagreement", other=twin)
+    found = mw.suggest(run, images, 5, by="disagreement", device="cpu")
+    assert max(s.score for s in far) > 1e-3 and max(s.score for s in found) < 1e-6
 
 
 def test_disagreement_without_a_teacher_is_told(data):
