@@ -28,7 +28,7 @@ def weights_root() -> Path:
 
 
 def keep(folder: Path, to: Path) -> None:
-    """Copies a run's records, without its model, with the data root written as DATA.
+    """Copies a run's records, without its model, with the data root written as DATA and the runs' folder as RUNS.
 
     Args:
         folder: with `scores.json` and what else judged the run; the run is it or lies in it as `run`.
@@ -39,7 +39,9 @@ def keep(folder: Path, to: Path) -> None:
     for source in (place / name for name in names for place in (folder, folder / "run")):
         if source.exists():
             to.mkdir(parents=True, exist_ok=True)
-            text = source.read_text().replace(str(root), "DATA").replace(str(root.parent), "DATA/..")
+            text = source.read_text()
+            for path, name in ((root, "DATA"), (root.parent, "DATA/.."), (folder.resolve().parent, "RUNS")):
+                text = text.replace(str(path), name)
             (to / source.name).write_text(text)
 
 
