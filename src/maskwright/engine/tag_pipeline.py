@@ -24,7 +24,6 @@ from torch import Tensor
 from maskwright.data.files import write_json
 from maskwright.data.labels import LabelStore
 from maskwright.data.sources import Labels, StoredLabels
-from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import barrier, share
 from maskwright.engine.seeds import (
@@ -37,8 +36,6 @@ from maskwright.engine.seeds import (
     write_seeds,
 )
 from maskwright.engine.segmenting import (
-    SAMPLE,
-    SAMPLES,
     NetworkConfig,
     make_segmenter,
     precision_of,
@@ -67,8 +64,6 @@ CURVE = "curve.json"
 @dataclass(kw_only=True)
 class PipelineConfig(NetworkConfig, SeedConfig, TagConfig):
     """Options of the whole way: `tag_...` for the classifier, those of seeds, those of the retrained network."""
-
-    sample: str = option("classes", SAMPLE, choices=SAMPLES)
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
