@@ -179,7 +179,7 @@ def main() -> None:
     if options.keep:
         for name in ("curve.csv", "curve.png"):
             if (options.runs / name).exists():
-                (options.keep / name).write_bytes((options.runs / name).read_bytes())
+                (options.keep / f"suggest-{name}").write_bytes((options.runs / name).read_bytes())
     print(publish(options.runs, title))
 
 

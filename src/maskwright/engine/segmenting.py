@@ -46,13 +46,6 @@ LOOKS = 10
 """How often the held-out images are looked at in a run."""
 
 
-SAMPLES = ("photographs", "classes")
-SAMPLE = (
-    "which labelled photograph comes next: each as often as any other, or first a class at random, then one of the "
-    "photographs that show it (reads all labels)"
-)
-
-
 @dataclass(kw_only=True)
 class NetworkConfig:
     """Options of everything that trains a segmentation network."""
@@ -83,7 +76,12 @@ class NetworkConfig:
     balance: bool = option(
         False, "weigh classes by the inverse square root of their share in the labels (reads them all)"
     )
-    sample: str = option("photographs", SAMPLE, choices=SAMPLES)
+    sample: str = option(
+        "photographs",
+        "which labelled photograph comes next: each as often as any other, or first a class at random, then one of the "
+        "photographs that show it (reads all labels)",
+        choices=("photographs", "classes"),
+    )
     freeze_norm: bool = option(False, "keep the encoder's batch-norm statistics")
     norm_images: int = option(
         64, "whole photographs that batch-norm statistics are retaken on after the last step; 0: training's own", low=0
