@@ -14,9 +14,9 @@ from torch import Tensor
 
 from benchmarks.common import Row, one_thread, side_by_side
 from maskwright.data.folder import Dataset, open_folder
+from maskwright.data.tag_targets import find_targets
 from maskwright.engine.devices import cpu_has_bf16
 from maskwright.engine.seeds import CamStore, MultiScale, infer_cams
-from maskwright.engine.tags import find_targets
 from maskwright.models.backbones import build_backbone
 from maskwright.models.cam import CamNetwork, activation_maps
 from maskwright.models.dense import autocast

@@ -27,9 +27,9 @@ from benchmarks.records import data_root, weights_root
 from maskwright import api
 from maskwright.data.folder import Dataset
 from maskwright.data.images import resize
+from maskwright.data.tag_targets import TagTargets
 from maskwright.engine.config import configure
 from maskwright.engine.seeds import MultiScale
-from maskwright.engine.tags import TagTargets
 from maskwright.evaluate.seeds import scale_consistency
 from maskwright.methods import find_method
 from maskwright.models.backbones import build_backbone

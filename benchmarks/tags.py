@@ -3,7 +3,7 @@
 Every row is one method with its settings, on one network, trained on the tags of a split that shows no mask. Judged
 are the class maps at the threshold that the run found without masks and at the best one (the oracle of the literature),
 before any CRF; the pseudo masks after it; and the segmenter retrained on them, on the photographs that the pseudo masks
-were judged on and on photographs that no stage saw. Rows that differ behind the class maps alone share the classifier
+were judged on, without and with their tags, and on photographs that no stage saw. Rows that differ behind the class maps alone share the classifier
 and the maps: their stage folders are copied from the row they begin with. Rows that are done are skipped, `--only`
 chooses among them. It writes a run folder a row and prints the table; `--keep FOLDER` copies the runs' records and the
 curve of each over the threshold."""
@@ -21,9 +21,9 @@ from benchmarks.records import add_options, data_root, run_rows, spread, take_ov
 from maskwright import api
 from maskwright.data.files import write_json
 from maskwright.data.folder import Dataset
+from maskwright.data.tag_targets import TagTargets
 from maskwright.engine.seeds import CamStore, sweep_thresholds
 from maskwright.engine.tag_pipeline import MAPS, read_threshold
-from maskwright.engine.tags import TagTargets
 
 
 class Row(NamedTuple):
@@ -76,8 +76,8 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None
     record = json.loads((place / "run.json").read_text())
     scores = {"maps": judge_maps(place, judged, folder / CURVE)}
     scores["masks"] = api.evaluate(place / "seeds" / "masks", judged, protocol="direct").to_json()
-    for key, split in (("again", options.judge), ("final", options.final)):
-        model.predict_folder(truth.split(split), folder / key, refine="none")
+    for key, split in (("again", options.judge), ("tagged", options.judge), ("final", options.final)):
+        model.predict_folder(truth.split(split), folder / key, refine="none", tags=key == "tagged")
         scores[key] = api.evaluate(folder / key, truth.split(split), protocol="direct").to_json()
     write_json(
         folder / "scores.json",
@@ -109,8 +109,9 @@ def table(runs: Path) -> str:
         scores = json.loads(file.read_text())
         done.setdefault(scores["row"], []).append(scores)
     lines = [
-        "| row | maps | oracle | thresholds | mFN / mFP | masks (CRF) | retrained, again | retrained, new | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| row | maps | oracle | thresholds | mFN / mFP | masks (CRF) | retrained, again | again, with tags | retrained, new | "
+        "seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in ROWS:
         if name not in done:
@@ -121,6 +122,8 @@ def table(runs: Path) -> str:
             values = []
             for value in rows:
                 for key in path:
+                    if key not in value:
+                        return "-"
                     value = value[key]
                 values.append(factor * value)  # type: ignore[operator]
             return spread(values)
@@ -129,7 +132,8 @@ def table(runs: Path) -> str:
         rates = " / ".join(cell("maps", "found", k, factor=1) for k in ("mfn", "mfp"))
         cells = [
             cell("maps", "found", "miou"), cell("maps", "oracle", "miou"), thresholds, rates,
-            cell("masks", "miou"), cell("again", "miou"), cell("final", "miou"), str(len(rows)),
+            cell("masks", "miou"), cell("again", "miou"), cell("tagged", "miou"), cell("final", "miou"),
+            str(len(rows)),
         ]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

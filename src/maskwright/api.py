@@ -479,6 +479,7 @@ def _run(method: Any, context: Context, report: bool) -> Model:
         raise
     segmenter = method.segmenter()
     extra = {
+        **segmenter.extra,
         "method": run.record["method"],
         "seed": context.seed,
         "data": run.record["data"]["fingerprint"],

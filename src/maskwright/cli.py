@@ -106,6 +106,7 @@ def predict(
     scales: Annotated[str, typer.Option(help="Average over the input sizes of these factors: 0.75,1,1.25.")] = "1",
     confidence: Annotated[bool, typer.Option("--confidence", help="Write confidence maps too.")] = False,
     overlays: Annotated[bool, typer.Option("--overlays", help="Write overlays too.")] = False,
+    tags: Annotated[bool, typer.Option("--tags", help="Find nothing in an image but what it is tagged with.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Write OUT/NAME.png for each image."""
@@ -127,8 +128,11 @@ def predict(
         scales=_numbers("--scales", scales),
         confidence=confidence,
         overlays=overlays,
+        tags=tags,
         progress=bar,
     )
+    if tags:
+        bar.say(f"tags: {done.tagged} of {len(data)} images have them")
     for name, why in done.skipped:
         bar.say(f"skipped {name}: {why}")
     bar.say(f"{done.written} masks in {out}" + (f", {len(done.skipped)} images skipped" if done.skipped else ""))

@@ -9,6 +9,7 @@ from tests.conftest import write_tiny_folder
 from maskwright.data.classes import ClassTable
 from maskwright.data.folder import open_folder
 from maskwright.data.labels import LabelStore
+from maskwright.data.tag_targets import find_targets
 from maskwright.engine.config import configure
 from maskwright.engine.seeds import (
     CamStore,
@@ -21,7 +22,6 @@ from maskwright.engine.seeds import (
     sweep_thresholds,
     write_seeds,
 )
-from maskwright.engine.tags import find_targets
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import Preprocess
 

@@ -10,16 +10,9 @@ from tests.conftest import write_tiny_folder
 
 from maskwright.data.classes import ClassTable
 from maskwright.data.folder import open_folder
+from maskwright.data.tag_targets import TagTargets, find_targets
 from maskwright.engine.config import configure
-from maskwright.engine.tags import (
-    TagConfig,
-    TagTargets,
-    TagTraining,
-    find_targets,
-    multi_label_soft_margin,
-    note_targets,
-    tag_steps,
-)
+from maskwright.engine.tags import TagConfig, TagTraining, multi_label_soft_margin, note_targets, tag_steps
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones import build_backbone
 

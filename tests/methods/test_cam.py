@@ -52,6 +52,7 @@ def test_every_stage_leaves_its_artefact(data, tmp_path):
         assert set(labels.read(name).ids.unique().tolist()) <= {0, *keys}, "only tagged classes and the background"
     assert 0 < read_threshold(tmp_path / "run" / "seeds") < 1
     assert len(model.classes) == 3
+    assert mw.load(tmp_path / "run").extra["background"] == "ground"
     assert any("2 have none" in n for n in record["notes"])
 
 

@@ -13,12 +13,12 @@ from tests.conftest import write_tiny_folder
 
 import maskwright as mw
 from maskwright.data.folder import open_folder
+from maskwright.data.tag_targets import find_targets
 from maskwright.data.views import View
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.engine.seeds import CamStore
 from maskwright.engine.tag_pipeline import read_threshold
-from maskwright.engine.tags import find_targets
 from maskwright.methods.weak.seam import (
     SeamConfig,
     SeamTraining,

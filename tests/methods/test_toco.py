@@ -17,9 +17,9 @@ from tests.conftest import write_tiny_folder
 import maskwright as mw
 from maskwright import api
 from maskwright.data.labels import LabelStore
+from maskwright.data.tag_targets import TagTargets, find_targets
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
-from maskwright.engine.tags import TagTargets, find_targets
 from maskwright.errors import MaskwrightError
 from maskwright.methods.weak import toco
 from maskwright.ops.cam_labels import IGNORE, cam_regions

@@ -166,3 +166,41 @@ def test_saved_model_predicts_the_same(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(MaskwrightError):
         load(tmp_path / "broken.safetensors")
+
+
+def test_only_some_classes_share_all_probability(model):
+    image, ids = scene(40, 60)
+    every = model.probabilities(image)
+    found = model.probabilities(image, only=[2, 0])
+    assert not found[1].any()
+    expected = every[[0, 2]] / every[[0, 2]].sum(0)
+    certain = every[[0, 2]].sum(0) > 1e-6
+    np.testing.assert_allclose(found[[0, 2]][:, certain], expected[:, certain], atol=1e-5)
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-6)
+    tiled = model.predict(image, tile=16, only=["cluster 0", "cluster 2"])
+    assert set(np.unique(tiled.mask)) <= {0, 2} and (tiled.mask[ids == 2] == 2).mean() > 0.9
+    # the classes that are ruled out were all that the network believed in
+    sure = Model(ColorSegmenter(sharpness=1e4)).predict(image, only=[1])
+    assert (sure.mask == 1).all() and sure.confidence.min() > 0.99
+    with pytest.raises(MaskwrightError, match="no such class"):
+        model.predict(image, only=["no such class"])
+    for wrong in ([], [-1], [3]):
+        with pytest.raises(MaskwrightError, match="at least one of 0 to 2"):
+            model.predict(image, only=wrong)
+
+
+def test_tags_limit_what_is_found_in_a_folder(model, tmp_path):
+    for name in "abc":
+        (tmp_path / "data" / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene(32, 48)[0]).save(tmp_path / "data" / "images" / f"{name}.png")
+    model.segmenter.classes = ClassTable(("ground", "disc", "square"))
+    (tmp_path / "data" / "tags.csv").write_text("name,tags\na,disc\nb,\n")
+    done = model.predict_folder(tmp_path / "data", tmp_path / "out", tags=True)
+    found = {n: set(np.unique(read_mask(tmp_path / "out" / f"{n}.png"))) for n in "abc"}
+    assert found == {"a": {0, 1}, "b": {0}, "c": {0, 1, 2}}, "c has no row, so nothing is known of it"
+    assert done.tagged == 2 and done.written == 3
+    model.segmenter.extra["background"] = "none"
+    assert model.tagged(open_folder(tmp_path / "data")) == {"a": [1]}, "b says that nothing is there, which has no name"
+    (tmp_path / "data" / "tags.csv").write_text("name,tags\na,disk\n")
+    with pytest.raises(MaskwrightError, match="nearest is 'disc'"):
+        model.predict_folder(tmp_path / "data", tmp_path / "out", tags=True)

@@ -20,11 +20,12 @@ from torch import Tensor
 from maskwright.data.folder import Dataset
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.data.sources import StoredLabels
+from maskwright.data.tag_targets import TagTargets
 from maskwright.engine.config import option
 from maskwright.engine.loop import Indices
 from maskwright.engine.seeding import seed_step
 from maskwright.engine.seeds import CamStore, ImageCams, seed_labels
-from maskwright.engine.tags import TagTargets, TagTraining, sgd
+from maskwright.engine.tags import TagTraining, sgd
 from maskwright.errors import MaskwrightError
 from maskwright.models.irn import AffinityNet, BoundaryNet
 from maskwright.ops.cam import with_background

@@ -24,8 +24,8 @@ from torch import Tensor
 from maskwright.data.files import atomic_write
 from maskwright.data.folder import Dataset, ignore_of
 from maskwright.data.labels import LabelMap, LabelStore
+from maskwright.data.tag_targets import TagTargets
 from maskwright.engine.config import option
-from maskwright.engine.tags import TagTargets
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.seeds import ThresholdSweep
 from maskwright.models.preprocess import Preprocess

@@ -24,6 +24,7 @@ from torch import Tensor
 from maskwright.data.files import write_json
 from maskwright.data.labels import LabelStore
 from maskwright.data.sources import Labels, StoredLabels
+from maskwright.data.tag_targets import TagTargets, find_targets
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import barrier, share
 from maskwright.engine.seeds import (
@@ -44,9 +45,7 @@ from maskwright.engine.segmenting import (
 )
 from maskwright.engine.tags import (
     TagConfig,
-    TagTargets,
     TagTraining,
-    find_targets,
     load_trained,
     make_cam_network,
     note_targets,
@@ -229,7 +228,14 @@ class TagMethod(Method):
     def segmenter(self) -> Segmenter:
         """The retrained network over the class table."""
         network = trained_network(self.context, self.config, self.folder("retrain"))
-        return make_segmenter(self.context, self.config, network, self.name, self.pseudo_labels().indices)
+        found = make_segmenter(self.context, self.config, network, self.name, self.pseudo_labels().indices)
+        return self.named_background(found)
+
+    def named_background(self, segmenter: Segmenter) -> Segmenter:
+        """The model remembers what no tag names, for predictions on photographs with tags."""
+        ground = self.targets.background
+        segmenter.extra["background"] = "none" if ground is None else self.context.table.names[ground]
+        return segmenter
 
 
 def read_threshold(folder: Path) -> float:

@@ -7,26 +7,21 @@ Legend: B batch, T tags, C classes of the table, S crop side.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.data.augment import Photometric
-from maskwright.data.classes import ClassTable
 from maskwright.data.crops import random_scale_crop
-from maskwright.data.files import write_json
-from maskwright.data.folder import Dataset, ignore_of
 from maskwright.data.sampler import Sampler
-from maskwright.data.scan import nearest
 from maskwright.data.sources import fill_outside, read_view
+from maskwright.data.tag_targets import TagTargets
 from maskwright.data.views import View
 from maskwright.engine.checkpoint import load_checkpoint
 from maskwright.engine.config import option
@@ -42,9 +37,6 @@ from maskwright.models.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
-
-TARGETS = "tags.json"
-BACKGROUND_NAMES = ("background", "bg")
 
 
 @dataclass(kw_only=True)
@@ -80,135 +72,6 @@ class TagConfig:
     def labels_needed(self) -> frozenset[str]:
         """The labels that a run with these options reads."""
         return frozenset({"masks" if self.tags_from_masks else "tags"})
-
-
-@dataclass(frozen=True)
-class TagTargets:
-    """What the images are tagged with.
-
-    Attributes:
-        ids: class id of each of the T tags, ascending; every class but the background.
-        names: their names.
-        background: class id of what no tag names, or None: then pixels without evidence have no label.
-        tagged: {image: channels}; an image that is missing says nothing, one with () says that none is there.
-        source: "tags" or "masks".
-    """
-
-    ids: tuple[int, ...]
-    names: tuple[str, ...]
-    background: int | None
-    tagged: Mapping[str, tuple[int, ...]]
-    source: str = "tags"
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.tagged
-
-    def multi_hot(self, name: str) -> Tensor:
-        """float32 (T,), 1 where the image is tagged.
-
-        Raises:
-            KeyError: the image says nothing.
-        """
-        y = torch.zeros(len(self.ids))
-        y[list(self.tagged[name])] = 1
-        return y
-
-    def indices(self, data: Dataset) -> list[int]:
-        """The images that say something, ascending."""
-        return [i for i, item in enumerate(data.items) if item.name in self.tagged]
-
-    def counts(self) -> Tensor:
-        """int64 (T,): images of each tag."""
-        counts = torch.zeros(len(self.ids), dtype=torch.int64)
-        for channels in self.tagged.values():
-            counts[list(channels)] += 1
-        return counts
-
-    def save(self, folder: Path) -> None:
-        """Writes tags.json into a stage's folder."""
-        write_json(folder / TARGETS, {**asdict(self), "tagged": {k: list(v) for k, v in self.tagged.items()}})
-
-    @staticmethod
-    def load(folder: Path) -> TagTargets:
-        """Reads what `save` wrote.
-
-        Raises:
-            MaskwrightError: there is none.
-        """
-        path = folder / TARGETS
-        if not path.is_file():
-            raise MaskwrightError(f"the {folder.name} stage left no tags", str(path), "delete its folder, resume")
-        record = json.loads(path.read_text())
-        tagged = {name: tuple(channels) for name, channels in record["tagged"].items()}
-        return TagTargets(tuple(record["ids"]), tuple(record["names"]), record["background"], tagged, record["source"])
-
-
-def find_targets(data: Dataset, table: ClassTable, *, from_masks: bool = False, background: str = "auto") -> TagTargets:
-    """Reads all tags (or masks) and finds which class each names. The ledger notes what was read.
-
-    Args:
-        data: the images.
-        table: the classes; tags are found by name.
-        from_masks: tags are the classes in the image's mask, instead.
-        background: name of the class that no tag names, "auto", or "none".
-
-    Raises:
-        MaskwrightError: tags that are no class, an unknown background, or no image with a tag.
-    """
-    place = {name: c for c, name in enumerate(table.names)}
-    classes: dict[str, set[int]] = {}
-    strange: dict[str, str] = {}
-    for i, item in enumerate(data.items):
-        if from_masks:
-            if data.has_mask(i):
-                mask = data.mask(i)
-                classes[item.name] = {int(c) for c in np.unique(mask) if c != ignore_of(mask)}
-            continue
-        tags = data.tags(i)
-        if tags is not None:
-            strange.update({t: item.name for t in tags if t not in place})
-            classes[item.name] = {place[t] for t in tags if t in place}
-    kind = "masks" if from_masks else "tags"
-    if strange:
-        tag, image = next(iter(strange.items()))
-        raise MaskwrightError(
-            f"{len(strange)} tag(s) are no class, the first {tag!r} of {image}",
-            f"names of the class table (the nearest is {nearest(tag, table.names)!r})",
-            "correct tags.csv, or write all names into classes.txt, one a line, the background first",
-        )
-    if not classes:
-        raise MaskwrightError(f"{data.root} has no image with {kind}", "at least one")
-    if max((max(c, default=0) for c in classes.values()), default=0) >= len(table):
-        raise MaskwrightError(f"masks with classes beyond the {len(table)} of the table", "masks that fit it")
-    ground = _background(table, background, set().union(*classes.values()))
-    ids = tuple(c for c in range(len(table)) if c != ground)
-    if not ids or not any(c - {ground} for c in classes.values()):
-        raise MaskwrightError(
-            f"no image in {data.root} is tagged with a class", "at least one tag besides the background"
-        )
-    channel = {c: k for k, c in enumerate(ids)}
-    tagged = {name: tuple(sorted(channel[c] for c in found if c != ground)) for name, found in classes.items()}
-    return TagTargets(ids, tuple(table.names[c] for c in ids), ground, tagged, kind)
-
-
-def _background(table: ClassTable, background: str, used: set[int]) -> int | None:
-    if background == "none":
-        return None
-    if background != "auto":
-        if background not in table.names:
-            raise MaskwrightError(
-                f"background={background}",
-                f"a class, auto or none (the nearest class is {nearest(background, table.names)!r})",
-            )
-        return table.names.index(background)
-    for c, name in enumerate(table.names):
-        if name.lower().strip("_ ") in BACKGROUND_NAMES:
-            return c
-    # A class that is listed first and never tagged, in a table where tags are used at all, is what tags leave over.
-    return 0 if 0 not in used and len(table) > 1 else None
 
 
 def note_targets(context: Context, targets: TagTargets) -> None:

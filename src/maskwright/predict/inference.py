@@ -61,6 +61,7 @@ def predict_probs(
     scales: Sequence[float] = (1.0,),
     device: str | torch.device = "cpu",
     precision: str = "fp32",
+    only: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Class probabilities of every pixel: the softmax of the segmenter's logits, resized bilinearly.
 
@@ -74,6 +75,8 @@ def predict_probs(
         scales: average over the input sizes that these factors give.
         device: where the network runs.
         precision: "fp32" or "bf16".
+        only: ids of the classes that may occur; the others get probability 0, and these the same shares among
+            themselves. All if None.
 
     Returns:
         float32 (C, H, W), summing to 1 over C. It holds 4 C H W bytes: for large images take `predict_mask`.
@@ -82,7 +85,7 @@ def predict_probs(
         MaskwrightError: the image is no uint8 RGB image, or an argument is out of range.
     """
     with _ready(segmenter, device):
-        windows = _Windows(segmenter, image, tile, overlap, flips, scales, device, precision)
+        windows = _Windows(segmenter, image, tile, overlap, flips, scales, device, precision, only)
         out = np.empty((windows.classes, *image.shape[:2]), np.float32)
         for top, bottom, left, right in windows.blocks(MAX_BYTES):
             out[:, top:bottom, left:right] = windows.compose(top, bottom, left, right).cpu().numpy()
@@ -101,6 +104,7 @@ def predict_mask(
     settings: dict[str, Any] | None = None,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
+    only: Sequence[int] | None = None,
     max_bytes: int = MAX_BYTES,
     dtype: type | None = None,
     confidence: type | None = np.float32,
@@ -108,7 +112,7 @@ def predict_mask(
     """The most probable class of every pixel, at bounded memory: 20000 x 20000 pixels within 4 GiB in all.
 
     Args:
-        segmenter, image, tile, overlap, flips, scales, device, precision: as for `predict_probs`.
+        segmenter, image, tile, overlap, flips, scales, device, precision, only: as for `predict_probs`.
         refine: "none", "crf" or "guided"; where probabilities of the whole image would not fit, in blocks with margins.
         settings: options of the refinement.
         max_bytes: bytes to take beside image, network and result. Results do not depend on it unless refined.
@@ -122,7 +126,7 @@ def predict_mask(
     if max_bytes < 1 << 20:
         raise MaskwrightError(f"max_bytes is {max_bytes}", "at least one mebibyte")
     with _ready(segmenter, device):
-        windows = _Windows(segmenter, image, tile, overlap, flips, scales, device, precision)
+        windows = _Windows(segmenter, image, tile, overlap, flips, scales, device, precision, only)
         if dtype is None:
             dtype = np.uint8 if windows.classes <= 255 else np.uint16
         ids: np.ndarray = np.empty(image.shape[:2], dtype)
@@ -194,6 +198,7 @@ class _Windows:
         scales: Sequence[float],
         device: str | torch.device,
         precision: str,
+        only: Sequence[int] | None = None,
     ) -> None:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -209,6 +214,9 @@ class _Windows:
         first = self.held[0, 0]
         self.classes = int(first[0].shape[0])
         self.window_bytes = sum(m.numel() * m.element_size() for m in first)
+        self.only = None if only is None else sorted(set(only))
+        if self.only is not None and (not self.only or self.only[0] < 0 or self.only[-1] >= self.classes):
+            raise MaskwrightError(f"only the classes {list(only or ())}", f"at least one of 0 to {self.classes - 1}")
 
     # ------------------------------------------------------------------ the network
 
@@ -286,6 +294,16 @@ class _Windows:
 
     def compose(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         """Probabilities (C, bottom - top, right - left) of a block whose windows are held."""
+        probs = self._blend(top, bottom, left, right)
+        if self.only is not None:
+            for c in range(self.classes):
+                # A little for each that may occur: where all of them are 0, one of them still wins.
+                probs[c].add_(1e-12) if c in self.only else probs[c].zero_()
+            probs.div_(probs.sum(0))
+        return probs
+
+    def _blend(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+        """Of all classes."""
         rows, cols = self.plan.rows, self.plan.cols
         places = [(i, j) for i in rows.touching(top, bottom) for j in cols.touching(left, right)]
         if len(places) == 1:

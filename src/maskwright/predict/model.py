@@ -17,7 +17,8 @@ from PIL import Image
 from maskwright.data.classes import ClassTable
 from maskwright.data.folder import Dataset, open_folder
 from maskwright.data.images import read_image, to_rgb
-from maskwright.errors import MaskwrightError
+from maskwright.data.tag_targets import find_targets
+from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_mask, predict_probs, smallest_confidence
@@ -63,6 +64,7 @@ class FolderSummary:
         skipped: (name, reason) of images that could not be read.
         shares: share of the area of all masks that each class has, float64 (C,).
         seconds: wall time.
+        tagged: number of images whose tags limited what was found.
     """
 
     out: Path
@@ -70,6 +72,7 @@ class FolderSummary:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     shares: np.ndarray = field(default_factory=lambda: np.zeros(0))
     seconds: float = 0.0
+    tagged: int = 0
 
 
 class Model:
@@ -116,6 +119,7 @@ class Model:
         overlap: float = 0.25,
         scales: Sequence[float] = (1.0,),
         precision: str = "fp32",
+        only: Sequence[int | str] | None = None,
         settings: dict[str, Any] | None = None,
     ) -> Result:
         """Segments one picture of any size.
@@ -128,6 +132,7 @@ class Model:
             overlap: share of a tile that its neighbour holds too.
             scales: average over the input sizes that these factors give.
             precision: "fp32" or "bf16".
+            only: names or ids of the classes that may occur, the background among them where there is one.
             settings: options of the refinement.
 
         Raises:
@@ -137,11 +142,34 @@ class Model:
         found = predict_mask(
             self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales,
             refine=self.refinement(refine, pixels.shape[:2]),
-            settings=settings, device=self.device, precision=precision, dtype=np.uint16,
+            settings=settings, device=self.device, precision=precision, only=self.ids(only), dtype=np.uint16,
             confidence=smallest_confidence(pixels.shape[:2]),
         )  # fmt: skip
         assert found.confidence is not None
         return Result(found.ids, found.confidence, self.classes)
+
+    def ids(self, only: Sequence[int | str] | None) -> list[int] | None:
+        """Ids of classes that are named or numbered; None for None. Raises `MaskwrightError` on an unknown name."""
+        if only is None:
+            return None
+        names = self.classes.names
+        if odd := [c for c in only if isinstance(c, str) and c not in names]:
+            raise unknown("class", odd[0], names)
+        return [names.index(c) if isinstance(c, str) else int(c) for c in only]
+
+    def tagged(self, data: Dataset) -> dict[str, list[int]]:
+        """What may occur in each image that has tags: the ids of its tags, and of the class that no tag names.
+
+        Raises:
+            MaskwrightError: tags that are no class of the model, or no image with tags.
+        """
+        targets = find_targets(data, self.classes, background=str(self.extra.get("background", "auto")))
+        ground = [] if targets.background is None else [targets.background]
+        return {
+            name: ground + [targets.ids[t] for t in channels]
+            for name, channels in targets.tagged.items()
+            if ground or channels
+        }
 
     def refinement(self, asked: str, size: tuple[int, int]) -> str:
         """The refinement to use: as asked, or under `auto` the method's own.
@@ -167,6 +195,7 @@ class Model:
         flips: bool = False,
         confidence: bool = False,
         overlays: bool = False,
+        tags: bool = False,
         overlap: float = 0.25,
         scales: Sequence[float] = (1.0,),
         precision: str = "fp32",
@@ -182,20 +211,22 @@ class Model:
             out: the folder to write to, made if missing.
             confidence: write OUT/confidence/NAME.png too, 8 bits, 255 = certain.
             overlays: write OUT/overlays/NAME.jpg too.
+            tags: in images that have tags nothing else is found than these and the class that no tag names.
             tile, refine, flips, overlap, scales, precision, settings: as for `predict`.
             progress: an `engine.progress.Progress`, or a function of (done, total), or None.
 
         Raises:
             MaskwrightError: masks would be written over images or labels of the dataset, the place cannot be written,
-                or an option is out of range.
+                an option is out of range, or there are no tags that fit the classes.
         """
         if refine != AUTO:
             check_refinement(refine)
         data = images if isinstance(images, Dataset) else open_folder(images)
         out = Path(out)
         check_out(out, data)
+        tagged = self.tagged(data) if tags else {}
         start = time.perf_counter()
-        summary = FolderSummary(out, skipped=list(data.skipped))
+        summary = FolderSummary(out, skipped=list(data.skipped), tagged=len(tagged))
         counts = np.zeros(len(self.classes), np.int64)
         with Bar(progress, "predict", len(data)) as show:
             done = 0  # counted by hand: enumerate would keep the last picture alive
@@ -208,7 +239,7 @@ class Model:
                 found = predict_mask(
                     self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales,
                     refine=self.refinement(refine, pixels.shape[:2]),
-                    settings=settings, device=self.device, precision=precision,
+                    settings=settings, device=self.device, precision=precision, only=tagged.get(name),
                     confidence=np.uint8 if confidence else None,
                 )  # fmt: skip
                 if overlays:

@@ -35,11 +35,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from maskwright.data.tag_targets import TagTargets
 from maskwright.data.views import View, resample
 from maskwright.engine.config import option
 from maskwright.engine.loop import Indices
 from maskwright.engine.seeding import seed_step
-from maskwright.engine.tags import TagTargets, TagTraining, multi_label_soft_margin
+from maskwright.engine.tags import TagTraining, multi_label_soft_margin
 from maskwright.engine.walking import WalkConfig, WalkMethod
 from maskwright.models.irn import VARIANTS
 from maskwright.models.pcm import SeamNetwork, SeamOutput

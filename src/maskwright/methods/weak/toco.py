@@ -39,6 +39,7 @@ from torch import Tensor
 from maskwright.data.augment import photometric
 from maskwright.data.crops import random_resized_crop, windows_where
 from maskwright.data.labels import LabelMap, LabelStore
+from maskwright.data.tag_targets import TagTargets
 from maskwright.data.views import View, resample
 from maskwright.engine.config import option
 from maskwright.engine.contract import Stage
@@ -48,7 +49,7 @@ from maskwright.engine.loop import Indices
 from maskwright.engine.representation import add_module
 from maskwright.engine.seeding import seed_step
 from maskwright.engine.tag_pipeline import PipelineConfig, TagMethod
-from maskwright.engine.tags import TagTargets, TagTraining, multi_label_soft_margin, tag_preprocess
+from maskwright.engine.tags import TagTraining, multi_label_soft_margin, tag_preprocess
 from maskwright.errors import MaskwrightError
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.toco import Projector, TocoNetwork
@@ -445,4 +446,4 @@ class Toco(TagMethod):
 
     def segmenter(self) -> Segmenter:
         """The branch, or the retrained network."""
-        return self.branch() if self.config.retrain == "none" else super().segmenter()
+        return self.named_background(self.branch()) if self.config.retrain == "none" else super().segmenter()
