@@ -3,10 +3,10 @@
 Every row is one method with its settings, on one network, trained on the tags of a split that shows no mask. Judged
 are the class maps at the threshold that the run found without masks and at the best one (the oracle of the literature),
 before any CRF; the pseudo masks after it; and the segmenter retrained on them, on the photographs that the pseudo masks
-were judged on, without and with their tags, and on photographs that no stage saw. Rows that differ behind the class maps alone share the classifier
-and the maps: their stage folders are copied from the row they begin with. Rows that are done are skipped, `--only`
-chooses among them. It writes a run folder a row and prints the table; `--keep FOLDER` copies the runs' records and the
-curve of each over the threshold."""
+were judged on, without and with their tags, and on photographs that no stage saw. Rows that differ behind the class
+maps alone share the classifier and the maps: their stage folders are copied from the row they begin with. Rows that are
+done are skipped, `--only` chooses among them. It writes a run folder a row and prints the table; `--keep FOLDER` copies
+the runs' records and the curve of each over the threshold."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def table(runs: Path) -> str:
         scores = json.loads(file.read_text())
         done.setdefault(scores["row"], []).append(scores)
     lines = [
-        "| row | maps | oracle | thresholds | mFN / mFP | masks (CRF) | retrained, again | again, with tags | retrained, new | "
-        "seeds |",
+        "| row | maps | oracle | thresholds | mFN / mFP | masks (CRF) | retrained, again | again, with tags "
+        "| retrained, new | seeds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in ROWS:
