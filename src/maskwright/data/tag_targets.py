@@ -119,7 +119,7 @@ def find_targets(data: Dataset, table: ClassTable, *, from_masks: bool = False, 
         tag, image = next(iter(strange.items()))
         raise MaskwrightError(
             f"{len(strange)} tag(s) are no class, the first {tag!r} of {image}",
-            f"names of the class table (the nearest is {nearest(tag, table.names)!r})",
+            f"names of the class table{_nearest(tag, table)}",
             "correct tags.csv, or write all names into classes.txt, one a line, the background first",
         )
     if not classes:
@@ -137,6 +137,12 @@ def find_targets(data: Dataset, table: ClassTable, *, from_masks: bool = False, 
     return TagTargets(ids, tuple(table.names[c] for c in ids), ground, tagged, kind)
 
 
+def _nearest(name: str, table: ClassTable) -> str:
+    """A hint at a name that is meant, if one is near."""
+    found = nearest(name, table.names)
+    return f" (the nearest is {found!r})" if found else ""
+
+
 def _background(table: ClassTable, background: str, used: set[int]) -> int | None:
     if background == "none":
         return None
@@ -144,7 +150,7 @@ def _background(table: ClassTable, background: str, used: set[int]) -> int | Non
         if background not in table.names:
             raise MaskwrightError(
                 f"background={background}",
-                f"a class, auto or none (the nearest class is {nearest(background, table.names)!r})",
+                f"a class, auto or none{_nearest(background, table)}",
             )
         return table.names.index(background)
     for c, name in enumerate(table.names):
