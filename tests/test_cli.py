@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,20 @@ def test_one_image(maskwright, trained, tmp_path):
     code, _, err = maskwright("predict", run, data / "images" / "picture_00.png", "--out", tmp_path / "one")
     assert code == 0, err
     assert (tmp_path / "one" / "picture_00.png").exists()
+
+
+def test_predict_keeps_to_tags(maskwright, trained, tmp_path):
+    data, run = trained
+    code, _, err = maskwright("predict", run, data, "--out", tmp_path / "x", "--tags")
+    assert code == 2 and "tag(s) are no class" in err and err.count("\n") == 1, "clusters have no tags"
+    own = tmp_path / "own"
+    shutil.copytree(data, own)
+    rows = ["name,tags", *(f"picture_0{k},cluster {k % 3}" for k in range(3))]
+    (own / "tags.csv").write_text("\n".join(rows) + "\n")
+    code, _, err = maskwright("predict", run, own, "--out", tmp_path / "y", "--tags")
+    assert code == 0 and "3 of 8 images" in err
+    for k in range(3):
+        assert set(np.unique(np.array(Image.open(tmp_path / "y" / f"picture_0{k}.png")))) == {k}
 
 
 @pytest.mark.parametrize(
