@@ -119,11 +119,11 @@ def test_mixed_labels_come_from_where_the_pixels_come(semi_context):
 
 
 def test_labelling_in_evaluation_mode_leaves_the_statistics(semi_context):
-    t = training(semi_context)
+    t = training(semi_context, teacher_mode="eval")
     before = {k: v.clone() for k, v in t.network.named_buffers()}
     t.label(t.network, batch(t))
     assert all(torch.equal(v, before[k]) for k, v in t.network.named_buffers()) and t.network.training
-    t = training(semi_context, teacher_mode="train")
+    t = training(semi_context)  # by default as in training
     t.label(t.network, batch(t))
     assert not all(torch.equal(v, before[k]) for k, v in t.network.named_buffers())
 

@@ -12,8 +12,9 @@ are pasted into both photograph and label before either network learns from them
 
 Deviates: the batch of unlabelled crops is paired with itself (item i with i + 1) instead of two batches; padding and,
 of labelled crops, void pixels are not taught; lam is 1.5 with and without CutMix, as in the paper's text (its scripts
-differ). With CutMix the labels come from networks in evaluation mode by default (`teacher_mode=train` for that of the
-authors), so that batch-norm statistics are not moved a second time by the same crops. The first network is the result.
+differ). The first network is the result. With CutMix a network labels in training mode, as the authors' does: in a
+short run the running averages of batch norm that evaluation mode goes by are those of a dozen batches of four crops,
+and what they mislabel is learnt (`teacher_mode=eval` loses nine mIoU, docs/semi.md).
 What the original gets wrong: it averages the losses over processes before the backward pass, which leaves the gradients
 as they were. And nothing but the order of two calls keeps its two heads different: of equal networks, k1 = k2 and the
 method is plain self-training.
@@ -44,6 +45,7 @@ from maskwright.ops.seg_losses import cross_entropy
 class CPSConfig(SemiConfig):
     """Options of `cps`."""
 
+    teacher_mode: str = option("train", "batch norm of a network when it labels", choices=("eval", "train"))
     cutmix: bool = option(True, "teach on photographs with boxes of others in them; unlabelled ones alone")
     weight: float = option(1.5, "lam, weight of the sum of both cross losses", low=0)
 
