@@ -48,7 +48,7 @@ class SemiConfig(NetworkConfig):
     ema_buffers: str = option(
         "ema", "the teacher's batch-norm statistics: averaged, copied or its own", choices=("ema", "copy", "own")
     )
-    teacher_mode: str = option("eval", "batch norm of the teacher when it labels", choices=("eval", "train"))
+    teacher_mode: str = option("eval", "batch norm of the network that labels", choices=("eval", "train"))
     final: str = option("student", "the network that is kept: student or teacher", choices=("student", "teacher"))
     weight: float = option(1.0, "weight of the unsupervised loss", low=0)
     ramp_up: float = option(0.0, "share of the steps over which the weight grows as exp(-5 (1 - t)^2)", low=0, high=1)
@@ -138,12 +138,17 @@ class SemiTraining(SegmentationTraining):
         return self.run(network, x).logits.softmax(1)
 
     def teach(self, x: Tensor) -> Tensor:
-        """The teacher's probabilities (B, C, S, S); without a teacher the student's own, in evaluation mode."""
+        """The teacher's probabilities (B, C, S, S); without a teacher the student's own."""
         if self.teacher is not None:
             return self.probabilities(self.teacher.module, x)
-        self.network.eval()
-        q = self.probabilities(self.network, x)
-        self.train_mode(self.network)
+        return self.ask(self.network, x)
+
+    def ask(self, network: Any, x: Tensor) -> Tensor:
+        """Probabilities (B, C, S, S) of a network that learns too, in the mode that `teacher_mode` says."""
+        if self.config.teacher_mode == "eval":
+            network.eval()
+        q = self.probabilities(network, x)
+        self.train_mode(network)
         return q
 
     def pseudo_labels(self, q: Tensor, valid: Tensor, threshold: float = 0.0) -> LabelMap:

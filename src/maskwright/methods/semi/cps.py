@@ -87,11 +87,7 @@ class CPSTraining(SemiTraining):
 
     def label(self, network: Network, batch: SemiBatch) -> LabelMap:
         """k of whole unlabelled crops (B_u, S, S), without gradient."""
-        if self.config.teacher_mode == "eval":
-            network.eval()
-        q = self.probabilities(network, batch.w)
-        self.train_mode(network)
-        return self.pseudo_labels(q, batch.valid)
+        return self.pseudo_labels(self.ask(network, batch.w), batch.valid)
 
     def cutmix(self, batch: SemiBatch) -> tuple[Tensor, LabelMap, LabelMap]:
         """Mixed unlabelled crops (B_u, 3, S, S) and what both networks said of their parts."""
