@@ -45,7 +45,7 @@ from maskwright.ops.seg_losses import cross_entropy
 class CPSConfig(SemiConfig):
     """Options of `cps`."""
 
-    teacher_mode: str = option("train", "batch norm of a network when it labels", choices=("eval", "train"))
+    teacher_mode: str = option("train", "batch norm of the network that labels", choices=("eval", "train"))
     cutmix: bool = option(True, "teach on photographs with boxes of others in them; unlabelled ones alone")
     weight: float = option(1.5, "lam, weight of the sum of both cross losses", low=0)
 

@@ -16,13 +16,14 @@ among the alpha_t percent of highest entropy where c has rank 3 to 19, from 0. d
 to 0.
 
 Deviates: L_u and L_c set in after a tenth of the steps, not after one of 80 epochs: L_u asks for no confidence, and the
-first steps of a short run make no teacher. The teacher is in evaluation mode for features too, not in training mode;
-entropy percentiles, |valid| and all pixels that count leave out what lies outside the photograph; drop_t and alpha_t
-fall with each step instead of each epoch; the ranks are capped by the number of classes, so that with three classes the
-third still has negatives. The queues' rows are unit vectors in half precision and all queues share a given number of
-rows (the paper: 30,000 each, 50,000 for class 0); of more new rows than a queue holds random ones enter. The
-representation head has one 3x3 convolution. CutMix pastes half of the picture of the next photograph, in half of the
-steps.
+first steps of a short run make no teacher. The teacher's batch norm is in training mode for pseudo-labels too, as it is
+for features in the authors' code: in evaluation mode it goes by running averages that a short run leaves poor, and what
+they mislabel is learnt to the last pixel (`teacher_mode=eval` loses eleven mIoU, docs/semi.md). Entropy percentiles,
+|valid| and all pixels that count leave out what lies outside the photograph; drop_t and alpha_t fall with each step
+instead of each epoch; the ranks are capped by the number of classes, so that with three classes the third still has
+negatives. The queues' rows are unit vectors in half precision and all queues share a given number of rows (the paper:
+30,000 each, 50,000 for class 0); of more new rows than a queue holds random ones enter. The representation head has one
+3x3 convolution. CutMix pastes half of the picture of the next photograph, in half of the steps.
 What the original gets wrong: the teacher shares storage with the student when it is first copied; percentiles are
 computed on the CPU in each step.
 
@@ -60,6 +61,7 @@ FIRST, OTHER = 50_000, 30_000
 class U2PLConfig(SemiConfig):
     """Options of `u2pl`."""
 
+    teacher_mode: str = option("train", "batch norm of the network that labels", choices=("eval", "train"))
     final: str = option("teacher", "the network that is kept: student or teacher", choices=("student", "teacher"))
     strong: str = option("none", "photometric recipe of the student's view; the paper has none", choices=tuple(PRESETS))
     start: float = option(0.1, "share of the steps before L_u and L_c set in; 0.0125 in the paper", low=0, high=1)
