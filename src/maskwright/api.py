@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
 import sys
@@ -15,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
-    import torch
-
     from maskwright.data.classes import ClassTable
     from maskwright.data.folder import Dataset
     from maskwright.engine.context import Context
@@ -139,7 +136,9 @@ def suggest(
     if labeled is not None:
         images = images.labeled(labeled)
     if other is not None:
-        _retake_alike(other, Path(model), images, loaded.device)  # type: ignore[arg-type]
+        from maskwright.engine.norm_statistics import retake_as_recorded
+
+        retake_as_recorded(other.to(loaded.device), Path(model), images, loaded.device)  # type: ignore[arg-type]
     return find(
         loaded, images, count, by=by, regions=regions, region_size=region_size, out=out, other=other, seed=seed,
         progress=progress, **options,
@@ -158,18 +157,6 @@ def other_network(model: Model, run: Path) -> Segmenter | None:
         if other is not None:
             return other
     return None
-
-
-def _retake_alike(other: Segmenter, run: Path, images: Dataset, device: torch.device) -> None:
-    """Batch-norm statistics of photographs for the second network too, where the run gave them to the kept one."""
-    from maskwright.engine.norm_statistics import evenly, retake_statistics
-
-    record = run / "run.json"
-    config = json.loads(record.read_text()).get("config", {}) if record.is_file() else {}
-    if config.get("norm_images"):
-        kept = other.encoder if config.get("freeze_norm") else None
-        chosen = evenly(range(len(images)), config["norm_images"])
-        retake_statistics(other.to(device), images, chosen, other.preprocess, device, kept)
 
 
 def probe(

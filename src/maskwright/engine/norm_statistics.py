@@ -9,8 +9,11 @@ photograph from outside the run.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,3 +98,20 @@ def retake_statistics(
         m.momentum = momentum
     network.eval()
     return len(layers)
+
+
+def retake_as_recorded(segmenter: Any, run: Path, images: Dataset, device: torch.device) -> None:
+    """Statistics of photographs for another network of a run, where the run's record says that the kept one got them.
+
+    Args:
+        segmenter: on the device, with its `encoder` and `preprocess`.
+        run: its folder.
+        images: the photographs.
+        device: where the network is.
+    """
+    record = run / "run.json"
+    config = json.loads(record.read_text()).get("config", {}) if record.is_file() else {}
+    if config.get("norm_images"):
+        kept = segmenter.encoder if config.get("freeze_norm") else None
+        chosen = evenly(range(len(images)), config["norm_images"])
+        retake_statistics(segmenter, images, chosen, segmenter.preprocess, device, kept)

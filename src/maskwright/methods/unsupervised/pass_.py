@@ -139,10 +139,7 @@ class PassConfig:
     finetune_lr: float = option(None, "LARC's factor there (preset)", low=0)
     short_side: int = option(None, "shorter side for clustering, labelling and prediction, pixels (preset)", low=32)
     restarts: int = option(None, "k-means starts; the best inertia is kept (preset)", low=1)
-    threshold: float | None = option(
-        None, "least mean gate of a pixel that is not other; none: Otsu's, 0 with other=auto where "
-        "classes.txt has no class for it", low=0, high=1,
-    )  # fmt: skip
+    threshold: float | None = option(None, "least mean gate of what is not other; none: Otsu's, or 0", low=0, high=1)
     oracle_threshold: bool = option(False, "choose it by the mIoU of the run's own masks, as the authors do")
     precision: str = option("auto", "bf16 where the processor has it, or fp32", choices=("auto", "bf16", "fp32"))
     threads: int = option(0, "photographs prepared at a time; 0: as many as torch computes with, at most 16", low=0)
@@ -443,10 +440,7 @@ class Pass(Method):
         return PixelNames(self.attended[0], self.rule(centroids), self.preprocess(), context.data, context.device)
 
     def threshold(self, names: PixelNames) -> Threshold:
-        """t of the mean gate: given, an oracle's, 0 where nothing can be other, or Otsu's.
-
-        A stage that was killed and runs again finds the same.
-        """
+        """t of the mean gate, the same if resumed: given, an oracle's, 0 where nothing can be other, or Otsu's."""
         c, context = self.config, self.context
         if not c.attention or c.threshold is not None:
             return Threshold(c.threshold or 0.0, "given")
