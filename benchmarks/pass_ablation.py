@@ -39,10 +39,8 @@ TITLES = {
     "both": "L_e + both",
     "attention": "L_e + both + attention",
 }
-
-
-SAME = {"attention": ("both", ("pretrain",))}
-"""Rows that begin with stages of another."""
+SAME_PRETRAINING = {"attention": "both"}
+"""Rows that take over another's pretraining where it is done."""
 
 
 def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
@@ -51,10 +49,10 @@ def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, f
     found = folder / "scores.json"
     if found.exists():
         return json.loads(found.read_text())
-    begins, stages = SAME.get(row, ("", ()))
-    for stage in stages:
-        if (args.out / f"{data}-{begins}-{seed}" / stage / "stage.json").exists():
-            take_over(args.out / f"{data}-{begins}-{seed}", folder, stage)
+    if row in SAME_PRETRAINING:
+        begins = args.out / f"{data}-{SAME_PRETRAINING[row]}-{seed}"
+        if (begins / "pretrain" / "stage.json").exists():
+            take_over(begins, folder, "pretrain")
     source = data_root() / data
     classes = len(api.open_folder(source).classes or ())
     settings = {"preset": args.preset, "instance": args.instance, **ROWS[row]}

@@ -9,13 +9,7 @@ import torch
 from maskwright.data.classes import ClassTable
 from maskwright.models.backbones import build_backbone
 from maskwright.models.bundle import load_bundle, save_bundle
-from maskwright.models.cam import (
-    CamNetwork,
-    PretrainedHead,
-    activation_maps,
-    copy_backbone,
-    freeze_stages,
-)
+from maskwright.models.cam import CamNetwork, PretrainedHead, activation_maps, copy_backbone, freeze_stages
 from maskwright.models.preprocess import Preprocess
 
 CNN = "mobilenetv2_050"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from maskwright.data.folder import Dataset
+from maskwright.engine.records import RECORD
 from maskwright.models.preprocess import Preprocess
 
 BATCH = 8
@@ -109,7 +110,7 @@ def retake_as_recorded(segmenter: Any, run: Path, images: Dataset, device: torch
         images: the photographs.
         device: where the network is.
     """
-    record = run / "run.json"
+    record = run / RECORD
     config = json.loads(record.read_text()).get("config", {}) if record.is_file() else {}
     if config.get("norm_images"):
         kept = segmenter.encoder if config.get("freeze_norm") else None

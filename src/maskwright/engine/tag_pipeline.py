@@ -36,13 +36,7 @@ from maskwright.engine.seeds import (
     sweep_thresholds,
     write_seeds,
 )
-from maskwright.engine.segmenting import (
-    NetworkConfig,
-    make_segmenter,
-    precision_of,
-    train_network,
-    trained_network,
-)
+from maskwright.engine.segmenting import NetworkConfig, make_segmenter, precision_of, train_network, trained_network
 from maskwright.engine.tags import (
     TagConfig,
     TagTraining,

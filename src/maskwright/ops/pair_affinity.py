@@ -46,7 +46,7 @@ def _window(dy: int, dx: int, h: int, w: int, y: int = 0, x: int = 0) -> Window 
     return slice(y, y + rows), slice(left, left + columns)
 
 
-def _ends(radius: int, h: int, w: int) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
+def _ends(radius: int, h: int, w: int) -> Iterator[tuple[int, Window, Window]]:
     """Number of each offset that fits the grid, and the windows of its pairs' first and second pixels."""
     for p, (dy, dx) in enumerate(_offsets(radius)):
         near, far = _window(dy, dx, h, w), _window(dy, dx, h, w, dy, dx)
@@ -200,16 +200,12 @@ def pair_labels(ids: Tensor, valid: Tensor, background: int | None, radius: int)
     """
     if ids.dim() != 3 or ids.shape != valid.shape:
         raise ValueError(f"ids {tuple(ids.shape)} and valid {tuple(valid.shape)}, expected one (B, h, w)")
-    offsets = _offsets(radius)
-    shape = (len(ids), len(offsets), *ids.shape[-2:])
+    shape = (len(ids), len(_offsets(radius)), *ids.shape[-2:])
     alike = torch.zeros(shape, dtype=torch.bool, device=ids.device)
     sure = torch.zeros_like(alike)
-    for p, (dy, dx) in enumerate(offsets):
-        near = _window(dy, dx, ids.shape[-2], ids.shape[-1])
-        far = _window(dy, dx, ids.shape[-2], ids.shape[-1], dy, dx)
-        if near is not None and far is not None:
-            alike[(slice(None), p, *near)] = ids[(..., *near)] == ids[(..., *far)]
-            sure[(slice(None), p, *near)] = valid[(..., *near)] & valid[(..., *far)]
+    for p, near, far in _ends(radius, ids.shape[-2], ids.shape[-1]):
+        alike[(slice(None), p, *near)] = ids[(..., *near)] == ids[(..., *far)]
+        sure[(slice(None), p, *near)] = valid[(..., *near)] & valid[(..., *far)]
     ground = (ids == (-1 if background is None else background))[:, None]
     return PairLabels(sure & alike & ground, sure & alike & ~ground, sure & ~alike)
 
@@ -252,13 +248,9 @@ def displacement_loss(d: Tensor, pairs: PairLabels, radius: int) -> tuple[Tensor
         raise ValueError(f"displacements {tuple(d.shape)} for pairs {tuple(pairs.same.shape)}, expected (B, 2, h, w)")
     d = d.float()
     same, ground = d.new_zeros(()), d.new_zeros(())
-    for p, (dy, dx) in enumerate(_offsets(radius)):
-        near = _window(dy, dx, d.shape[-2], d.shape[-1])
-        far = _window(dy, dx, d.shape[-2], d.shape[-1], dy, dx)
-        if near is None or far is None:
-            continue
+    for p, near, far in _ends(radius, d.shape[-2], d.shape[-1]):
         gap = d[(..., *near)] - d[(..., *far)]
-        step = d.new_tensor([dy, dx])[:, None, None]
+        step = d.new_tensor(_offsets(radius)[p])[:, None, None]
         same = same + ((gap - step).abs() * pairs.same[(slice(None), p, *near)][:, None]).sum()
         ground = ground + (gap.abs() * pairs.background[(slice(None), p, *near)][:, None]).sum()
     return same / (2 * pairs.same.sum() + EPS), ground / (2 * pairs.background.sum() + EPS)
