@@ -163,7 +163,7 @@ class RunFolder:
         for key, (was, now_) in pairs.items():
             if was != now_:
                 raise MaskwrightError(
-                    f"{self.path} was made with {key} = {_short(was)}, not {_short(now_)}",
+                    f"{self.path} was made with {_difference(key, was, now_)}",
                     "the same settings to resume it",
                     "repeat the command of its run.json, or choose another --out",
                 )
@@ -250,6 +250,16 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds so far."""
         return time.perf_counter() - self._start
+
+
+def _difference(key: str, was: Any, now_: Any) -> str:
+    """What differs, by the names of the settings that do where both are tables of settings."""
+    if not (isinstance(was, dict) and isinstance(now_, dict)):
+        return f"{key} = {_short(was)}, not {_short(now_)}"
+    names = sorted(k for k in was.keys() | now_.keys() if k not in was or k not in now_ or was[k] != now_[k])
+    sides = [{k: _short(d[k]) if k in d else "unknown" for k in names} for d in (was, now_)]
+    parts = [f"{k} = {sides[0][k]}, not {sides[1][k]}" for k in names]
+    return f"{key}: {'; '.join(parts)}"
 
 
 def _short(value: Any) -> str:
