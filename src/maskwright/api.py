@@ -292,7 +292,7 @@ def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
         if need in present and not present[need]:
             raise MaskwrightError(
                 f"{cls.name} needs {need} and {images.root} has none", f"at least one image with {need}",
-                "see `maskwright methods` for methods that need less",
+                f"`maskwright doctor {images.root}` says what it found, `maskwright methods` lists what needs less",
             )  # fmt: skip
 
 
