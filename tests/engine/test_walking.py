@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from maskwright.engine.config import configure
 from maskwright.engine.pairs import power_at, sure_by_power, sure_by_threshold, sure_labels
 from maskwright.engine.seeds import ImageCams
-from maskwright.engine.walking import WalkConfig, walk_with_boundaries, walk_with_features
+from maskwright.engine.walking import WalkConfig, walk_length, walk_with_boundaries, walk_with_features
 from maskwright.errors import MaskwrightError
-from maskwright.ops.walk import affinity_from_edges, local_feature_affinity
+from maskwright.ops.walk import affinity_from_edges, local_feature_affinity, random_walk
 
 
 def cams_of(values: list[list[list[float]]]) -> ImageCams:
@@ -118,3 +118,24 @@ def test_contradictions():
         configure(WalkConfig, {"affinity_radius": 1})
     with pytest.raises(MaskwrightError, match="scales"):
         configure(WalkConfig, {"scales": ""})
+
+
+def test_the_published_length_at_the_published_size_and_in_proportion():
+    assert walk_length("irn", 94 * 125) == 256 and walk_length("psa", 47 * 63) == 64
+    assert walk_length("irn", 47 * 125) == 128 and walk_length("psa", 4 * 47 * 63) == 256
+    assert walk_length("irn", 1) == walk_length("psa", 0) == 1
+
+
+@pytest.mark.parametrize("kind", ["irn", "psa"])
+def test_a_walk_spreads_over_the_same_share_of_grids_of_any_size(kind):
+    """On a grid without boundaries, from its centre: the spread in units of its side."""
+    shares = []
+    for side in (31, 93):
+        graph = affinity_from_edges(torch.zeros(side, side), 5)
+        scores = torch.zeros(1, side, side)
+        scores[0, side // 2, side // 2] = 1
+        steps = max(1, walk_length(kind, side * side) // 8)  # before the edges of the grid hold the walk back
+        out = random_walk(scores, graph, 1.0, steps)[0].double().numpy()
+        place = np.arange(side) - side // 2
+        shares.append(np.sqrt((out.sum(0) * place**2).sum() / out.sum()) / side)
+    assert shares[0] == pytest.approx(shares[1], rel=0.12)

@@ -31,8 +31,12 @@ from maskwright.engine.tags import load_trained, tag_preprocess, tag_steps
 from maskwright.ops.cam import EPS, resize_maps
 from maskwright.ops.walk import affinity_from_edges, local_feature_affinity, random_walk
 
-BETA = {"irn": 10.0, "psa": 8.0}
+BETA = {"irn": 20.0, "psa": 8.0}
+"""Exponents of the affinity. IRN's code has 10, for boundaries that ten times as many crops have sharpened."""
 STEPS = {"irn": 256, "psa": 64}
+"""Published lengths of the walk, for photographs of 375 x 500 pixels."""
+CELLS = {"irn": 94 * 125, "psa": 47 * 63}
+"""Cells of such a photograph, which has one for every fourth and every eighth pixel."""
 
 
 @dataclass(kw_only=True)
@@ -40,8 +44,13 @@ class WalkConfig(PipelineConfig, PairConfig):
     """Options of the tag pipeline with an affinity and a walk in it."""
 
     walk_radius: int = option(5, "pixels of the walk's graph are joined when closer than this, cells", low=2, high=32)
-    walk_beta: float = option(0.0, "exponent of the affinity; 0: 10 for irn, 8 for psa", low=0, high=1000)
-    walk_steps: int = option(0, "length of the walk; 0: 256 for irn, 64 for psa", low=0, high=100_000)
+    walk_beta: float = option(
+        0.0, "exponent of the affinity; 0: 20 for irn (published: 10), 8 for psa", low=0, high=1000
+    )
+    walk_steps: int = option(
+        0, "length of the walk; 0: the published 256 of irn, 64 of psa at 375 x 500 pixels, in proportion to the cells",
+        low=0, high=100_000,
+    )  # fmt: skip
     walk_alpha: float = option(
         0.0,
         "psa: (1 - max)^alpha walks as the background (published: 6); 0: from the threshold found",
@@ -53,6 +62,21 @@ class WalkConfig(PipelineConfig, PairConfig):
         """Raises `MaskwrightError` on options that contradict each other."""
         PipelineConfig.check(self)
         PairConfig.check(self)
+
+
+def walk_length(kind: str, cells: int) -> int:
+    """Steps after which a walk has spread over the same share of a grid as the published one of theirs.
+
+    The square of a walk's spread grows with its steps, so they are in proportion to the grid's cells.
+
+    Args:
+        kind: "irn" or "psa".
+        cells: N = h w.
+
+    Returns:
+        At least 1.
+    """
+    return max(1, round(STEPS[kind] * cells / CELLS[kind]))
 
 
 def walk_with_boundaries(cams: Tensor, edge: Tensor, radius: int = 5, beta: float = 10.0, steps: int = 256) -> Tensor:
@@ -225,10 +249,11 @@ class WalkMethod(TagMethod):
     def walked(self, network: Any, x: Tensor, cams: ImageCams) -> Tensor:
         """Maps of one image (3, H, W) after the walk, (K, h, w)."""
         c, kind = self.config, self.walk_kind
-        beta, steps = c.walk_beta or BETA[kind], c.walk_steps or STEPS[kind]
         with self.precision():
             out = network.boundaries(x) if kind == "irn" else network(x[None])[0]
         out = out.float().cpu()
+        cells = int(out.shape[-2] * out.shape[-1])
+        beta, steps = c.walk_beta or BETA[kind], c.walk_steps or walk_length(kind, cells)
         if kind == "irn":
             return walk_with_boundaries(cams.maps, out, c.walk_radius, beta, steps)
         alpha = c.walk_alpha or power_at(self.raw_threshold)
