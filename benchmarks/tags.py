@@ -92,14 +92,19 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None
 
 def judge_maps(place: Path, judged: Dataset, curve: Path) -> dict[str, Any]:
     """Scores of the maps that seeds were made of, at the found threshold and at the best; writes the whole curve."""
-    walked = place / "walk" / MAPS
-    store = CamStore(walked if walked.is_dir() else place / "cams" / MAPS)
+    store = seed_maps(place)
     targets = TagTargets.load(place / "classify")
     sweep = sweep_thresholds(store, judged, targets, len(judged.classes or ()), "evaluate")
     points = sweep.records()
     write_json(curve, points)
     found = read_threshold(place / "seeds")
     return {"found": points[min(len(points) - 1, round(found * sweep.bins))], "oracle": asdict(sweep.best())}
+
+
+def seed_maps(place: Path) -> CamStore:
+    """The maps that a run's seeds were made of: walked where there was a walk."""
+    walked = place / "walk" / MAPS
+    return CamStore(walked if walked.is_dir() else place / "cams" / MAPS)
 
 
 def table(runs: Path) -> str:
