@@ -40,8 +40,8 @@ SCALES = (0.5, 1.0, 1.5, 2.0)
 WIDTH, HEIGHT, GAP = 150, 112, 4
 
 
-def opened(run: Path) -> tuple[str, MultiScale, TagTargets]:
-    """The method of a run, its trained classifier at the figure's scales, and the tags."""
+def opened(run: Path, **settings: Any) -> Any:
+    """The method of a run of the tag pipeline, with other settings where given; its trained parts lie in the run."""
     record = json.loads((run / "run.json").read_text())
     kind = find_method(record["method"]["name"])
     architecture = record["backbone"]["architecture"]
@@ -49,8 +49,7 @@ def opened(run: Path) -> tuple[str, MultiScale, TagTargets]:
         backbone=build_backbone(architecture, str(weights_root() / f"{architecture}.safetensors")),
         device=torch.device("cpu"), run=SimpleNamespace(path=run),
     )  # fmt: skip
-    method: Any = kind(configure(kind.Config, {**record["config"], "scales": SCALES}), context)
-    return kind.name, method.inference(method.trained()), method.targets
+    return kind(configure(kind.Config, {**record["config"], **settings}), context)
 
 
 def at_scales(inference: MultiScale, targets: TagTargets, data: Dataset, i: int) -> list[Tensor]:
@@ -95,8 +94,9 @@ def main() -> None:
     data = api.open_folder(data_root() / options.data).split(options.split)
     runs, thresholds = {}, {}
     for run in options.runs:
-        name, inference, targets = opened(run)
-        runs[name] = (inference, targets)
+        method = opened(run, scales=SCALES)
+        name, targets = method.name, method.targets
+        runs[name] = (method.inference(method.trained()), targets)
         points = json.loads((run.parent / "curve.json").read_text()) if (run.parent / "curve.json").exists() else []
         thresholds[name] = {p["threshold"]: [100 * p["miou"]] for p in points if p["miou"] is not None}
     tagged = [i for i in range(len(data)) if all(t.tagged.get(data.items[i].name) for _, t in runs.values())]

@@ -1,0 +1,72 @@
+"""How far and how strictly maps should walk: `python -m benchmarks.walk_sweep RUN`.
+
+RUN is a run folder of the tag pipeline with a walk in it (`benchmarks.tags` leaves them as ROW-SEED/run). Its trained
+affinity takes the raw maps of every so-many-th photograph on walks of several lengths and exponents; judged are the
+walked maps against masks, at the threshold found without masks and at the best one. It peeks, so a default chosen by
+it was not chosen blindly on these photographs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.cam_figures import opened
+from benchmarks.records import data_root
+from maskwright import api
+from maskwright.engine.seeds import CamStore, ImageCams, find_threshold, sweep_thresholds
+from maskwright.engine.tags import tag_preprocess
+from maskwright.engine.walking import STEPS
+
+
+def main() -> None:
+    """Prints a line a setting."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", default="voc_part")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--every", type=int, default=7, help="photographs that are walked, one of so many")
+    parser.add_argument("--betas", default="10,20,30", help="exponents of the affinity")
+    parser.add_argument("--steps", default="0", help="lengths; 0: in proportion to the cells, -1: the published one")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    everything = api.open_folder(data_root() / options.data)
+    data = everything.split(options.split)
+    method = opened(options.run)
+    split = json.loads((options.run / "run.json").read_text())["split"]
+    method.context.data = everything.split(split) if split else everything
+    kind, network = method.walk_kind, method.trained_affinity()
+    preprocess = tag_preprocess(method.context, method.config, network.multiple_of)
+    chosen = [i for i, name in enumerate(data.names) if name in method.raw_store][:: options.every]
+    names = [data.names[i] for i in chosen]
+    raw = {i: method.raw_store.read(data.names[i]) for i in chosen}
+    inputs = {i: preprocess.apply(data.image(i), preprocess.target_size(data.size(i))) for i in chosen}
+
+    def judge(what: str, maps: dict[int, torch.Tensor], walked: bool) -> None:
+        with TemporaryDirectory() as folder:
+            store = CamStore(Path(folder))
+            for i in chosen:
+                store.write(data.names[i], ImageCams(raw[i].keys, maps[i], raw[i].size))
+            sweep = sweep_thresholds(store, data, method.targets, len(data.classes or ()), "evaluate")
+            found = 0.5 if walked and kind == "psa" else find_threshold(store, names)
+            at, best = sweep.records()[min(sweep.bins - 1, round(found * sweep.bins))], sweep.best()
+        print(
+            f"{what}: {100 * at['miou']:.2f} at {found:.2f}, {100 * best.miou:.2f} at {best.threshold:.2f}", flush=True
+        )
+
+    print(f"{len(chosen)} photographs, {kind}; mIoU at the threshold found and at the best one")
+    judge("no walk", {i: cams.maps for i, cams in raw.items()}, walked=False)
+    for steps in map(int, options.steps.split(",")):
+        for beta in map(float, options.betas.split(",")):
+            method.config.walk_beta = beta
+            method.config.walk_steps = STEPS[kind] if steps < 0 else steps
+            length = {-1: "published", 0: "in proportion"}.get(steps, str(steps))
+            maps = {i: method.walked(network, inputs[i], raw[i]) for i in chosen}
+            judge(f"beta {beta:g}, length {length}", maps, walked=True)
+
+
+if __name__ == "__main__":
+    main()
