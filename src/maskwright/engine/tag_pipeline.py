@@ -5,7 +5,9 @@
     seeds (label)     background threshold, dense CRF, label maps    masks/, confidence/, threshold.json
     retrain (train)   any network on the label maps                  checkpoint
 
-Methods override what is theirs: the training (`trainer`, `network`), the maps (`maps`), or stages between.
+Methods override what is theirs: the training (`trainer`, `network`), the maps (`maps`), or stages between. Maps that a
+transformer's attention weighs (WeakTr) are another `network` and `maps`; maps of a network that needs no training
+(CLIP-ES) are another `maps`, behind a first stage that is `read_targets` alone.
 """
 
 from __future__ import annotations
@@ -97,8 +99,8 @@ class TagMethod(Method):
         """What the images are tagged with, as the first stage found it."""
         return TagTargets.load(self.folder("classify"))
 
-    def classify(self, folder: Path) -> None:
-        """Reads the tags and trains on them; the artefacts are both."""
+    def read_targets(self, folder: Path) -> TagTargets:
+        """Reads the tags into the first stage's folder, for all stages behind it."""
         context, c = self.context, self.config
         targets = find_targets(context.data, context.table, from_masks=c.tags_from_masks, background=c.background)
         note_targets(context, targets)
@@ -106,6 +108,12 @@ class TagMethod(Method):
             targets.save(folder)
         barrier()
         self.__dict__["targets"] = targets
+        return targets
+
+    def classify(self, folder: Path) -> None:
+        """Reads the tags and trains on them; the artefacts are both."""
+        context, c = self.context, self.config
+        targets = self.read_targets(folder)
         steps = tag_steps(context, c)
         training = self.trainer(context, c, targets, steps)
         stride = training.network.stride
