@@ -97,8 +97,7 @@ def judge_maps(place: Path, judged: Dataset, curve: Path) -> dict[str, Any]:
     sweep = sweep_thresholds(store, judged, targets, len(judged.classes or ()), "evaluate")
     points = sweep.records()
     write_json(curve, points)
-    found = read_threshold(place / "seeds")
-    return {"found": points[min(len(points) - 1, round(found * sweep.bins))], "oracle": asdict(sweep.best())}
+    return {"found": points[sweep.nearest(read_threshold(place / "seeds"))], "oracle": asdict(sweep.best())}
 
 
 def seed_maps(place: Path) -> CamStore:

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 from benchmarks.cam_figures import opened
@@ -52,11 +53,13 @@ def main() -> None:
                 store.write(data.names[i], ImageCams(raw[i].keys, maps[i], raw[i].size))
             sweep = sweep_thresholds(store, data, method.targets, len(data.classes or ()), "evaluate")
             found = 0.5 if walked and kind == "psa" else find_threshold(store, names)
-            at, best = sweep.records()[min(sweep.bins - 1, round(found * sweep.bins))], sweep.best()
-        print(
-            f"{what}: {100 * at['miou']:.2f} at {found:.2f}, {100 * best.miou:.2f} at {best.threshold:.2f}", flush=True
-        )
+            at, best = sweep.curve()[sweep.nearest(found)], sweep.best()
+        print(f"{what}: {100 * at.miou:.2f} at {found:.2f}, {100 * best.miou:.2f} at {best.threshold:.2f}", flush=True)
 
+    if kind == "irn":
+        edges = torch.cat([network.boundaries(x).flatten() for x in inputs.values()]).numpy()
+        median, high = np.quantile(edges, (0.5, 0.95))
+        print(f"boundaries: median {median:.3f}, one of twenty above {high:.3f}")
     print(f"{len(chosen)} photographs, {kind}; mIoU at the threshold found and at the best one")
     judge("no walk", {i: cams.maps for i, cams in raw.items()}, walked=False)
     for steps in map(int, options.steps.split(",")):

@@ -85,17 +85,23 @@ def test_what_may_differ_on_resume(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, value",
+    "key, value, told",
     [
-        ("method", {"name": "other"}), ("config", {"clusters": 4, "layers": (1, 2)}), ("seed", 1), ("steps", 10),
-        ("classes_asked", 4), ("split", "train"), ("labeled", "few"), ("weights_key", "def"),
-        ("data", {"fingerprint": "f11"}),
+        ("method", {"name": "other"}, 'method: name = "toy", not "other"'),
+        ("config", {"clusters": 4, "layers": (1, 2)}, "config: clusters = 3, not 4"),
+        ("seed", 1, "seed = 0, not 1"),
+        ("steps", 10, "steps = null, not 10"),
+        ("classes_asked", 4, "classes_asked = 3, not 4"),
+        ("split", "train", 'split = null, not "train"'),
+        ("labeled", "few", 'labeled = null, not "few"'),
+        ("weights_key", "def", 'weights_key = "abc", not "def"'),
+        ("data", {"fingerprint": "f11"}, 'data = "f00", not "f11"'),
     ],
-)  # fmt: skip
-def test_other_settings_are_another_run(tmp_path, key, value):
+)
+def test_other_settings_are_another_run(tmp_path, key, value, told):
     RunFolder.start(tmp_path, RECORD_OF, resume=False)
     before = (tmp_path / RECORD).read_bytes()
-    with pytest.raises(MaskwrightError, match=f"made with {key}.*same settings"):
+    with pytest.raises(MaskwrightError, match=f"made with {told}; expected the same settings"):
         RunFolder.start(tmp_path, RECORD_OF | {key: value}, resume=True)
     assert (tmp_path / RECORD).read_bytes() == before
     assert key in IDENTITY or key == "data"

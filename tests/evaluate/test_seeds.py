@@ -90,3 +90,10 @@ def test_scale_consistency():
     assert math.isnan(empty[0, 1]) and empty[0, 0] == 0
     with pytest.raises(ValueError, match="sizes"):
         scale_consistency([maps[0], maps[1][:, :2]])
+
+
+def test_the_point_nearest_to_a_threshold():
+    sweep = ThresholdSweep(2, 0, 100)
+    for threshold in (0.0, 0.294, 0.296, 1.0):
+        at = sweep.curve()[sweep.nearest(threshold)].threshold
+        assert abs(at - threshold) == min(abs(p.threshold - threshold) for p in sweep.curve())

@@ -106,6 +106,10 @@ class ThresholdSweep:
         """The curve as it is written to JSON: None for what is not finite."""
         return [{k: v if math.isfinite(v) else None for k, v in asdict(p).items()} for p in self.curve()]
 
+    def nearest(self, threshold: float) -> int:
+        """Place in the curve of the point nearest to a threshold in [0, 1]."""
+        return min(self.bins - 1, round(threshold * self.bins))
+
     def best(self) -> ThresholdPoint:
         """The threshold of the highest mIoU, the lowest of equals. It was chosen with masks: say so with any number."""
         return max(self.curve(), key=lambda p: (-math.inf if math.isnan(p.miou) else p.miou, -p.threshold))
