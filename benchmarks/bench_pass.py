@@ -4,19 +4,22 @@ The plain loop is what one would write in an afternoon: torchvision's crops, fli
 decoded photograph, one forward pass a resolution, SwAV's loss with its Sinkhorn, pixel alignment, SGD. Both sides
 run ResNet-18 with the same heads on the same number of crops of the same sizes, in fp32, one thread. Run as a module it
 also prints the rows of memory: bytes of parameters, optimiser, queue and of what backward keeps, by prototypes, queue
-and crops; and, given a rate, what a run of ImageNet-S 919 would take.
+and crops; and what a run of ImageNet-S 919 would take, from a rate that is given or from what one thread here does
+(`forecast`).
 """
 
 from __future__ import annotations
 
 import sys
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from benchmarks.common import Row, one_thread, side_by_side
@@ -202,6 +205,74 @@ def cost(rate: float, gpus: int = 1, epochs: int = EPOCHS919, efficiency: float 
     return IMAGENET_S919 * epochs / (rate * gpus * (efficiency if gpus > 1 else 1.0)) / 3600
 
 
+class Forecast(NamedTuple):
+    """What ImageNet-S 919's pretraining costs, by what was measured here.
+
+    Attributes:
+        flops: of a photograph: forward and backward of its two crops through ResNet-50 and the heads.
+        photographs: a second, one thread, compute alone.
+        gemm: FLOP a second of a bf16 matrix product on the same thread.
+        loading: photographs a second and thread: decoding, cropping, photometric changes.
+    """
+
+    flops: float
+    photographs: float
+    gemm: float
+    loading: float
+
+    @property
+    def share(self) -> float:
+        """Of the matrix product's rate that the training step reaches."""
+        return self.flops * self.photographs / self.gemm
+
+    def rate(self, gemm: float, threads: int) -> tuple[float, float]:
+        """Photographs a second of a GPU with that rate of matrix products, and of so many loading threads."""
+        return self.share * gemm / self.flops, self.loading * threads
+
+
+def forecast(batch: int = 4, side: int = 224) -> Forecast:
+    """Measures a step of the released setting (ResNet-50, two crops of 224, P2P and D2S, 3000 prototypes), bf16.
+
+    The step's share of the rate of matrix products is taken along to the GPU. That is an assumption: a GPU's memory is
+    slower beside its arithmetic than a processor's, so its share is rather lower.
+    """
+    with one_thread():
+        torch.manual_seed(0)
+        network = PassNetwork(build_backbone("resnet50", "random").requires_grad_(True), (3,), 2048, DIM, True, "bf16")
+        crops = MultiCrops(
+            dataset(photographs(batch)), [(2, (side, side), (0.08, 1.0))], photometric("simclr"), Preprocess(),
+            torch.device("cpu"), threads=1,
+        )  # fmt: skip
+        training = Pretraining(network, SwAV(DIM, 3000), crops, PassConfig(preset="imagenet_s919"))
+        drawn = crops.draw(list(range(batch)), torch.Generator().manual_seed(0))
+
+        def step() -> None:
+            training.optimizers["larc"].zero_grad(set_to_none=True)
+            training.losses(drawn, 0)["loss"].backward()
+            training.optimizers["larc"].step()
+
+        with FlopCounterMode(display=False) as counter:
+            step()
+        a = torch.randn(2048, 2048, dtype=torch.bfloat16)
+        draw = partial(crops.draw, list(range(batch)), torch.Generator().manual_seed(0))
+        compute, product, load = side_by_side(step, lambda: a @ a, draw, repeats=3)
+    return Forecast(counter.get_total_flops() / batch, batch / compute, 2 * 2048**3 / product, batch / load)
+
+
+GPUS = {"A100": 312e12, "H100": 989e12}
+"""Dense bf16 matrix products, FLOP a second, by their makers' data sheets."""
+
+
+def forecast_table(found: Forecast, threads: int = 16) -> list[str]:
+    """Hours on one and on eight GPUs, by arithmetic and by loading with so many threads a GPU."""
+    lines = ["| GPU | photographs a second: compute, loading | one GPU | eight |", "|---|---|---|---|"]
+    for name, gemm in GPUS.items():
+        compute, loading = found.rate(gemm, threads)
+        rate = min(compute, loading)
+        lines.append(f"| {name} | {compute:.0f}, {loading:.0f} | {cost(rate):.0f} h | {cost(rate, 8):.0f} h |")
+    return lines
+
+
 if __name__ == "__main__":
     for row in rows():
         print(f"{row.path}: {row.ours_s:.2f} s, {row.other} {row.other_s:.2f} s, {row.ratio:.2f}x, {row.agrees}")
@@ -210,3 +281,10 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         rate = float(sys.argv[1])
         print(f"ImageNet-S 919 at {rate:g} a second: {cost(rate):.0f} h on one GPU, {cost(rate, 8):.0f} h on eight")
+    else:
+        found = forecast()
+        print(
+            f"{found.flops / 1e9:.1f} GFLOP a photograph, {found.photographs:.2f} photographs a second, "
+            f"{100 * found.share:.0f} % of {found.gemm / 1e9:.0f} GFLOP/s, loading {found.loading:.0f} a second"
+        )
+        print("\n".join(forecast_table(found)))

@@ -5,14 +5,17 @@ steps on crops of one size, on the photographs of CamVid's `train` of which only
 their mask. `supervised` on the same masks is the floor, `supervised` on all masks (`full`) the ceiling. The last
 iterate is judged on `val` and `test`; nothing is chosen by either. `supervised-norms` shows the unlabelled photographs
 to the floor in one way: it takes its batch-norm statistics from all photographs once training is over, as the
-semi-supervised rows do, on the same training. Entries that are done are skipped, so the script can be stopped and
-started at will, `--only` chooses among them and `--seeds` says how often. It writes a run folder an entry and prints
-the table; `--keep FOLDER` copies the runs' records."""
+semi-supervised rows do, on the same training. `full` is the same whatever the list, so one list takes it over from
+another. Rows that end in `-whole` give every stage of a method the steps that the others have in all, as its paper
+does: they stand beside the table, not in its comparison. Entries that are done are skipped, so the script can be
+stopped and started at will, `--only` chooses among them and `--seeds` says how often. It writes a run folder an entry
+and prints the table; `--keep FOLDER` copies the runs' records."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,10 +45,15 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "fixmatch": ("unimatch", {"version": "fixmatch"}),
     "unimatch-v1": ("unimatch", {"version": "v1"}),
     "unimatch": ("unimatch", {}),
+    "fixmatch-teacher_train": ("unimatch", {"version": "fixmatch", "teacher_mode": "train"}),
+    "unimatch-v1-teacher_train": ("unimatch", {"version": "v1", "teacher_mode": "train"}),
+    "st_plus_plus-whole": ("st_plus_plus", {"teacher_share": "0.333333", "first_share": "0.333333"}),
 }
 """Row -> method and its settings beyond its defaults."""
 SAME_TRAINING = {"supervised-norms": "supervised"}
 """Rows that differ from another by what follows its training, whose stage they take over."""
+TIMES = {"st_plus_plus-whole": 3}
+"""Rows with more steps than the others, as often as they have trainings."""
 SEVERAL = ("supervised", "supervised-norms", "full", "cutmix", "cac", "unimatch")
 """Rows that get all seeds; the others the first."""
 
@@ -53,14 +61,20 @@ SEVERAL = ("supervised", "supervised-norms", "full", "cutmix", "cac", "unimatch"
 def run(name: str, seed: int, labeled: str, folder: Path, options: argparse.Namespace) -> None:
     """Trains, predicts and judges one entry, what is done left as it is."""
     method, settings = ENTRIES[name]
+    steps = options.steps * TIMES.get(name, 1)
     data = data_root() / options.data
+    if name == "full":
+        known = [f.parent for f in sorted(folder.parent.parent.glob(f"*/full-{seed}/scores.json"))]
+        if known:  # trained for another list of masks, none of which it looks at
+            shutil.copytree(known[0], folder, dirs_exist_ok=True)
+            return
     if name in SAME_TRAINING:
         take_over(folder.parent / f"{SAME_TRAINING[name]}-{seed}" / "run", folder / "run", "train")
     budget = {"crop": str(options.crop), "batch": str(options.batch)}
     model = api.train(
         data, method, out=folder / "run", split="train", labeled=None if name == "full" else labeled, seed=seed,
         backbone=options.backbone, weights=str(weights_root() / f"{options.backbone}.safetensors"),
-        steps=options.steps, settings={**budget, **settings}, resume=True, report=False, device=options.device,
+        steps=steps, settings={**budget, **settings}, resume=True, report=False, device=options.device,
     )  # fmt: skip
     scores = judge(model, folder / "masks", data)
     other = api.other_network(model, folder / "run")
@@ -71,7 +85,7 @@ def run(name: str, seed: int, labeled: str, folder: Path, options: argparse.Name
         folder / "scores.json",
         {
             "entry": name, "seed": seed, "labeled": labeled, "labeled_hash": record["labeled_hash"],
-            "steps": options.steps, "crop": options.crop, "batch": options.batch,
+            "steps": steps, "crop": options.crop, "batch": options.batch,
             "seconds": sum(s["seconds"] for s in record["stages"]), "labels_read": record["labels_read"], **scores,
         },
     )  # fmt: skip

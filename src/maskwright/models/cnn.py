@@ -9,6 +9,7 @@ from torch import nn
 
 from maskwright.models.dense import Backbone
 from maskwright.models.provenance import Provenance
+from maskwright.models.quick import quicken
 
 FINEST_DEFAULT_STRIDE = 16
 """Without a layer named, features come from the deepest stage of at most this stride: deeper ones lose
@@ -30,7 +31,7 @@ class CNNBackbone(Backbone):
         provenance: Provenance,
         output_stride: int | None = None,
     ) -> None:
-        super().__init__(model, name, architecture, provenance)
+        super().__init__(quicken(model), name, architecture, provenance)
         info: Any = model.feature_info
         stages = info if isinstance(info, list) else info.get_dicts()
         self.widths = tuple(int(s["num_chs"]) for s in stages)

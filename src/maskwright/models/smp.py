@@ -19,6 +19,7 @@ from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.backbones import Backbone, build_backbone
 from maskwright.models.blocks import tolerate_single_values
 from maskwright.models.heads import Part
+from maskwright.models.quick import quicken
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,80}")
 
@@ -104,7 +105,7 @@ def _network(architecture: str, encoder: str, options: dict[str, Any]) -> Any:
         raise MaskwrightError(f"{architecture} with {encoder} and {options} cannot be built ({error})") from error
     # Pyramid poolings end in one value a channel, which torch's batch norm refuses from a single image.
     tolerate_single_values(network.decoder)
-    return network
+    return quicken(network)
 
 
 class _SmpPart(Part):

@@ -137,6 +137,16 @@ def axpy8(typingctx: Any, total: Any, scalar: Any, a: Any) -> Any:
 
 
 @intrinsic
+def muladd8(typingctx: Any, total: Any, a: Any, b: Any) -> Any:
+    """total + a * b for each of the eight, rounded once where the machine has a fused multiply-add."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _call(builder, "llvm.fmuladd.v8f32", [args[1], args[2], args[0]])
+
+    return lanes(lanes, lanes, lanes), codegen
+
+
+@intrinsic
 def max8(typingctx: Any, a: Any, b: Any) -> Any:
     """The larger of each pair."""
 
