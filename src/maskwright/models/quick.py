@@ -21,6 +21,7 @@ from maskwright.models.blocks import BatchNorm2d
 from maskwright.ops.batch_norm import normalise, normalise_backward
 from maskwright.ops.bits import DTYPES
 from maskwright.ops.depthwise import Pair, depthwise_backward
+from maskwright.ops.lanes import LANES
 
 M = TypeVar("M", bound=nn.Module)
 Pads = tuple[int, int, int, int]
@@ -95,7 +96,7 @@ class QuickDepthwiseSame(_QuickDepthwise, Conv2dSame):
 
 def _slow_depthwise(m: nn.Conv2d) -> bool:
     """One filter a channel, and a stride, more than 3 x 3 weights or a dilation: torch's is quick enough for others."""
-    depthwise = m.groups == m.in_channels == m.out_channels > 1
+    depthwise = m.groups == m.in_channels == m.out_channels and m.groups % LANES == 0
     slow = max(m.stride) > 1 or max(m.kernel_size) > 3 or max(m.dilation) > 1
     return depthwise and slow and m.padding_mode == "zeros" and not isinstance(m.padding, str)
 
@@ -180,6 +181,6 @@ def quicken(module: M) -> M:
     for m in module.modules():
         if isinstance(m, nn.Conv2d) and type(m) in _CONVOLUTIONS and _slow_depthwise(m):
             m.__class__ = _CONVOLUTIONS[type(m)]
-        elif type(m) in _NORMS:
+        elif isinstance(m, nn.BatchNorm2d) and type(m) in _NORMS and m.num_features % LANES == 0:
             m.__class__ = _NORMS[type(m)]
     return module

@@ -9,7 +9,9 @@ Legend: B batch, D channels, (h, w) map size, N = B h w rows. y = clip(gamma (x 
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,20 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from maskwright.ops.bits import as_bits, as_float, channels_last_bits, empty_channels_last, rounded
+from maskwright.ops.bits import channels_last_bits, empty_channels_last
+from maskwright.ops.lanes import (
+    LANES,
+    add8,
+    clip8,
+    load8,
+    load_bits8,
+    muladd8,
+    same8,
+    store8,
+    store_bits8,
+    sub8,
+    within8,
+)  # fmt: skip
 from maskwright.ops.threads import Threads
 
 PARTS = 16
@@ -46,24 +61,26 @@ def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, least: float, 
     """Normalises by the batch's statistics and clips.
 
     Args:
-        x: (B, D, h, w), bf16 or float32, fastest with channels last.
+        x: (B, D, h, w), bf16 or float32, fastest with channels last; D a multiple of 8.
         gamma: scale (D,).
         beta: shift (D,).
         eps: added to the variance.
         least: lower bound of y; -inf for none, 0 for ReLU.
         most: upper bound of y; inf for none, 6 for ReLU6.
+
+    Raises:
+        ValueError: D is no multiple of 8.
     """
-    rows = _rows(x)
-    n, d = rows.shape
-    pivot = x[0, :, 0, 0].detach().float().numpy().copy()  # sums of squares around it do not cancel
-    sums, squares = _sums(partial(_statistics, rows, pivot), n, d)
-    shift = sums / n
-    mean, var = pivot + shift, np.maximum(squares / n - shift**2, 0.0)
-    scale, offset = _affine(gamma, beta, mean, var, eps)
-    y = empty_channels_last(x)
-    out = _rows(y)
-    _each_part(n, d, lambda low, high, part: _apply(rows, out, low, high, scale, offset, *_bounds(least, most)))
-    return Normalised(y, torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(var.astype(np.float32)))
+    rows, cuts, d = _rows(x), _cuts(x), x.shape[1]
+    mean, var, y = np.empty(d, np.float32), np.empty(d, np.float32), empty_channels_last(x)
+    scale, offset, pivot = _scratch(3, d)
+    parts = np.zeros((len(cuts) - 1, 2, d))
+    _first_row(rows, pivot)  # sums of squares around it do not cancel
+    _each(_statistics, cuts, parts, rows, pivot)
+    _moments(parts, pivot, cuts[-1], mean, var)
+    _affine(_numbers(gamma), _numbers(beta), mean, var, eps, scale, offset)
+    _each(_apply, cuts, parts, rows, _rows(y), scale, offset, np.float32(least), np.float32(most))
+    return Normalised(y, torch.from_numpy(mean), torch.from_numpy(var))
 
 
 def normalise_backward(
@@ -86,133 +103,144 @@ def normalise_backward(
 
     Returns:
         Gradients of x, of its shape and type with channels last, and of gamma and beta, of their types.
-    """  # fmt: skip
-    rows, g = _rows(x), _rows(grad)
-    n, d = rows.shape
-    scale, offset = _affine(gamma, beta, mean.numpy(), var.numpy(), eps)
-    inverse = 1 / np.sqrt(var.numpy().astype(np.float64) + eps)
-    mean32, bounds = mean.numpy(), _bounds(least, most)
-    sum_g, sum_gx = _sums(partial(_gradient_sums, rows, g, mean32, scale, offset, *bounds), n, d)
-    sum_gx *= inverse
-    a = gamma.detach().double().numpy() * inverse
-    b = -a * inverse * sum_gx / n
-    c = -a * sum_g / n
-    a32, b32, c32 = (v.astype(np.float32) for v in (a, b, c))
-    grad_x = empty_channels_last(x)
-    out = _rows(grad_x)
-    _each_part(
-        n, d,
-        lambda low, high, part: _gradient(rows, g, out, low, high, mean32, scale, offset, *bounds, a32, b32, c32),
-    )  # fmt: skip
-    return grad_x, torch.from_numpy(sum_gx).to(gamma), torch.from_numpy(sum_g).to(beta)
+    """
+    rows, g, cuts, d = _rows(x), _rows(grad), _cuts(x), x.shape[1]
+    grad_x, parts, m, v = empty_channels_last(x), np.zeros((len(cuts) - 1, 2, d)), mean.numpy(), var.numpy()
+    scale, offset, a, b, c = _scratch(5, d)
+    grad_gamma, grad_beta = np.empty(d, np.float32), np.empty(d, np.float32)
+    gamma_, bounds = _numbers(gamma), (np.float32(least), np.float32(most))
+    _affine(gamma_, _numbers(beta), m, v, eps, scale, offset)
+    _each(_gradient_sums, cuts, parts, rows, g, m, scale, offset, *bounds)
+    _coefficients(parts, gamma_, v, cuts[-1], eps, a, b, c, grad_gamma, grad_beta)
+    _each(_gradient, cuts, parts, rows, g, _rows(grad_x), m, scale, offset, *bounds, a, b, c)
+    return grad_x, torch.from_numpy(grad_gamma).to(gamma), torch.from_numpy(grad_beta).to(beta)
 
 
 def _rows(x: Tensor) -> np.ndarray:
-    """The bits of (B, D, h, w) as (N, D)."""
-    return channels_last_bits(x).reshape(-1, x.shape[1])
+    """The bits of (B, D, h, w) as N D numbers in a row, the channels of a place together."""
+    if x.shape[1] % LANES:
+        raise ValueError(f"{x.shape[1]} channels, expected a multiple of {LANES}")
+    return channels_last_bits(x).reshape(-1)
 
 
-def _bounds(least: float, most: float) -> tuple[np.float32, np.float32]:
-    return np.float32(least), np.float32(most)
+def _numbers(x: Tensor) -> np.ndarray:
+    """Float32 (D,)."""
+    return x.detach().float().contiguous().numpy()
 
 
-def _affine(gamma: Tensor, beta: Tensor, mean: Any, var: Any, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and offset of x that normalise it, float32 (D,); the same to the bit in both passes."""
-    mean, var = np.asarray(mean, np.float32).astype(np.float64), np.asarray(var, np.float32).astype(np.float64)
-    scale = gamma.detach().double().numpy() / np.sqrt(var + eps)
-    return scale.astype(np.float32), (beta.detach().double().numpy() - mean * scale).astype(np.float32)
+def _scratch(count: int, d: int) -> np.ndarray:
+    return np.empty((count, d), np.float32)
 
 
-def _parts(n: int, d: int) -> int:
-    return max(1, min(PARTS, n * d // LEAST))
+def _cuts(x: Tensor) -> list[int]:
+    """Where rows are cut into parts: the first row of each, and N."""
+    n, count = x.numel() // x.shape[1], max(1, min(PARTS, x.numel() // LEAST))
+    return [n * k // count for k in range(count + 1)]
 
 
-def _each_part(n: int, d: int, work: Any) -> None:
-    """Runs `work(low, high, part)` for all parts of n rows of d numbers."""
-    count = _parts(n, d)
-    if count == 1:
-        work(0, n, 0)
+def _each(kernel: Any, cuts: list[int], parts: np.ndarray, *args: Any) -> None:
+    """Runs a kernel on all parts, side by side where torch may use several threads."""
+    work = [partial(kernel, low, high, parts[k], *args) for k, (low, high) in enumerate(pairwise(cuts))]
+    if len(work) == 1 or torch.get_num_threads() == 1:
+        for one in work:
+            one()
         return
-    cuts = [n * k // count for k in range(count + 1)]
     with Threads(torch.get_num_threads()) as threads:
-        threads.run([partial(work, cuts[k], cuts[k + 1], k) for k in range(count)])
-
-
-def _sums(kernel: Any, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two sums over rows, float64 (D,) each, of a kernel that adds what a part gives."""
-    parts = np.zeros((_parts(n, d), 2, d))
-    _each_part(n, d, lambda low, high, part: kernel(low, high, parts[part, 0], parts[part, 1]))
-    first, second = parts.sum(0)
-    return first, second
+        threads.run(work)
 
 
 @njit(cache=True, nogil=True)
-def _statistics(x, pivot, low, high, sums, squares):  # type: ignore[no-untyped-def]
+def _first_row(x, pivot):  # type: ignore[no-untyped-def]
+    for c in range(0, len(pivot), LANES):
+        store8(pivot, c, load_bits8(x, c))
+
+
+@njit(cache=True, nogil=True)
+def _moments(parts, pivot, n, mean, var):  # type: ignore[no-untyped-def]
+    """Mean and biased variance from sums around the pivot."""
+    for c in range(len(pivot)):
+        shift, square = parts[:, 0, c].sum() / n, parts[:, 1, c].sum() / n
+        mean[c], var[c] = pivot[c] + shift, max(square - shift * shift, 0.0)
+
+
+@njit(cache=True, nogil=True)
+def _affine(gamma, beta, mean, var, eps, scale, offset):  # type: ignore[no-untyped-def]
+    """Scale and offset of x that normalise it; the same to the bit in both passes."""
+    for c in range(len(gamma)):
+        factor = float(gamma[c]) / math.sqrt(float(var[c]) + eps)
+        scale[c], offset[c] = factor, float(beta[c]) - float(mean[c]) * factor
+
+
+@njit(cache=True, nogil=True)
+def _coefficients(parts, gamma, var, n, eps, a, b, c_, grad_gamma, grad_beta):  # type: ignore[no-untyped-def]
+    """Of the gradient a g + b (x - mean) + c, and the gradients of scale and shift."""
+    for c in range(len(gamma)):
+        inverse = 1.0 / math.sqrt(float(var[c]) + eps)
+        total, product = parts[:, 0, c].sum(), parts[:, 1, c].sum() * inverse
+        factor = float(gamma[c]) * inverse
+        a[c], b[c], c_[c] = factor, -factor * inverse * product / n, -factor * total / n
+        grad_gamma[c], grad_beta[c] = product, total
+
+
+@njit(cache=True, nogil=True)
+def _statistics(low, high, sums, x, pivot):  # type: ignore[no-untyped-def]
     """Adds sum (x - pivot) and sum (x - pivot)^2 of rows."""
-    shift = np.uint32(32 - 8 * x.itemsize)
-    d = x.shape[1]
+    d = len(pivot)
     s, q = np.zeros(d, np.float32), np.zeros(d, np.float32)
     for start in range(low, high, STRETCH):
         for r in range(start, min(start + STRETCH, high)):
-            row = x[r]
-            for c in range(d):
-                v = as_float(np.uint32(row[c]) << shift) - pivot[c]
-                s[c] += v
-                q[c] += v * v
+            for c in range(0, d, LANES):
+                v = sub8(load_bits8(x, r * d + c), load8(pivot, c))
+                store8(s, c, add8(load8(s, c), v))
+                store8(q, c, muladd8(load8(q, c), v, v))
         for c in range(d):
-            sums[c] += s[c]
-            squares[c] += q[c]
+            sums[0, c] += s[c]
+            sums[1, c] += q[c]
         s[:] = 0
         q[:] = 0
 
 
 @njit(cache=True, nogil=True)
-def _apply(x, y, low, high, scale, offset, least, most):  # type: ignore[no-untyped-def]
+def _apply(low, high, sums, x, y, scale, offset, least, most):  # type: ignore[no-untyped-def]
     """y = clip(scale x + offset)."""
-    shift = np.uint32(32 - 8 * x.itemsize)
-    d = x.shape[1]
+    d = len(scale)
+    lower, upper = same8(least), same8(most)
     for r in range(low, high):
-        row, out = x[r], y[r]
-        for c in range(d):
-            v = as_float(np.uint32(row[c]) << shift) * scale[c] + offset[c]
-            v = least if v < least else v  # not min and max, which would swallow what is not a number
-            v = most if v > most else v
-            out[c] = rounded(as_bits(v), shift)
+        for c in range(0, d, LANES):
+            v = muladd8(load8(offset, c), load_bits8(x, r * d + c), load8(scale, c))
+            store_bits8(y, r * d + c, clip8(v, lower, upper))
 
 
 @njit(cache=True, nogil=True)
-def _gradient_sums(x, g, mean, scale, offset, least, most, low, high, sum_g, sum_gx):  # type: ignore[no-untyped-def]
+def _gradient_sums(low, high, sums, x, g, mean, scale, offset, least, most):  # type: ignore[no-untyped-def]
     """Adds sum g and sum g (x - mean) of rows, g where y was not clipped."""
-    shift = np.uint32(32 - 8 * x.itemsize)
-    d = x.shape[1]
+    d = len(mean)
+    lower, upper = same8(least), same8(most)
     s, q = np.zeros(d, np.float32), np.zeros(d, np.float32)
     for start in range(low, high, STRETCH):
         for r in range(start, min(start + STRETCH, high)):
-            row, grad = x[r], g[r]
-            for c in range(d):
-                v = as_float(np.uint32(row[c]) << shift)
-                y = v * scale[c] + offset[c]
-                passed = as_float(np.uint32(grad[c]) << shift)
-                passed = passed if (y > least) & (y < most) else np.float32(0)
-                s[c] += passed
-                q[c] += passed * (v - mean[c])
+            for c in range(0, d, LANES):
+                v = load_bits8(x, r * d + c)
+                y = muladd8(load8(offset, c), v, load8(scale, c))
+                passed = within8(load_bits8(g, r * d + c), y, lower, upper)
+                store8(s, c, add8(load8(s, c), passed))
+                store8(q, c, muladd8(load8(q, c), passed, sub8(v, load8(mean, c))))
         for c in range(d):
-            sum_g[c] += s[c]
-            sum_gx[c] += q[c]
+            sums[0, c] += s[c]
+            sums[1, c] += q[c]
         s[:] = 0
         q[:] = 0
 
 
 @njit(cache=True, nogil=True)
-def _gradient(x, g, out, low, high, mean, scale, offset, least, most, a, b, c_):  # type: ignore[no-untyped-def]
+def _gradient(low, high, sums, x, g, out, mean, scale, offset, least, most, a, b, c_):  # type: ignore[no-untyped-def]
     """a g + b (x - mean) + c, g where y was not clipped."""
-    shift = np.uint32(32 - 8 * x.itemsize)
-    d = x.shape[1]
+    d = len(mean)
+    lower, upper = same8(least), same8(most)
     for r in range(low, high):
-        row, grad, to = x[r], g[r], out[r]
-        for c in range(d):
-            v = as_float(np.uint32(row[c]) << shift)
-            y = v * scale[c] + offset[c]
-            passed = as_float(np.uint32(grad[c]) << shift)
-            passed = passed if (y > least) & (y < most) else np.float32(0)
-            to[c] = rounded(as_bits(a[c] * passed + b[c] * (v - mean[c]) + c_[c]), shift)
+        for c in range(0, d, LANES):
+            v = load_bits8(x, r * d + c)
+            y = muladd8(load8(offset, c), v, load8(scale, c))
+            passed = within8(load_bits8(g, r * d + c), y, lower, upper)
+            total = muladd8(load8(c_, c), load8(b, c), sub8(v, load8(mean, c)))
+            store_bits8(out, r * d + c, muladd8(total, load8(a, c), passed))

@@ -17,8 +17,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from maskwright.ops.bits import DTYPES, channels_last_bits, empty_channels_last, rounded
-from maskwright.ops.lanes import load8, muladd8, store8
+from maskwright.ops.bits import DTYPES, channels_last_bits, empty_channels_last
+from maskwright.ops.lanes import LANES, load8, load_bits8, muladd8, store8, store_bits8
 from maskwright.ops.threads import Threads
 
 BLOCK = 32
@@ -32,7 +32,7 @@ def depthwise_backward(
     """Gradients of y = conv(x, weight) with one filter a channel, zeros around x.
 
     Args:
-        x: input (B, D, H, W), bf16 or float32, fastest with channels last.
+        x: input (B, D, H, W), bf16 or float32, fastest with channels last; D a multiple of 8.
         weight: (D, 1, k, k'), of any type.
         grad: of the output, (B, D, h, w), of x's type.
         stride: vertical and horizontal, pixels.
@@ -44,7 +44,7 @@ def depthwise_backward(
         in float32 in an order that does not depend on the number of threads.
 
     Raises:
-        ValueError: types or shapes that do not go together.
+        ValueError: types or shapes that do not go together, or D is no multiple of 8.
     """
     if x.dtype not in DTYPES or grad.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} and grad {grad.dtype}, expected both bfloat16 or both float32")
@@ -54,12 +54,13 @@ def depthwise_backward(
             f"x {tuple(x.shape)}, weight {tuple(weight.shape)}, grad {tuple(grad.shape)}: expected (B, D, H, W), "
             "(D, 1, k, k), (B, D, h, w)"
         )
-    bits_x, bits_g = channels_last_bits(x), channels_last_bits(grad)  # (B, H, W, D), (B, h, w, D)
+    if d % LANES:
+        raise ValueError(f"{d} channels, expected a multiple of {LANES}")
     grad_x = empty_channels_last(x)
-    out = channels_last_bits(grad_x)
+    bits_x, bits_g, out = (channels_last_bits(t).reshape(-1) for t in (x, grad, grad_x))
     w = weight.detach().to(torch.float32).permute(2, 3, 0, 1).reshape(k[0] * k[1], d).contiguous().numpy()
     grad_w = np.empty_like(w)
-    geometry = (*k, *stride, *before, *dilation)
+    geometry = (len(x), *x.shape[2:], *grad.shape[2:], *k, *stride, *before, *dilation)
     tasks = [partial(_block, bits_x, bits_g, w, out, grad_w, first, *geometry) for first in range(0, d, BLOCK)]
     with Threads(torch.get_num_threads()) as threads:
         threads.run(tasks)
@@ -67,43 +68,48 @@ def depthwise_backward(
 
 
 @njit(cache=True, nogil=True)
-def _widen(source, b, first, count, into):  # type: ignore[no-untyped-def]
-    """Channels of image `b` as bits of float32 into (H * W * BLOCK,): a bf16 is the upper half of a float32."""
-    shift = np.uint32(32 - 8 * source.itemsize)
-    _, height, width, _ = source.shape
-    for i in range(height):
-        for j in range(width):
-            row = source[b, i, j, first : first + count]
-            cells = into[(i * width + j) * BLOCK : (i * width + j + 1) * BLOCK]
-            for c in range(len(row)):
-                cells[c] = np.uint32(row[c]) << shift
+def _widen(source, start, places, d, count, into):  # type: ignore[no-untyped-def]
+    """`count` channels of the places from number `start` on as float32, (places * BLOCK,)."""
+    for k in range(places):
+        for c in range(0, count, LANES):
+            store8(into, k * BLOCK + c, load_bits8(source, start + k * d + c))
 
 
 @njit(cache=True, nogil=True)
-def _narrow(source, into, b, first, count):  # type: ignore[no-untyped-def]
-    """The way back, rounded to the nearest, ties to even."""
-    shift = np.uint32(32 - 8 * into.itemsize)
-    _, height, width, _ = into.shape
-    for i in range(height):
-        for j in range(width):
-            row = into[b, i, j, first : first + count]
-            cells = source[(i * width + j) * BLOCK : (i * width + j + 1) * BLOCK]
-            for c in range(len(row)):
-                row[c] = rounded(cells[c], shift)
+def _narrow(source, into, start, places, d, count):  # type: ignore[no-untyped-def]
+    """The way back."""
+    for k in range(places):
+        for c in range(0, count, LANES):
+            store_bits8(into, start + k * d + c, load8(source, k * BLOCK + c))
 
 
 @njit(cache=True, nogil=True)
 def _block(  # type: ignore[no-untyped-def]
-    x, g, w, grad_x, grad_w, first, kh, kw, stride_h, stride_w, top, left, dilation_h, dilation_w
+    x,
+    g,
+    w,
+    grad_x,
+    grad_w,
+    first,
+    batch,
+    height,
+    width,
+    h,
+    w_out,
+    kh,
+    kw,
+    stride_h,
+    stride_w,
+    top,
+    left,
+    dilation_h,
+    dilation_w,
 ):
     """Both gradients of the channels from `first` on."""
-    count = min(BLOCK, x.shape[3] - first)
-    batch, height, width, _ = x.shape
-    h, w_out = g.shape[1], g.shape[2]
-    bits_x = np.zeros(height * width * BLOCK, np.uint32)
-    bits_g = np.zeros(h * w_out * BLOCK, np.uint32)
-    bits_gx = np.empty(height * width * BLOCK, np.uint32)
-    xs, gs, gx = bits_x.view(np.float32), bits_g.view(np.float32), bits_gx.view(np.float32)
+    d = w.shape[1]
+    count, places, places_out = min(BLOCK, d - first), height * width, h * w_out
+    xs, gx = np.zeros(places * BLOCK, np.float32), np.empty(places * BLOCK, np.float32)
+    gs = np.zeros(places_out * BLOCK, np.float32)
     taps = kh * kw
     weights, sums = np.zeros(taps * BLOCK, np.float32), np.zeros(taps * BLOCK, np.float32)
     for t in range(taps):
@@ -111,9 +117,9 @@ def _block(  # type: ignore[no-untyped-def]
             weights[t * BLOCK + c] = w[t, first + c]
 
     for b in range(batch):
-        _widen(x, b, first, count, bits_x)
-        _widen(g, b, first, count, bits_g)
-        bits_gx[:] = 0
+        _widen(x, b * places * d + first, places, d, count, xs)
+        _widen(g, b * places_out * d + first, places_out, d, count, gs)
+        gx[:] = 0
         for oi in range(h):
             for ki in range(kh):
                 i = oi * stride_h + ki * dilation_h - top
@@ -146,7 +152,7 @@ def _block(  # type: ignore[no-untyped-def]
                     store8(sums, t + 8, s1)
                     store8(sums, t + 16, s2)
                     store8(sums, t + 24, s3)
-        _narrow(bits_gx, grad_x, b, first, count)
+        _narrow(gx, grad_x, b * places * d + first, places, d, count)
 
     for t in range(taps):
         for c in range(count):

@@ -5,6 +5,7 @@ and it cannot know that the arrays do not overlap. With these functions a row of
 the machine (LLVM splits eight lanes where a register holds four).
 
 Arrays are flat, C-contiguous float32; an index is the position of the first of eight numbers and is not checked.
+`load_bits8` and `store_bits8` take uint16, the bits of bf16, or uint32, those of float32 (see `bits`).
 """
 
 from __future__ import annotations
@@ -96,6 +97,54 @@ def store8(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, lanes), codegen
 
 
+def _bits_array(array: Any) -> bool:
+    flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
+    return flat and array.dtype in (types.uint16, types.uint32)
+
+
+def _bits_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """To eight integers of the array's width, and that width in bits."""
+    width = array_type.dtype.bitwidth
+    data = context.make_array(array_type)(context, builder, array).data
+    vector = ir.VectorType(ir.IntType(width), LANES)
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer()), width
+
+
+@intrinsic
+def load_bits8(typingctx: Any, array: Any, index: Any) -> Any:
+    """Eight float32 from the bits of bf16 or float32 at `array[index]` and on."""
+    if not _bits_array(array):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, width = _bits_pointer(context, builder, signature.args[0], args[0], args[1])
+        value = builder.load(pointer, align=width // 8)
+        if width == 16:
+            value = builder.shl(builder.zext(value, _INTS), _integers(16))
+        return builder.bitcast(value, _VECTOR)
+
+    return lanes(array, types.intp), codegen
+
+
+@intrinsic
+def store_bits8(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Writes eight numbers to `array[index]` and on as bits of float32 or bf16, to the nearest, ties to even."""
+    if not _bits_array(array):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, width = _bits_pointer(context, builder, signature.args[0], args[0], args[1])
+        bits = builder.bitcast(args[2], _INTS)
+        if width == 16:
+            odd = builder.and_(builder.lshr(bits, _integers(16)), _integers(1))
+            bits = builder.lshr(builder.add(builder.add(bits, _integers(0x7FFF)), odd), _integers(16))
+            bits = builder.trunc(bits, ir.VectorType(ir.IntType(16), LANES))
+        builder.store(bits, pointer, align=width // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), codegen
+
+
 @intrinsic
 def same8(typingctx: Any, scalar: Any) -> Any:
     """Eight times one number."""
@@ -114,6 +163,40 @@ def add8(typingctx: Any, a: Any, b: Any) -> Any:
         return builder.fadd(args[0], args[1])
 
     return lanes(lanes, lanes), codegen
+
+
+@intrinsic
+def sub8(typingctx: Any, a: Any, b: Any) -> Any:
+    """a - b."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fsub(args[0], args[1])
+
+    return lanes(lanes, lanes), codegen
+
+
+@intrinsic
+def clip8(typingctx: Any, a: Any, least: Any, most: Any) -> Any:
+    """a, or the bound where it is beyond; what is not a number stays so."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, least, most = args
+        a = builder.select(builder.fcmp_ordered("<", a, least), least, a)
+        return builder.select(builder.fcmp_ordered(">", a, most), most, a)
+
+    return lanes(lanes, lanes, lanes), codegen
+
+
+@intrinsic
+def within8(typingctx: Any, a: Any, value: Any, least: Any, most: Any) -> Any:
+    """a where least < value < most, 0 elsewhere."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, value, least, most = args
+        above, below = builder.fcmp_ordered(">", value, least), builder.fcmp_ordered("<", value, most)
+        return builder.select(builder.and_(above, below), a, _constant(0.0))
+
+    return lanes(lanes, lanes, lanes, lanes), codegen
 
 
 @intrinsic
