@@ -146,7 +146,7 @@ def suggest(
 
 
 def other_network(model: Model, run: Path) -> Segmenter | None:
-    """The network beside the kept one that a run's last training stage left in its checkpoint, if any."""
+    """The network beside the kept one that the newest training stage with one left in its checkpoint, if any."""
     from maskwright.engine.checkpoint import load_checkpoint
     from maskwright.engine.loop import CHECKPOINT
     from maskwright.predict.suggest import second_network
@@ -296,6 +296,13 @@ def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
             )  # fmt: skip
 
 
+def _labeled_note(images: Dataset, labeled: str | Path, digest: str) -> str:
+    """How many masks of a list may be read, and which these are; a list may name images of other splits."""
+    named, read = len(set(images.list_names(os.fspath(labeled))[0])), sum(i.mask is not None for i in images.items)
+    few = "" if read == named else f" of the {named} that it names; the others are not of this split or have no mask"
+    return f"Labelled: {read} images by {labeled}{few} (sha256 of their names {digest[:12]})."
+
+
 def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[ClassTable, str]:
     from maskwright.data.classes import ClassTable
 
@@ -418,6 +425,8 @@ def _context(
         backbone=network, source=domain, progress=bar,
         notes=list(run.record.get("notes", [])),
     )  # fmt: skip
+    if labeled is not None:
+        context.note(_labeled_note(images, labeled, record["labeled_hash"]))
     for sentence in (
         reason and f"Method: {reason}.",
         f"Backbone: {why_backbone}.",

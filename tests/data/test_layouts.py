@@ -91,6 +91,14 @@ def test_cityscapes(tmp_path):
     official = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     assert np.array_equal(mask, np.vectorize(lambda i: official.index(i) if i in official else 255)(ids))
     assert ds.classes.names[13] == "car" and ds.classes.colors[0].tolist() == [128, 64, 128]
+    lists = (
+        "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png gtFine/train/aachen/x_gtFine_labelTrainIds.png",
+        "aachen/aachen_000000_000019_leftImg8bit.png\tgtFine/train/aachen/x.png", "aachen_000000_000019_leftImg8bit",
+        "aachen_000000_000019",
+    )  # fmt: skip
+    for line in lists:  # as the lists of semi-supervised benchmarks have them
+        (tmp_path / "list.txt").write_text(line + "\n")
+        assert ds.labeled(tmp_path / "list.txt").labels_present()["masks"] == 1, line
     wide = open_data(f"cityscapes27:{tmp_path}").split("val").mask(0)
     assert np.array_equal(wide, np.where(ids >= 7, ids - 7, 255))
     assert len(cityscapes_table(19)[0]) == 19 and len(cityscapes_table(27)[0]) == 27

@@ -133,3 +133,15 @@ def test_masks_repeat_with_the_generator():
 def test_unlike_things_are_not_mixed():
     with pytest.raises(ValueError, match="cannot mix"):
         mixing.mix(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5), torch.ones(2, 4, 4))
+
+
+def test_class_255_is_drawn_like_any_other():
+    """What is not valid is said by the label map, not by an id that 16-bit labels use."""
+    ids = torch.tensor([[[255, 300], [255, 300]]])
+    labels = LabelMap(ids, torch.ones(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool))
+    drawn = {
+        int(c) for k in range(20) for c in ids[mixing.class_mask(labels, generator=torch.Generator().manual_seed(k))]
+    }
+    assert drawn == {255, 300}
+    cells = [mixing.complex_mask(labels, grid=1, generator=torch.Generator().manual_seed(k)) for k in range(20)]
+    assert {int(c) for m in cells for c in ids[m]} == {255, 300}

@@ -47,6 +47,15 @@ def test_terms_add_up_and_unknown_names_are_told():
         make_criterion("dise")
 
 
+def test_ohem_weighs_by_confidence_and_its_numbers_are_options():
+    y, logits = labels(), torch.randn(2, 4, 8, 8)
+    half = LabelMap(y.ids, y.confidence / 2, y.valid)
+    assert float(make_criterion("ohem")(logits, half)) == pytest.approx(float(make_criterion("ohem")(logits, y)) / 2)
+    all_kept = make_criterion("ohem", ohem_threshold=1.0)(logits, y)
+    assert float(all_kept) == pytest.approx(float(make_criterion("ce")(logits, y)), rel=1e-5)
+    assert float(make_criterion("ohem", ohem_threshold=0.0, ohem_kept=0.1)(logits, y)) != pytest.approx(float(all_kept))
+
+
 def test_nothing_valid_is_zero_with_a_gradient():
     y = LabelMap.stack([LabelMap.unlabeled((8, 8))])
     logits = torch.randn(1, 4, 8, 8, requires_grad=True)

@@ -173,3 +173,13 @@ def test_bad_arguments():
         EMATeacher(student(), 0.9, "average")
     with pytest.raises((ValueError, RuntimeError)):
         EMATeacher(student()).update(nn.Linear(2, 2))
+
+
+def test_frozen_norms_of_the_student_stay_frozen_in_the_teacher():
+    """`mode="train"` trains the statistics of those layers alone whose student's learn."""
+    s = nn.Sequential(student(), nn.BatchNorm2d(2)).train()
+    s[0][1].eval()
+    teacher, x = EMATeacher(s, 0.9, "own", mode="train"), torch.randn(4, 3, 8, 8)
+    teacher(x)
+    assert float(teacher.module[0][1].running_mean.abs().sum()) == 0
+    assert float(teacher.module[1].running_mean.abs().sum()) > 0

@@ -9,7 +9,7 @@ from torch import nn
 
 import maskwright as mw
 from maskwright import api
-from maskwright.engine.norm_statistics import BATCH, batch_norms, evenly, retake_statistics
+from maskwright.engine.norm_statistics import BATCH, batch_norms, evenly, retake_statistics, train_norms
 from maskwright.models.preprocess import Preprocess
 
 CPU = torch.device("cpu")
@@ -117,3 +117,14 @@ def test_run_takes_them_unless_told_not_to(tiny_folder, tmp_path):
     assert changed and all("running" in k or "num_batches" in k for k in changed)
     model = mw.load(tmp_path / "4" / "model.safetensors")
     assert api.other_network(model, tmp_path / "4") is None  # other statistics are not another network
+
+
+def test_train_norms_leaves_dropout_off():
+    """Batch norms alone learn statistics, but for those of a part; a second pass says the same."""
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), nn.Dropout(0.5), nn.BatchNorm2d(4))
+    x = torch.randn(4, 3, 5, 5)
+    train_norms(net, net[0])
+    before = [m.running_mean.clone() for m in (net[0][1], net[2])]
+    a, b = net(x), net(x)
+    assert torch.equal(a, b) and net.training and not net[1].training
+    assert torch.equal(net[0][1].running_mean, before[0]) and not torch.equal(net[2].running_mean, before[1])

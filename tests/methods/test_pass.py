@@ -113,7 +113,7 @@ def test_p2p_gives_no_gradient_to_the_target_branch():
 
 def test_the_gates_stage_moves_statistics_but_no_weight_of_the_network():
     net, gate, swav = network(), PixelAttention(512), SwAV(8, 8)
-    training = P.AttentionTraining(net, gate, swav, None, P.PassConfig(**SMALL))  # type: ignore[arg-type]
+    training = P.AttentionTraining(net, gate, swav, None, lr=6.0, weight_decay=1e-6)  # type: ignore[arg-type]
     before = statistics(net.backbone), [p.clone() for p in net.parameters()]
     terms = training.losses(crops(), 0)
     terms["loss"].backward()

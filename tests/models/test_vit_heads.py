@@ -315,6 +315,16 @@ def test_setr_is_the_authors_head(name: str):
     torch.testing.assert_close(logits, slow(x), atol=1e-4, rtol=1e-3)
 
 
+def test_of_student_and_average_the_head_is_the_encoders_choice():
+    """A file with both: `keymaps.unwrap` takes the averaged encoder, so its head belongs to it."""
+    head, states = build("segmenter_linear"), {}
+    for name, value in (("model", 0.0), ("model_ema", 1.0)):
+        parts = {**head.decoder.state_dict(), **head.classifier.state_dict()}
+        states[name] = {f"module.decoder.{k}": torch.full_like(v, value) for k, v in parts.items()}
+    load_official_head(states, head.decoder, head.classifier)
+    assert all(bool((v == 1).all()) for v in head.classifier.state_dict().values())
+
+
 def test_setr_reads_the_other_projects_names():
     head = build("setr_pup")
     stir(head.decoder), stir(head.classifier)

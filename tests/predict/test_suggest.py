@@ -115,6 +115,14 @@ def test_second_network_is_the_one_that_was_not_kept(run):
     assert all(torch.equal(v, teacher[f"module.{k}"]) for k, v in kept_student.state_dict().items())
 
 
+def test_the_last_iterate_of_a_run_that_chose_another_is_no_second_network(run):
+    """Of two iterates of one network neither is a committee's second member."""
+    model = mw.load(run)
+    parts = torch.load(run / "train" / "checkpoint.pt", weights_only=True)["parts"]
+    assert sg.second_network(model.segmenter, parts) is not None
+    assert sg.second_network(model.segmenter, {**parts, "extra.selection": {"scores": [], "best": {}}}) is None
+
+
 def test_both_networks_see_with_statistics_of_photographs(run, data, monkeypatch):
     """A teacher that equals its student but for its running averages disagrees with nothing."""
     model, images = mw.load(run), open_folder(data).labeled("train")
@@ -178,6 +186,20 @@ def test_region_lies_where_the_doubt_is():
     look = sg._Look(probs, aq.entropy(probs), None, torch.zeros(1))
     (box,) = look.regions(1, 32, (120, 160))
     assert (box.top, box.left, box.height, box.width) == (80, 120, 32, 32)
+
+
+def test_regions_of_an_image_share_no_pixel():
+    """Cells of 4.09 pixels: edges are rounded, and each alike."""
+    torch.manual_seed(0)
+    for _ in range(10):
+        coarse = torch.randn(1, 3, 6, 8)
+        probs = torch.nn.functional.interpolate(coarse, (88, 120), mode="bicubic")[0].softmax(0)
+        look = sg._Look(probs, aq.entropy(probs), None, torch.zeros(2))
+        taken = np.zeros((360, 480), int)
+        regions = look.regions(20, 0, (360, 480))
+        for r in regions:
+            taken[r.top : r.top + r.height, r.left : r.left + r.width] += 1
+        assert len(regions) > 5 and taken.max() == 1
 
 
 def test_sheet_shows_photo_overlay_and_heat():

@@ -206,14 +206,14 @@ def class_mask(
         labels: int (B, H, W), or a batched `LabelMap`, whose pixels that are not valid belong to no class.
         rule: how half of an odd number is rounded.
         pool: whether the classes are those of the image or of the batch.
-        ignore: id that is never drawn.
+        ignore: id that is never drawn; of a `LabelMap` it is what is not valid.
         generator: CPU generator.
 
     Returns:
         bool (B, H, W) on the labels' device.
     """
     if isinstance(labels, LabelMap):
-        ignore = -1 if ignore is None else ignore
+        ignore = -1  # whatever was asked: validity says it, and no class has this id
         labels = labels.target(ignore)
     shared = _classes_of(labels, ignore) if pool == "batch" else None
     masks = []
@@ -239,10 +239,13 @@ def complex_mask(
         labels: int (B, H, W) or a batched `LabelMap`; with base "box" only their size counts.
         grid: cells a side.
         base: half of the cell's classes, or a box of half the cell's area.
-        ignore: id that is never drawn.
+        ignore: id that is never drawn; of a `LabelMap` it is what is not valid.
         generator: CPU generator.
     """
-    ids = labels.target(-1 if ignore is None else ignore) if isinstance(labels, LabelMap) else labels
+    if isinstance(labels, LabelMap):
+        ignore = -1
+        labels = labels.target(ignore)
+    ids = labels
     height, width = ids.shape[-2:]
     mask = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
     ys = [round(k * height / grid) for k in range(grid + 1)]

@@ -105,6 +105,10 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(captions) for name, captions in found.items()}
 
 
+CITYSCAPES = "_leftImg8bit"
+"""What the names of Cityscapes' files end in, which its images' names here do without."""
+
+
 class NameIndex:
     """Finds the image that a line of a list or table means.
 
@@ -131,17 +135,23 @@ class NameIndex:
         if line in self._names:
             return line
         for text in (line, line.split()[0] if line.split() else ""):
-            name = self._bare(text)
-            for candidate in (name, name.removeprefix("images/"), name.rpartition("/")[2]):
-                if candidate in self._names:
-                    return candidate
-            folder, _, last = name.rpartition("/")
-            unique = self._last.get(last)
-            # Of a longer path all but the first part (JPEGImages/) must agree.
-            rest = folder.partition("/")[2]
-            if unique is not None and (not folder or (rest and f"/{unique}".endswith(f"/{rest}/{last}"))):
-                return unique
+            bare = self._bare(text)
+            for name in dict.fromkeys((bare, bare.removesuffix(CITYSCAPES))):
+                if (found := self._named(name)) is not None:
+                    return found
         return None
+
+    def _named(self, name: str) -> str | None:
+        """The image of a name without suffix, which folders may stand before."""
+        for candidate in (name, name.removeprefix("images/"), name.rpartition("/")[2]):
+            if candidate in self._names:
+                return candidate
+        folder, _, last = name.rpartition("/")
+        unique = self._last.get(last)
+        # Of a longer path all but the first part (JPEGImages/) must agree.
+        rest = folder.partition("/")[2]
+        fits = unique is not None and (not folder or (rest and f"/{unique}".endswith(f"/{rest}/{last}")))
+        return unique if fits else None
 
     def _bare(self, text: str) -> str:
         name = text.replace("\\", "/").removeprefix("./").lstrip("/")

@@ -1,6 +1,7 @@
-"""From attended features to masks: embeddings, names of pixels, and the threshold of "other" (PASS, TPAMI 2022).
+"""The gate's training, and from attended features to masks: embeddings, names of pixels, and the threshold of "other"
+(PASS, TPAMI 2022).
 
-Legend: K clusters, C classes without "other", (H, W) image size.
+Legend: K clusters, C classes without "other", (H, W) image size, F width of the deepest stage, A the gate.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from maskwright.data.classes import IGNORE16
 from maskwright.data.folder import Dataset, ignore_of
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.engine.distributed import broadcast_object, gather_objects, rank, share
+from maskwright.engine.instance import SwAV, synchronised
+from maskwright.engine.larc import LARC
+from maskwright.engine.loop import Indices, Training
+from maskwright.engine.multicrop import Crops, MultiCrops
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.judging import _OTHER_NAMES
 from maskwright.evaluate.luss_sweep import ThresholdSweep
-from maskwright.models.pass_parts import AttendedClusters
+from maskwright.models.pass_parts import AttendedClusters, PassNetwork, PixelAttention, upsampled
 from maskwright.models.preprocess import Preprocess
 from maskwright.ops.objectness import otsu_threshold
 
@@ -188,3 +193,52 @@ def oracle_threshold(names: PixelNames, clusters: int, classes: int, *, other_in
     found = broadcast_object(found)
     assert found is not None
     return found
+
+
+class AttentionTraining(Training):
+    """The gate, by the clustering loss of mean(A(n) n) on the frozen network; n has unit length at every pixel.
+
+    Batch norm: all layers in training mode, also those of the frozen network and head, whose running statistics go on
+    moving; no parameter of theirs does.
+    """
+
+    def __init__(
+        self,
+        network: PassNetwork,
+        attention: PixelAttention,
+        swav: SwAV,
+        crops: MultiCrops,
+        *,
+        lr: float,
+        weight_decay: float,
+        freeze_norm: bool = False,
+    ) -> None:
+        self.crops = crops
+        self.network = synchronised(network.requires_grad_(False)).train()
+        if freeze_norm:
+            self.network.backbone.eval()  # type: ignore[operator]
+        self.attention, self.swav = synchronised(attention).train(), swav
+        self.modules = {"network": self.network, "attention": self.attention, "swav": swav}
+        trained = [*attention.parameters(), *swav.parameters()]
+        self.optimizers = {"larc": LARC(trained, lr, weight_decay=weight_decay)}
+
+    def batch(self, indices: Indices, random: torch.Generator) -> Crops:
+        """The crops of pretraining."""
+        return self.crops.draw(indices, random)
+
+    def attended(self, x: Tensor) -> Tensor:
+        """Crops to mean(A(n) n), (B, F)."""
+        with torch.no_grad():
+            n = F.normalize(upsampled(self.network.deepest(x)), dim=1)  # type: ignore[operator]
+        return (self.attention(n) * n).mean((-2, -1))
+
+    def losses(self, batch: Crops, step: int) -> dict[str, Tensor]:
+        """L_swav alone."""
+        self.swav.before_step(step)
+        pooled = [self.attended(x) for x in (batch.global_, batch.local) if x is not None]
+        z = self.network.image_head(torch.cat(pooled)).split(len(batch.global_) // 2)  # type: ignore[operator]
+        return {"loss": self.swav(z, batch.global_.chunk(2), step)}
+
+    def after_step(self, step: int) -> None:
+        """Queues."""
+        self.swav.after_step(step, self.network)

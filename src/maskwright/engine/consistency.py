@@ -30,7 +30,9 @@ from maskwright.engine.config import option
 from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.ema import EMATeacher
 from maskwright.engine.loop import Indices
-from maskwright.engine.segmenting import NetworkConfig, NetworkMethod, SegmentationTraining
+from maskwright.engine.norm_statistics import train_norms
+from maskwright.engine.segmenting import NetworkConfig, NetworkMethod, Output, SegmentationTraining
+from maskwright.errors import MaskwrightError
 
 
 @dataclass(kw_only=True)
@@ -53,6 +55,15 @@ class SemiConfig(NetworkConfig):
     weight: float = option(1.0, "weight of the unsupervised loss", low=0)
     ramp_up: float = option(0.0, "share of the steps over which the weight grows as exp(-5 (1 - t)^2)", low=0, high=1)
     start: float = option(0.0, "share of the steps before the unsupervised loss sets in", low=0, high=1)
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on a teacher that would label with the statistics it began with."""
+        super().check()
+        if self.ema_buffers == "own" and self.teacher_mode == "eval":
+            raise MaskwrightError(
+                "ema_buffers=own with teacher_mode=eval: statistics that nothing ever moves", "teacher_mode=train",
+                "or take ema_buffers=ema",
+            )  # fmt: skip
 
 
 class SemiBatch(NamedTuple):
@@ -83,19 +94,32 @@ class SemiTraining(SegmentationTraining):
     Attributes:
         strong_views: how many strong views each unlabelled crop gets.
         has_teacher: whether an EMA teacher follows the student.
+        mixes: whether unlabelled crops of a step are mixed with one another under this configuration.
     """
 
     strong_views: ClassVar[int] = 1
     has_teacher: ClassVar[bool] = True
+    sees_all: ClassVar[bool] = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         c = self.config
+        share = (c.batch_unlabeled or c.batch) // world_size()
+        if self.mixes and share < 2:
+            self.context.note(
+                f"{share} unlabelled crop in a step of each process has no other to be mixed with: nothing is mixed; "
+                f"--set batch_unlabeled={2 * world_size()} mends it."
+            )
         self.recipe = photometric(c.strong)
         self.teacher: EMATeacher | None = None
         if self.has_teacher:
             self.teacher = EMATeacher(self.network, c.ema, c.ema_buffers, c.teacher_mode)
             self.modules["teacher"] = self.teacher
+
+    @property
+    def mixes(self) -> bool:
+        """No, unless a method says so."""
+        return False
 
     def unlabeled_images(self) -> list[int]:
         """The images that are used without their labels."""
@@ -144,12 +168,24 @@ class SemiTraining(SegmentationTraining):
         return self.ask(self.network, x)
 
     def ask(self, network: Any, x: Tensor) -> Tensor:
-        """Probabilities (B, C, S, S) of a network that learns too, in the mode that `teacher_mode` says."""
+        """Probabilities (B, C, S, S) of a network that learns too, in the mode that `teacher_mode` says.
+
+        Its batch norms alone can be in training mode: dropout would fall on labels.
+        """
         if self.config.teacher_mode == "eval":
             network.eval()
+        else:
+            train_norms(network, network.encoder if self.config.freeze_norm else None)
         q = self.probabilities(network, x)
         self.train_mode(network)
         return q
+
+    def run_plain(self, x: Tensor) -> Output:
+        """Forward pass that learns and labels at once: batch norm in training mode, no dropout."""
+        train_norms(self.network, self.network.encoder if self.config.freeze_norm else None)
+        out = self.run(self.network, x)
+        self.train_mode(self.network)
+        return out
 
     def pseudo_labels(self, q: Tensor, valid: Tensor, threshold: float = 0.0) -> LabelMap:
         """The likeliest class of each pixel with its probability; valid inside the photograph from the threshold on."""
@@ -186,10 +222,6 @@ class SemiTraining(SegmentationTraining):
 
 class SemiMethod(NetworkMethod):
     """A method on masks and unlabelled photographs with one training stage."""
-
-    def seen(self) -> list[int]:
-        """All images of the run."""
-        return list(range(len(self.context.data)))
 
     @property
     def result(self) -> str:  # type: ignore[override]

@@ -103,7 +103,8 @@ class Context:
         )
 
     def note(self, sentence: str) -> None:
-        """Adds a sentence to the report, once."""
+        """Says a sentence, and adds it to the report, once."""
         if sentence not in self.notes:
+            self.progress.say(sentence)
             self.notes.append(sentence)
             self.run.save(notes=self.notes)

@@ -15,21 +15,24 @@ from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.seg_losses import cross_entropy, dice_loss, lovasz_softmax, ohem_cross_entropy
 
 Criterion = Callable[[Tensor, LabelMap], Tensor]
-"""(logits (B, C, H, W), labels (B, H, W)) -> a number; mean over valid pixels, each weighed by its confidence."""
+"""(logits (B, C, H, W), labels (B, H, W)) -> a number. `ce` and `ohem` are means over pixels, each weighed by its
+confidence; `dice` and `lovasz` are of whole sets of pixels and take all valid ones alike."""
 
 IGNORE = -1
 """What stands for pixels without a label; no class table is too long for it."""
-OHEM_THRESHOLD = 0.7
-OHEM_MIN_KEPT = 1 / 16
-"""Least share of the pixels that OHEM keeps; the papers' 100,000 of a 1024 x 1024 crop and more lie around it."""
 
 
-def make_criterion(loss: str, weight: Tensor | None = None) -> Criterion:
+def make_criterion(
+    loss: str, weight: Tensor | None = None, ohem_threshold: float = 0.7, ohem_kept: float = 1 / 16
+) -> Criterion:
     """The sum of the named terms.
 
     Args:
         loss: names joined by `+`.
         weight: (C,) class weights of `ce` and `ohem`.
+        ohem_threshold: probability of its class below which OHEM keeps a pixel.
+        ohem_kept: least share of the pixels that OHEM keeps; the papers' 100,000 of a 1024 x 1024 crop and more lie
+            around the default.
 
     Raises:
         MaskwrightError: an unknown name.
@@ -45,8 +48,10 @@ def make_criterion(loss: str, weight: Tensor | None = None) -> Criterion:
             if name == "ce":
                 total = total + cross_entropy(logits, target, ignore=IGNORE, weight=weight, pixel_weight=y.confidence)
             elif name == "ohem":
-                kept = int(target.numel() * OHEM_MIN_KEPT)
-                total = total + ohem_cross_entropy(logits, target, OHEM_THRESHOLD, kept, ignore=IGNORE, weight=weight)
+                total = total + ohem_cross_entropy(
+                    logits, target, ohem_threshold, int(target.numel() * ohem_kept), ignore=IGNORE, weight=weight,
+                    pixel_weight=y.confidence,
+                )  # fmt: skip
             elif name == "dice":
                 total = total + dice_loss(logits, target, ignore=IGNORE)
             else:

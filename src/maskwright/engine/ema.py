@@ -25,7 +25,8 @@ class EMATeacher(nn.Module):
         student: the module to follow; it is copied, never aliased.
         momentum: a_max in [0, 1].
         buffers: `ema` averages float buffers and copies integer ones, `copy` copies all, `own` leaves the teacher's.
-        mode: `eval` or `train`; `train` keeps batch-norm layers in train mode, dropout stays off.
+        mode: `eval` or `train`; `train` keeps those batch-norm layers in train mode that are so in the student when it
+            is copied, and dropout off.
         warm: whether momentum grows from 0 as above; False uses a_max from the first update.
     """
 
@@ -45,16 +46,16 @@ class EMATeacher(nn.Module):
         self.module = copy.deepcopy(student).requires_grad_(False)
         self.momentum, self.buffer_policy, self.teacher_mode, self.warm = momentum, buffers, mode, warm
         self.updates = 0
+        norms = (n for n, m in student.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training)
+        self.norms = tuple(norms) if mode == "train" else ()
         self.train(False)
 
     def train(self, mode: bool = True) -> EMATeacher:
         """The teacher's mode is its own: the student's `train()` and `eval()` do not reach it."""
         self.training = False
         self.module.eval()
-        if self.teacher_mode == "train":
-            for m in self.module.modules():
-                if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                    m.train()
+        for name in self.norms:
+            self.module.get_submodule(name).train()
         return self
 
     @torch.no_grad()

@@ -38,6 +38,19 @@ def batch_norms(network: nn.Module, but: nn.Module | None = None) -> list[nn.mod
     ]
 
 
+def train_norms(network: nn.Module, but: nn.Module | None = None) -> None:
+    """Batch norms in training mode, all else in evaluation: no dropout and no stochastic depth falls on what labels.
+
+    Args:
+        network: whose modes are set.
+        but: a part that stays in evaluation mode altogether.
+    """
+    network.eval()
+    network.training = True  # what the network is asked for; its parts are what drops
+    for m in batch_norms(network, but):
+        m.train()
+
+
 def evenly(indices: Sequence[int], most: int) -> list[int]:
     """At most so many of them, evenly spaced."""
     if len(indices) <= most:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+NOT_DECAYED = ("cls_token", "reg_token", "dist_token", "pos_embed")
+"""Tensors of a transformer that are vectors by what they do, if not by their shape."""
 OPTIMIZERS = ("sgd", "adamw")
 
 
@@ -16,7 +18,7 @@ def parameter_groups(
     """Groups by learning rate and weight decay.
 
     The head has `lr`, the encoder's deepest layer `lr * encoder_lr`, each layer before it `layer_decay` times the next.
-    Norms, biases and other vectors are not decayed.
+    Norms, biases and other vectors are not decayed, nor are a transformer's class token and position embedding.
 
     Args:
         network: a `models.networks.Network`.
@@ -28,11 +30,12 @@ def parameter_groups(
     layers = network.encoder_layers()
     rated = [(network.head_parameters(), lr)]
     rated += [(layer, lr * encoder_lr * layer_decay ** (len(layers) - 1 - k)) for k, layer in enumerate(layers)]
+    tables = {id(p) for name, p in network.named_parameters() if name.rpartition(".")[2] in NOT_DECAYED}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameters, rate in rated:
         for p in parameters:
             if p.requires_grad:
-                groups.setdefault((rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
+                groups.setdefault((rate, weight_decay if p.ndim > 1 and id(p) not in tables else 0.0), []).append(p)
     return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
 
 

@@ -6,6 +6,8 @@ Legend: B batch, C classes, S crop side, (H, W) image size, (h, w) feature-map s
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -29,7 +31,7 @@ from maskwright.engine.criteria import Criterion, class_aware_chances, class_wei
 from maskwright.engine.devices import cpu_has_bf16
 from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, poly
-from maskwright.engine.norm_statistics import evenly, retake_statistics
+from maskwright.engine.norm_statistics import evenly, retake_statistics, train_norms
 from maskwright.engine.optimizers import OPTIMIZERS, make_optimizer
 from maskwright.engine.seeding import seed_step
 from maskwright.engine.selection import Selection, every, hold_out
@@ -53,15 +55,14 @@ class NetworkConfig:
     network: str = option("auto", "a name of the table of networks; auto: deeplabv3plus on a CNN, dpt on a ViT")
     encoder: str = option("", "timm name of its encoder, the same as --backbone; empty: the run's backbone")
     network_weights: str = option("", "official checkpoint of a network that has an encoder of its own")
+    network_options: str = option("", "options of its builder, key=value joined by ;, as output_stride=8")
     crop: int = option(256, "side of the square training crops, pixels; rounded up to what the network takes", low=16)
     long_side: int = option(1024, "larger images are first scaled to this longer side, pixels", low=16)
     scale_min: float = option(0.5, "least random scale of a labelled crop", low=0.05, high=10)
     scale_max: float = option(2.0, "greatest random scale", low=0.05, high=10)
     batch: int = option(4, "labelled crops in a step", low=1)
     steps: int = option(2000, "optimiser steps where --steps does not say", low=1)
-    optimizer: str = option(
-        "adamw", "adamw, or sgd with Nesterov momentum 0.9 as most papers have it", choices=OPTIMIZERS
-    )
+    optimizer: str = option("adamw", "adamw, or sgd with Nesterov momentum 0.9", choices=OPTIMIZERS)
     lr: float = option(
         0.0, "the head's rate, poly schedule; 0: adamw 1e-3, 2e-4 on a vision transformer; sgd 0.01", low=0
     )
@@ -73,6 +74,8 @@ class NetworkConfig:
     )
     weight_decay: float | None = option(None, "of all but norms and biases; none: adamw 0.01, sgd 1e-4", low=0)
     loss: str = option("ce", "terms joined by +: ce, ohem, dice, lovasz; ce+dice adds the two", choices=None)
+    ohem_threshold: float = option(0.7, "ohem keeps pixels whose probability of their class is below", low=0, high=1)
+    ohem_kept: float = option(1 / 16, "and at least this share of the pixels", low=0, high=1)
     balance: bool = option(
         False, "weigh classes by the inverse square root of their share in the labels (reads them all)"
     )
@@ -158,6 +161,10 @@ class Output(NamedTuple):
 class SegmentationTraining(Training):
     """Supervised training on crops; the semi-supervised step builds on it.
 
+    Attributes:
+        dropout: whether dropout is on while the network learns; methods whose learning pass also labels turn it off.
+        sees_all: whether training looks at all images of the run, or at the labelled ones alone.
+
     Args:
         context: of the run.
         config: options.
@@ -166,6 +173,9 @@ class SegmentationTraining(Training):
         network: the network to train; built from the configuration if None.
         stage: the stage's name, part of the seed of the initial weights.
     """
+
+    dropout: ClassVar[bool] = True
+    sees_all: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -186,7 +196,9 @@ class SegmentationTraining(Training):
         self.train_mode(self.network)
         self.preprocess = make_preprocess(context, config, self.network)
         self.crop = -(-config.crop // self.network.multiple_of) * self.network.multiple_of
-        self.criterion: Criterion = make_criterion(config.loss, self._class_weights())
+        self.criterion: Criterion = make_criterion(
+            config.loss, self._class_weights(), config.ohem_threshold, config.ohem_kept
+        )
         self.modules: dict[str, nn.Module] = {"network": self.network}
         self.optimizers = {"network": make_optimizer(config, self.network)}
         self.sampler = self.make_sampler()
@@ -215,10 +227,16 @@ class SegmentationTraining(Training):
     def train_mode(self, network: nn.Module) -> None:
         """Training mode, with the encoder's batch norm kept in evaluation where the configuration says so."""
         network.train()
+        if not self.dropout:
+            train_norms(network)
         if self.config.freeze_norm:
             for m in network.encoder.modules():  # type: ignore[union-attr,operator]
                 if isinstance(m, nn.modules.batchnorm._BatchNorm):
                     m.eval()
+
+    def seen(self) -> list[int]:
+        """Images that training looks at."""
+        return list(range(len(self.context.data))) if self.sees_all else list(self.labels.indices)
 
     # ------------------------------------------------------------------ crops
 
@@ -289,8 +307,11 @@ class SegmentationTraining(Training):
     def after_step(self, step: int) -> None:
         """Looks at the held-out images, where there are any."""
         if self.selection is not None and every(self.steps, LOOKS)(step):
-            network = self.modules.get(getattr(self.config, "final", ""), self.network)
-            self.selection.look(getattr(network, "module", network), step, self.device)
+            network: Any = self.modules.get(getattr(self.config, "final", ""), self.network)
+            network = getattr(network, "module", network)
+            judged = copy.deepcopy(network)  # with the statistics that the kept network will have
+            retake(self.context, self.config, judged, self.preprocess, self.seen())
+            self.selection.look(network, step, self.device, judged)
             step_, score = self.selection.best_score
             last = self.selection.scores[-1][1]
             if step + 1 == self.steps:
@@ -318,12 +339,39 @@ def precision_of(config: Any, device: torch.device) -> str | None:
 
 def make_network(context: Context, config: Any) -> Network:
     """The configured network on the run's backbone, with an untrained head."""
-    return build_network(config.network, context.backbone, context.classes, weights=config.network_weights or None)
+    return build_network(
+        config.network, context.backbone, context.classes, options=network_options(config.network_options),
+        weights=config.network_weights or None,
+    )  # fmt: skip
+
+
+def network_options(text: str) -> dict[str, Any]:
+    """Options of a network, `key=value` joined by `;`, values as JSON ("output_stride=8;rates=[6, 12]").
+
+    Raises:
+        MaskwrightError: a part is of another form.
+    """
+    options: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        name, _, value = part.partition("=")
+        try:
+            options[name.strip()] = json.loads(value)
+        except json.JSONDecodeError as error:
+            expected = "key=value, the value as JSON, as output_stride=8"
+            raise MaskwrightError(f"network_options: {part!r}", expected) from error
+    return options
 
 
 def make_preprocess(context: Context, config: Any, network: Network) -> Preprocess:
     """Normalisation of the encoder's weights, native resolution up to `long_side`."""
     return Preprocess.for_backbone(network.provenance, long_side=config.long_side, multiple_of=network.multiple_of)
+
+
+def retake(context: Context, config: Any, network: Network, preprocess: Preprocess, seen: Sequence[int]) -> None:
+    """Batch-norm statistics of the photographs that the configuration says, as `make_segmenter` wants them."""
+    chosen = evenly(range(len(context.data)) if config.norm_from == "all" else seen, config.norm_images)
+    kept = network.encoder if config.freeze_norm else None
+    retake_statistics(network, context.data, chosen, preprocess, context.device, kept)
 
 
 def make_segmenter(context: Context, config: Any, network: Network, method: str, seen: Sequence[int]) -> Segmenter:
@@ -336,10 +384,8 @@ def make_segmenter(context: Context, config: Any, network: Network, method: str,
         method: its name.
         seen: indices of these photographs; `norm_from=all` takes all of the run instead.
     """
-    chosen = evenly(range(len(context.data)) if config.norm_from == "all" else seen, config.norm_images)
-    kept = network.encoder if config.freeze_norm else None
     preprocess = make_preprocess(context, config, network)
-    retake_statistics(network.to(context.device), context.data, chosen, preprocess, context.device, kept)
+    retake(context, config, network.to(context.device), preprocess, seen)
     network = network.cpu().eval()
     return Segmenter(
         encoder=network.encoder,
@@ -421,7 +467,7 @@ class NetworkMethod(Method):
 
     def seen(self) -> list[int]:
         """Images that training looked at."""
-        return self.labels().indices
+        return list(range(len(self.context.data))) if self.trainer.sees_all else self.labels().indices
 
     def segmenter(self) -> Segmenter:
         """The last iterate."""

@@ -76,22 +76,25 @@ class Selection:
         """Step and mIoU of the kept weights."""
         return max(self.scores, key=lambda s: (s[1], -s[0]))
 
-    def look(self, network: nn.Module, step: int, device: torch.device) -> float:
-        """Scores a network on the held-out images, whole, and keeps it if it is the best.
+    def look(self, network: nn.Module, step: int, device: torch.device, judged: nn.Module | None = None) -> float:
+        """Scores a network on the held-out images, whole, and keeps its weights if it is the best.
 
         Args:
             network: with `logits(x)`.
             step: the step it stands at.
             device: where it is.
+            judged: what is scored in its place: the network as it would be kept, with the batch-norm statistics of
+                photographs.
         """
-        training = {m: m.training for m in network.modules()}
-        network.eval()
+        judged = network if judged is None else judged
+        training = {m: m.training for m in judged.modules()}
+        judged.eval()
         matrix = ConfusionMatrix(self.classes, self.classes, ignore=IGNORE)
         with torch.inference_mode(), self.data.ledger.purpose("select"):
             for i in self.held:
                 x = self.preprocess.apply(self.data.image(i))[None].to(device)
                 y = self.labels.read(i)
-                logits = nn.functional.interpolate(network.logits(x).float(), y.size, mode="bilinear")  # type: ignore[operator]
+                logits = nn.functional.interpolate(judged.logits(x).float(), y.size, mode="bilinear")  # type: ignore[operator]
                 matrix.update(logits.argmax(1)[0].cpu().numpy(), y.target(IGNORE).numpy())
         for m, mode in training.items():
             m.training = mode

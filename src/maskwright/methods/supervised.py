@@ -1,11 +1,12 @@
 """Fully Convolutional Networks for Semantic Segmentation, Long et al., CVPR 2015, https://arxiv.org/abs/1411.4038
 
-Training on masks alone: any network of the table, per-pixel cross-entropy (or OHEM, Dice, Lovasz, class weights), SGD
-with the poly schedule. It is the floor that every semi-supervised method is measured against with the same masks, and
-the ceiling with all of them.
+Training on masks alone: any network of the table, per-pixel cross-entropy (or OHEM, Dice, Lovasz, class weights), AdamW
+or SGD with the poly schedule. It is the floor that every semi-supervised method is measured against with the same
+masks, and the ceiling with all of them.
 
-Deviates: one network head instead of FCN's; the recipe (random scale 0.5 to 2, crop, flip, poly 0.9, a tenth of the
-head's rate for the pretrained encoder) is that of DeepLab and PSPNet, which all papers of this field build on.
+Deviates: one network head instead of FCN's; the recipe (random scale 0.5 to 2, crop, flip, poly 0.9, a lower rate
+for the pretrained encoder) is that of DeepLab and PSPNet, which all papers of this field build on, with AdamW in place
+of their SGD where `optimizer` does not say otherwise (docs/semi.md).
 What published floors get wrong: they are often trained for fewer steps than the methods beside them. Here steps are
 optimiser steps for every method, whatever a method's own epoch is.
 """

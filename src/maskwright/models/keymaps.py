@@ -52,18 +52,24 @@ _RECOGNISED = (
 )
 
 
+def unwrap_entry(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dictionary inside a checkpoint's wrappers; of several networks the averaged one."""
+    state = checkpoint
+    for _ in range(4):
+        inner = next((state[k] for k in WRAPPERS if isinstance(state.get(k), Mapping)), None)
+        if inner is None:
+            break
+        state = inner
+    return state
+
+
 def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The network's tensors in a checkpoint, without wrappers and prefixes.
 
     Raises:
         MaskwrightError: the checkpoint holds no tensors.
     """
-    state: Mapping[str, Any] = checkpoint
-    for _ in range(4):
-        inner = next((state[k] for k in WRAPPERS if isinstance(state.get(k), Mapping)), None)
-        if inner is None:
-            break
-        state = inner
+    state = unwrap_entry(checkpoint)
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
         raise MaskwrightError(

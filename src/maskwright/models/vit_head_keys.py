@@ -14,10 +14,9 @@ from torch import Tensor
 
 from maskwright.errors import MaskwrightError
 from maskwright.models.heads import Part
+from maskwright.models.keymaps import unwrap_entry
 from maskwright.models.vit_decoders import DPTDecoder, SetrMla, SetrNaive, SetrPup
 from maskwright.models.vit_heads import SegmenterDecoder, SegmenterLinear, SegmenterMask
-
-_WRAPPERS = ("model", "state_dict", "model_state_dict")
 
 _DPT = (
     (r"^(projects|resize_layers)\.", r"head.\1."),
@@ -73,10 +72,7 @@ def _has_value(name: str) -> bool:
 
 
 def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    state: Mapping[str, Any] = checkpoint
-    for wrapper in _WRAPPERS:
-        if isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
+    state = unwrap_entry(checkpoint)
     return {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import csv
 import io
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -309,10 +308,10 @@ class _Look:
         scores = aq.region_scores(self.probs, size, uncertainty=self.uncertainty)
         found = []
         for box in aq.choose_regions(scores, size, count):
-            top, left = int(box.top * scale[0]), int(box.left * scale[1])
-            bottom = min(image[0], math.ceil((box.top + box.height) * scale[0]))
-            right = min(image[1], math.ceil((box.left + box.width) * scale[1]))
-            found.append(Region(top, left, bottom - top, right - left, box.score))
+            # All edges are rounded alike, so that squares that share no cell share no pixel.
+            top, bottom = (min(image[0], round(y * scale[0])) for y in (box.top, box.top + box.height))
+            left, right = (min(image[1], round(x * scale[1])) for x in (box.left, box.left + box.width))
+            found.append(Region(top, left, max(1, bottom - top), max(1, right - left), box.score))
         return tuple(found)
 
     def show(self, row: Suggestion, pixels: np.ndarray) -> Shown:
@@ -378,6 +377,7 @@ def _pooled(features: Any) -> Tensor:
 def second_network(segmenter: Segmenter, parts: Mapping[str, Any]) -> Segmenter | None:
     """The other network of a training: the first of its modules, the teacher before others, that has the segmenter's
     tensors with other values of its parameters; batch-norm statistics are retaken after training and tell nothing.
+    Of a run that chose its iterate by held-out images neither student nor teacher counts.
 
     Args:
         segmenter: the network that the run kept.
@@ -388,6 +388,8 @@ def second_network(segmenter: Segmenter, parts: Mapping[str, Any]) -> Segmenter 
     """
     mine, learned = segmenter.state_dict(), dict(segmenter.named_parameters())
     names = [n for n in parts if n.startswith("module.")]
+    if "extra.selection" in parts:  # the kept one is an iterate of these modules: the last one is no other network
+        names = [n for n in names if n not in ("module.network", "module.teacher")]
     for name in sorted(names, key=lambda n: n != "module.teacher"):
         theirs = {k.removeprefix("module."): v for k, v in parts[name].items() if isinstance(v, Tensor)}
         if any(k not in theirs or theirs[k].shape != v.shape for k, v in mine.items()):

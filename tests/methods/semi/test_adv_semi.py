@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.methods.semi.checks import check_resumes
 
 from maskwright.data.labels import LabelMap
@@ -235,3 +236,18 @@ def test_small_crops_are_refused(semi_context):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_interrupted_and_resumed(semi_context, variant, tmp_path, monkeypatch):
     check_resumes(semi_context, lambda: training(semi_context, variant), tmp_path, monkeypatch)
+
+
+def test_what_is_matched_loses_no_channel():
+    """Dropout lies between the convolutions, not on y."""
+    torch.manual_seed(0)
+    d = ImageDiscriminator(3, 1.0).train()  # everything between is dropped: what is left is the last bias
+    y = d(torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32).softmax(1))[1]
+    torch.testing.assert_close(y, F.leaky_relu(d.convs[-1].bias, 0.2).expand(2, -1))
+
+
+def test_labels_come_from_a_pass_without_dropout(semi_context):
+    t = training(semi_context)
+    x = batch(t).w
+    assert torch.equal(t.run_plain(x).logits, t.run_plain(x).logits)
+    assert not torch.equal(t.run(t.network, x).logits, t.run(t.network, x).logits)

@@ -128,11 +128,17 @@ def test_labelling_in_evaluation_mode_leaves_the_statistics(semi_context):
     assert not all(torch.equal(v, before[k]) for k, v in t.network.named_buffers())
 
 
+class WithoutDropout(SegmentationTraining):
+    """Supervised training of a network as CPS has it."""
+
+    dropout = False
+
+
 def test_weight_zero_is_two_supervised_runs(semi_context, tmp_path):
     labels = MaskLabels(semi_context.data, semi_context.classes)
     t = training(semi_context, weight=0.0)
     config = SupervisedConfig(crop=32, batch=2, precision="fp32")
-    alone = SegmentationTraining(semi_context, config, labels, 10)
+    alone = WithoutDropout(semi_context, config, labels, 10)
     for k, one in enumerate((t, alone)):
         (tmp_path / str(k)).mkdir()
         semi_context.fit(one, "train", tmp_path / str(k), 3)

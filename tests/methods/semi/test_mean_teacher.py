@@ -7,6 +7,7 @@ import torch
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import MaskLabels
+from maskwright.errors import MaskwrightError
 from maskwright.methods.semi.mean_teacher import (
     PERTURBATIONS,
     MeanTeacherConfig,
@@ -19,6 +20,35 @@ from maskwright.methods.semi.mean_teacher import (
 def training(context, **options):
     config = MeanTeacherConfig(crop=32, batch=2, precision="fp32", **options)
     return MeanTeacherTraining(context, config, MaskLabels(context.data, context.classes), 10)
+
+
+def test_kl_is_the_divergence_of_the_student_from_the_teacher():
+    g = torch.Generator().manual_seed(0)
+    logits, weight = torch.randn(2, 4, 3, 5, generator=g), torch.rand(2, 3, 5, generator=g)
+    q = torch.randn(2, 4, 3, 5, generator=g).softmax(1)
+    slow = (weight * (q * (q.log() - logits.log_softmax(1))).sum(1)).sum() / weight.numel()
+    assert float(consistency(logits, q, weight, "kl")) == pytest.approx(float(slow), rel=1e-5)
+
+
+def test_class_255_is_no_ignored_class():
+    logits = torch.zeros(1, 300, 2, 2)
+    q = torch.zeros(1, 300, 2, 2)
+    q[:, 255] = 1
+    assert float(consistency(logits, q, torch.ones(1, 2, 2), "hard")) == pytest.approx(5.7038, rel=1e-4)
+
+
+def test_one_crop_alone_is_told(semi_context):
+    training(semi_context, perturb="cutmix", batch_unlabeled=1)
+    assert any("nothing is mixed" in n for n in semi_context.notes)
+    semi_context.notes.clear()
+    training(semi_context, perturb="photometric", batch_unlabeled=1)
+    assert not semi_context.notes
+
+
+def test_a_teacher_that_keeps_its_first_statistics_is_refused():
+    with pytest.raises(MaskwrightError, match="teacher_mode=train"):
+        MeanTeacherConfig(ema_buffers="own").check()
+    MeanTeacherConfig(ema_buffers="own", teacher_mode="train").check()
 
 
 @pytest.mark.parametrize("distance", ["square_sum", "square_mean", "hard"])
@@ -71,7 +101,7 @@ def test_pixels_labels_confidence_and_validity_come_from_the_same_place(semi_con
     assert torch.equal(y.ids, ids.flatten()[source])
     assert torch.allclose(y.confidence, labels.confidence.flatten()[source])
     mixed = source // 1024 != torch.arange(n)[:, None, None]
-    assert mixed.any() == (perturb in ("cutmix", "classmix", "complexmix"))
+    assert mixed.any() == (perturb in ("cutmix", "cowmix", "classmix", "complexmix"))
 
 
 def test_no_perturbation_and_an_equal_teacher_give_zero(semi_context):

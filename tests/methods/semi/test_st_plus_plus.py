@@ -265,3 +265,9 @@ def test_a_missing_snapshot_is_told(semi_context):
     method = STPlusPlus(STPlusPlusConfig(), semi_context)
     with pytest.raises(MaskwrightError, match=r"snapshot_1\.pt"):
         method.teachers()
+
+
+def test_statistics_are_those_of_all_photographs(semi_context):
+    """As of all semi-supervised methods: the labelled ones are a dozen."""
+    method = STPlusPlus(STPlusPlusConfig(crop=32, batch=2), semi_context)
+    assert method.seen() == list(range(len(semi_context.data)))

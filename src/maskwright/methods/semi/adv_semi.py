@@ -104,7 +104,7 @@ class PixelDiscriminator(nn.Module):
 
 
 class ImageDiscriminator(nn.Module):
-    """Four such convolutions with dropout on image and map together, pooled to one verdict.
+    """Four such convolutions with dropout between them on image and map together, pooled to one verdict.
 
     Args:
         classes: C.
@@ -128,8 +128,10 @@ class ImageDiscriminator(nn.Module):
             Logits of being real (B,), and features y (B, 512).
         """
         x = torch.cat([unit_range(images).to(maps), maps], 1)
-        for conv in self.convs:
-            x = self.dropout(F.leaky_relu(conv(x), 0.2))
+        for k, conv in enumerate(self.convs):
+            x = F.leaky_relu(conv(x), 0.2)
+            if k + 1 < len(self.convs):  # not on y, which is matched
+                x = self.dropout(x)
         y = x.mean((2, 3))
         return self.verdict(y)[:, 0].float(), y.float()
 
@@ -250,7 +252,7 @@ class AdvSemiTraining(SemiTraining):
         loss_x = self.supervised(out, batch.y)
         if not self.plays:
             return {"loss": loss_x, "x": loss_x}, None
-        logits_u = self.run(self.network, batch.w).logits
+        logits_u = self.run_plain(batch.w).logits
         p_x, p_u = out.logits.softmax(1), logits_u.softmax(1)
         play = Play(real_maps(batch.y, p_x, self.config.one_hot), p_x.detach(), p_u.detach())
         terms = self.adversary(batch, play, p_x, p_u, logits_u, step)

@@ -17,9 +17,10 @@ instead of rectangles that are cut and turned back; cells that reach beyond the 
 negatives. The number of negatives is capped by the pixels there are. Learning rates, schedule, labelled crops and
 inference are those that all methods here share. A network whose input is no multiple of 8 is compared on the cells of
 its patches.
-What the original gets wrong: confidences come from a classifier whose dropout is on, so that which side moves is partly
-a matter of chance (here it is off for them); the row maximum of the first chunk of negatives is used for all later
-ones, so that exponentials can overflow; the number of negatives raises when it exceeds the pixels of a small batch.
+What the original gets wrong: confidences come from a pass whose dropout is on, so that which side moves is partly a
+matter of chance (here it is off in the classifier; a decoder's still falls on features, classes and confidences alike);
+the row maximum of the first chunk of negatives is used for all later ones, so that exponentials can overflow; the
+number of negatives raises when it exceeds the pixels of a small batch.
 
 Legend: B labelled crops, U unlabelled pairs, S crop side, D width of the projection, (n, n) cells of a crop, N cells in
 overlaps, M negatives.
@@ -269,7 +270,7 @@ class CACTraining(SemiTraining):
             f = at_size(self.network.decode(self.network.features(u)), size)
             z = self.projector(f)
             training = self.network.classifier.training
-            self.network.classifier.eval()  # no dropout in what decides the direction
+            self.network.classifier.eval()
             with torch.no_grad():
                 logits = at_size(self.network.classify(f), size)
             self.network.classifier.train(training)

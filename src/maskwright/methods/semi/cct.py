@@ -14,6 +14,8 @@ which has seen the pyramid pooling already and is followed by 1x1 convolutions a
 encoder that hands over several would need K whole decoders and would leave the skip connections untouched. One
 decoder of each kind by default, for processors; `counts=paper` has the paper's 30. Guided CutOut and the two masks need
 to know the background and are left out where no class has that name. Padding outside the photograph counts for nothing.
+Activity of a place, by which features are dropped, is the mean absolute value of its channels; bootstrapping grows
+linearly over the whole run.
 An auxiliary decoder ends in its last shuffle, without the ReLU behind it that lets a class whose logits are all
 negative never learn again. The image-level labels of the paper's weakly supervised variant are not used.
 What the original gets wrong: it takes class 0 for the background whatever it is (a road, in Cityscapes). The trial

@@ -75,6 +75,12 @@ class CPSTraining(SemiTraining):
 
     strong_views: ClassVar[int] = 0
     has_teacher: ClassVar[bool] = False
+    dropout: ClassVar[bool] = False  # without CutMix the pass that learns also labels; the authors' network has none
+
+    @property
+    def mixes(self) -> bool:
+        """With CutMix."""
+        return bool(self.config.cutmix)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -7,11 +7,14 @@ plain one. What the perturbation is makes the method, `--set perturb=`:
     photometric  colour and blur alone (the plain mean teacher)
     cutout       a hole in the picture; nothing is asked inside it       French et al., BMVC 2020
     cutmix       a box of another photograph                             French et al., BMVC 2020
+    cowmix       blobs of another photograph                             French et al., 2020, arXiv 2003.12022
     classmix     half of the classes of another photograph               Olsson et al., WACV 2021
     complexmix   the same, decided anew in each cell of a grid           Chen et al., ICIP 2021
 
 Deviates: all of them share one photometric recipe, one sampler and one schedule, so that they differ by their masks and
-losses alone; ComplexMix's mask follows the paper's text, as there is no official code; one list of unlabelled images
+losses alone; the teacher's batch norm is in evaluation mode unless `teacher_mode` says otherwise, and sureness is
+counted by image (`confidence`), where French et al. and ClassMix train the teacher's statistics and count by batch;
+ComplexMix's mask follows the paper's text, as there is no official code; one list of unlabelled images
 whose batch is paired with itself (item i with i + 1) instead of two lists.
 What the originals get wrong: code bases call one loss by the same weight and mean the sum or the mean over classes,
 which differ by a factor C. It is an option here, and named. Some mix in place, so that the partner of the last image is
@@ -29,10 +32,13 @@ from maskwright.data.labels import LabelMap
 from maskwright.data.mixing import MASKS, class_mask, complex_mask, cut_out, mix, partner
 from maskwright.engine.config import option
 from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
-from maskwright.ops.seg_losses import cross_entropy, mse_probs
+from maskwright.engine.criteria import IGNORE
+from maskwright.ops.seg_losses import cross_entropy, kl_divergence, mse_probs
 
-PERTURBATIONS = ("photometric", "cutout", "cutmix", "classmix", "complexmix")
-DISTANCES = ("auto", "square_sum", "square_mean", "hard")
+PERTURBATIONS = ("photometric", "cutout", "cutmix", "cowmix", "classmix", "complexmix")
+MASK_OF = {"cutout": "cutout", "cutmix": "cutmix", "cowmix": "cow"}
+"""Perturbations by a mask that needs no labels, and that mask's name."""
+DISTANCES = ("auto", "square_sum", "square_mean", "kl", "hard")
 
 
 @dataclass(kw_only=True)
@@ -43,7 +49,7 @@ class MeanTeacherConfig(SemiConfig):
     perturb: str = option("cutmix", "what the student's view has that the teacher's has not", choices=PERTURBATIONS)
     distance: str = option(
         "auto",
-        "square_sum or square_mean over classes, or hard cross-entropy; auto: hard for class mixing",
+        "square_sum or square_mean over classes, kl, or hard cross-entropy; auto: hard for class mixing",
         choices=DISTANCES,
     )
     threshold: float = option(0.968, "confidence of a pixel that counts as sure; 0: all are", low=0, high=1)
@@ -52,6 +58,9 @@ class MeanTeacherConfig(SemiConfig):
         choices=("batch", "image", "pixel", "none"),
     )  # fmt: skip
     grid: int = option(4, "cells a side of complexmix", low=1, high=64)
+    cells: str = option(
+        "class", "what is mixed in a cell of complexmix: half of its classes, or a box", choices=("class", "box")
+    )
 
 
 def consistency(logits: Tensor, q: Tensor, weight: Tensor, distance: str) -> Tensor:
@@ -62,10 +71,12 @@ def consistency(logits: Tensor, q: Tensor, weight: Tensor, distance: str) -> Ten
         q: probabilities of the teacher (B, C, S, S), without gradient.
         weight: (B, S, S), 0 where nothing is asked.
         distance: `square_sum` sum_c (p - q)^2 (French), `square_mean` mean_c (p - q)^2 (TorchSemiSeg, with weight 100),
-            `hard` -log p[argmax q] (ClassMix).
+            `kl` sum_c q log (q / p), `hard` -log p[argmax q] (ClassMix).
     """
     if distance == "hard":
-        return cross_entropy(logits, q.argmax(1), pixel_weight=weight, denominator="all")
+        return cross_entropy(logits, q.argmax(1), ignore=IGNORE, pixel_weight=weight, denominator="all")
+    if distance == "kl":
+        return kl_divergence(logits, q, pixel_weight=weight, denominator="all")
     d = mse_probs(logits, q, over="sum", pixel_weight=weight, denominator="all")
     return d / q.shape[1] if distance == "square_mean" else d
 
@@ -93,6 +104,11 @@ def sureness(labels: LabelMap, threshold: float, how: str) -> Tensor:
 class MeanTeacherTraining(SemiTraining):
     """Teacher on the weak view, student on the perturbed one."""
 
+    @property
+    def mixes(self) -> bool:
+        """All perturbations but those of one image alone."""
+        return self.config.perturb not in ("photometric", "cutout")
+
     def perturb(self, s: Tensor, q: Tensor, labels: LabelMap) -> tuple[Tensor, Tensor, LabelMap]:
         """The student's view with the probabilities and labels that belong to it.
 
@@ -104,10 +120,12 @@ class MeanTeacherTraining(SemiTraining):
         how, size = self.config.perturb, (self.crop, self.crop)
         if how == "photometric":
             return s, q, labels
-        if how in ("cutout", "cutmix"):
-            m = MASKS[how](len(s), size).to(s.device)
+        if how in MASK_OF:
+            m = MASKS[MASK_OF[how]](len(s), size).to(s.device)
+        elif how == "classmix":
+            m = class_mask(labels)
         else:
-            m = class_mask(labels) if how == "classmix" else complex_mask(labels, grid=self.config.grid)
+            m = complex_mask(labels, grid=self.config.grid, base=self.config.cells)
         if how == "cutout":
             return cut_out(s, m), q, labels.restrict(m)
         other = partner(len(s)).to(s.device)

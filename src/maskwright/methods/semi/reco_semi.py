@@ -13,9 +13,10 @@ means say are easily confused:
 V_c are labelled pixels of c and unlabelled ones whose pseudo-label is c with confidence 0.7 or more.
 
 Deviates: photometric changes come before the mix, as in all methods here, with DACS's recipe, whose jitter is 0.2 in
-place of 0.25; there is no second scale and crop of the view that was labelled; labels and confidences go through the
-mix as they are, not as pictures of 8 bits; the teacher's batch norm is in evaluation mode unless `teacher_mode` says
-otherwise; learning rates and schedule are the shared ones.
+place of 0.25; the student sees labelled and mixed crops in one pass, whose batch norm they share, where the authors
+pass them one after the other; there is no second scale and crop of the view that was labelled; labels and confidences
+go through the mix as they are, not as pictures of 8 bits; the teacher's batch norm is in evaluation mode unless
+`teacher_mode` says otherwise; learning rates and schedule are the shared ones.
 What the original gets wrong: confidences are rounded to 1/255 on their way through a picture file format; L_u leaves
 pixels whose loss rounds to exactly 0 out of its mean, so that it grows when a pixel becomes certain; negatives are
 drawn in two nested Python loops.
@@ -135,6 +136,11 @@ class ReCoTraining(RepresentationTraining):
     """Mean teacher with mixing, and regional contrast."""
 
     strong_views: ClassVar[int] = 1
+
+    @property
+    def mixes(self) -> bool:
+        """With CutMix and ClassMix."""
+        return self.config.mix not in ("none", "cutout")
 
     def mixed(self, batch: SemiBatch) -> tuple[Tensor, LabelMap]:
         """Views of two photographs each, with the teacher's labels."""

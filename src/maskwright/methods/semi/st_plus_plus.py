@@ -459,3 +459,7 @@ class STPlusPlus(NetworkMethod):
     def network(self) -> Network:
         """The last student, from its artefact."""
         return trained_network(self.context, self.config, self.folder("retrain"))
+
+    def seen(self) -> list[int]:
+        """All images of the run: the trainings behind the first look at every one."""
+        return list(range(len(self.context.data)))

@@ -25,7 +25,9 @@ negatives. The queues' rows are unit vectors in half precision and all queues sh
 30,000 each, 50,000 for class 0); of more new rows than a queue holds random ones enter. The representation head has one
 3x3 convolution. CutMix pastes half of the picture of the next photograph, in half of the steps.
 What the original gets wrong: the teacher shares storage with the student when it is first copied; percentiles are
-computed on the CPU in each step.
+computed on the CPU in each step. Its negatives of class c are multiplied by the label's own channel c, which leaves
+none of the labelled pixels and few of the others, and anchors are looked up by position where queues are looked up by
+class; the published figures stand on that weaker term, and here the paper's rule holds.
 
 Legend: B labelled crops, U unlabelled crops, C classes, S crop side, D width of the representation, (h, w) its size,
 P = (B + U) h w pixels.
@@ -143,6 +145,11 @@ class U2PLTraining(RepresentationTraining):
     """Reliable pixels are learnt, unreliable ones are negatives."""
 
     strong_views: ClassVar[int] = 1
+
+    @property
+    def mixes(self) -> bool:
+        """With CutMix."""
+        return self.config.cutmix > 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -33,7 +33,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.mixing import MASKS, mix
@@ -154,6 +154,7 @@ class FixMatchTraining(SemiTraining):
 
     strong_views: ClassVar[int] = 1
     has_teacher: ClassVar[bool] = False
+    dropout: ClassVar[bool] = False  # the pass that learns also labels
 
     def make_sampler(self) -> Any:
         """Two lists, and a second order of the unlabelled one."""
@@ -162,13 +163,6 @@ class FixMatchTraining(SemiTraining):
             self.labels.indices, self.unlabeled_images(), c.batch, c.batch_unlabeled or c.batch, self.context.seed,
             world_size(), rank(), self.chances(),
         )  # fmt: skip
-
-    def train_mode(self, network: nn.Module) -> None:
-        """Training mode without dropout: the pass that learns also labels."""
-        super().train_mode(network)
-        for m in network.modules():
-            if isinstance(m, nn.modules.dropout._DropoutNd):
-                m.eval()
 
     def batch(self, indices: Any, random: torch.Generator) -> SemiBatch:
         """Labelled crops; 2U unlabelled ones, of which the second half are the donors."""
@@ -241,6 +235,11 @@ class UniMatchV2Training(SemiTraining):
 
     strong_views: ClassVar[int] = 2
     has_teacher: ClassVar[bool] = True
+
+    @property
+    def mixes(self) -> bool:
+        """Its boxes come from the batch; those of V1 and FixMatch from donors of their own."""
+        return True
 
     def forward_strong(self, x: Tensor) -> Tensor:
         """Logits (2U, C, S, S) of first and second views (2U, 3, S, S), each pair losing complementary channels."""

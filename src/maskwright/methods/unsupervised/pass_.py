@@ -36,7 +36,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -46,7 +45,14 @@ from maskwright.data.files import write_json
 from maskwright.data.labels import LabelStore
 from maskwright.data.sampler import Sampler
 from maskwright.data.sources import StoredLabels
-from maskwright.engine.attention import PixelNames, Threshold, choose_threshold, is_other, oracle_threshold
+from maskwright.engine.attention import (
+    AttentionTraining,
+    PixelNames,
+    Threshold,
+    choose_threshold,
+    is_other,
+    oracle_threshold,
+)
 from maskwright.engine.checkpoint import load_checkpoint
 from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
@@ -57,13 +63,14 @@ from maskwright.engine.instance import InstanceLoss, MoCo, SimSiam, SwAV, synchr
 from maskwright.engine.larc import LARC
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.multicrop import Crops, MultiCrops
+from maskwright.engine.norm_statistics import evenly, retake_statistics
 from maskwright.engine.records import save_tensors
 from maskwright.engine.seeding import seed_step
 from maskwright.engine.segmenting import precision_of
 from maskwright.errors import MaskwrightError
 from maskwright.models.bundle import save_bundle
 from maskwright.models.heads import LinearClassifier
-from maskwright.models.pass_parts import AttendedClusters, Embedded, PassNetwork, PixelAttention, upsampled
+from maskwright.models.pass_parts import AttendedClusters, Embedded, PassNetwork, PixelAttention
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import BackboneEncoder, Segmenter
 from maskwright.ops.pixel_alignment import p2p_loss
@@ -77,7 +84,7 @@ CUSTOM: dict[str, Any] = {
     "crop": 224, "local_crop": 96, "local_crops": 6, "scale_min": 0.14, "hidden": 512, "prototypes": 500, "batch": 256,
     "epochs": 200, "lr": 0.6, "queue": 2048, "queue_epoch": 15, "frozen": 1001, "attention_epochs": 20,
     "attention_lr": 6.0, "attention_queue": 3840, "finetune_epochs": 20, "finetune_lr": 0.6, "short_side": 256,
-    "restarts": 30,
+    "restarts": 30, "backbone_share": 1.0, "norm_images": 0, "freeze_norm": False,
 }  # fmt: skip
 S300 = CUSTOM | {
     "local_crops": 0, "scale_min": 0.08, "hidden": 2048, "prototypes": 3000, "epochs": 100, "queue": 3840,
@@ -88,6 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "crop": 128, "local_crop": 64, "local_crops": 2, "hidden": 256, "prototypes": 128, "batch": 32, "epochs": 24,
         "lr": 2.0, "queue": 256, "queue_epoch": 4, "frozen": 25, "attention_epochs": 8, "attention_lr": 6.0,
         "attention_queue": 256, "finetune_epochs": 12, "finetune_lr": 0.6, "short_side": 192, "restarts": 10,
+        "backbone_share": 0.05, "norm_images": 64, "freeze_norm": False,
     },
     "imagenet_s50": CUSTOM, "imagenet_s300": S300, "imagenet_s919": S300, "custom": CUSTOM,
 }  # fmt: skip
@@ -131,6 +139,13 @@ class PassConfig:
     batch: int = option(None, "photographs in a step, over all processes (preset)", low=2)
     epochs: int = option(None, "passes over the photographs of pretraining, unless --steps says (preset)", low=1)
     lr: float = option(None, "LARC's factor, cosine to a thousandth of it (preset)", low=0)
+    backbone_share: float = option(None, "share of lr for the backbone in pretraining (preset)", low=0)
+    norm_images: int = option(
+        None,
+        "photographs that batch-norm statistics are retaken on after each stage; 0: training's own (preset)",
+        low=0,
+    )
+    freeze_norm: bool = option(None, "keep the backbone's batch-norm statistics until fine-tuning (preset)")
     weight_decay: float = option(1e-6, "on every tensor", low=0)
     attention_epochs: int = option(None, "passes of the gate's stage; --steps scales it (preset)", low=1)
     attention_lr: float = option(None, "LARC's factor there (preset)", low=0)
@@ -166,9 +181,16 @@ class Pretraining(Training):
     def __init__(self, network: PassNetwork, instance: InstanceLoss, crops: MultiCrops, config: PassConfig) -> None:
         self.config, self.crops = config, crops
         self.network, self.instance = synchronised(network).train(), synchronised(instance).train()
+        if config.freeze_norm:
+            self.network.backbone.eval()  # type: ignore[operator]
         self.modules: dict[str, nn.Module] = {"network": self.network, "instance": self.instance}
+        backbone = set(network.backbone.parameters())
         trained = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
-        self.optimizers = {"larc": LARC(trained, config.lr, weight_decay=config.weight_decay)}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p in backbone], "lr": config.lr * config.backbone_share},
+            {"params": [p for p in trained if p not in backbone], "lr": config.lr},
+        ]
+        self.optimizers = {"larc": LARC(groups, config.lr, weight_decay=config.weight_decay)}
 
     def batch(self, indices: Indices, random: torch.Generator) -> Crops:
         """Crops with the geometry that relates the two global ones."""
@@ -195,45 +217,6 @@ class Pretraining(Training):
     def after_step(self, step: int) -> None:
         """Queues and momentum encoders."""
         self.instance.after_step(step, self.network)
-
-
-class AttentionTraining(Training):
-    """The gate, by the clustering loss of mean(A(n) n) on the frozen network; n has unit length at every pixel.
-
-    Batch norm: all layers in training mode, also those of the frozen network and head, whose running statistics go on
-    moving; no parameter of theirs does.
-    """
-
-    def __init__(
-        self, network: PassNetwork, attention: PixelAttention, swav: SwAV, crops: MultiCrops, config: PassConfig
-    ) -> None:
-        self.crops = crops
-        self.network = synchronised(network.requires_grad_(False)).train()
-        self.attention, self.swav = synchronised(attention).train(), swav
-        self.modules = {"network": self.network, "attention": self.attention, "swav": swav}
-        trained = [*attention.parameters(), *swav.parameters()]
-        self.optimizers = {"larc": LARC(trained, config.attention_lr, weight_decay=config.weight_decay)}
-
-    def batch(self, indices: Indices, random: torch.Generator) -> Crops:
-        """The crops of pretraining."""
-        return self.crops.draw(indices, random)
-
-    def attended(self, x: Tensor) -> Tensor:
-        """Crops to mean(A(n) n), (B, F)."""
-        with torch.no_grad():
-            n = F.normalize(upsampled(self.network.deepest(x)), dim=1)  # type: ignore[operator]
-        return (self.attention(n) * n).mean((-2, -1))
-
-    def losses(self, batch: Crops, step: int) -> dict[str, Tensor]:
-        """L_swav alone."""
-        self.swav.before_step(step)
-        pooled = [self.attended(x) for x in (batch.global_, batch.local) if x is not None]
-        z = self.network.image_head(torch.cat(pooled)).split(len(batch.global_) // 2)  # type: ignore[operator]
-        return {"loss": self.swav(z, batch.global_.chunk(2), step)}
-
-    def after_step(self, step: int) -> None:
-        """Queues."""
-        self.swav.after_step(step, self.network)
 
 
 class Pass(Method):
@@ -369,8 +352,10 @@ class Pass(Method):
                      f"labels they saw: {context.backbone.provenance.labels_seen}.")  # fmt: skip
         training = Pretraining(network, instance.to(device), self.crops(), c)
         self.fit(training, "pretrain", folder, steps, len(context.data))
+        backbone = self.pretrained().backbone
+        self.settle(self.encoder(backbone))
         if context.run.writes:
-            save_tensors(folder / WEIGHTS, network.backbone.model.state_dict())
+            save_tensors(folder / WEIGHTS, backbone.model.state_dict())
 
     def pretrained(self, stage: str = "pretrain") -> PassNetwork:
         """The network as a stage left it."""
@@ -387,7 +372,10 @@ class Pass(Method):
         if c.instance == "swav":
             learned = self.artefact("pretrain")["module.instance"]["prototypes.weight"]
             swav.prototypes.load_state_dict({"weight": learned})
-        training = AttentionTraining(network, attention.to(device), swav.to(device), self.crops(), c)
+        training = AttentionTraining(
+            network, attention.to(device), swav.to(device), self.crops(), lr=c.attention_lr,
+            weight_decay=c.weight_decay, freeze_norm=c.freeze_norm,
+        )  # fmt: skip
         self.fit(training, "attention", folder, self.steps(c.attention_epochs), len(context.data))
 
     @cached_property
@@ -400,7 +388,16 @@ class Pass(Method):
                 "attention",
             )
             gate.load_state_dict(self.artefact(stage)["module.attention"])
-        return self.encoder(self.pretrained(stage).backbone), gate
+        encoder = self.encoder(self.pretrained(stage).backbone)
+        self.settle(encoder if gate is None else nn.Sequential(encoder, AttendedClusters(_none(encoder), 0.0, gate)))
+        return encoder, gate
+
+    def settle(self, network: nn.Module) -> None:
+        """Retakes the batch-norm statistics of a trained network on whole photographs, where `norm_images` says so."""
+        c, context = self.config, self.context
+        if c.norm_images and not c.freeze_norm:
+            chosen = evenly(range(len(context.data)), c.norm_images)
+            retake_statistics(network.to(context.device), context.data, chosen, self.preprocess(), context.device)
 
     def encoder(self, backbone: Any) -> BackboneEncoder:
         """The deepest stage of a backbone."""
@@ -420,7 +417,7 @@ class Pass(Method):
         """Centroids (K, F) of the photographs' unit embeddings; batch norm in evaluation mode."""
         c, context, m = self.config, self.context, self.preprocess().multiple_of
         side = max(m, round(c.short_side * 7 / 8 / m) * m)  # 224 of 256
-        rows = self.named(torch.zeros(1, self.attended[0].width)).embeddings(share(range(len(context.data))), side)
+        rows = self.named(_none(self.attended[0])).embeddings(share(range(len(context.data))), side)
         found = cluster_rows(context, rows, restarts=c.restarts, iterations=100, clusters=self.clusters)
         if context.run.writes:
             save_tensors(folder / CENTROIDS, {"centroids": found.centers})
@@ -494,6 +491,11 @@ class Pass(Method):
         if self.config.finetune_epochs:
             segmenter = self.unfinished()
             segmenter.load_state_dict(self.artefact("finetune")["module.network"])
-            return segmenter.eval()
+            self.settle(segmenter)
+            return segmenter.cpu().eval()
         t = json.loads((self.context.run.path / "label" / THRESHOLD).read_text())["value"]
         return self.assembled(self.attended[0], self.rule(self.centroids(), t)).eval()
+
+
+def _none(encoder: BackboneEncoder) -> Tensor:
+    return torch.zeros(1, encoder.width)  # a centroid that stands for none
