@@ -76,10 +76,32 @@ def test_total_is_the_weighted_sum():
 
 def test_pretraining_batch_norm_uses_and_moves_statistics_everywhere():
     net = network()
-    training = P.Pretraining(net, SwAV(8, 8), None, P.PassConfig(**SMALL))  # type: ignore[arg-type]
+    training = P.Pretraining(net, SwAV(8, 8), None, P.PassConfig(freeze_norm=False, **SMALL))  # type: ignore[arg-type]
     before = statistics(net)
     training.losses(crops(), 0)
     assert all(not torch.equal(a, b) for a, b in zip(before, statistics(net)))
+
+
+def test_weights_that_are_trained_keep_their_statistics_and_learn_slowly():
+    """Preset small: the backbone's batch norm stands in both stages, and its rate is a twentieth of the heads'."""
+    net, gate = network(), PixelAttention(512)
+    training = P.Pretraining(net, SwAV(8, 8), None, P.PassConfig(**SMALL))  # type: ignore[arg-type]
+    before, heads = statistics(net.backbone), statistics(net.image_head)
+    training.losses(crops(), 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, statistics(net.backbone)))
+    assert not any(torch.equal(a, b) for a, b in zip(heads, statistics(net.image_head)))
+    slow, fast = training.optimizers["larc"].param_groups
+    assert slow["lr"] == pytest.approx(0.05 * fast["lr"])
+    assert {*map(id, slow["params"])} == {*map(id, net.backbone.parameters())}
+    attention = P.AttentionTraining(net, gate, SwAV(8, 8), None, lr=6.0, weight_decay=0.0, freeze_norm=True)  # type: ignore[arg-type]
+    attention.losses(crops(), 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, statistics(net.backbone)))
+
+
+def test_released_presets_train_statistics_and_all_at_one_rate():
+    for preset in ("imagenet_s50", "imagenet_s300", "imagenet_s919", "custom"):
+        c = P.PassConfig(preset=preset)
+        assert (c.backbone_share, c.freeze_norm, c.norm_images) == (1.0, False, 0)
 
 
 def test_d2s_gives_the_deep_stage_no_gradient():

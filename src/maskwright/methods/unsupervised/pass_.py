@@ -12,7 +12,9 @@ and a segmentation network is trained on these names.
 Deviates: the attention threshold is Otsu's on the training photographs' mean gates, and reads no label; the authors
 sweep it on validation labels (`oracle_threshold`, off). Where the class table names every class and none is "other",
 no pixel is. Any backbone of ours is pretrained, from the weights it is
-given (`--weights random` starts from nothing, as the paper does). For losses without clusters (`instance=simsiam`,
+given (`--weights random` starts from nothing, as the paper does). Where these are trained already (preset `small`), the
+backbone learns at a twentieth of the heads' rate and keeps its batch-norm statistics until fine-tuning: at the whole
+rate 100 steps lose more than they teach (docs/pass.md). For losses without clusters (`instance=simsiam`,
 `moco`) deep-to-shallow takes their own targets, and the gate's clustering loss starts from fresh prototypes. All
 preprocessing uses one set of means and deviations. Batch statistics are over all GPUs; several processes on CPUs take
 each its own share's. LARC's step of an all-zero bias has a bounded gradient. A global crop has at least two cells of
@@ -95,7 +97,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "crop": 128, "local_crop": 64, "local_crops": 2, "hidden": 256, "prototypes": 128, "batch": 32, "epochs": 24,
         "lr": 2.0, "queue": 256, "queue_epoch": 4, "frozen": 25, "attention_epochs": 8, "attention_lr": 6.0,
         "attention_queue": 256, "finetune_epochs": 12, "finetune_lr": 0.6, "short_side": 192, "restarts": 10,
-        "backbone_share": 0.05, "norm_images": 64, "freeze_norm": False,
+        "backbone_share": 0.05, "norm_images": 64, "freeze_norm": True,
     },
     "imagenet_s50": CUSTOM, "imagenet_s300": S300, "imagenet_s919": S300, "custom": CUSTOM,
 }  # fmt: skip
@@ -353,7 +355,8 @@ class Pass(Method):
         training = Pretraining(network, instance.to(device), self.crops(), c)
         self.fit(training, "pretrain", folder, steps, len(context.data))
         backbone = self.pretrained().backbone
-        self.settle(self.encoder(backbone))
+        if not c.freeze_norm:
+            self.settle(self.encoder(backbone))
         if context.run.writes:
             save_tensors(folder / WEIGHTS, backbone.model.state_dict())
 
@@ -389,13 +392,16 @@ class Pass(Method):
             )
             gate.load_state_dict(self.artefact(stage)["module.attention"])
         encoder = self.encoder(self.pretrained(stage).backbone)
-        self.settle(encoder if gate is None else nn.Sequential(encoder, AttendedClusters(_none(encoder), 0.0, gate)))
+        if not self.config.freeze_norm:
+            self.settle(
+                encoder if gate is None else nn.Sequential(encoder, AttendedClusters(_none(encoder), 0.0, gate))
+            )
         return encoder, gate
 
     def settle(self, network: nn.Module) -> None:
         """Retakes the batch-norm statistics of a trained network on whole photographs, where `norm_images` says so."""
         c, context = self.config, self.context
-        if c.norm_images and not c.freeze_norm:
+        if c.norm_images:
             chosen = evenly(range(len(context.data)), c.norm_images)
             retake_statistics(network.to(context.device), context.data, chosen, self.preprocess(), context.device)
 
