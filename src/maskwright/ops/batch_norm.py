@@ -183,6 +183,15 @@ def _coefficients(parts, gamma, var, n, eps, a, b, c_, grad_gamma, grad_beta):  
 
 
 @njit(cache=True, nogil=True)
+def _add(sums, s, q):  # type: ignore[no-untyped-def]
+    """Adds the sums of a stretch in float64, and begins the next."""
+    for c in range(len(s)):
+        sums[0, c] += s[c]
+        sums[1, c] += q[c]
+        s[c] = q[c] = 0
+
+
+@njit(cache=True, nogil=True)
 def _statistics(low, high, sums, x, pivot):  # type: ignore[no-untyped-def]
     """Adds sum (x - pivot) and sum (x - pivot)^2 of rows."""
     d = len(pivot)
@@ -193,11 +202,7 @@ def _statistics(low, high, sums, x, pivot):  # type: ignore[no-untyped-def]
                 v = sub8(load_bits8(x, r * d + c), load8(pivot, c))
                 store8(s, c, add8(load8(s, c), v))
                 store8(q, c, muladd8(load8(q, c), v, v))
-        for c in range(d):
-            sums[0, c] += s[c]
-            sums[1, c] += q[c]
-        s[:] = 0
-        q[:] = 0
+        _add(sums, s, q)
 
 
 @njit(cache=True, nogil=True)
@@ -225,11 +230,7 @@ def _gradient_sums(low, high, sums, x, g, mean, scale, offset, least, most):  # 
                 passed = within8(load_bits8(g, r * d + c), y, lower, upper)
                 store8(s, c, add8(load8(s, c), passed))
                 store8(q, c, muladd8(load8(q, c), passed, sub8(v, load8(mean, c))))
-        for c in range(d):
-            sums[0, c] += s[c]
-            sums[1, c] += q[c]
-        s[:] = 0
-        q[:] = 0
+        _add(sums, s, q)
 
 
 @njit(cache=True, nogil=True)
