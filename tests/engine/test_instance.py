@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from maskwright.engine import instance
 from maskwright.engine.instance import MoCo, SimSiam, SwAV
 from maskwright.engine.larc import LARC
+from maskwright.models.backbones import build_backbone
 from maskwright.ops.sinkhorn import sinkhorn
 
 B, D, K = 6, 8, 5
@@ -155,3 +157,15 @@ def test_moco_follows_and_stores_keys():
     loss([network(x) for x in images], images, 1)
     loss.after_step(1, network)
     torch.testing.assert_close(loss.teacher.module.weight, start + 0.5)
+
+
+def test_synchronised_networks_keep_their_activations(monkeypatch):
+    """In timm's MobileNet the rectifier is part of the norm."""
+    monkeypatch.setattr(instance, "world_size", lambda: 2)
+    monkeypatch.setattr(instance.dist, "get_backend", lambda: "nccl")
+    torch.manual_seed(0)
+    plain, x = build_backbone("mobilenetv2_100", "random").eval(), torch.randn(1, 3, 64, 64)
+    shared = instance.synchronised(copy.deepcopy(plain)).eval()
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in shared.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(shared(x), plain(x))

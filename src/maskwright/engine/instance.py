@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from maskwright.engine.banks import FeatureBank
@@ -227,4 +228,5 @@ M = TypeVar("M", bound=nn.Module)
 def synchronised(module: M) -> M:
     """The module with batch statistics over all processes where there are several GPUs; as it is otherwise."""
     several = world_size() > 1 and dist.get_backend() == "nccl"
-    return nn.SyncBatchNorm.convert_sync_batchnorm(module) if several else module
+    # timm's, because torch's would drop the activations inside timm's norms
+    return convert_sync_batchnorm(module) if several else module
