@@ -101,7 +101,7 @@ def test_weights_that_are_trained_keep_their_statistics_and_learn_slowly():
 def test_released_presets_train_statistics_and_all_at_one_rate():
     for preset in ("imagenet_s50", "imagenet_s300", "imagenet_s919", "custom"):
         c = P.PassConfig(preset=preset)
-        assert (c.backbone_share, c.freeze_norm, c.norm_images) == (1.0, False, 0)
+        assert (c.backbone_share, c.freeze_norm) == (1.0, False)
 
 
 def test_d2s_gives_the_deep_stage_no_gradient():

@@ -65,7 +65,6 @@ from maskwright.engine.instance import InstanceLoss, MoCo, SimSiam, SwAV, synchr
 from maskwright.engine.larc import LARC
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.multicrop import Crops, MultiCrops
-from maskwright.engine.norm_statistics import evenly, retake_statistics
 from maskwright.engine.records import save_tensors
 from maskwright.engine.seeding import seed_step
 from maskwright.engine.segmenting import precision_of
@@ -86,7 +85,7 @@ CUSTOM: dict[str, Any] = {
     "crop": 224, "local_crop": 96, "local_crops": 6, "scale_min": 0.14, "hidden": 512, "prototypes": 500, "batch": 256,
     "epochs": 200, "lr": 0.6, "queue": 2048, "queue_epoch": 15, "frozen": 1001, "attention_epochs": 20,
     "attention_lr": 6.0, "attention_queue": 3840, "finetune_epochs": 20, "finetune_lr": 0.6, "short_side": 256,
-    "restarts": 30, "backbone_share": 1.0, "norm_images": 0, "freeze_norm": False,
+    "restarts": 30, "backbone_share": 1.0, "freeze_norm": False,
 }  # fmt: skip
 S300 = CUSTOM | {
     "local_crops": 0, "scale_min": 0.08, "hidden": 2048, "prototypes": 3000, "epochs": 100, "queue": 3840,
@@ -97,7 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "crop": 128, "local_crop": 64, "local_crops": 2, "hidden": 256, "prototypes": 128, "batch": 32, "epochs": 24,
         "lr": 2.0, "queue": 256, "queue_epoch": 4, "frozen": 25, "attention_epochs": 8, "attention_lr": 6.0,
         "attention_queue": 256, "finetune_epochs": 12, "finetune_lr": 0.6, "short_side": 192, "restarts": 10,
-        "backbone_share": 0.05, "norm_images": 64, "freeze_norm": True,
+        "backbone_share": 0.05, "freeze_norm": True,
     },
     "imagenet_s50": CUSTOM, "imagenet_s300": S300, "imagenet_s919": S300, "custom": CUSTOM,
 }  # fmt: skip
@@ -142,11 +141,6 @@ class PassConfig:
     epochs: int = option(None, "passes over the photographs of pretraining, unless --steps says (preset)", low=1)
     lr: float = option(None, "LARC's factor, cosine to a thousandth of it (preset)", low=0)
     backbone_share: float = option(None, "share of lr for the backbone in pretraining (preset)", low=0)
-    norm_images: int = option(
-        None,
-        "photographs that batch-norm statistics are retaken on after each stage; 0: training's own (preset)",
-        low=0,
-    )
     freeze_norm: bool = option(None, "keep the backbone's batch-norm statistics until fine-tuning (preset)")
     weight_decay: float = option(1e-6, "on every tensor", low=0)
     attention_epochs: int = option(None, "passes of the gate's stage; --steps scales it (preset)", low=1)
@@ -354,11 +348,8 @@ class Pass(Method):
                      f"labels they saw: {context.backbone.provenance.labels_seen}.")  # fmt: skip
         training = Pretraining(network, instance.to(device), self.crops(), c)
         self.fit(training, "pretrain", folder, steps, len(context.data))
-        backbone = self.pretrained().backbone
-        if not c.freeze_norm:
-            self.settle(self.encoder(backbone))
         if context.run.writes:
-            save_tensors(folder / WEIGHTS, backbone.model.state_dict())
+            save_tensors(folder / WEIGHTS, network.backbone.model.state_dict())
 
     def pretrained(self, stage: str = "pretrain") -> PassNetwork:
         """The network as a stage left it."""
@@ -391,19 +382,7 @@ class Pass(Method):
                 "attention",
             )
             gate.load_state_dict(self.artefact(stage)["module.attention"])
-        encoder = self.encoder(self.pretrained(stage).backbone)
-        if not self.config.freeze_norm:
-            self.settle(
-                encoder if gate is None else nn.Sequential(encoder, AttendedClusters(_none(encoder), 0.0, gate))
-            )
-        return encoder, gate
-
-    def settle(self, network: nn.Module) -> None:
-        """Retakes the batch-norm statistics of a trained network on whole photographs, where `norm_images` says so."""
-        c, context = self.config, self.context
-        if c.norm_images:
-            chosen = evenly(range(len(context.data)), c.norm_images)
-            retake_statistics(network.to(context.device), context.data, chosen, self.preprocess(), context.device)
+        return self.encoder(self.pretrained(stage).backbone), gate
 
     def encoder(self, backbone: Any) -> BackboneEncoder:
         """The deepest stage of a backbone."""
@@ -423,7 +402,7 @@ class Pass(Method):
         """Centroids (K, F) of the photographs' unit embeddings; batch norm in evaluation mode."""
         c, context, m = self.config, self.context, self.preprocess().multiple_of
         side = max(m, round(c.short_side * 7 / 8 / m) * m)  # 224 of 256
-        rows = self.named(_none(self.attended[0])).embeddings(share(range(len(context.data))), side)
+        rows = self.named(torch.zeros(1, self.attended[0].width)).embeddings(share(range(len(context.data))), side)
         found = cluster_rows(context, rows, restarts=c.restarts, iterations=100, clusters=self.clusters)
         if context.run.writes:
             save_tensors(folder / CENTROIDS, {"centroids": found.centers})
@@ -497,11 +476,6 @@ class Pass(Method):
         if self.config.finetune_epochs:
             segmenter = self.unfinished()
             segmenter.load_state_dict(self.artefact("finetune")["module.network"])
-            self.settle(segmenter)
-            return segmenter.cpu().eval()
+            return segmenter.eval()
         t = json.loads((self.context.run.path / "label" / THRESHOLD).read_text())["value"]
         return self.assembled(self.attended[0], self.rule(self.centroids(), t)).eval()
-
-
-def _none(encoder: BackboneEncoder) -> Tensor:
-    return torch.zeros(1, encoder.width)  # a centroid that stands for none
