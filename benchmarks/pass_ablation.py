@@ -21,6 +21,8 @@ from benchmarks.records import data_root, keep, spread, take_over
 from maskwright import api
 from maskwright.data.files import write_json, write_text
 from maskwright.engine.luss_probe import SHORT_SIDE, distance_scores
+from maskwright.evaluate.scores import Scores
+from maskwright.methods.unsupervised.pass_ import PassConfig
 from maskwright.models.backbones import build_backbone
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import BackboneEncoder
@@ -61,26 +63,32 @@ def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, f
         source, "pass", out=folder, split="train", classes=classes, backbone=args.backbone, weights=args.weights,
         steps=args.steps, seed=seed, device=args.device, settings=settings, resume=True,
     )  # fmt: skip
-    test, bank = api.open_folder(source).split("test"), api.open_folder(source).split("train")
+    test = api.open_folder(source).split("test")
     model.predict_folder(test, folder / "predictions")
     luss = api.evaluate(folder / "predictions", test, protocol="luss")
     record = json.loads((folder / "run.json").read_text())
-    architecture = record["backbone"]["architecture"]
-    backbone = build_backbone(architecture, str(folder / "pretrain" / "backbone.safetensors")).to(model.device)
-    encoder = BackboneEncoder(backbone, layers=backbone.stage_layers[-1]).eval()
     side = int(record["config"]["short_side"]) if args.preset == "small" else SHORT_SIDE
-    preprocess = Preprocess.for_backbone(backbone.provenance, short_side=side, multiple_of=encoder.multiple_of)
-    with torch.inference_mode():
-        distance = distance_scores(encoder, preprocess, bank, test, device=model.device)
+    learned = str(folder / "pretrain" / "backbone.safetensors")
+    distance = by_distance(source, record["backbone"]["architecture"], learned, side)
     read = record["labels_read"]
     scores = {
-        "unsupervised": 100 * luss.miou, "distance": 100 * distance.miou,
+        "unsupervised": 100 * luss.miou, "accuracy": 100 * luss.pixel_accuracy, "distance": 100 * distance.miou,
         "masks_read": sum(sum(kinds.values()) for kinds in read.values()),
     }  # fmt: skip
     write_json(folder / "luss.json", luss.to_json())
     write_json(folder / "distance.json", distance.to_json())
     write_json(found, scores)
     return scores
+
+
+def by_distance(source: Path, architecture: str, weights: str, side: int) -> Scores:
+    """Distance matching of a backbone's deepest stage: the masks of `train` name the pixels of `test`."""
+    backbone = build_backbone(architecture, weights)
+    encoder = BackboneEncoder(backbone, layers=backbone.stage_layers[-1]).eval()
+    preprocess = Preprocess.for_backbone(backbone.provenance, short_side=side, multiple_of=encoder.multiple_of)
+    data = api.open_folder(source)
+    with torch.inference_mode():
+        return distance_scores(encoder, preprocess, data.split("train"), data.split("test"))
 
 
 def main() -> None:
@@ -98,7 +106,14 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--keep", type=Path, help="copies the runs' records there")
     parser.add_argument("--set", nargs="*", default=[], help="further options, key=value, for all rows")
+    parser.add_argument("--start", metavar="NAME", help="only judges the weights of a package by distance matching")
     args = parser.parse_args()
+    if args.start:
+        for data in args.data:
+            side = PassConfig(preset=args.preset).short_side
+            found = by_distance(data_root() / data, args.start, "package", side)
+            print(f"{data}, {args.start} at {side} pixels: distance matching mIoU {100 * found.miou:.2f}")
+        return
     lines, cells = [], []
     for data in args.data:
         lines += [f"## {data}", "", "| | fully unsupervised mIoU | distance matching mIoU | seeds |"]
