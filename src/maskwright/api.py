@@ -298,7 +298,7 @@ def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
 
 def _labeled_note(images: Dataset, labeled: str | Path, digest: str) -> str:
     """How many masks of a list may be read, and which these are; a list may name images of other splits."""
-    named, read = len(set(images.list_names(os.fspath(labeled))[0])), sum(i.mask is not None for i in images.items)
+    named, read = len(set(images.list_names(labeled)[0])), sum(i.mask is not None for i in images.items)
     few = "" if read == named else f" of the {named} that it names; the others are not of this split or have no mask"
     return f"Labelled: {read} images by {labeled}{few} (sha256 of their names {digest[:12]})."
 
@@ -422,8 +422,7 @@ def _context(
     run = RunFolder.start(folder, record, resume=resume, writes=fabric.is_global_zero)
     context = Context(
         data=images, table=table, seed=seed, steps=steps, fabric=fabric, run=run, cache=FeatureCache(),
-        backbone=network, source=domain, progress=bar,
-        notes=list(run.record.get("notes", [])),
+        backbone=network, source=domain, progress=bar, notes=list(run.record.get("notes", [])),
     )  # fmt: skip
     if labeled is not None:
         context.note(_labeled_note(images, labeled, record["labeled_hash"]))
