@@ -20,6 +20,7 @@ import torch
 from benchmarks.records import data_root, keep, spread, take_over
 from maskwright import api
 from maskwright.data.files import write_json, write_text
+from maskwright.data.folder import Dataset
 from maskwright.engine.luss_probe import SHORT_SIDE, distance_scores
 from maskwright.evaluate.scores import Scores
 from maskwright.methods.unsupervised.pass_ import PassConfig
@@ -69,7 +70,8 @@ def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, f
     record = json.loads((folder / "run.json").read_text())
     side = int(record["config"]["short_side"]) if args.preset == "small" else SHORT_SIDE
     learned = str(folder / "pretrain" / "backbone.safetensors")
-    distance = by_distance(source, record["backbone"]["architecture"], learned, side)
+    bank = api.open_folder(source).split("train")
+    distance = by_distance(bank, test, record["backbone"]["architecture"], learned, side, model.device)
     read = record["labels_read"]
     scores = {
         "unsupervised": 100 * luss.miou, "accuracy": 100 * luss.pixel_accuracy, "distance": 100 * distance.miou,
@@ -81,14 +83,15 @@ def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, f
     return scores
 
 
-def by_distance(source: Path, architecture: str, weights: str, side: int) -> Scores:
-    """Distance matching of a backbone's deepest stage: the masks of `train` name the pixels of `test`."""
-    backbone = build_backbone(architecture, weights)
+def by_distance(
+    bank: Dataset, test: Dataset, architecture: str, weights: str, side: int, device: torch.device | str = "cpu"
+) -> Scores:
+    """Distance matching of a backbone's deepest stage: the masks of `bank` name the pixels of `test`."""
+    backbone = build_backbone(architecture, weights).to(device)
     encoder = BackboneEncoder(backbone, layers=backbone.stage_layers[-1]).eval()
     preprocess = Preprocess.for_backbone(backbone.provenance, short_side=side, multiple_of=encoder.multiple_of)
-    data = api.open_folder(source)
     with torch.inference_mode():
-        return distance_scores(encoder, preprocess, data.split("train"), data.split("test"))
+        return distance_scores(encoder, preprocess, bank, test, device=device)
 
 
 def main() -> None:
@@ -111,7 +114,8 @@ def main() -> None:
     if args.start:
         for data in args.data:
             side = PassConfig(preset=args.preset).short_side
-            found = by_distance(data_root() / data, args.start, "package", side)
+            folder = api.open_folder(data_root() / data)
+            found = by_distance(folder.split("train"), folder.split("test"), args.start, "package", side)
             print(f"{data}, {args.start} at {side} pixels: distance matching mIoU {100 * found.miou:.2f}")
         return
     lines, cells = [], []

@@ -13,29 +13,19 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
-
+from benchmarks.pass_ablation import by_distance
 from benchmarks.records import data_root
 from maskwright import api
 from maskwright.data.files import write_json
 from maskwright.data.folder import Dataset
-from maskwright.engine.luss_probe import distance_scores
-from maskwright.models.backbones import build_backbone
-from maskwright.models.preprocess import Preprocess
-from maskwright.models.segmenter import BackboneEncoder
 
 
 def judge(run: Path, share: float, data: Dataset, side: int) -> dict[str, float]:
     """Distance matching between the halves of `data`, and the labelling rule on all of it, per cent."""
     record = json.loads((run / "run.json").read_text())
     weights = None if share == 0 else str(run / "pretrain" / "backbone.safetensors")
-    backbone = build_backbone(record["backbone"]["architecture"], weights or "package")
-    encoder = BackboneEncoder(backbone, layers=backbone.stage_layers[-1]).eval()
-    preprocess = Preprocess.for_backbone(backbone.provenance, short_side=side, multiple_of=encoder.multiple_of)
-    halves = [data.subset(np.arange(start, len(data), 2).tolist()) for start in (0, 1)]
-    with torch.inference_mode():
-        distance = distance_scores(encoder, preprocess, *halves)
+    bank, asked = (data.subset(range(start, len(data), 2)) for start in (0, 1))
+    distance = by_distance(bank, asked, record["backbone"]["architecture"], weights or "package", side)
     rule = api.evaluate(run / "label" / "labels" / "masks", data, protocol="luss")
     return {"distance": 100 * distance.miou, "rule": 100 * rule.miou, "rule_accuracy": 100 * rule.pixel_accuracy}
 

@@ -199,7 +199,7 @@ class AttentionTraining(Training):
     """The gate, by the clustering loss of mean(A(n) n) on the frozen network; n has unit length at every pixel.
 
     Batch norm: all layers in training mode, also those of the frozen network and head, whose running statistics go on
-    moving; no parameter of theirs does.
+    moving; no parameter of theirs does. With `freeze_norm` the backbone's stay in evaluation mode.
     """
 
     def __init__(

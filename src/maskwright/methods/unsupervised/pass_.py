@@ -171,7 +171,8 @@ class PassConfig:
 class Pretraining(Training):
     """L = (L_e + sum_s w_s L_d2s^s) / (1 + sum_s w_s) + L_p2p.
 
-    Batch norm: all layers in training mode, statistics of all global crops together and of all local crops together.
+    Batch norm: all layers in training mode, statistics of all global crops together and of all local crops together;
+    with `freeze_norm` the backbone's stay in evaluation mode.
     """
 
     def __init__(self, network: PassNetwork, instance: InstanceLoss, crops: MultiCrops, config: PassConfig) -> None:
