@@ -19,11 +19,11 @@ from maskwright.models.blocks import BatchNorm2d, FCNHead, tolerate_single_value
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.networks import NETWORKS, Network, build_network
 from maskwright.models.preprocess import Preprocess
-from maskwright.models.segmenter import Segmenter
+from maskwright.models.segmenter import BackboneEncoder, Segmenter
 
 CLASSES = 5
 CNN, VIT = "resnet18", "test_vit"
-WITH_AUX = {"pspnet", "ocr", "ddrnet23_slim", "ddrnet23", "ddrnet39", "setr_naive", "setr_pup"}
+WITH_AUX = {"pspnet", "ocr", "ddrnet23_slim", "ddrnet23", "ddrnet39", "setr_naive", "setr_pup", "setr_mla"}
 
 
 @cache
@@ -84,7 +84,9 @@ def test_one_image_trains_every_parameter_once(name):
     aux = network.aux_logits(features)
     assert all(logits.shape[:2] == (1, CLASSES) for logits in aux.values())
     (loss + sum(logits.square().mean() for logits in aux.values())).backward()
-    assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+    assert not [n for n, p in trained if p.grad is None or not p.grad.isfinite().all()]
+    assert len(list(network.parameters())) - len(trained) == (2 if name.startswith("setr_") else 0)
     layers = network.encoder_layers()
     found = [id(p) for layer in [*layers, network.head_parameters()] for p in layer]
     assert len(found) == len(set(found)) and set(found) == {id(p) for p in network.parameters()}
@@ -111,7 +113,7 @@ def test_logits_at_the_crop_sizes_of_the_papers(size):
     torch.testing.assert_close(y, whole[..., : size[0], : size[1]])
 
 
-@pytest.mark.parametrize("name", ["unet", "ocr", "pspnet", "ddrnet23_slim", "setr_pup"])
+@pytest.mark.parametrize("name", ["unet", "ocr", "pspnet", "ddrnet23_slim", "setr_pup", "setr_mla"])
 def test_copies_share_nothing(name):
     network = make(name)
     teacher = EMATeacher(network)
@@ -251,6 +253,78 @@ def test_fcn_head_reads_its_map_and_drops_nothing_in_evaluation():
     slow = F.relu(head.body[1](F.conv2d(maps[1], head.body[0].weight, padding=1)))
     torch.testing.assert_close(y, F.conv2d(slow, head.last.weight, head.last.bias))
     assert np.isfinite(y.detach().numpy()).all()
+
+
+@pytest.mark.parametrize("name", ["ocr", "setr_mla"])
+def test_heads_on_inner_maps_of_the_decoder_take_what_it_made(name):
+    """The same logits as made anew, and batch norm sees the batch once."""
+    network = make(name).train()
+    slow = copy.deepcopy(network)
+    x = torch.randn(2, 3, 64, 64)
+    features = network.features(x)
+    network.decode(features)
+    logits = network.aux_logits(features)
+    counts = {int(v) for k, v in network.named_buffers() if k.startswith("decoder.") and k.endswith("tracked")}
+    assert counts == {1}
+    others = slow.aux_logits(slow.features(x))
+    assert all(torch.equal(logits[k], others[k]) for k in others)
+    sum(v.sum() for v in logits.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.aux.parameters())
+    other = [f + 1 for f in features]  # other maps: nothing old is handed out
+    assert not any(torch.equal(v, logits[k]) for k, v in network.aux_logits(other).items())
+    network.eval().decode(features)
+    assert network.decoder.handed.get(features) is None
+
+
+@pytest.mark.parametrize("name", ["setr_naive", "setr_pup", "setr_mla", "segmenter_mask"])
+def test_setr_reads_the_blocks_as_they_are(name):
+    network = make(name).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        inner = network.encoder.backbone
+        for p in inner.model.norm.parameters():
+            p.add_(0.5)
+        want = inner.dense_many(x, network.encoder.layers, norm=name == "segmenter_mask")
+        assert all(torch.equal(a, b) for a, b in zip(network.features(x), want, strict=True))
+        again = BackboneEncoder.from_spec(network.encoder.spec())
+        again.load_state_dict(network.encoder.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(again.eval()(x), want, strict=True))
+
+
+MMSEG_VIT = (
+    ("patch_embed.proj.", "patch_embed.projection."),
+    ("blocks.", "layers."),
+    (".norm1.", ".ln1."),
+    (".norm2.", ".ln2."),
+    (".attn.qkv.", ".attn.attn.in_proj_"),
+    (".attn.proj.", ".attn.attn.out_proj."),
+    (".mlp.fc1.", ".ffn.layers.0.0."),
+    (".mlp.fc2.", ".ffn.layers.1."),
+)
+
+
+@pytest.mark.parametrize("trunk", ["timm", "mmseg"])
+def test_official_setr_fills_encoder_and_head(trunk, tmp_path):
+    torch.manual_seed(2)
+    options = {"img_size": 32, "depth": 5, "embed_dim": 48, "num_heads": 3}
+    original = build_network("setr_naive", build_backbone("vit_tiny_patch16_224", "random", **options), 3)
+    state = {}
+    for key, value in original.encoder.backbone.model.state_dict().items():
+        if key.startswith("norm."):
+            continue  # a network without a last normalisation
+        for ours, theirs in MMSEG_VIT if trunk == "mmseg" else ():
+            key = key.replace(ours, theirs)
+        state[f"backbone.{key}"] = value
+    for key, value in original.decoder.state_dict().items():
+        key = key.replace("blocks.0.0.", "up_convs.0.0.conv.").replace("blocks.0.1.", "up_convs.0.0.bn.")
+        state[f"decode_head.{key}"] = value
+    state |= {f"decode_head.conv_seg.{k.split('.')[1]}": v for k, v in original.classifier.state_dict().items()}
+    torch.save({"state_dict": state, "meta": {}}, tmp_path / "w.pth")
+    torch.manual_seed(5)
+    blank = build_backbone("vit_tiny_patch16_224", "random", **options)
+    loaded = build_network("setr_naive", blank, 3, weights=str(tmp_path / "w.pth")).eval()
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(loaded(x), original.eval()(x))
 
 
 @pytest.mark.parametrize("name", ["dpt", "segmenter_linear"])

@@ -6,6 +6,7 @@ import copy
 import json
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -412,6 +413,43 @@ def test_setr_auxiliary_heads_read_the_same_list():
         assert torch.equal(decoder(features), decoder(features[i]))
     assert head.classifier(head.decoder(features)).shape == (2, CLASSES, 40, 56)
     assert vit_head("setr_pup", [WIDTH] * 24, CLASSES).auxiliary == []
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "side", "classes", "millions", "within"),
+    [
+        ("setr_naive", "vit_base_patch16_384", 768, 19, 87.69, 0.002),
+        ("setr_mla", "vit_base_patch16_384", 768, 19, 92.59, 0.002),
+        ("segmenter_linear", "deit_base_patch16_384", 512, 150, 87, 0.006),
+        ("segmenter_mask", "vit_tiny_patch16_384", 512, 150, 7, 0.05),
+        ("segmenter_mask", "vit_small_patch16_384", 512, 150, 27, 0.04),
+        ("segmenter_mask", "vit_large_patch16_384", 640, 150, 334, 0.003),
+    ],
+)
+def test_published_parameters(name, encoder, side, classes, millions, within):
+    """SETR's Table 2 (Base, Cityscapes) and Segmenter's repository (ADE20K); counted without allocating anything."""
+    with torch.device("meta"):
+        trunk = timm.create_model(encoder, img_size=side, num_classes=0)
+        head = vit_head(name, [trunk.embed_dim] * len(trunk.blocks), classes)
+    found = count(trunk, head.decoder, head.classifier) / 1e6
+    assert found == pytest.approx(millions, rel=within)
+
+
+def test_setr_auxiliary_heads_of_each_kind():
+    """Naive: 1x1 on three blocks before the last; PUP: 3x3 on these and the last; MLA: 1x1 on its aggregated maps."""
+    d, c, e = WIDTH, CLASSES, 24
+    naive, pup, mla = (build(name, auxiliary=True) for name in ("setr_naive", "setr_pup", "setr_mla"))
+    assert [len(h.auxiliary) for h in (naive, pup, mla)] == [3, 4, 4]
+    assert naive.layers == pup.layers == setr_blocks(DEPTH)
+    sides = [count(*pair) for head in (naive, pup, mla) for pair in head.auxiliary]
+    of_naive, of_pup = (2 * d + kernel * d * 256 + 2 * 256 + 256 * c + c for kernel in (1, 9))
+    assert sides == [of_naive] * 3 + [of_pup] * 4 + [e * c + c] * 4
+    decoder, features = mla.decoder.eval(), maps(4)
+    total = None
+    for i in (3, 2, 1, 0):
+        x = decoder.projects[i](decoder.norms[i](features[i]))
+        total = x if total is None else total + x
+        assert torch.equal(mla.auxiliary[i][0](features), decoder.smooths[i](total))
 
 
 # -- DPT ------------------------------------------------------------------------------------------------------

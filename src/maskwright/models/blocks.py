@@ -6,6 +6,7 @@ Legend: B batch, D width, C classes, (h, w) feature-map size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,36 @@ def tolerate_single_values(module: nn.Module) -> nn.Module:
         else:
             tolerate_single_values(child)
     return module
+
+
+class Handed:
+    """What a decoder hands to the auxiliary heads that stand on its inner maps.
+
+    In training, decoder and heads get the same list of maps one after the other. Computed twice, the inner step would
+    cost twice and move its batch norm's running statistics twice a batch. A copy begins empty.
+    """
+
+    def __init__(self) -> None:
+        self._maps: tuple[Tensor, ...] = ()
+        self._value: Any = None
+
+    def __deepcopy__(self, memo: Any) -> Handed:
+        return Handed()
+
+    def put(self, maps: Sequence[Tensor] | Tensor, value: Any, training: bool) -> None:
+        """Keeps a value for these maps, and only in training with gradients; drops what was there."""
+        keep = training and torch.is_grad_enabled()
+        self._maps, self._value = (_several(maps), value) if keep else ((), None)
+
+    def get(self, maps: Sequence[Tensor] | Tensor) -> Any:
+        """The value of these very maps, or None."""
+        asked = _several(maps)
+        same = len(asked) == len(self._maps) and all(a is b for a, b in zip(asked, self._maps, strict=True))
+        return self._value if same else None
+
+
+def _several(maps: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
+    return (maps,) if isinstance(maps, Tensor) else tuple(maps)
 
 
 def conv_norm(width: int, out: int, kernel: int = 1, stride: int = 1) -> nn.Sequential:

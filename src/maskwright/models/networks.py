@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.blocks import FCNHead
@@ -51,8 +51,6 @@ class Entry:
         build: makes it, from backbone or None, classes, official weights or None, and options.
         origin: whose code it is.
         stride: input pixels a cell of the logits, as a formula of the encoder where it depends on it.
-        published: millions of parameters that a paper prints, without auxiliary heads, or None.
-        reference: backbone, classes and options that the published number is for.
     """
 
     title: str
@@ -62,8 +60,6 @@ class Entry:
     build: Callable[..., Network]
     origin: str
     stride: str
-    published: float | None = None
-    reference: tuple[str | None, int, dict[str, Any]] | None = None
 
 
 def build_network(
@@ -313,17 +309,22 @@ def _vit(name: str) -> Callable[..., Network]:
     """A builder for a head of `vit_heads`."""
 
     def build(backbone: Backbone, classes: int, weights: str | None, **options: Any) -> Network:
-        if name in ("setr_naive", "setr_pup"):
+        setr = name.startswith("setr_")
+        if setr:
             options = {"auxiliary": True, **options}
         head = vit_head(name, backbone.widths, classes, **options)
-        encoder = BackboneEncoder(copy.deepcopy(backbone), head.layers, pyramid=True)
+        encoder = BackboneEncoder(copy.deepcopy(backbone), head.layers, pyramid=True, norm=not setr)
         source = backbone.provenance
+        inner: Any = encoder.backbone.model
+        for unused in ("norm", "fc_norm") if setr else ():
+            getattr(inner, unused, nn.Identity()).requires_grad_(False)
         if weights is not None:
             file = read_weights_file(weights)
-            inner: Any = encoder.backbone.model
             tensors = unwrap(file.tensors)
             for prefix in ("encoder.", "pretrained."):
                 tensors = _under(tensors, prefix, strip=True) or tensors
+            if setr:  # it leaves the last normalisation out, and so do its files
+                tensors = {**_under(inner.state_dict(), "norm."), **tensors}
             inner.load_state_dict(translate(tensors, inner, file.source))
             load_official_head(file.tensors, head.decoder, head.classifier)
             source = _own_provenance(backbone.architecture, file)
@@ -380,8 +381,6 @@ NETWORKS: dict[str, Entry] = {
         _pspnet,
         "smp, auxiliary head ours",
         "8",
-        65.9,
-        ("resnet101", 19, {}),
     ),
     "deeplabv1": Entry(
         "DeepLab v1 LargeFOV",
@@ -391,8 +390,6 @@ NETWORKS: dict[str, Entry] = {
         _deeplabv1,
         "ours",
         "8",
-        20.5,
-        (None, 21, {}),
     ),
     "deeplabv2": Entry(
         "DeepLab v2",
@@ -411,8 +408,6 @@ NETWORKS: dict[str, Entry] = {
         _deeplabv3,
         "smp",
         "16",
-        58.0,
-        ("resnet101", 19, {}),
     ),
     "deeplabv3plus": Entry(
         "DeepLab v3+",
@@ -422,8 +417,6 @@ NETWORKS: dict[str, Entry] = {
         _deeplabv3plus,
         "smp",
         "4",
-        43.5,
-        ("xception71", 19, {}),
     ),
     "fpn": Entry(
         "FPN", "Kirillov et al., CVPR 2019", "https://arxiv.org/abs/1901.02446", "cnn", _smp("fpn"), "smp", "4"
@@ -436,8 +429,6 @@ NETWORKS: dict[str, Entry] = {
         _smp("upernet"),
         "smp",
         "4",
-        60.0,
-        ("swin_tiny_patch4_window7_224", 150, {"decoder_channels": 512}),
     ),
     "segformer": Entry(
         "SegFormer's decoder",
@@ -456,8 +447,6 @@ NETWORKS: dict[str, Entry] = {
         _hrnet,
         "timm, head ours",
         "4",
-        65.8,
-        ("hrnet_w48", 19, {}),
     ),
     "ocr": Entry(
         "OCR",
@@ -467,12 +456,10 @@ NETWORKS: dict[str, Entry] = {
         _ocr,
         "ours, encoder timm",
         "4 (HRNet), 8",
-        70.3,
-        ("hrnet_w48", 19, {}),
     ),
-    "ddrnet23_slim": Entry("DDRNet-23-slim", *_DDR, "own", _ddrnet("ddrnet23_slim"), "ours", "8", 5.7, (None, 19, {})),
-    "ddrnet23": Entry("DDRNet-23", *_DDR, "own", _ddrnet("ddrnet23"), "ours", "8", 20.1, (None, 19, {})),
-    "ddrnet39": Entry("DDRNet-39", *_DDR, "own", _ddrnet("ddrnet39"), "ours", "8", 32.3, (None, 19, {})),
+    "ddrnet23_slim": Entry("DDRNet-23-slim", *_DDR, "own", _ddrnet("ddrnet23_slim"), "ours", "8"),
+    "ddrnet23": Entry("DDRNet-23", *_DDR, "own", _ddrnet("ddrnet23"), "ours", "8"),
+    "ddrnet39": Entry("DDRNet-39", *_DDR, "own", _ddrnet("ddrnet39"), "ours", "8"),
     "segmenter_linear": Entry(
         "Segmenter, linear", *_SEGMENTER, "vit", _vit("segmenter_linear"), "ours, encoder timm", "patch"
     ),

@@ -37,6 +37,8 @@ class BackboneEncoder(Part):
         features: "tokens", "q", "k" or "v".
         normalize: each layer's features get unit length first, so that no layer outweighs the others.
         pyramid: give the list of maps instead, for decoders that want one: of `layers`, or of all stages if None.
+        norm: a transformer's last normalisation is applied to tokens; decoders that normalise for themselves (SETR's)
+            read the blocks as they are.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class BackboneEncoder(Part):
         features: str = "tokens",
         normalize: bool = False,
         pyramid: bool = False,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         if features not in KINDS:
@@ -57,6 +60,7 @@ class BackboneEncoder(Part):
         every = pyramid and layers is None
         self.layers = backbone.stage_layers if every else [backbone.resolve_layer(layer) for layer in asked]
         self.features, self.normalize, self.pyramid = features, bool(normalize), bool(pyramid)
+        self.norm = bool(norm)
         self.precision: str | None = None
 
     @property
@@ -82,7 +86,8 @@ class BackboneEncoder(Part):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def spec(self) -> dict[str, Any]:
-        """Architecture and choice of features; neither weights nor paths."""
+        """Architecture and choice of features; neither weights nor paths. What is left out is as it is by default."""
+        raw = {} if self.norm else {"norm": False}
         return {
             "kind": "BackboneEncoder",
             "backbone": self.backbone.architecture,
@@ -92,6 +97,7 @@ class BackboneEncoder(Part):
             "features": self.features,
             "normalize": self.normalize,
             "pyramid": self.pyramid,
+            **raw,
         }
 
     @classmethod
@@ -111,7 +117,7 @@ class BackboneEncoder(Part):
             "normalize",
             "pyramid",
         }
-        if set(spec) != known:
+        if set(spec) - {"norm"} != known:
             raise MaskwrightError(f"part BackboneEncoder has {', '.join(map(str, sorted(spec)))}", ", ".join(known))
         for name, value in spec.items():
             check_argument("BackboneEncoder", name, value)
@@ -123,13 +129,14 @@ class BackboneEncoder(Part):
         options: dict[str, Any] = {} if size is None else {"img_size": tuple(size)}
         backbone = build_backbone(spec["backbone"], "random", spec["output_stride"], **options)
         try:
-            return cls(backbone, spec["layers"], spec["features"], spec["normalize"], spec["pyramid"])
+            names = ("layers", "features", "normalize", "pyramid")
+            return cls(backbone, **{name: spec[name] for name in names}, norm=spec.get("norm", True))
         except (ValueError, TypeError) as error:
             raise MaskwrightError(f"part BackboneEncoder cannot be built: {error}") from error
 
     def forward(self, x: Tensor) -> Any:
         """(B, 3, H, W) to (B, D, h, w), or to a list of maps if `pyramid`."""
-        maps = self.backbone.dense_many(x, self.layers, self.features, precision=self.precision)
+        maps = self.backbone.dense_many(x, self.layers, self.features, norm=self.norm, precision=self.precision)
         if self.normalize:
             maps = [F.normalize(m, dim=1) for m in maps]
         return maps if self.pyramid else concatenate(maps)

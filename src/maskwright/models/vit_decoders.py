@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from maskwright.models.blocks import conv_norm_relu
+from maskwright.models.blocks import Handed, conv_norm_relu
 from maskwright.models.heads import MAX_DEPTH, Part
 
 Maps = Sequence[Tensor] | Tensor
@@ -101,7 +101,7 @@ class _SetrConvs(Part):
 
 
 class SetrNaive(_SetrConvs):
-    """SETR-Naive: one convolution on one map. With kernel 3 it is SETR's auxiliary head.
+    """SETR-Naive: one convolution on one map. With kernel 3 it is SETR-PUP's auxiliary head.
 
     Args:
         width: D of the map that is read.
@@ -158,18 +158,47 @@ class SetrMla(Part):
         self.heads = nn.ModuleList(
             nn.Sequential(conv_norm_relu(self.hidden, share, 3), conv_norm_relu(share, share, 3)) for _ in self.widths
         )
+        self.handed = Handed()
 
-    def forward(self, features: Maps) -> Tensor:
-        """Maps (B, D_i, h, w) of one size to (B, E, 4h, 4w)."""
+    def sums(self, features: Maps) -> list[Tensor]:
+        """The aggregated maps behind their 3x3 convolutions, (B, hidden, h, w) each, shallow to deep."""
         maps = check_maps(features, self.widths)
         streams: list[Tensor] = []
         total: Tensor | None = None
         for i in reversed(range(len(maps))):
             x = self.projects[i](self.norms[i](maps[i]))
             total = x if total is None else total + x
-            x = self.heads[i](self.smooths[i](total))
-            streams.append(F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=True))
-        return torch.cat(streams[::-1], dim=1)
+            streams.append(self.smooths[i](total))
+        return streams[::-1]
+
+    def forward(self, features: Maps) -> Tensor:
+        """Maps (B, D_i, h, w) of one size to (B, E, 4h, 4w)."""
+        sums = self.sums(features)
+        self.handed.put(features, sums, self.training)
+        streams = [head(x) for head, x in zip(self.heads, sums, strict=True)]
+        large = [F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=True) for x in streams]
+        return torch.cat(large, dim=1)
+
+
+class MlaSum(Part):
+    """One aggregated map of SETR-MLA, what its auxiliary heads stand on; it has no parameters of its own.
+
+    Args:
+        decoder: whose map it gives; a copy of the network refers to the copy of its decoder.
+        index: which one, shallow to deep.
+    """
+
+    def __init__(self, decoder: SetrMla, index: int) -> None:
+        super().__init__()
+        # In a list, so that the parameters are registered once, under the decoder's name.
+        self._decoder = [decoder]
+        self.index, self.out = index, decoder.hidden
+
+    def forward(self, features: Maps) -> Tensor:
+        """Maps (B, D_i, h, w) to (B, hidden, h, w)."""
+        decoder = self._decoder[0]
+        found = decoder.handed.get(features)
+        return (decoder.sums(features) if found is None else found)[self.index]
 
 
 class MlaClassifier(Part):

@@ -30,6 +30,7 @@ from maskwright.models.vit_decoders import (
     DPTDecoder,
     Maps,
     MlaClassifier,
+    MlaSum,
     SetrMla,
     SetrNaive,
     SetrPup,
@@ -245,11 +246,14 @@ def _segmenter_mask(widths: Sequence[int], classes: int, model: int | None = Non
 
 
 def _setr(kind: type[SetrNaive] | type[SetrPup]) -> Callable[..., ViTHead]:
+    # Naive has auxiliary heads of 1x1 on three blocks before the last, PUP of 3x3 on these and the last.
+    sides, kernel = (3, 1) if kind is SetrNaive else (4, 3)
+
     def build(widths: Sequence[int], classes: int, auxiliary: bool = False, **options: Any) -> ViTHead:
         layers = setr_blocks(len(widths)) if auxiliary else [len(widths) - 1]
         heads: list[tuple[Part, Part]] = []
-        for i, layer in enumerate(layers if auxiliary else []):
-            side = SetrNaive(widths[layer], kernel=3, index=i)
+        for i, layer in enumerate(layers[:sides] if auxiliary else []):
+            side = SetrNaive(widths[layer], kernel=kernel, index=i)
             heads.append((side, LinearClassifier(side.out, classes)))
         decoder = kind(widths[-1], **options)
         return ViTHead(layers, decoder, LinearClassifier(decoder.out, classes), heads)
@@ -257,11 +261,13 @@ def _setr(kind: type[SetrNaive] | type[SetrPup]) -> Callable[..., ViTHead]:
     return build
 
 
-def _setr_mla(widths: Sequence[int], classes: int, **options: Any) -> ViTHead:
+def _setr_mla(widths: Sequence[int], classes: int, auxiliary: bool = False, **options: Any) -> ViTHead:
     depth = len(widths)
     layers = [-(-(i + 1) * depth // 4) - 1 for i in range(4)]
     decoder = SetrMla([widths[layer] for layer in layers], **options)
-    return ViTHead(layers, decoder, MlaClassifier(decoder.out, classes), [])
+    sides = [MlaSum(decoder, i) for i in range(len(layers) if auxiliary else 0)]
+    heads: list[tuple[Part, Part]] = [(side, LinearClassifier(decoder.hidden, classes)) for side in sides]
+    return ViTHead(layers, decoder, MlaClassifier(decoder.out, classes), heads)
 
 
 def _dpt(widths: Sequence[int], classes: int, **options: Any) -> ViTHead:
@@ -290,7 +296,7 @@ def vit_head(name: str, widths: Sequence[int], classes: int, **options: Any) -> 
         widths: D of each block, `Backbone.widths`.
         classes: C.
         options: further arguments of the decoder (of the classifier for "segmenter_mask", and its width `model`);
-            `auxiliary=True` for "setr_naive" and "setr_pup" adds SETR's auxiliary heads.
+            `auxiliary=True` for the three of SETR adds its auxiliary heads.
 
     Raises:
         MaskwrightError: unknown name, or an option that the head does not have or that is out of range.
