@@ -12,9 +12,11 @@ from tests.conftest import write_tiny_folder
 from torch import nn
 
 import maskwright as mw
-from maskwright.data.labels import LabelStore
+from maskwright.data.classes import ClassTable
+from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.engine.attention import UNIMODAL, separability
 from maskwright.engine.config import configure
+from maskwright.engine.finetuning import Finetuning
 from maskwright.engine.instance import SimSiam, SwAV
 from maskwright.engine.multicrop import Crops, MultiCrops
 from maskwright.engine.progress import Progress
@@ -22,7 +24,10 @@ from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised import pass_ as P
 from maskwright.models.backbones import build_backbone
 from maskwright.models.bundle import load_bundle
+from maskwright.models.heads import LinearClassifier
 from maskwright.models.pass_parts import AttendedClusters, PassNetwork, PixelAttention, upsampled
+from maskwright.models.preprocess import Preprocess
+from maskwright.models.segmenter import BackboneEncoder, Segmenter
 from maskwright.ops.pixel_alignment import p2p_loss
 
 SMALL = {"crop": 32, "local_crop": 32, "batch": 4, "hidden": 16, "prototypes": 8, "short_side": 64, "restarts": 2}
@@ -101,7 +106,30 @@ def test_weights_that_are_trained_keep_their_statistics_and_learn_slowly():
 def test_released_presets_train_statistics_and_all_at_one_rate():
     for preset in ("imagenet_s50", "imagenet_s300", "imagenet_s919", "custom"):
         c = P.PassConfig(preset=preset)
-        assert (c.backbone_share, c.freeze_norm) == (1.0, False)
+        assert (c.backbone_share, c.finetune_share, c.freeze_norm) == (1.0, 1.0, False)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_fine_tuning_moves_statistics_or_keeps_them_and_has_two_rates(frozen):
+    backbone = build_backbone("resnet18", "random").requires_grad_(True)
+    encoder = BackboneEncoder(backbone, layers=backbone.stage_layers[-1])
+    table = ClassTable.numbered(3)
+    segmenter = Segmenter(encoder, None, LinearClassifier(512, 3), table, Preprocess(), backbone.provenance)
+    training = Finetuning(
+        segmenter, None, crop=64, scale=(0.2, 1.0), lr=2.0, encoder_share=0.05, freeze_norm=frozen, weight_decay=0.0,
+        precision=None,
+    )  # type: ignore[arg-type]  # fmt: skip
+    slow, fast = training.optimizers["larc"].param_groups
+    assert (slow["lr"], fast["lr"]) == (pytest.approx(0.1), 2.0)
+    assert {*map(id, slow["params"])} == {*map(id, backbone.parameters())}
+    assert {*map(id, fast["params"])} == {*map(id, segmenter.classifier.parameters())}
+    before = statistics(segmenter)
+    y = LabelMap(torch.randint(0, 3, (2, 32, 32)), torch.ones(2, 32, 32), torch.ones(2, 32, 32, dtype=torch.bool))
+    loss = training.losses((torch.randn(2, 3, 64, 64), y), 0)["loss"]
+    loss.backward()
+    assert all(p.grad is not None for p in segmenter.parameters())
+    same = [torch.equal(a, b) for a, b in zip(before, statistics(segmenter))]
+    assert all(same) if frozen else not any(same)
 
 
 def test_d2s_gives_the_deep_stage_no_gradient():

@@ -5,6 +5,8 @@ Legend: B photographs, C classes, S crop side.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +24,7 @@ from maskwright.models.segmenter import Segmenter
 class Finetuning(Training):
     """Cross-entropy over all ids, "other" included, at half the crop's size.
 
-    Batch norm: all layers in training mode.
+    Batch norm: all layers in training mode; with `freeze_norm` the encoder's stay in evaluation mode.
 
     Args:
         segmenter: the network, on its device.
@@ -30,6 +32,8 @@ class Finetuning(Training):
         crop: S, pixels.
         scale: range of a crop's share of the photograph's area.
         lr: LARC's factor.
+        encoder_share: share of it for the encoder.
+        freeze_norm: keep the encoder's batch-norm statistics.
         weight_decay: on every tensor.
         precision: of the encoder's forward pass, "bf16" or None.
     """
@@ -42,6 +46,8 @@ class Finetuning(Training):
         crop: int,
         scale: tuple[float, float],
         lr: float,
+        encoder_share: float = 1.0,
+        freeze_norm: bool = False,
         weight_decay: float,
         precision: str | None,
     ) -> None:
@@ -49,8 +55,16 @@ class Finetuning(Training):
         self.preprocess, self.device = segmenter.preprocess, next(segmenter.parameters()).device
         segmenter.encoder.precision = precision  # type: ignore[assignment]
         self.network = synchronised(segmenter).train()
+        encoder: Any = self.network.encoder
+        if freeze_norm:
+            encoder.eval()
         self.modules = {"network": self.network}
-        self.optimizers = {"larc": LARC(self.network.parameters(), lr, weight_decay=weight_decay)}
+        inside = set(encoder.parameters())
+        groups: list[dict[str, Any]] = [
+            {"params": list(encoder.parameters()), "lr": lr * encoder_share},
+            {"params": [p for p in self.network.parameters() if p not in inside], "lr": lr},
+        ]
+        self.optimizers = {"larc": LARC(groups, lr, weight_decay=weight_decay)}
 
     def batch(self, indices: Indices, random: torch.Generator) -> tuple[Tensor, LabelMap]:
         """Resized crops with flips, and their labels at half the size, nearest."""

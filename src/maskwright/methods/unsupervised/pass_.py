@@ -13,8 +13,8 @@ Deviates: the attention threshold is Otsu's on the training photographs' mean ga
 sweep it on validation labels (`oracle_threshold`, off). Where the class table names every class and none is "other",
 no pixel is. Any backbone of ours is pretrained, from the weights it is
 given (`--weights random` starts from nothing, as the paper does). Where these are trained already (preset `small`), the
-backbone learns at a twentieth of the heads' rate and keeps its batch-norm statistics until fine-tuning: at the whole
-rate 100 steps lose more than they teach (docs/pass.md). For losses without clusters (`instance=simsiam`,
+backbone learns at a twentieth of the heads' rate and keeps its batch-norm statistics: at the whole rate 100 steps lose
+more than they teach (docs/pass.md). For losses without clusters (`instance=simsiam`,
 `moco`) deep-to-shallow takes their own targets, and the gate's clustering loss starts from fresh prototypes. All
 preprocessing uses one set of means and deviations. Batch statistics are over all GPUs; several processes on CPUs take
 each its own share's. LARC's step of an all-zero bias has a bounded gradient. A global crop has at least two cells of
@@ -85,7 +85,7 @@ CUSTOM: dict[str, Any] = {
     "crop": 224, "local_crop": 96, "local_crops": 6, "scale_min": 0.14, "hidden": 512, "prototypes": 500, "batch": 256,
     "epochs": 200, "lr": 0.6, "queue": 2048, "queue_epoch": 15, "frozen": 1001, "attention_epochs": 20,
     "attention_lr": 6.0, "attention_queue": 3840, "finetune_epochs": 20, "finetune_lr": 0.6, "short_side": 256,
-    "restarts": 30, "backbone_share": 1.0, "freeze_norm": False,
+    "finetune_share": 1.0, "restarts": 30, "backbone_share": 1.0, "freeze_norm": False,
 }  # fmt: skip
 S300 = CUSTOM | {
     "local_crops": 0, "scale_min": 0.08, "hidden": 2048, "prototypes": 3000, "epochs": 100, "queue": 3840,
@@ -95,8 +95,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": CUSTOM | {
         "crop": 128, "local_crop": 64, "local_crops": 2, "hidden": 256, "prototypes": 128, "batch": 32, "epochs": 24,
         "lr": 2.0, "queue": 256, "queue_epoch": 4, "frozen": 25, "attention_epochs": 8, "attention_lr": 6.0,
-        "attention_queue": 256, "finetune_epochs": 12, "finetune_lr": 0.6, "short_side": 192, "restarts": 10,
-        "backbone_share": 0.05, "freeze_norm": True,
+        "attention_queue": 256, "finetune_epochs": 12, "finetune_lr": 2.0, "finetune_share": 0.05, "short_side": 192,
+        "restarts": 10, "backbone_share": 0.05, "freeze_norm": True,
     },
     "imagenet_s50": CUSTOM, "imagenet_s300": S300, "imagenet_s919": S300, "custom": CUSTOM,
 }  # fmt: skip
@@ -141,13 +141,14 @@ class PassConfig:
     epochs: int = option(None, "passes over the photographs of pretraining, unless --steps says (preset)", low=1)
     lr: float = option(None, "LARC's factor, cosine to a thousandth of it (preset)", low=0)
     backbone_share: float = option(None, "share of lr for the backbone in pretraining (preset)", low=0)
-    freeze_norm: bool = option(None, "keep the backbone's batch-norm statistics until fine-tuning (preset)")
+    freeze_norm: bool = option(None, "keep the backbone's batch-norm statistics, in all stages (preset)")
     weight_decay: float = option(1e-6, "on every tensor", low=0)
     attention_epochs: int = option(None, "passes of the gate's stage; --steps scales it (preset)", low=1)
     attention_lr: float = option(None, "LARC's factor there (preset)", low=0)
     attention_queue: int = option(None, "queue there, from its first step (preset)", low=0)
     finetune_epochs: int = option(None, "passes over the pseudo-labels; 0: the clusters are the result (preset)", low=0)
     finetune_lr: float = option(None, "LARC's factor there (preset)", low=0)
+    finetune_share: float = option(None, "share of it for the backbone (preset)", low=0)
     short_side: int = option(None, "shorter side for clustering, labelling and prediction, pixels (preset)", low=32)
     restarts: int = option(None, "k-means starts; the best inertia is kept (preset)", low=1)
     threshold: float | None = option(None, "least mean gate of what is not other; none: Otsu's, or 0", low=0, high=1)
@@ -468,7 +469,8 @@ class Pass(Method):
         labels = StoredLabels(context.data, LabelStore(context.run.path / "label" / "labels", context.table))
         training = Finetuning(
             self.unfinished().to(context.device), labels, crop=self.sides[0], scale=(c.scale_min, 1.0),
-            lr=c.finetune_lr, weight_decay=c.weight_decay, precision=self.precision,
+            lr=c.finetune_lr, encoder_share=c.finetune_share, freeze_norm=c.freeze_norm, weight_decay=c.weight_decay,
+            precision=self.precision,
         )  # fmt: skip
         self.fit(training, "finetune", folder, self.steps(c.finetune_epochs), len(labels.indices))
 
