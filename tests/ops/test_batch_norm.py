@@ -44,6 +44,26 @@ def test_forward_and_gradients_are_those_of_torch(shape, dtype, bounds):
         torch.testing.assert_close(f.double(), w, rtol=2**-8 if half else 1e-4, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 24, 7, 9), (1, 8, 1, 2), (8, 72, 64, 33)])
+def test_given_statistics_take_the_place_of_the_batchs(shape, dtype, bounds):
+    """Values and gradients of torch's evaluation mode; the statistics come back as they were."""
+    x, gamma, beta, grad = case(shape, dtype)
+    random = torch.Generator().manual_seed(1)
+    mean, var = torch.randn(shape[1], generator=random), torch.rand(shape[1], generator=random) + 0.5
+    wide = [t.double().requires_grad_() for t in (x, gamma, beta)]
+    want = F.batch_norm(wide[0], mean.double(), var.double(), wide[1], wide[2], False, 0.1, 1e-3).clamp(*bounds)
+    out = normalise(x, gamma, beta, 1e-3, *bounds, (mean, var))
+    assert torch.equal(out.mean, mean) and torch.equal(out.var, var)
+    half = dtype == torch.bfloat16
+    torch.testing.assert_close(out.y.double(), want.detach(), rtol=2**-8 if half else 1e-5, atol=1e-5)
+    found = normalise_backward(x, gamma, beta, out.mean, out.var, 1e-3, *bounds, grad, fixed=True)
+    for f, w in zip(found, torch.autograd.grad(want, wide, grad.double()), strict=True):
+        scale = float(w.abs().max())
+        torch.testing.assert_close(f.double(), w, rtol=2**-8 if half else 1e-4, atol=1e-4 * scale)
+
+
 def test_a_mean_far_from_zero_does_not_cancel():
     """The variance of 1000 + N(0, 0.1), of which squares alone would leave nothing in float32."""
     random = torch.Generator().manual_seed(0)

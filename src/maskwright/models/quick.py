@@ -2,8 +2,8 @@
 
 `quicken` gives the depthwise convolutions and batch norms inside a network of any library the training passes of
 `ops/depthwise` and `ops/batch_norm`, where torch's are slow: a network of MobileNet's kind spends two thirds of its
-training step in them. Weights, names of tensors, copies and what is computed stay as they were, up to rounding; on a
-GPU, in evaluation mode and without gradients it is what it was.
+training step in them. That holds for norms that are frozen in training, too. Weights, names of tensors, copies and what
+is computed stay as they were, up to rounding; on a GPU and without gradients it is what it was.
 """
 
 from __future__ import annotations
@@ -109,10 +109,12 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, norm: nn.BatchNorm2d, gamma: Tensor, beta: Tensor, least: float, most: float
     ) -> Tensor:
-        y, mean, var = normalise(x, gamma, beta, norm.eps, least, most)
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        given = None if norm.training else (norm.running_mean, norm.running_var)
+        y, mean, var = normalise(x, gamma, beta, norm.eps, least, most, given)
         ctx.save_for_backward(x, gamma, beta, mean, var)
-        ctx.settings = (norm.eps, least, most)
-        if norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None:
+        ctx.settings, ctx.fixed = (norm.eps, least, most), given is not None
+        if given is None:
             n = x.numel() // x.shape[1]
             norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
             norm.running_var.lerp_(var.to(norm.running_var) * (n / (n - 1)), norm.momentum)
@@ -123,7 +125,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, mean, var = ctx.saved_tensors
         eps, least, most = ctx.settings
-        grad_x, grad_gamma, grad_beta = normalise_backward(x, gamma, beta, mean, var, eps, least, most, grad)
+        grads = normalise_backward(x, gamma, beta, mean, var, eps, least, most, grad, ctx.fixed)
+        grad_x, grad_gamma, grad_beta = grads
         return grad_x, None, grad_gamma, grad_beta, None, None
 
 
@@ -137,13 +140,13 @@ class _QuickNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to the same shape."""
         learns = torch.is_grad_enabled() and (x.requires_grad or (self.affine and self.weight.requires_grad))
-        own = self.training and learns and x.device.type == "cpu" and x.dtype in DTYPES and x.ndim == 4
+        own = learns and x.device.type == "cpu" and x.dtype in DTYPES and x.ndim == 4
         bounds = self.bounds() if own else None
         if bounds is None or not self.affine or self.momentum is None or self.running_mean is None:
             return super().forward(x)
         if x.numel() <= x.shape[1]:  # torch's own error, or what `BatchNorm2d` does with single values
             return super().forward(x)
-        if self.num_batches_tracked is not None:
+        if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return _Normalise.apply(x, self, self.weight, self.bias, *bounds)
 

@@ -1,8 +1,9 @@
-"""Batch normalisation in training with a clipping activation behind it, on a processor.
+"""Batch normalisation with a clipping activation behind it and their gradients, on a processor.
 
 torch's kernels for bf16 maps with channels last take several times what their memory traffic costs, and the ReLU6
 behind them as much again. Here statistics, normalisation and clipping are two walks over a map, their gradients two
-more, and of the activations only the input is kept for the backward pass.
+more, and of the activations only the input is kept for the backward pass. Statistics are the batch's, or given ones
+(a norm that is frozen), which take one walk less each way.
 
 Legend: B batch, D channels, (h, w) map size, N = B h w rows. y = clip(gamma (x - mean) / sqrt(var + eps) + beta).
 """
@@ -57,8 +58,20 @@ class Normalised(NamedTuple):
     var: Tensor
 
 
-def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, least: float, most: float) -> Normalised:
-    """Normalises by the batch's statistics and clips.
+Statistics = tuple[Tensor, Tensor]
+"""Mean and biased variance, (D,) each."""
+
+
+def normalise(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    least: float,
+    most: float,
+    given: Statistics | None = None,
+) -> Normalised:
+    """Normalises by the batch's statistics, or by given ones, and clips.
 
     Args:
         x: (B, D, h, w), bf16 or float32, fastest with channels last; D a multiple of 8.
@@ -67,6 +80,7 @@ def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, least: float, 
         eps: added to the variance.
         least: lower bound of y; -inf for none, 0 for ReLU.
         most: upper bound of y; inf for none, 6 for ReLU6.
+        given: statistics in place of the batch's; they come back in the result.
 
     Raises:
         ValueError: D is no multiple of 8.
@@ -75,9 +89,12 @@ def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, least: float, 
     mean, var, y = np.empty(d, np.float32), np.empty(d, np.float32), empty_channels_last(x)
     scale, offset, pivot = _scratch(3, d)
     parts = np.zeros((len(cuts) - 1, 2, d))
-    _first_row(rows, pivot)  # sums of squares around it do not cancel
-    _each(_statistics, cuts, parts, rows, pivot)
-    _moments(parts, pivot, cuts[-1], mean, var)
+    if given is None:
+        _first_row(rows, pivot)  # sums of squares around it do not cancel
+        _each(_statistics, cuts, parts, rows, pivot)
+        _moments(parts, pivot, cuts[-1], mean, var)
+    else:
+        mean[:], var[:] = (_numbers(v) for v in given)
     _affine(_numbers(gamma), _numbers(beta), mean, var, eps, scale, offset)
     _each(_apply, cuts, parts, rows, _rows(y), scale, offset, np.float32(least), np.float32(most))
     return Normalised(y, torch.from_numpy(mean), torch.from_numpy(var))
@@ -93,6 +110,7 @@ def normalise_backward(
     least: float,
     most: float,
     grad: Tensor,
+    fixed: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `normalise` for x, gamma and beta; nothing passes where y was clipped.
 
@@ -100,6 +118,7 @@ def normalise_backward(
         x, gamma, beta, eps, least, most: as given to `normalise`.
         mean, var: as it gave them.
         grad: of y, (B, D, h, w), of x's type.
+        fixed: the statistics were given, so that they do not depend on x.
 
     Returns:
         Gradients of x, of its shape and type with channels last, and of gamma and beta, of their types.
@@ -112,6 +131,8 @@ def normalise_backward(
     _affine(gamma_, _numbers(beta), m, v, eps, scale, offset)
     _each(_gradient_sums, cuts, parts, rows, g, m, scale, offset, *bounds)
     _coefficients(parts, gamma_, v, cuts[-1], eps, a, b, c, grad_gamma, grad_beta)
+    if fixed:
+        b[:], c[:] = 0, 0
     _each(_gradient, cuts, parts, rows, g, _rows(grad_x), m, scale, offset, *bounds, a, b, c)
     return grad_x, torch.from_numpy(grad_gamma).to(gamma), torch.from_numpy(grad_beta).to(beta)
 
