@@ -6,17 +6,21 @@ Every run has a folder of its own; runs that are finished are skipped and interr
 can be stopped and started at will, and any subset of rows can be asked for. Each is judged fully unsupervised
 (image-level matching on the test split, and pixel-level Hungarian matching beside it, because image-level matching has
 nothing to go by where every photograph shows the same classes) and by distance matching on the pretrained encoder
-(bank: the train split's masks, which the run itself never read). Photographs are looked for in MASKWRIGHT_DATA, or in
-the data folder beside the project. The table is printed and written as `table.md` and `table.json` beside the runs."""
+(bank: the train split's masks, which the run itself never read). `moved` is how far pretraining took the backbone's
+weights, in per cent of their length, where it began at a package's. Photographs are looked for in MASKWRIGHT_DATA, or
+in the data folder beside the project. The table is printed and written as `table.md` and `table.json` beside the runs.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.records import data_root, keep, spread, take_over
 from maskwright import api
@@ -52,7 +56,7 @@ def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, f
     folder = args.out / f"{data}-{row}-{seed}"
     found = folder / "scores.json"
     if found.exists():
-        return json.loads(found.read_text()) | one_to_one(folder, data)
+        return json.loads(found.read_text()) | one_to_one(folder, data) | moved(folder)
     if row in SAME_PRETRAINING:
         begins = args.out / f"{data}-{SAME_PRETRAINING[row]}-{seed}"
         if (begins / "pretrain" / "stage.json").exists():
@@ -81,7 +85,20 @@ def one(row: str, data: str, seed: int, args: argparse.Namespace) -> dict[str, f
     write_json(folder / "luss.json", luss.to_json())
     write_json(folder / "distance.json", distance.to_json())
     write_json(found, scores)
-    return scores | one_to_one(folder, data)
+    return scores | one_to_one(folder, data) | moved(folder)
+
+
+def moved(folder: Path) -> dict[str, float]:
+    """How far pretraining took the backbone's weights, per cent of their length; not a number from random ones."""
+    backbone = json.loads((folder / "run.json").read_text())["backbone"]
+    if not backbone["source"].startswith("package"):
+        return {"moved": math.nan}
+    began = build_backbone(backbone["architecture"], "package").model
+    ended = load_file(folder / "pretrain" / "backbone.safetensors")
+    pairs = [(p.detach(), ended[name]) for name, p in began.named_parameters()]
+    way, length = (math.sqrt(sum(float(v.square().sum()) for v in vs))
+                   for vs in ((b - a for a, b in pairs), (a for a, _ in pairs)))  # fmt: skip
+    return {"moved": 100 * way / length}
 
 
 def one_to_one(folder: Path, data: str) -> dict[str, float]:
@@ -131,13 +148,13 @@ def main() -> None:
         return
     lines, cells = [], []
     for data in args.data:
-        lines += [f"## {data}", "", "| | fully unsupervised mIoU | Hungarian | distance matching | seeds |"]
-        lines.append("|---|---|---|---|---|")
+        lines += [f"## {data}", "", "| | fully unsupervised mIoU | Hungarian | distance matching | moved | seeds |"]
+        lines.append("|---|---|---|---|---|---|")
         for row in args.rows:
             found = [one(row, data, seed, args) for seed in args.seeds]
             for seed in args.seeds if args.keep else ():
                 keep(args.out / f"{data}-{row}-{seed}", args.keep / f"pass-{data}-{row}-{seed}")
-            figures = {key: [f[key] for f in found] for key in ("unsupervised", "hungarian", "distance")}
+            figures = {key: [f[key] for f in found] for key in ("unsupervised", "hungarian", "distance", "moved")}
             lines.append(f"| {TITLES[row]} | {' | '.join(spread(v) for v in figures.values())} | {len(found)} |")
             cells.append({"data": data, "row": row, "seeds": args.seeds, **figures})
             args.out.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def keep(folder: Path, to: Path) -> None:
         to: where they go.
     """
     root = data_root()
-    names = ("scores.json", "curve.json", "run.json", "metrics.jsonl")
+    names = ("scores.json", "hungarian.json", "curve.json", "run.json", "metrics.jsonl")
     for source in (place / name for name in names for place in (folder, folder / "run")):
         if source.exists():
             to.mkdir(parents=True, exist_ok=True)
