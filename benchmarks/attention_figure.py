@@ -30,6 +30,13 @@ def under_the_curve(score: np.ndarray, object_: np.ndarray) -> float:
     return float((ranks[object_].sum() - n * (n + 1) / 2) / (n * (len(object_) - n)))
 
 
+def area_on_objects(score: np.ndarray, mask: np.ndarray) -> float | None:
+    """`under_the_curve` of a score (h, w) on a mask of any size, 255 left out; None without object or background."""
+    truth = np.asarray(Image.fromarray(mask).resize(score.shape[::-1], Image.Resampling.NEAREST))
+    known, object_ = truth != 255, (truth > 0) & (truth != 255)
+    return under_the_curve(score[known], object_[known]) if 0 < object_.sum() < known.sum() else None
+
+
 def from_the_centre(height: int, width: int) -> np.ndarray:
     """1 at the centre, falling with the distance in units of the sides."""
     y, x = (np.abs(np.linspace(-1, 1, side)) for side in (height, width))
@@ -68,11 +75,9 @@ def main() -> None:
             _, gate = rule.attend(segmenter.encoder(segmenter.preprocess.apply(image)[None]))
         h, w = gate.shape[-2:]
         heat = gate[0].double().numpy()
-        small = np.asarray(Image.fromarray(true).resize((w, h), Image.Resampling.NEAREST))
-        known, object_ = small != 255, (small > 0) & (small != 255)
-        if 0 < object_.sum() < known.sum():
-            found["gate"].append(under_the_curve(heat[known], object_[known]))
-            found["centre"].append(under_the_curve(from_the_centre(h, w)[known], object_[known]))
+        for name, score in (("gate", heat), ("centre", from_the_centre(h, w))):
+            area = area_on_objects(score, true)
+            found[name] += [] if area is None else [area]
         if i in shown:
             low, high = np.quantile(heat, [0.02, 0.98])
             tiles += [tile(image), tile(resize(heat_colors((heat - low) / max(high - low, 1e-6)), image.shape[:2]))]

@@ -17,10 +17,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.attention_figure import under_the_curve
+from benchmarks.attention_figure import area_on_objects
 from benchmarks.records import data_root, take_over
 from maskwright import api
 from maskwright.data.files import write_json
@@ -72,12 +71,9 @@ def judge(gate: nn.Module, n: list[Tensor], data: Dataset, chosen: list[int]) ->
     for i, x in zip(chosen, n, strict=True):
         with torch.inference_mode():
             mean = gate(x).mean(1)[0].double().numpy()
-        size = mean.shape[::-1]
-        truth = np.asarray(Image.fromarray(data.mask(i)).resize(size, Image.Resampling.NEAREST))
-        known, object_ = truth != 255, (truth > 0) & (truth != 255)
         widths.append(mean.std())
-        if 0 < object_.sum() < known.sum():
-            areas.append(under_the_curve(mean[known], object_[known]))
+        area = area_on_objects(mean, data.mask(i))
+        areas += [] if area is None else [area]
     return {"area": 100 * float(np.mean(areas)), "width": float(np.mean(widths))}
 
 

@@ -16,7 +16,7 @@ from maskwright.data.labels import LabelMap
 from maskwright.data.sources import StoredLabels, read_view
 from maskwright.engine.criteria import IGNORE
 from maskwright.engine.instance import synchronised
-from maskwright.engine.larc import LARC
+from maskwright.engine.larc import LARC, two_rates
 from maskwright.engine.loop import Indices, Training
 from maskwright.models.segmenter import Segmenter
 
@@ -59,11 +59,7 @@ class Finetuning(Training):
         if freeze_norm:
             encoder.eval()
         self.modules = {"network": self.network}
-        inside = set(encoder.parameters())
-        groups: list[dict[str, Any]] = [
-            {"params": list(encoder.parameters()), "lr": lr * encoder_share},
-            {"params": [p for p in self.network.parameters() if p not in inside], "lr": lr},
-        ]
+        groups = two_rates(self.network.parameters(), encoder.parameters(), lr, encoder_share)
         self.optimizers = {"larc": LARC(groups, lr, weight_decay=weight_decay)}
 
     def batch(self, indices: Indices, random: torch.Generator) -> tuple[Tensor, LabelMap]:

@@ -13,6 +13,15 @@ import torch
 from torch import Tensor
 
 
+def two_rates(trained: Iterable[Tensor], slow: Iterable[Tensor], lr: float, share: float) -> list[dict[str, Any]]:
+    """Groups of what is trained: what is among `slow`, at a share of the rate, and the rest, at all of it."""
+    trained, within = list(trained), set(slow)
+    return [
+        {"params": [p for p in trained if p in within], "lr": lr * share},
+        {"params": [p for p in trained if p not in within], "lr": lr},
+    ]
+
+
 class LARC(torch.optim.SGD):
     """SGD with momentum whose gradients are scaled per tensor by trust ||w|| / (||g|| + decay ||w||).
 

@@ -3,7 +3,7 @@
 torch's kernels for bf16 maps with channels last take several times what their memory traffic costs, and the ReLU6
 behind them as much again. Here statistics, normalisation and clipping are two walks over a map, their gradients two
 more, and of the activations only the input is kept for the backward pass. Statistics are the batch's, or given ones
-(a norm that is frozen), which take one walk less each way.
+(a norm that is frozen), which take one walk less forwards.
 
 Legend: B batch, D channels, (h, w) map size, N = B h w rows. y = clip(gamma (x - mean) / sqrt(var + eps) + beta).
 """

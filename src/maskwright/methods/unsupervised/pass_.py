@@ -62,7 +62,7 @@ from maskwright.engine.distributed import rank, share, world_size
 from maskwright.engine.finetuning import Finetuning
 from maskwright.engine.frozen import cluster_rows
 from maskwright.engine.instance import InstanceLoss, MoCo, SimSiam, SwAV, synchronised
-from maskwright.engine.larc import LARC
+from maskwright.engine.larc import LARC, two_rates
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.multicrop import Crops, MultiCrops
 from maskwright.engine.records import save_tensors
@@ -182,12 +182,8 @@ class Pretraining(Training):
         if config.freeze_norm:
             self.network.backbone.eval()  # type: ignore[operator]
         self.modules: dict[str, nn.Module] = {"network": self.network, "instance": self.instance}
-        backbone = set(network.backbone.parameters())
         trained = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if p in backbone], "lr": config.lr * config.backbone_share},
-            {"params": [p for p in trained if p not in backbone], "lr": config.lr},
-        ]
+        groups = two_rates(trained, network.backbone.parameters(), config.lr, config.backbone_share)
         self.optimizers = {"larc": LARC(groups, config.lr, weight_decay=config.weight_decay)}
 
     def batch(self, indices: Indices, random: torch.Generator) -> Crops:
