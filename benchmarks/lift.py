@@ -47,6 +47,7 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "unimatch": ("unimatch", {}),
     "fixmatch-teacher_train": ("unimatch", {"version": "fixmatch", "teacher_mode": "train"}),
     "unimatch-v1-teacher_train": ("unimatch", {"version": "v1", "teacher_mode": "train"}),
+    "u2pl-authors": ("u2pl", {"teacher_mode": "eval", "ema_buffers": "own"}),
     "st_plus_plus-whole": ("st_plus_plus", {"teacher_share": "0.333333", "first_share": "0.333333"}),
 }
 """Row -> method and its settings beyond its defaults."""

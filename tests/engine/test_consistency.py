@@ -107,6 +107,24 @@ def test_teacher_is_a_copy_without_shared_storage_or_gradient(semi_context):
     assert not t.teach(b.w).requires_grad and t.network.training and not t.teacher.module.training
 
 
+def test_the_teacher_is_a_copy_until_the_unsupervised_loss_sets_in(semi_context):
+    t = training(semi_context, steps=8, start=0.5, ema=0.9)
+    values, first = [], next(t.network.parameters())
+    for step in range(8):
+        with torch.no_grad():
+            first.fill_(float(step))
+        t.after_step(step)
+        values.append(float(next(t.teacher.module.parameters()).flatten()[0]))
+    # copies, and from step 4 on the means of the students since: 4, (4 + 5) / 2, ...
+    assert values == pytest.approx([0, 1, 2, 3, 4, 4.5, 5, 5.5])
+    never = training(semi_context, steps=8, weight=0.0)
+    for step in range(3):
+        with torch.no_grad():
+            next(never.network.parameters()).fill_(float(step))
+        never.after_step(step)
+    assert float(next(never.teacher.module.parameters()).flatten()[0]) == 1  # the mean of 0, 1, 2
+
+
 def test_without_a_teacher_the_student_labels_in_evaluation_mode_and_keeps_its_statistics(semi_context):
     class Own(SemiTraining):
         has_teacher = False

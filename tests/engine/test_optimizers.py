@@ -59,9 +59,12 @@ def test_rates_follow_the_optimiser_and_the_kind_of_encoder(semi_context):
         c = resolved(NetworkConfig(**options), semi_context)
         return c.lr, c.encoder_lr, c.weight_decay
 
+    assert decided() == (1e-3, 1.0, 0.01)  # random weights
+    semi_context.backbone.provenance = semi_context.backbone.provenance.replace(source="file: backbone.safetensors")
     assert decided() == (1e-3, 0.3, 0.01)
     assert decided(optimizer="sgd") == (0.01, 1.0, 1e-4)
     assert decided(lr=0.5, encoder_lr=0.0, weight_decay=0.0) == (0.5, 0.0, 0.0)
     semi_context.backbone.is_vit = True
     assert decided() == (2e-4, 1 / 40, 0.01)
-    assert decided(network="ddrnet23_slim") == (1e-3, 0.3, 0.01)
+    assert decided(network="ddrnet23_slim") == (1e-3, 1.0, 0.01)  # its own encoder, untrained
+    assert decided(network="ddrnet23_slim", network_weights="ddrnet.pth") == (1e-3, 0.3, 0.01)

@@ -10,7 +10,11 @@ from torch import nn
 
 from maskwright.data.folder import open_folder
 from maskwright.data.sources import MaskLabels
+from maskwright.engine import segmenting
+from maskwright.engine import selection as module
+from maskwright.engine.config import configure
 from maskwright.engine.selection import Selection, every, hold_out
+from maskwright.methods.supervised import Supervised, SupervisedConfig
 from maskwright.models.preprocess import Preprocess
 
 
@@ -52,3 +56,39 @@ def test_keeps_the_best_and_survives_a_round_trip(tmp_path):
     again = Selection(data, labels, [0, 1], 3, Preprocess())
     again.load_state_dict(selection.state_dict())
     assert again.scores == selection.scores and torch.equal(again.best["scores"], selection.best["scores"])
+
+
+def test_a_look_without_a_labelled_pixel_is_below_all_others(tmp_path, monkeypatch):
+    data = open_folder(write_tiny_folder(tmp_path / "tiny"))
+    selection = Selection(data, MaskLabels(data, 3), [0, 1], 3, Preprocess())
+    scores = iter([float("nan"), 0.2, float("nan"), 0.3, 0.3])
+    monkeypatch.setattr(module, "miou", lambda counts: next(scores))
+    for step in range(5):
+        selection.look(Constant(min(step, 2)), step, torch.device("cpu"))
+        kept = int(selection.best["scores"].argmax())
+        assert kept == min((0, 1, 1, 3, 3)[step], 2)
+    assert selection.best_score == (3, 0.3)
+
+
+def test_the_kept_model_is_the_best_iterate_with_the_statistics_it_was_judged_by(semi_context, monkeypatch, tmp_path):
+    """Looks are scored 0.1, 0.2, 0.9, 0.3 ...: the model that is saved is the one of the third look."""
+    seen, scores, weights = [], iter([0.1, 0.2, 0.9, 0.3]), []
+    monkeypatch.setattr(module, "miou", lambda counts: next(scores))
+    monkeypatch.setattr(segmenting, "retake", lambda *args: seen.append(list(args[4])))
+    config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32", "holdout": 0.4})
+    method = Supervised(config, semi_context)
+    look = Selection.look
+
+    def spy(self, network, step, *rest):
+        weights.append({k: v.clone() for k, v in network.state_dict().items()})
+        return look(self, network, step, *rest)
+
+    monkeypatch.setattr(Selection, "look", spy)
+    (semi_context.run.path / "train").mkdir()
+    method.train(semi_context.run.path / "train")
+    kept = method.network().state_dict()
+    assert len(weights) == 4 and all(torch.equal(v, kept[k]) for k, v in weights[2].items())
+    assert any(not torch.equal(v, kept[k]) for k, v in weights[3].items())
+    method.segmenter()
+    held = hold_out(method.labels(), 0.4, semi_context.generator("holdout"))[1]
+    assert held and len(seen) == 5 and all(s == seen[0] and not set(held) & set(s) for s in seen)

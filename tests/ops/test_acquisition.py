@@ -142,6 +142,13 @@ def test_suppression_is_that_of_ripu():
     assert (first.top, first.left) == (4, 4) and (second.top, second.left) == (4, 7)
 
 
+def test_of_equal_windows_the_one_with_the_greatest_tie_comes_first():
+    scores, ties = torch.zeros(4, 4), torch.zeros(4, 4)
+    scores[0, 0], ties[3, 3], ties[0, 3] = 1, 2, 1
+    found = [(b.top, b.left, b.score) for b in aq.choose_regions(scores, (2, 2), 3, ties=ties)]
+    assert found == [(0, 0, 1), (3, 3, 0), (0, 3, 0)]
+
+
 # ---------------------------------------------------------------------- images
 
 

@@ -16,11 +16,13 @@ Legend: B batch, C classes, S crop side.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskwright.data.augment import PRESETS, photometric
 from maskwright.data.labels import LabelMap
@@ -56,10 +58,15 @@ class SemiConfig(NetworkConfig):
     ramp_up: float = option(0.0, "share of the steps over which the weight grows as exp(-5 (1 - t)^2)", low=0, high=1)
     start: float = option(0.0, "share of the steps before the unsupervised loss sets in", low=0, high=1)
 
+    @property
+    def still(self) -> bool:
+        """Whether the teacher would label with the statistics that it began with."""
+        return self.ema_buffers == "own" and self.teacher_mode == "eval"
+
     def check(self) -> None:
         """Raises `MaskwrightError` on a teacher that would label with the statistics it began with."""
         super().check()
-        if self.ema_buffers == "own" and self.teacher_mode == "eval":
+        if self.still:
             raise MaskwrightError(
                 "ema_buffers=own with teacher_mode=eval: statistics that nothing ever moves", "teacher_mode=train",
                 "or take ema_buffers=ema",
@@ -91,6 +98,9 @@ class SemiBatch(NamedTuple):
 class SemiTraining(SegmentationTraining):
     """Labelled and unlabelled crops side by side.
 
+    An EMA teacher is a copy of the student until the unsupervised loss sets in: it averages none of the iterates
+    that were too poor to label.
+
     Attributes:
         strong_views: how many strong views each unlabelled crop gets.
         has_teacher: whether an EMA teacher follows the student.
@@ -113,8 +123,13 @@ class SemiTraining(SegmentationTraining):
         self.recipe = photometric(c.strong)
         self.teacher: EMATeacher | None = None
         if self.has_teacher:
-            self.teacher = EMATeacher(self.network, c.ema, c.ema_buffers, c.teacher_mode)
+            self.teacher = EMATeacher(self.network, c.ema, c.ema_buffers, self.teacher_norms)
             self.modules["teacher"] = self.teacher
+
+    @property
+    def teacher_norms(self) -> Literal["eval", "train"]:
+        """Mode of the teacher's batch norm."""
+        return self.config.teacher_mode
 
     @property
     def mixes(self) -> bool:
@@ -172,20 +187,22 @@ class SemiTraining(SegmentationTraining):
 
         Its batch norms alone can be in training mode: dropout would fall on labels.
         """
-        if self.config.teacher_mode == "eval":
-            network.eval()
-        else:
-            train_norms(network, network.encoder if self.config.freeze_norm else None)
-        q = self.probabilities(network, x)
+        with self.plain(network):
+            if self.config.teacher_mode == "eval":
+                network.eval()
+            return self.probabilities(network, x)
+
+    @contextmanager
+    def plain(self, network: Any) -> Iterator[None]:
+        """For passes that label, whether or not they learn too: batch norm in training mode, no dropout."""
+        train_norms(network, network.encoder if self.config.freeze_norm else None)
+        yield
         self.train_mode(network)
-        return q
 
     def run_plain(self, x: Tensor) -> Output:
-        """Forward pass that learns and labels at once: batch norm in training mode, no dropout."""
-        train_norms(self.network, self.network.encoder if self.config.freeze_norm else None)
-        out = self.run(self.network, x)
-        self.train_mode(self.network)
-        return out
+        """Forward pass that learns and labels at once."""
+        with self.plain(self.network):
+            return self.run(self.network, x)
 
     def pseudo_labels(self, q: Tensor, valid: Tensor, threshold: float = 0.0) -> LabelMap:
         """The likeliest class of each pixel with its probability; valid inside the photograph from the threshold on."""
@@ -216,8 +233,15 @@ class SemiTraining(SegmentationTraining):
     def after_step(self, step: int) -> None:
         """The teacher follows; the held-out images are looked at."""
         if self.teacher is not None:
-            self.teacher.update(self.network)
+            self.follow(self.teacher, self.network, step)
         super().after_step(step)
+
+    def follow(self, teacher: EMATeacher, student: nn.Module, step: int) -> None:
+        """The teacher averages the student from the step on at which the unsupervised loss sets in; before, it is a
+        copy."""
+        teacher.update(student)
+        if self.config.weight > 0 and self.ramp(step) == 0:
+            teacher.updates = 0
 
 
 class SemiMethod(NetworkMethod):

@@ -67,7 +67,10 @@ class NetworkConfig:
         0.0, "the head's rate, poly schedule; 0: adamw 1e-3, 2e-4 on a vision transformer; sgd 0.01", low=0
     )
     encoder_lr: float | None = option(
-        None, "the encoder's share of lr; none: adamw 0.3, 1/40 on a vision transformer; sgd 1", low=0, high=10
+        None,
+        "the encoder's share of lr; none: adamw 0.3, 1/40 on a vision transformer; sgd 1; without pretrained weights 1",
+        low=0,
+        high=10,
     )
     layer_decay: float = option(
         1.0, "further factor on the rate for each encoder layer towards the input", low=0.1, high=1
@@ -114,16 +117,24 @@ def learns_vit(config: Any, context: Context) -> bool:
     return context.backbone.is_vit and (entry is None or entry.encoder != "own")
 
 
+def starts_pretrained(config: Any, context: Context) -> bool:
+    """Whether the encoder that will be trained starts from weights that learned something."""
+    entry = NETWORKS.get(config.network)
+    own = entry is not None and entry.encoder == "own"
+    return bool(config.network_weights) or not (own or context.backbone.provenance.source == "random")
+
+
 def resolved(config: C, context: Context) -> C:
     """The configuration with its rates and decay decided.
 
     AdamW by default, also on a convolutional network, where papers have SGD and schedules of many epochs: with a dozen
     masks and 800 steps it was ahead of SGD on photographs that were not trained on (docs/semi.md). A vision transformer
-    has UniMatch V2's rates.
+    has UniMatch V2's rates. An encoder of random weights learns as fast as the head.
     """
     sgd, is_vit = config.optimizer == "sgd", learns_vit(config, context)
     lr = 0.01 if sgd else (2e-4 if is_vit else 1e-3)
-    share = 1.0 if sgd else (1 / 40 if is_vit else 0.3)
+    slower = 1 / 40 if is_vit else 0.3
+    share = slower if not sgd and starts_pretrained(config, context) else 1.0
     return replace(
         config,
         lr=config.lr or lr,
@@ -466,8 +477,10 @@ class NetworkMethod(Method):
         return trained_network(self.context, self.config, self.context.run.path / "train", self.result)
 
     def seen(self) -> list[int]:
-        """Images that training looked at."""
-        return list(range(len(self.context.data))) if self.trainer.sees_all else self.labels().indices
+        """Images that training looked at: of the labelled ones not those held out."""
+        if self.trainer.sees_all:
+            return list(range(len(self.context.data)))
+        return list(hold_out(self.labels(), self.config.holdout, self.context.generator("holdout"))[0].indices)
 
     def segmenter(self) -> Segmenter:
         """The last iterate."""

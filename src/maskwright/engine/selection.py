@@ -5,6 +5,7 @@ Off by default: with a dozen masks each held-out one is missed in training. The 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,8 +74,8 @@ class Selection:
 
     @property
     def best_score(self) -> tuple[int, float]:
-        """Step and mIoU of the kept weights."""
-        return max(self.scores, key=lambda s: (s[1], -s[0]))
+        """Step and mIoU of the kept weights; NaN, where no pixel has a label, is below all numbers."""
+        return max(self.scores, key=lambda s: (not math.isnan(s[1]), s[1], -s[0]))
 
     def look(self, network: nn.Module, step: int, device: torch.device, judged: nn.Module | None = None) -> float:
         """Scores a network on the held-out images, whole, and keeps its weights if it is the best.
@@ -99,9 +100,9 @@ class Selection:
         for m, mode in training.items():
             m.training = mode
         score = miou(matrix.counts)
-        if not self.scores or score > self.best_score[1]:
-            self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
         self.scores.append((step, score))
+        if self.best_score[0] == step:
+            self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
         return score
 
     def state_dict(self) -> dict[str, Any]:

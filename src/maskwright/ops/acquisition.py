@@ -154,17 +154,20 @@ def region_scores(
     return impurity(probs.argmax(0), len(probs), size, border) * window_means(pixel, size, border)
 
 
-def choose_regions(scores: Tensor, size: tuple[int, int], count: int, gap: int = 0) -> list[Box]:
+def choose_regions(
+    scores: Tensor, size: tuple[int, int], count: int, gap: int = 0, ties: Tensor | None = None
+) -> list[Box]:
     """The best windows that do not overlap, greedily: the best of all, then the best of those left.
 
     RIPU suppresses a (4r + 1)^2 neighbourhood round a window of (2r + 1)^2, which is what `gap` 0 does.
 
     Args:
-        scores: (H - h + 1, W - w + 1) of the windows by their corner (`border="inside"`); of equals the first in
-            reading order.
+        scores: (H - h + 1, W - w + 1) of the windows by their corner (`border="inside"`); of equals that with the
+            greatest tie, then the first in reading order.
         size: (h, w) of the windows.
         count: how many; fewer where no more fit.
         gap: least number of pixels between two windows, on one of the axes.
+        ties: second scores of the same shape; all alike if None.
 
     Returns:
         Boxes by falling score.
@@ -174,6 +177,8 @@ def choose_regions(scores: Tensor, size: tuple[int, int], count: int, gap: int =
     boxes: list[Box] = []
     while len(boxes) < count and left.numel():
         k = int(left.argmax())
+        if ties is not None:
+            k = int(torch.where(left == left.flatten()[k], ties.double(), -math.inf).argmax())
         i, j = divmod(k, left.shape[1])
         best = float(left[i, j])
         if best == -math.inf:

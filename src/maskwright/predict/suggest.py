@@ -297,7 +297,8 @@ class _Look:
     vector: Tensor
 
     def regions(self, count: int, side: int, image: tuple[int, int]) -> tuple[Region, ...]:
-        """The best windows: impurity of the predictions times mean uncertainty (RIPU), in pixels of the image."""
+        """The best windows: impurity of the predictions times mean uncertainty (RIPU), in pixels of the image; of
+        those alike, as all are where one class alone is predicted, the more uncertain."""
         if not count:
             return ()
         h, w = self.uncertainty.shape
@@ -307,7 +308,7 @@ class _Look:
         size = (window[0], window[1])
         scores = aq.region_scores(self.probs, size, uncertainty=self.uncertainty)
         found = []
-        for box in aq.choose_regions(scores, size, count):
+        for box in aq.choose_regions(scores, size, count, ties=aq.window_means(self.uncertainty, size)):
             # All edges are rounded alike, so that squares that share no cell share no pixel.
             top, bottom = (min(image[0], round(y * scale[0])) for y in (box.top, box.top + box.height))
             left, right = (min(image[1], round(x * scale[1])) for x in (box.left, box.left + box.width))

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import MaskLabels
@@ -25,6 +27,18 @@ def seeded(seed: int = 0) -> torch.Generator:
 def batch_of(training: Any, seed: int = 0) -> Any:
     """The next batch."""
     return training.batch(training.sampler.next(), seeded(seed))
+
+
+def drop_in_training(part: nn.Module) -> None:
+    """Puts a dropout before a part of a network."""
+
+    def drop(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]
+        if isinstance(x, torch.Tensor):
+            return (F.dropout(x, 0.5, module.training),)
+        return ([*x[:-1], F.dropout(x[-1], 0.5, module.training)],)
+
+    part.register_forward_pre_hook(drop)
 
 
 def labels_of(b: int, h: int, w: int, classes: int, seed: int = 0) -> LabelMap:

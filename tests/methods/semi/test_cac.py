@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.methods.semi.checks import check_is_supervised
+from tests.methods.semi.checks import check_is_supervised, drop_in_training
 
 from maskwright.data.crops import overlapping_crops
 from maskwright.data.sources import MaskLabels
@@ -167,14 +167,20 @@ def test_two_identical_crops_give_exactly_zero(semi_context, mode):
     assert float(t.unsupervised(batch, 0)["u"].detach()) > 0
 
 
-def test_confidences_do_not_hang_on_the_classifiers_dropout(semi_context):
+def test_no_dropout_falls_on_embeddings_and_confidences(semi_context):
     t = training(semi_context)
     x = batch_of(t).u1
-    t.network.eval()
-    t.network.classifier.train()
-    t.network.classifier.register_forward_pre_hook(lambda m, a: (F.dropout(a[0], 0.5, m.training),))
-    a, b = t.embed(x), t.embed(x)
-    assert torch.equal(a.p, b.p) and t.network.classifier.training
+    for part in (t.network.decoder, t.network.classifier):
+        drop_in_training(part)
+    t.network.train()
+    torch.manual_seed(0)
+    one = t.embed(x)
+    torch.manual_seed(1)
+    two = t.embed(x)
+    assert all(torch.equal(p, q) for p, q in zip(one, two))
+    assert all(m.training for m in t.network.modules())
+    out = [t.run(t.network, x).logits for _ in range(2)]
+    assert not torch.equal(*out)  # on labelled crops it does
 
 
 def test_the_bank_holds_random_cells_of_the_last_iterations(semi_context):

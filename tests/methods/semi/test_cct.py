@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.methods.semi.checks import check_resumes
+from tests.methods.semi.checks import check_resumes, drop_in_training
 
 from maskwright.data.classes import ClassTable
 from maskwright.data.labels import LabelMap
@@ -93,6 +93,16 @@ def test_gradient_reaches_what_lies_before_z_but_not_the_main_classifier(semi_co
     assert sum(float(p.grad.abs().sum()) for p in t.network.encoder.parameters() if p.grad is not None) > 0
     for kind, decoder in zip(t.kinds, t.auxiliary):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters()), kind
+
+
+def test_no_dropout_falls_on_z_and_its_label(semi_context, monkeypatch):
+    t, found = training(semi_context, counts="noise"), []
+    drop_in_training(t.network.decoder)
+    monkeypatch.setattr(t, "perturb", lambda kind, z, *rest: found.append(z.detach()) or z)
+    b = batch(t)
+    for _ in range(2):
+        t.unsupervised(b, 0)
+    assert torch.equal(*found) and t.network.decoder.training
 
 
 def test_vat_writes_no_gradient_into_its_decoder(semi_context):

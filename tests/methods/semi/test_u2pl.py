@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.methods.semi.checks import batch_of, check_is_supervised, labels_of, seeded
+from torch import nn
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import MaskLabels
 from maskwright.engine.config import configure
 from maskwright.engine.representation import RepresentationHead, at_size
+from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import u2pl
 from maskwright.ops.thresholds import entropy_masks
 
@@ -187,6 +189,26 @@ def test_the_teachers_head_follows(semi_context):
     t.after_step(0)
     for a, b in zip(t.teacher_head.module.parameters(), t.head.parameters(), strict=True):
         assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_features_are_taken_in_training_mode_and_labels_as_asked(semi_context, mode):
+    t = training(semi_context, teacher_mode=mode, ema_buffers="own")
+    batch, norm = batch_of(t), next(m for m in t.teacher.module.modules() if isinstance(m, nn.BatchNorm2d))
+    count = int(norm.num_batches_tracked)
+    t.teach(batch.w)
+    assert int(norm.num_batches_tracked) == count + (mode == "train")
+    before = norm.running_mean.clone()
+    t.teach_features(batch.w)
+    assert int(norm.num_batches_tracked) == count + 1 + (mode == "train") and not torch.equal(norm.running_mean, before)
+    t.after_step(0)
+    assert torch.equal(norm.num_batches_tracked, torch.tensor(count + 1 + (mode == "train")))  # its own
+    assert not any(m.training for m in t.teacher.modules() if isinstance(m, nn.Dropout))
+
+
+def test_a_window_of_no_ranks_is_refused():
+    with pytest.raises(MaskwrightError, match="rank_low"):
+        configure(u2pl.U2PLConfig, {"rank_low": 5, "rank_high": 3})
 
 
 def test_without_weight_it_is_supervised_training(semi_context):

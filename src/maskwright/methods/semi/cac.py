@@ -15,12 +15,12 @@ pseudo-classes c_j embeddings of random pixels of all unlabelled crops of this i
 Deviates: which cell of one crop is which of the other comes from the recorded geometry of the views, flips included,
 instead of rectangles that are cut and turned back; cells that reach beyond the photograph are neither anchors nor
 negatives. The number of negatives is capped by the pixels there are. Learning rates, schedule, labelled crops and
-inference are those that all methods here share. A network whose input is no multiple of 8 is compared on the cells of
-its patches.
+inference are those that all methods here share, logits are enlarged with align_corners=False, and the paper's variant
+with image-level labels is left out. A network whose input is no multiple of 8 is compared on the cells of its patches.
 What the original gets wrong: confidences come from a pass whose dropout is on, so that which side moves is partly a
-matter of chance (here it is off in the classifier; a decoder's still falls on features, classes and confidences alike);
-the row maximum of the first chunk of negatives is used for all later ones, so that exponentials can overflow; the
-number of negatives raises when it exceeds the pixels of a small batch.
+matter of chance (here it is off for unlabelled crops, in the decoder too); the row maximum of the first chunk of
+negatives is used for all later ones, so that exponentials can overflow; the number of negatives raises when it exceeds
+the pixels of a small batch.
 
 Legend: B labelled crops, U unlabelled pairs, S crop side, D width of the projection, (n, n) cells of a crop, N cells in
 overlaps, M negatives.
@@ -264,16 +264,13 @@ class CACTraining(SemiTraining):
     # ------------------------------------------------------------------ the step
 
     def embed(self, u: Tensor) -> Cells:
-        """The cells of crops (U, 3, S, S)."""
+        """The cells of crops (U, 3, S, S), from a pass without dropout."""
         size = (self.cells, self.cells)
-        with self.autocast():
+        with self.plain(self.network), self.autocast():
             f = at_size(self.network.decode(self.network.features(u)), size)
             z = self.projector(f)
-            training = self.network.classifier.training
-            self.network.classifier.eval()
             with torch.no_grad():
                 logits = at_size(self.network.classify(f), size)
-            self.network.classifier.train(training)
         p, k = logits.float().softmax(1).max(1)
         return Cells(as_rows(F.normalize(z.float(), dim=1)), p.flatten(), k.flatten())
 

@@ -11,13 +11,15 @@ Only what lies before z gains; the auxiliary decoders are thrown away.
 
 Deviates: z is the decoder's embedding, the last map before the classifier. It is what comes closest to the paper's z,
 which has seen the pyramid pooling already and is followed by 1x1 convolutions alone; a perturbed deepest map of an
-encoder that hands over several would need K whole decoders and would leave the skip connections untouched. One
+encoder that hands over several would need K whole decoders and would leave the skip connections untouched. The paper's
+encoder has no dropout; here it is off in a decoder that has one, as it would fall on z and on what z is said to be. One
 decoder of each kind by default, for processors; `counts=paper` has the paper's 30. Guided CutOut and the two masks need
 to know the background and are left out where no class has that name. Padding outside the photograph counts for nothing.
 Activity of a place, by which features are dropped, is the mean absolute value of its channels; bootstrapping grows
-linearly over the whole run.
-An auxiliary decoder ends in its last shuffle, without the ReLU behind it that lets a class whose logits are all
-negative never learn again. The image-level labels of the paper's weakly supervised variant are not used.
+linearly over the whole run. An auxiliary decoder ends in its last shuffle, without the ReLU behind it that lets a class
+whose logits are all negative never learn again. Optimiser, schedule, crops and inference are those that all methods
+here share; L_u is taken at the crop's size. An object's contour is all of its border, holes included, where the authors
+count the corners of its outer one. The image-level labels of the paper's weakly supervised variant are not used.
 What the original gets wrong: it takes class 0 for the background whatever it is (a road, in Cityscapes). The trial
 step of its adversarial direction, 1e-6 over a whole map, is lost in float32, and the backward pass inside its forward
 pass writes into the decoder's gradients. Dropping the strongest positions of a constant map leaves nothing of it. Its
@@ -243,7 +245,7 @@ class CCTTraining(SemiTraining):
 
     def unsupervised(self, batch: SemiBatch, step: int) -> dict[str, Tensor]:
         """L_u of the unlabelled crops; the main decoder's classifier gets no gradient of it."""
-        with self.autocast():
+        with self.plain(self.network), self.autocast():
             z = self.network.decode(self.network.features(batch.w))
             with torch.no_grad():
                 main = self.network.classify(z)

@@ -16,14 +16,19 @@ among the alpha_t percent of highest entropy where c has rank 3 to 19, from 0. d
 to 0.
 
 Deviates: L_u and L_c set in after a tenth of the steps, not after one of 80 epochs: L_u asks for no confidence, and the
-first steps of a short run make no teacher. The teacher's batch norm is in training mode for pseudo-labels too, as it is
-for features in the authors' code: in evaluation mode it goes by running averages that a short run leaves poor, and what
-they mislabel is learnt to the last pixel (`teacher_mode=eval` loses eleven mIoU, docs/semi.md). Entropy percentiles,
-|valid| and all pixels that count leave out what lies outside the photograph; drop_t and alpha_t fall with each step
-instead of each epoch; the ranks are capped by the number of classes, so that with three classes the third still has
-negatives. The queues' rows are unit vectors in half precision and all queues share a given number of rows (the paper:
-30,000 each, 50,000 for class 0); of more new rows than a queue holds random ones enter. The representation head has one
-3x3 convolution. CutMix pastes half of the picture of the next photograph, in half of the steps.
+first steps of a short run make no teacher; as the authors', it is a copy of the student until then. The teacher's batch
+norm is in training mode for pseudo-labels too, where the authors have it so for features and entropies alone: in
+evaluation mode it goes by running averages that a short run leaves poor, and what they mislabel is learnt to the last
+pixel (docs/semi.md; `teacher_mode=eval` and `ema_buffers=own` are the authors'). Entropy percentiles, |valid| and all
+pixels that count leave out what lies outside the photograph; drop_t and alpha_t fall with each step instead of each
+epoch; the ranks are capped by the number of classes, so that with three classes the third still has negatives. The
+queues' rows are unit vectors in half precision and all queues share a given number of rows (the paper: 30,000 each,
+50,000 for class 0); of more new rows than a queue holds random ones enter. The representation head has one 3x3
+convolution and no dropout, and starts from what the classifier sees, behind the decoder's last convolution. With one
+class in a step L_c is taken from the queues, where the authors' is 0. Optimiser, rates and schedule are those of all
+methods here, and the loss has no OHEM and no auxiliary head unless it is asked for; the averaged prototypes
+(`anchor_ema`), off in the authors' settings, are left out. CutMix pastes half of the picture of the next photograph, in
+half of the steps.
 What the original gets wrong: the teacher shares storage with the student when it is first copied; percentiles are
 computed on the CPU in each step. Its negatives of class c are multiplied by the label's own channel c, which leaves
 none of the labelled pixels and few of the others, and anchors are looked up by position where queues are looked up by
@@ -36,7 +41,7 @@ P = (B + U) h w pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +56,7 @@ from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, Sem
 from maskwright.engine.criteria import IGNORE
 from maskwright.engine.ema import EMATeacher
 from maskwright.engine.representation import RepresentationTraining, Together
+from maskwright.errors import MaskwrightError
 from maskwright.ops.region_contrast import as_rows, class_means, draw_queries, nearest, region_contrast
 from maskwright.ops.seg_losses import cross_entropy
 from maskwright.ops.thresholds import entropy_masks
@@ -63,7 +69,10 @@ FIRST, OTHER = 50_000, 30_000
 class U2PLConfig(SemiConfig):
     """Options of `u2pl`."""
 
-    teacher_mode: str = option("train", "batch norm of the network that labels", choices=("eval", "train"))
+    teacher_mode: str = option(
+        "train", "batch norm of the teacher for pseudo-labels; for features it is in training mode",
+        choices=("eval", "train"),
+    )  # fmt: skip
     final: str = option("teacher", "the network that is kept: student or teacher", choices=("student", "teacher"))
     strong: str = option("none", "photometric recipe of the student's view; the paper has none", choices=tuple(PRESETS))
     start: float = option(0.1, "share of the steps before L_u and L_c set in; 0.0125 in the paper", low=0, high=1)
@@ -81,8 +90,25 @@ class U2PLConfig(SemiConfig):
     temperature: float = option(0.5, "tau", low=1e-3, high=10)
     anchors: int = option(256, "anchors of each class in a step", low=1)
     negatives: int = option(50, "negatives of each anchor", low=1)
-    bank: int = option(100_000, "rows of all queues together, 2 D bytes each; the paper: 30,000 a class", low=1)
+    bank: int = option(
+        100_000, "rows of all queues together, 2 D bytes each; at most 50,000 for class 0 and 30,000 for each other, "
+        "as in the paper", low=1,
+    )  # fmt: skip
     representation: int = option(256, "D, width of the representation", low=1)
+
+    @property
+    def still(self) -> bool:
+        """No: the pass for features moves the teacher's own statistics."""
+        return False
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on a window of ranks that holds none."""
+        super().check()
+        if self.rank_low >= self.rank_high:
+            raise MaskwrightError(
+                f"ranks from {self.rank_low} to below {self.rank_high}: no class would be improbable",
+                f"rank_low below rank_high={self.rank_high}", f"--set rank_low={max(1, self.rank_high - 1)}",
+            )  # fmt: skip
 
 
 # ---------------------------------------------------------------------- which pixels
@@ -154,12 +180,26 @@ class U2PLTraining(RepresentationTraining):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         c, classes = self.config, self.context.classes
-        self.teacher_head = EMATeacher(self.head, c.ema, c.ema_buffers, c.teacher_mode)
+        self.teacher_head = EMATeacher(self.head, c.ema, c.ema_buffers, self.teacher_norms)
         shares = ClassBanks.within(max(c.bank, classes), classes, 1).sizes.tolist()
         sizes = [min(share, OTHER if k else FIRST) for k, share in enumerate(shares)]
         self.banks = ClassBanks(sizes, c.representation, torch.float16).to(self.device)
         self.modules |= {"teacher_head": self.teacher_head, "banks": self.banks}
         self.window = rank_window(c.rank_low, c.rank_high, classes)
+
+    @property
+    def teacher_norms(self) -> Literal["eval", "train"]:
+        """Training mode, in which features are taken; for pseudo-labels `teach` decides."""
+        return "train"
+
+    def teach(self, x: Tensor) -> Tensor:
+        """The teacher's probabilities (B, C, S, S) in the mode that `teacher_mode` says."""
+        assert self.teacher is not None
+        if self.config.teacher_mode == "eval":
+            self.teacher.module.eval()
+        q = super().teach(x)
+        self.teacher.train()
+        return q
 
     def mixed(self, batch: SemiBatch) -> tuple[Tensor, LabelMap]:
         """Views with the teacher's labels; in a share of the steps half of each comes from the next photograph."""
@@ -234,7 +274,7 @@ class U2PLTraining(RepresentationTraining):
 
     def after_step(self, step: int) -> None:
         """The teacher's head follows too."""
-        self.teacher_head.update(self.head)
+        self.follow(self.teacher_head, self.head, step)
         super().after_step(step)
 
 

@@ -64,6 +64,15 @@ class UniMatchConfig(SemiConfig):
     whole: float = option(0.5, "share of v2's images whose strong views lose no channel", low=0, high=1)
     ema: float = option(0.996, "greatest momentum of v2's teacher; min(1 - 1/(n + 1), ema) at update n", low=0, high=1)
     final: str = option("teacher", "the network that is kept: student, or v2's teacher", choices=("student", "teacher"))
+    teacher_mode: str = option(
+        "eval", "batch norm of v2's teacher; in v1 and fixmatch of the pass that labels the donors alone",
+        choices=("eval", "train"),
+    )  # fmt: skip
+
+    @property
+    def still(self) -> bool:
+        """Of v2's teacher alone: the other versions have none."""
+        return self.version == "v2" and super().still
 
 
 # ---------------------------------------------------------------------- losses
