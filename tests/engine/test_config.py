@@ -127,3 +127,14 @@ def test_describe():
     assert rows["scales"]["type"] == "tuple[float, ...]"
     assert rows["layers"]["type"] == "tuple[int, ...] | None"
     assert json.loads(json.dumps(list(rows.values())))[0]["default"] == 27
+
+
+def test_options_that_a_method_has_no_use_for_are_neither_listed_nor_taken():
+    @dataclass(frozen=True, kw_only=True)
+    class Narrow(Config):
+        unused = frozenset({"clusters"})
+
+    assert "clusters" not in {o["name"] for o in describe(Narrow)}
+    with pytest.raises(MaskwrightError, match="clusters=3: nothing here depends on it"):
+        configure(Narrow, {"clusters": "3"})
+    assert configure(Narrow, {}).clusters == 27

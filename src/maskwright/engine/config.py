@@ -1,4 +1,6 @@
-"""Options of methods: keyword-only dataclasses whose fields carry their unit, their reason and their range."""
+"""Options of methods: keyword-only dataclasses whose fields carry their unit, their reason and their range.
+
+A class attribute `unused` names inherited fields that have no part in a method: they are neither listed nor taken."""
 
 from __future__ import annotations
 
@@ -41,12 +43,16 @@ def configure(config_class: type, overrides: Mapping[str, Any]) -> Any:
         overrides: values by field name; strings are converted to the field's type.
 
     Raises:
-        MaskwrightError: on an unknown key (the nearest is offered), a value that does not convert, or one out of range.
+        MaskwrightError: on an unknown key (the nearest is offered), one that has no part in the method, a value that
+            does not convert, or one out of range.
     """
-    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    fields = {f.name: f for f in used_fields(config_class)}
     hints = typing.get_type_hints(config_class)
     values = {}
     for key, value in overrides.items():
+        if key in getattr(config_class, "unused", ()):
+            raise MaskwrightError(f"{key}={overrides[key]}: nothing here depends on it", "an option of the method",
+                                  "leave it out")  # fmt: skip
         if key not in fields:
             raise unknown("setting", key, sorted(fields))
         values[key] = _convert(key, value, hints[key])
@@ -72,8 +78,14 @@ def describe(config_class: type) -> list[dict[str, Any]]:
             "low": f.metadata.get("low"),
             "high": f.metadata.get("high"),
         }
-        for f in dataclasses.fields(config_class)
+        for f in used_fields(config_class)
     ]
+
+
+def used_fields(config_class: type) -> list[Any]:
+    """The fields of a configuration class that have a part in its method."""
+    unused = getattr(config_class, "unused", ())
+    return [f for f in dataclasses.fields(config_class) if f.name not in unused]
 
 
 def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:

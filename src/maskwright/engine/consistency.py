@@ -36,6 +36,9 @@ from maskwright.engine.norm_statistics import train_norms
 from maskwright.engine.segmenting import NetworkConfig, NetworkMethod, Output, SegmentationTraining
 from maskwright.errors import MaskwrightError
 
+TEACHER = frozenset({"ema", "ema_buffers", "final"})
+"""Options that methods without an EMA teacher have no use for."""
+
 
 @dataclass(kw_only=True)
 class SemiConfig(NetworkConfig):

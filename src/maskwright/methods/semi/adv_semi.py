@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from maskwright.data.labels import LabelMap
 from maskwright.engine.config import option
-from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.engine.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
 from maskwright.engine.criteria import IGNORE
 from maskwright.engine.distributed import average_gradients
 from maskwright.errors import MaskwrightError
@@ -60,6 +60,7 @@ DEFAULTS = {
 class AdvSemiConfig(SemiConfig):
     """Options of `adv_semi`."""
 
+    unused: ClassVar[frozenset[str]] = TEACHER | {"teacher_mode", "strong"}
     variant: str = option("pixel", "pixel: AdvSemiSeg; s4gan: one verdict an image", choices=("pixel", "s4gan"))
     lam_adv: float = option(0.01, "pixel: weight of the adversarial loss on labelled crops", low=0)
     lam_adv_u: float = option(0.001, "pixel: the same on unlabelled crops", low=0)

@@ -42,7 +42,7 @@ from maskwright.data.labels import LabelMap
 from maskwright.data.views import View, transform_points
 from maskwright.engine.class_banks import RecentBank
 from maskwright.engine.config import option
-from maskwright.engine.consistency import SemiConfig, SemiMethod, SemiTraining
+from maskwright.engine.consistency import TEACHER, SemiConfig, SemiMethod, SemiTraining
 from maskwright.engine.distributed import world_size
 from maskwright.engine.representation import add_module, at_size
 from maskwright.errors import MaskwrightError
@@ -57,6 +57,7 @@ CELL = 8
 class CACConfig(SemiConfig):
     """Options of `cac`."""
 
+    unused: ClassVar[frozenset[str]] = TEACHER | {"teacher_mode"}
     strong: str = option("cac", "photometric recipe of each crop, drawn on its own", choices=tuple(PRESETS))
     weight: float = option(0.1, "weight of L_1 + L_2", low=0)
     start: float = option(

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from maskwright.data.labels import LabelMap
 from maskwright.engine.config import option
-from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.engine.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
 from maskwright.engine.representation import add_module
 from maskwright.engine.segmenting import upsample
 from maskwright.errors import MaskwrightError, unknown
@@ -70,6 +70,7 @@ PAPER_CLASSES = 21
 class CCTConfig(SemiConfig):
     """Options of `cct`."""
 
+    unused: ClassVar[frozenset[str]] = TEACHER | {"teacher_mode", "strong"}
     counts: str = option(
         "one", "auxiliary decoders: one of each kind, the paper's 30 (paper), or a list such as noise:2,vat:1 of "
         "dropout, drop, noise, cutout, context, object, vat",

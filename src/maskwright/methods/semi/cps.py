@@ -33,7 +33,7 @@ from torch import Tensor
 from maskwright.data.labels import LabelMap
 from maskwright.data.mixing import MASKS, mix, partner
 from maskwright.engine.config import option
-from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.engine.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
 from maskwright.engine.criteria import IGNORE
 from maskwright.engine.optimizers import make_optimizer
 from maskwright.engine.segmenting import make_network
@@ -45,6 +45,7 @@ from maskwright.ops.seg_losses import cross_entropy
 class CPSConfig(SemiConfig):
     """Options of `cps`."""
 
+    unused: ClassVar[frozenset[str]] = TEACHER | {"strong"}
     teacher_mode: str = option("train", "batch norm of the network that labels", choices=("eval", "train"))
     cutmix: bool = option(True, "teach on photographs with boxes of others in them; unlabelled ones alone")
     weight: float = option(1.5, "lam, weight of the sum of both cross losses", low=0)

@@ -13,9 +13,13 @@ plain one. What the perturbation is makes the method, `--set perturb=`:
 
 Deviates: all of them share one photometric recipe, one sampler and one schedule, so that they differ by their masks and
 losses alone; the teacher's batch norm is in evaluation mode unless `teacher_mode` says otherwise, and sureness is
-counted by image (`confidence`), where French et al. and ClassMix train the teacher's statistics and count by batch;
-ComplexMix's mask follows the paper's text, as there is no official code; one list of unlabelled images
-whose batch is paired with itself (item i with i + 1) instead of two lists.
+counted by image (`confidence`), where French et al. and ClassMix train the teacher's statistics and count by batch; it
+is the share of the valid pixels outside the hole, where French et al. take all, and 0.968 is the threshold, where they
+have 0.97. The plain mean teacher of the paper grows its weight over a ramp, leaves no pixel out and is asked for
+labelled crops too; `confidence=none`, `distance=square_mean`, `weight=100` and `ramp_up=0.3` come close, on unlabelled
+crops alone. ComplexMix has no official code: its mask draws half of the classes of each cell of a fixed grid anew,
+which is how we understand the paper. One list of unlabelled images whose batch is paired with itself (item i with i +
+1) instead of two lists.
 What the originals get wrong: code bases call one loss by the same weight and mean the sum or the mean over classes,
 which differ by a factor C. It is an option here, and named. Some mix in place, so that the partner of the last image is
 already mixed; here all parts are new tensors.
