@@ -122,6 +122,8 @@ def test_train_predict_evaluate(maskwright, tmp_path):
     assert scores["protocol"] == "hungarian" and 0 <= scores["miou"] <= 1 and 0 <= scores["pixel_accuracy"] <= 1
     assert [c["name"] for c in scores["per_class"]] == ["ground", "disc", "square"]
     assert "hungarian" in out
+    assert (scores["images"], scores["split"]) == (4, "test") and len(scores["names_hash"]) == 64
+    assert f"4 of split test (sha256 of their names {scores['names_hash'][:12]})" in out
 
 
 def test_semi_supervised_from_a_list_of_names_and_predictions_at_several_scales(maskwright, tmp_path):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shlex
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +102,8 @@ def suggest(
         count: images to suggest.
         by: mixed, entropy, margin, confidence, disagreement, coreset or random.
         split: only these images.
-        labeled: name of a split, or a file: these images have masks already, the others have none.
+        labeled: name of a split, or a file: these images have masks already, also those outside `split`; the others
+            have none.
         regions: regions to suggest in each image.
         region_size: their side, pixels; a sixth of the image's shorter side if 0.
         out: folder for suggestions.csv, names.txt, regions.csv and sheet.png.
@@ -131,10 +129,11 @@ def suggest(
                 "give a run folder of mean_teacher, or of another method with a teacher, or choose --by entropy",
             )  # fmt: skip
     images = _opened(data)
-    if split is not None:
-        images = images.split(split)
-    if labeled is not None:
-        images = images.labeled(labeled)
+    everything = images if labeled is None else images.labeled(labeled)
+    images = everything if split is None else everything.split(split)
+    if labeled is not None:  # those labelled outside the split are known all the same
+        rest = (i for i, name in enumerate(everything.names) if everything.has_mask(i) and name not in images)
+        images = images.with_items([*images.items, *everything.subset(rest).items])
     if other is not None:
         from maskwright.engine.norm_statistics import retake_as_recorded
 
@@ -296,11 +295,23 @@ def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
             )  # fmt: skip
 
 
-def _labeled_note(images: Dataset, labeled: str | Path, digest: str) -> str:
-    """How many masks of a list may be read, and which these are; a list may name images of other splits."""
-    named, read = len(set(images.list_names(labeled)[0])), sum(i.mask is not None for i in images.items)
-    few = "" if read == named else f" of the {named} that it names; the others are not of this split or have no mask"
-    return f"Labelled: {read} images by {labeled}{few} (sha256 of their names {digest[:12]})."
+def _reads_masks(cls: Any, config: Any) -> bool:
+    """Whether a run learns from masks or, as options that begin with `oracle_` do, peeks at them."""
+    peeks = any(value for name, value in vars(config).items() if name.startswith("oracle_"))
+    return peeks or "masks" in getattr(config, "labels_needed", cls.needs)
+
+
+def _backbone_unused(cls: Any, config: Any) -> str:
+    """Why a run leaves its backbone's weights aside, as far as its options say; empty where it does not."""
+    from maskwright.engine.segmenting import NetworkMethod
+    from maskwright.models.networks import NETWORKS
+
+    if not issubclass(cls, NetworkMethod):
+        return ""
+    if config.network in NETWORKS and NETWORKS[config.network].encoder == "own":
+        return f"not used, because network {config.network} has an encoder of its own"
+    weights = config.network_weights
+    return f"its weights are not used, because network_weights={weights} replaces them" if weights else ""
 
 
 def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[ClassTable, str]:
@@ -342,7 +353,7 @@ def _highest_id(images: Dataset) -> int:
 
 
 def _backbone(
-    name: str, weights: str | Path | None, bar: Progress, seed: int, kind: str = "any"
+    name: str, weights: str | Path | None, bar: Progress, seed: int, kind: str = "any", unused: str = ""
 ) -> tuple[Backbone, str]:
     import torch
 
@@ -359,6 +370,8 @@ def _backbone(
     else:
         backbone = build_backbone(name, weights=None if weights is None else str(weights))
         why = f"{backbone.name}, as asked"
+    if unused:
+        return backbone, unused
     bar.say(f"backbone: {why}; labels its weights saw: {backbone.provenance.labels_seen}")
     return backbone, why
 
@@ -370,7 +383,8 @@ def _context(
     from maskwright.engine.cache import FeatureCache
     from maskwright.engine.context import Context
     from maskwright.engine.devices import make_fabric, pick_device
-    from maskwright.engine.records import RunFolder, now, versions
+    from maskwright.engine.records import RunFolder, command, labels_note, now, versions
+    from maskwright.evaluate.scores import hash_names
     from maskwright.methods import METHODS
 
     if steps is not None and steps < 1:
@@ -386,28 +400,32 @@ def _context(
         raise MaskwrightError(
             f"none of the images in {images.root} can be read", "at least one", "run maskwright doctor"
         )
-    table, why_classes = _class_table(images, classes, named=METHODS[method].family != "unsupervised")
+    cls = METHODS[method]
+    table, why_classes = _class_table(images, classes, named=cls.family != "unsupervised")
     fabric = make_fabric(device, precision="bf16-mixed" if pick_device(device) == "cuda" else "32-true")
     bar.quiet = bar.quiet or fabric.global_rank > 0
     domain = None if source is None else _opened(source)
-    network, why_backbone = _backbone(backbone, weights, bar, seed, METHODS[method].backbones)
-    METHODS[method].check_backbone(network)
+    unused = _backbone_unused(cls, config)
+    network, why_backbone = _backbone(backbone, weights, bar, seed, cls.backbones, unused)
+    cls.check_backbone(network)
+    digest = hash_names(i.name for i in images.items if i.mask) if labeled or _reads_masks(cls, config) else ""
     record = {
         "status": "running",
-        "command": _command(),
-        "method": _identity(method),
+        "command": command(),
+        "method": {"name": cls.name, "title": cls.title, "paper": cls.venue, "link": cls.link, "family": cls.family},
         "config": asdict(config),
         "seed": seed,
         "steps": steps,
         "classes_asked": len(table.names),
         "split": split,
         "labeled": str(labeled) if labeled is not None else None,
-        "labeled_hash": _hash_names(n for n, i in zip(images.names, images.items) if i.mask) if labeled else None,
+        "labeled_hash": digest or None,
         "source": None if domain is None else domain.fingerprint(),
         "versions": versions(),
         "device": str(fabric.device),
         "processes": fabric.world_size,
         "backbone": network.provenance.to_json(),
+        "backbone_unused": unused,
         "weights_key": network.key,
         "data": {
             "root": str(images.root),
@@ -424,40 +442,17 @@ def _context(
         data=images, table=table, seed=seed, steps=steps, fabric=fabric, run=run, cache=FeatureCache(),
         backbone=network, source=domain, progress=bar, notes=list(run.record.get("notes", [])),
     )  # fmt: skip
-    if labeled is not None:
-        context.note(_labeled_note(images, labeled, record["labeled_hash"]))
-    for sentence in (
-        reason and f"Method: {reason}.",
-        f"Backbone: {why_backbone}.",
-        f"Classes: {why_classes}.",
-    ):
+    told = [digest and labels_note(images, labeled, digest), reason and f"Method: {reason}."]
+    for sentence in (*told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
         if sentence:
             context.note(sentence)
     return context
-
-
-def _command() -> str:
-    """The command line that made the run, or the function that did."""
-    program = Path(sys.argv[0])
-    ours = program.name == "maskwright" or program.parts[-2:] == ("maskwright", "cli.py")
-    return shlex.join(["maskwright", *sys.argv[1:]]) if ours else "maskwright.train"
-
-
-def _hash_names(names: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def _median_size(images: Dataset, most: int = 500) -> list[int]:
     """Median height and width of the images: the field of view that tiles of large pictures should have."""
     sizes = sorted(images.size(i) for i in range(0, len(images), max(1, len(images) // most)))
     return [sorted(s[k] for s in sizes)[len(sizes) // 2] for k in (0, 1)]
-
-
-def _identity(method: str) -> dict[str, str]:
-    from maskwright.methods import METHODS
-
-    cls = METHODS[method]
-    return {"name": cls.name, "title": cls.title, "paper": cls.venue, "link": cls.link, "family": cls.family}
 
 
 def _run(method: Any, context: Context, report: bool) -> Model:
@@ -473,6 +468,9 @@ def _run(method: Any, context: Context, report: bool) -> Model:
         run.save(status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
     segmenter = method.segmenter()
+    run.save(provenance=segmenter.provenance.to_json())
+    if run.record["provenance"] != run.record["backbone"]:
+        context.progress.say(f"weights: {segmenter.provenance.summary()}")
     extra = {
         **segmenter.extra,
         "method": run.record["method"],

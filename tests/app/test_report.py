@@ -139,6 +139,43 @@ def test_labels_that_were_read_are_said(run):
     assert "12 masks for training, 3 tags for selection" in page.text
 
 
+OWN = {"architecture": "ddrnet", "source": "random", "license": "none needed", "labels_seen": "none"}
+
+
+@pytest.mark.parametrize(
+    "added, told, untold",
+    [
+        ({}, ["features come from net, whose weights saw: ImageNet-1k."], ["Earlier stages", "ddrnet"]),
+        ({"provenance": record()["backbone"]}, ["features come from net,"], ["Earlier stages", "ddrnet"]),
+        (
+            {"provenance": OWN, "backbone_unused": "not used"},
+            ["features come from ddrnet, whose weights saw: no labels.", "none needed"],
+            ["Earlier stages", "ImageNet-1k", "Apache-2.0"],
+        ),
+        (
+            {"provenance": OWN, "backbone_unused": ""},
+            ["come from ddrnet, whose", "Earlier stages used the backbone net, whose weights saw: ImageNet-1k.",
+             "Backbone of earlier stages", "Apache-2.0"],
+            [],
+        ),
+        ({"backbone_unused": "not used"}, [], ["ImageNet-1k", "features come from"]),
+        ({"provenance": "odd"}, ["features come from net,"], []),
+    ],
+)  # fmt: skip
+def test_weights_are_those_that_the_model_has(run, added, told, untold):
+    (run / "run.json").write_text(json.dumps(record() | added))
+    text = Page(write_report(run).read_text()).text
+    assert all(t in text for t in told) and not any(t in text for t in untold)
+
+
+def test_lists_are_told_by_their_hash(run):
+    (run / "run.json").write_text(json.dumps(record() | {"labeled_hash": "feed" * 16}))
+    scores = json.loads((run / "scores.json").read_text()) | {"split": "held_out", "names_hash": "f00d" * 16}
+    (run / "scores.json").write_text(json.dumps(scores))
+    text = Page(write_report(run).read_text()).text
+    assert "feed" * 16 in text and "f00d" * 16 in text and "held_out" in text
+
+
 @pytest.mark.parametrize(
     "odd",
     [

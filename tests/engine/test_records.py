@@ -12,7 +12,18 @@ import torch
 from safetensors.torch import load_file
 
 from maskwright.data import files
-from maskwright.engine.records import IDENTITY, LOCK, METRICS, RECORD, RunFolder, Stopwatch, save_tensors, versions
+from maskwright.data.folder import open_folder
+from maskwright.engine.records import (
+    IDENTITY,
+    LOCK,
+    METRICS,
+    RECORD,
+    RunFolder,
+    Stopwatch,
+    labels_note,
+    save_tensors,
+    versions,
+)
 from maskwright.errors import MaskwrightError
 
 RECORD_OF = {
@@ -114,6 +125,32 @@ def test_of_many_settings_those_that_differ_are_named(tmp_path):
         RunFolder.start(tmp_path, RECORD_OF | {"config": many | {"setting_090": "x", "newer": None}}, resume=True)
     told = 'config: gone = true, not unknown; newer = unknown, not null; setting_090 = 90, not "x";'
     assert told in str(error.value) and "setting_001" not in str(error.value)
+
+
+def test_masks_of_other_images_are_another_run(tmp_path):
+    run = RunFolder.start(tmp_path, RECORD_OF | {"labeled_hash": None}, resume=False)
+    RunFolder.start(tmp_path, RECORD_OF | {"labeled_hash": "abc" * 9}, resume=True)
+    assert on_disk(tmp_path)["labeled_hash"] == "abc" * 9, "recorded from now on"
+    before = (tmp_path / RECORD).read_bytes()
+    told = r"masks of other images \(sha256 of their names abcabcabcabc, not defdefdefdef\); expected the same masks"
+    with pytest.raises(MaskwrightError, match=told):
+        RunFolder.start(tmp_path, RECORD_OF | {"labeled_hash": "def" * 9}, resume=True)
+    with pytest.raises(MaskwrightError, match="masks of other images"):
+        RunFolder.start(tmp_path, RECORD_OF, resume=True)
+    assert (tmp_path / RECORD).read_bytes() == before
+    run.release()
+
+
+def test_what_is_said_of_labelled_images(tiny_folder):
+    data, digest = open_folder(tiny_folder), "0123456789abcdef"
+    assert labels_note(data.labeled(data.names[:3]), None, digest) == (
+        "Labelled: 3 of 8 images have a mask (sha256 of their names 0123456789ab)."
+    )
+    assert labels_note(data.labeled("train"), "train", digest) == (
+        "Labelled: 4 images by train (sha256 of their names 0123456789ab)."
+    )
+    few = labels_note(data.split("test").labeled("train"), "train", digest)
+    assert few.startswith("Labelled: 0 images by train of the 4 that it names; the others are not of this split")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[1]", b"null"])

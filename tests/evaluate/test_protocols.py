@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +143,33 @@ def test_folder_perfect_by_every_protocol(tiny_folder: Path, tmp_path: Path, pro
     assert Scores.from_json(scores.to_json()).table() == table
 
 
+def test_the_list_that_was_judged_is_told(tiny_folder: Path, tmp_path: Path) -> None:
+    predictions = write_predictions(tmp_path / "out", tiny_folder)
+    names = open_folder(tiny_folder).split("test").names
+    digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    scores = evaluate_folder(predictions, tiny_folder, split="test")
+    told = f"images     4 of split test (sha256 of their names {digest[:12]}), compared at"
+    assert told in scores.table()
+    state = scores.to_json()
+    assert (state["images"], state["split"], state["names_hash"]) == (4, "test", digest)
+    split = tiny_folder / "splits" / "test.txt"
+    split.write_text("\n".join(reversed(names)))
+    assert evaluate_folder(predictions, tiny_folder, split="test").names_hash == digest, "whatever their order"
+    whole = evaluate_folder(predictions, tiny_folder)
+    assert whole.split is None and f"images     8 (sha256 of their names {whole.names_hash[:12]})" in whole.table()
+    (predictions / f"{names[0]}.png").unlink()
+    assert evaluate_folder(predictions, tiny_folder, split="test", allow_missing=True).names_hash == (
+        hashlib.sha256("\n".join(sorted(names[1:])).encode()).hexdigest()
+    ), "only those that were judged"
+
+
+def test_scores_that_tell_no_list(tiny_folder: Path) -> None:
+    scores = evaluate_arrays(scenes(4, 4), 4)
+    assert "images     5, compared at" in scores.table() and scores.names_hash == ""
+    before = {k: v for k, v in scores.to_json().items() if k not in ("split", "names_hash")}
+    assert Scores.from_json(before) == scores
+
+
 def test_folder_kinds_of_truth(tiny_folder: Path, tmp_path: Path) -> None:
     predictions = write_predictions(tmp_path / "out", tiny_folder, {0: 2, 1: 0, 2: 1})
     by_dataset = evaluate_folder(predictions, open_folder(tiny_folder), "hungarian")
@@ -245,6 +274,9 @@ def test_seeds() -> None:
     assert "3 seeds" in table and "hungarian" in table and f"{100 * values[1]:.2f}" in table
     with pytest.raises(MaskwrightError, match="kinds"):
         seeds_summary([runs[0], evaluate_arrays(pairs, 5, "direct")])
+    with pytest.raises(MaskwrightError, match="2 kinds"):
+        seeds_summary([replace(r, names_hash=h) for r, h in zip(runs, ("a", "a", "b"))])
+    assert seeds_summary([replace(r, names_hash=h) for r, h in zip(runs, ("a", "", "a"))])["mIoU"][0] == mean
     with pytest.raises(MaskwrightError):
         seeds_summary([])
     with pytest.raises(MaskwrightError, match="no images"):

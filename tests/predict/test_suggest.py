@@ -93,6 +93,17 @@ def test_coreset_starts_from_what_is_labelled(run, data):
     assert mw.suggest(model, folder, 3, by="coreset").names == [folder.names[free[k]] for k in order]
 
 
+def test_images_labelled_outside_the_split_count_as_labelled(run, data, monkeypatch):
+    looked = {}
+    monkeypatch.setattr(sg, "suggest", lambda model, images, count, **o: looked.update(images=images))
+    mw.suggest(run, data, 2, by="coreset", split="test", labeled="train", device="cpu")
+    masks = [looked["images"].has_mask(i) for i in range(9)]
+    names = looked["images"].names
+    assert names[:5] == open_folder(data).split("test").names and masks == [False] * 5 + [True] * 4
+    mw.suggest(run, open_folder(data).labeled("train"), 2, by="coreset", split="test", device="cpu")
+    assert looked["images"].names == names[:5]
+
+
 def test_random_is_a_function_of_its_seed(run, data):
     folder = open_folder(data).labeled("train")
     model = mw.load(run)

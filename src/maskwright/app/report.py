@@ -63,7 +63,7 @@ def write_report(run_folder: str | Path) -> Path:
         _scores(folder),
         _curves(folder),
         _stages(run),
-        _backbone(run),
+        _weights(run),
         _skipped(run),
         _record(run),
     ]
@@ -200,11 +200,11 @@ def _done(run: Mapping[str, Any]) -> str:
             f"{_count(len(skipped), 'image')} could not be read and {'was' if one else 'were'} left out; "
             f"{'it is' if one else 'they are'} named below."
         )
-    backbone = run.get("backbone")
-    if isinstance(backbone, Mapping) and backbone.get("architecture"):
-        seen = str(backbone.get("labels_seen") or "unknown")
-        told = "no labels" if seen == NO_LABELS else escape(seen)
-        sentences.append(f"Its features come from {_text(backbone['architecture'])}, whose weights saw: {told}.")
+    for says, weights in zip(("Its features come from", "Earlier stages used the backbone"), _weights_of(run)):
+        if weights.get("architecture"):
+            seen = str(weights.get("labels_seen") or "unknown")
+            told = "no labels" if seen == NO_LABELS else escape(seen)
+            sentences.append(f"{says} {_text(weights['architecture'])}, whose weights saw: {told}.")
     stages = _rows(run.get("stages"))
     if stages:
         names = ", ".join(_text(s.get("name")) for s in stages)
@@ -219,6 +219,14 @@ def _done(run: Mapping[str, Any]) -> str:
     if run.get("command"):
         body += f"<p>The command that made it:</p><pre><code>{_text(run['command'])}</code></pre>"
     return _section("What was done", body)
+
+
+def _weights_of(run: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What the model's weights started from, and a backbone that only stages before it used; empty where unknown."""
+    backbone, model = (v if isinstance(v, Mapping) else {} for v in (run.get("backbone"), run.get("provenance")))
+    if run.get("backbone_unused"):
+        backbone = {}
+    return model or backbone, backbone if model and model != backbone else {}
 
 
 def _labels_used(run: Mapping[str, Any]) -> int:
@@ -330,7 +338,7 @@ def _scores(folder: Path) -> str:
         "mean accuracy": _percent(scores.get("mean_accuracy"), 2),
     }
     shown = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items() if v != "–")
-    keys = ("protocol", "matching", "averaging", "resolution", "images", "predicted", "classes")
+    keys = ("protocol", "matching", "averaging", "resolution", "images", "split", "names_hash", "predicted", "classes")
     record = [(key, _text(scores.get(key))) for key in keys if scores.get(key) is not None]
     notes = scores.get("notes")
     notes = notes if isinstance(notes, list) else []
@@ -416,18 +424,18 @@ def _dl(pairs: Iterable[tuple[str, str]]) -> str:
     return f'<dl class="record">{inner}</dl>' if inner else ""
 
 
-def _backbone(run: Mapping[str, Any]) -> str:
-    record = run.get("backbone")
-    if not isinstance(record, Mapping):
-        return ""
+def _weights(run: Mapping[str, Any]) -> str:
     names = {
         "architecture": "network", "source": "weights from", "license": "licence",
         "labels_seen": "labels its weights saw", "sha256": "sha256", "input_size": "pretrained at",
     }  # fmt: skip
-    size = record.get("input_size")
-    if isinstance(size, list | tuple):
-        record = {**record, "input_size": " × ".join(str(s) for s in size) + " pixels"}
-    return _section("Backbone", _dl((names[k], _text(record.get(k))) for k in names))
+    out = ""
+    for title, record in zip(("Weights", "Backbone of earlier stages"), _weights_of(run)):
+        size = record.get("input_size")
+        if isinstance(size, list | tuple):
+            record = {**record, "input_size": " × ".join(str(s) for s in size) + " pixels"}
+        out += _section(title, _dl((names[k], _text(record.get(k))) for k in names))
+    return out
 
 
 def _skipped_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -448,13 +456,14 @@ def _skipped(run: Mapping[str, Any]) -> str:
 def _record(run: Mapping[str, Any]) -> str:
     versions = run.get("versions")
     told = ", ".join(f"{_text(k)} {_text(v)}" for k, v in versions.items()) if isinstance(versions, Mapping) else ""
-    fingerprint = _text(_get(run, "data", "fingerprint"))
+    fingerprint, masks = _text(_get(run, "data", "fingerprint")), _text(run.get("labeled_hash"))
     pairs = [
         ("method", _text(_get(run, "method", "name"))),
         ("seed", _text(run.get("seed"))),
         ("steps", _text(run.get("steps"))),
         ("split", _text(run.get("split"))),
         ("labelled images", _text(run.get("labeled"))),
+        ("hash of their names", f"<code>{masks}</code>" if masks else ""),
         ("device", _text(run.get("device"))),
         ("data hash", f"<code>{fingerprint}</code>" if fingerprint else ""),
         ("versions", told),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 from safetensors.torch import save
@@ -19,6 +21,9 @@ from torch import Tensor
 from maskwright.data.files import write_bytes, write_json, write_text
 from maskwright.engine.distributed import broadcast_object
 from maskwright.errors import MaskwrightError
+
+if TYPE_CHECKING:
+    from maskwright.data.folder import Dataset
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -161,6 +166,15 @@ class RunFolder:
             asked.get("data", {}).get("fingerprint"),
         )
         for key, (was, now_) in pairs.items():
+            if key == "labeled_hash" and was is None:
+                continue  # recorded before every run that reads masks had one
+            if was != now_ and key == "labeled_hash":
+                raise MaskwrightError(
+                    f"{self.path} was made with masks of other images (sha256 of their names {str(was)[:12]}, "
+                    f"not {str(now_)[:12]})",
+                    "the same masks to resume it",
+                    "put masks/ or the list of --labeled back as it was, or choose another --out",
+                )
             if was != now_:
                 raise MaskwrightError(
                     f"{self.path} was made with {_difference(key, was, now_)}",
@@ -218,6 +232,30 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def now() -> str:
     """The present time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command() -> str:
+    """The command line that made the run, or the function that did."""
+    program = Path(sys.argv[0])
+    ours = program.name == "maskwright" or program.parts[-2:] == ("maskwright", "cli.py")
+    return shlex.join(["maskwright", *sys.argv[1:]]) if ours else "maskwright.train"
+
+
+def labels_note(images: Dataset, labeled: str | Path | None, digest: str) -> str:
+    """How many masks may be read, and which these are.
+
+    Args:
+        images: of the run, masks beyond `labeled` hidden.
+        labeled: name of a split, or a file, which may name images of other splits; None where `masks/` decides.
+        digest: hash of the names of the images whose mask may be read.
+    """
+    read = sum(i.mask is not None for i in images.items)
+    which = f"(sha256 of their names {digest[:12]})"
+    if labeled is None:
+        return f"Labelled: {read} of {len(images)} images have a mask {which}."
+    named = len(set(images.list_names(labeled)[0]))
+    few = "" if read == named else f" of the {named} that it names; the others are not of this split or have no mask"
+    return f"Labelled: {read} images by {labeled}{few} {which}."
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.judging import judge
 from maskwright.evaluate.luss import LussMatching
-from maskwright.evaluate.scores import Scores, class_names
+from maskwright.evaluate.scores import Scores, class_names, hash_names
 from maskwright.ops import matching as match
 
 Progress = Callable[[int, int], object]
@@ -215,7 +215,8 @@ def evaluate_folder(
         notes.append(f"{len(source.names) - len(present)} images of the truth have no mask and are left out")
     # Predictions are decoded in a thread of their own, ahead of the truth, which this thread reads.
     with ThreadPoolExecutor(1) as pool, source.ledger.purpose("evaluate"):
-        return judge(lambda: pairs(pool), names, chosen, ignore, matching, other, notes)
+        scores = judge(lambda: pairs(pool), names, chosen, ignore, matching, other, notes)
+    return replace(scores, split=split, names_hash=hash_names(name for name, _ in judged))
 
 
 def _read_prediction(path: Path) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,6 +36,8 @@ class Scores:
         averaging: what `miou` is a mean over.
         extra: further figures by name.
         notes: what else a reader must know.
+        split: name of the split that was judged; None where none was asked for.
+        names_hash: `hash_names` of the images judged; empty where they have no names.
     """
 
     protocol: str
@@ -51,6 +54,8 @@ class Scores:
     averaging: str = PRESENT
     extra: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    split: str | None = None
+    names_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The scores as JSON values; NaN becomes None, keys of the mapping become text."""
@@ -85,11 +90,13 @@ class Scores:
             per_class: adds a line for each class.
         """
         width = max(len(name) for name in self.figures())
+        which = f" of split {self.split}" if self.split else ""
+        which += f" (sha256 of their names {self.names_hash[:12]})" if self.names_hash else ""
         lines = [
             f"protocol   {self.protocol}",
             f"matching   {self.matching}",
             f"ids        {self.predicted} predicted, {self.classes} classes",
-            f"images     {self.images}, compared at the {self.resolution}",
+            f"images     {self.images}{which}, compared at the {self.resolution}",
             f"mIoU       {self.averaging}",
             *(f"note       {note}" for note in self.notes),
             "",
@@ -114,6 +121,11 @@ def _plain(x: Any) -> Any:
     if isinstance(x, np.generic):
         x = x.item()
     return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def hash_names(names: Iterable[str]) -> str:
+    """sha256 of names of images, in any order: of one list it is the same wherever and however it was written."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def class_names(classes: int | Sequence[str]) -> list[str]:
@@ -188,9 +200,10 @@ def seeds_summary(scores: Sequence[Scores]) -> dict[str, tuple[float, float]]:
     if not scores:
         raise MaskwrightError("no scores", "those of at least one seed")
     kinds = {(s.protocol, s.matching, s.classes, s.images, s.resolution) for s in scores}
-    if len(kinds) > 1:
+    lists = {s.names_hash for s in scores if s.names_hash}
+    if len(kinds) > 1 or len(lists) > 1:
         raise MaskwrightError(
-            f"scores of {len(kinds)} kinds (protocol, matching, classes, images, resolution)",
+            f"scores of {max(len(kinds), len(lists))} kinds (protocol, matching, classes, images, resolution)",
             "one kind",
             "evaluate all seeds with the same protocol on the same images",
         )
