@@ -4,6 +4,7 @@ from a package."""
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -130,6 +131,18 @@ def test_wrong_layers_kinds_and_shapes():
         vit.dense(x[0])
     with pytest.raises(ValueError, match="precision"):
         vit.dense(x, precision="fp16")
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_ns_224"])
+def test_windows_take_any_size_and_their_own_as_timm_has_it(name: str):
+    options = {"img_size": 96, "embed_dim": 24, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+    swin = build_backbone(name, "random", **options)
+    assert [m.shape[-2:] for m in swin.stages(torch.randn(1, 3, 64, 160))] == [(16, 40), (8, 20), (4, 10), (2, 5)]
+    fixed = timm.create_model(name, num_classes=0, **options).eval()
+    fixed.load_state_dict(swin.model.state_dict())
+    x = torch.randn(1, 3, 96, 96)
+    for ours, theirs in zip(swin.stages(x), fixed.forward_intermediates(x, intermediates_only=True), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "efficientnet_lite0", "hrnet_w18_small"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 
 import pytest
 import torch
@@ -148,6 +149,37 @@ def test_resnet_formats_against_torchvision(tmp_path, wrap):
     trunk = torch.nn.Sequential(*list(reference.children())[:-2])
     with torch.inference_mode():
         torch.testing.assert_close(loaded.dense(x, -1), trunk(x), rtol=1e-4, atol=1e-4)
+
+
+def test_densenet_against_torchvision(tmp_path):
+    torch.manual_seed(0)
+    reference = torchvision.models.densenet121(weights=None).eval()
+    # Its published file is older than the names of its layers.
+    numbered = {re.sub(r"(denselayer\d+\.(?:norm|conv))", r"\1.", k): v for k, v in reference.state_dict().items()}
+    assert "features.denseblock1.denselayer1.conv.2.weight" in numbered
+    torch.save(numbered, tmp_path / "d.pth")
+    loaded = build_backbone("densenet121", str(tmp_path / "d.pth"))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = torch.relu(reference.features(x))
+        torch.testing.assert_close(loaded.dense(x, -1), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_swin_of_its_authors(tmp_path, name: str):
+    options = {"embed_dim": 24, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8)}
+    original = scrambled(name, **options)
+    official = {}
+    for key, value in original.model.state_dict().items():
+        if match := re.match(r"layers\.(\d)\.downsample\.(.+)", key):
+            key = f"layers.{int(match[1]) - 1}.downsample.{match[2]}"
+        official[key] = value
+    made = ["attn.relative_position_index", "attn.relative_coords_table", "attn_mask"]
+    official |= {f"layers.1.blocks.1.{k}": torch.zeros(2, 2) for k in made}
+    official |= {"head.weight": torch.zeros(2, 192), "head.bias": torch.zeros(2)}
+    assert "layers.0.downsample.norm.weight" in official and "layers.3.downsample.norm.weight" not in official
+    torch.save({"model": official}, tmp_path / "swin.pth")
+    assert_same(original, tmp_path / "swin.pth", name, **options)
 
 
 def test_vit_against_torchvision(tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.bench_networks import PUBLISHED, parameters
+from benchmarks.bench_networks import make as make_published
 from torch import Tensor, nn
 
 from maskwright.data.classes import ClassTable
@@ -21,6 +24,7 @@ from maskwright.models.networks import NETWORKS, Network, build_network
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import BackboneEncoder, Segmenter
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "networks.md"
 CLASSES = 5
 CNN, VIT = "resnet18", "test_vit"
 WITH_AUX = {"pspnet", "ocr", "ddrnet23_slim", "ddrnet23", "ddrnet39", "setr_naive", "setr_pup", "setr_mla"}
@@ -47,6 +51,17 @@ def make(name: str, classes: int = CLASSES, **options) -> Network:
     return build_network(
         name, None if encoder is None else backbone(encoder), classes, options=options or SMALLER.get(name)
     )
+
+
+def row(heading: str, name: str) -> dict[str, str]:
+    """A network's row in the page's first table that has this column."""
+    columns: list[str] = []
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        columns = columns if cells and columns else cells
+        if heading in columns and cells[0].strip("`") == name:
+            return dict(zip(columns, cells, strict=True))
+    raise AssertionError(name)
 
 
 def segmenter_of(network: Network) -> Segmenter:
@@ -100,6 +115,53 @@ def test_logits_have_the_size_of_any_input(name, size):
     network = make(name).eval()
     with torch.inference_mode():
         assert network.logits(torch.randn(1, 3, *size)).shape == (1, CLASSES, *size)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_embeddings_have_the_stride_that_the_page_states(name):
+    stated = row("stride of the logits", name)["stride of the logits"]
+    assert stated == NETWORKS[name].stride
+    encoders = {encoder_of(name): stated}
+    if name == "ocr":
+        encoders = {"hrnet_w18_small": "4", CNN: "8"}
+        assert stated == "4 (HRNet), 8"
+    for encoder, formula in encoders.items():
+        network = make(name) if encoder == encoder_of(name) else build_network(name, backbone(encoder), CLASSES)
+        first, *rest = formula.split(" / ")
+        patch = network.encoder.stride if first == "patch" else int(first)
+        stride = patch / int(rest[0]) if rest else patch
+        with torch.inference_mode():
+            embedding = network.eval().decode(network.features(torch.randn(1, 3, 64, 96)))
+        assert embedding.shape[-2:] == (64 / stride, 96 / stride)
+
+
+def test_the_auxiliary_head_of_pspnet_reads_stage_3():
+    network = make("pspnet").eval()
+    trunk = network.encoder.module.model
+    seen = {}
+    for stage in ("layer3", "layer4"):
+        trunk[stage].register_forward_hook(lambda _m, _a, out, stage=stage: seen.update({stage: out}))
+    with torch.inference_mode():
+        features = network.features(torch.randn(1, 3, 64, 96))
+        logits = network.aux_logits(features)["aux"]
+        head = network.aux["aux"]
+        assert torch.equal(logits, head.last(head.body(seen["layer3"]))) and not head.drop.training
+    assert features[-1] is seen["layer4"] and {m.shape[-2:] for m in seen.values()} == {(8, 12)}
+
+
+@pytest.mark.parametrize(
+    ("name", "lacks"),
+    # PSPNet lacks eight ninths of its 3x3 convolution, UPerNet's count has an auxiliary head.
+    [("pspnet", 8 * 4096 * 512 / 1e6), ("deeplabv3", 0), ("deeplabv3plus", 0), ("upernet", 1)],
+)
+def test_published_parameters(name, lacks):
+    published, encoder, classes, options, size = PUBLISHED[name]
+    with torch.device("meta"):
+        kept, aux = (n / 1e6 for n in parameters(make_published(name, encoder, classes, size, options)))
+    assert kept + lacks == pytest.approx(published, rel=0.012)
+    told = row("gap", name)
+    assert told["parameters, M"] == f"{kept:.2f} + {aux:.2f}" and told["published, M"] == str(published)
+    assert told["gap"] == f"{kept / published - 1:+.1%}"
 
 
 @pytest.mark.parametrize("size", [(513, 33), (40, 517), (33, 1025)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
@@ -123,6 +124,27 @@ def test_official_checkpoint(name, tmp_path):
     assert loaded.provenance.source == "file: w.pth"
     other = build_network(name, backbone, 4, weights=str(tmp_path / "w.pth"))
     assert other.classifier.linear.weight.shape[0] == 4
+
+
+@pytest.mark.parametrize("name", ["hrnet", "ocr"])
+def test_checkpoint_of_imagenet_fills_the_encoder_alone(name, tmp_path):
+    torch.manual_seed(3)
+    state = timm.create_model(SMALL).state_dict()
+    assert {"classifier.weight", "incre_modules.0.0.conv1.weight", "final_layer.0.bias"} <= set(state)
+    torch.save({"state_dict": state}, tmp_path / "imagenet.pth")
+    blank = build_backbone(SMALL, "random")
+    torch.manual_seed(4)
+    untrained = build_network(name, blank, 19)
+    torch.manual_seed(4)
+    loaded = build_network(name, blank, 19, weights=str(tmp_path / "imagenet.pth"))
+    assert all(torch.equal(v, state[k]) for k, v in loaded.encoder.trunk.state_dict().items())
+    assert loaded.provenance.source == "file: imagenet.pth"
+    for part in ("decoder", "classifier"):
+        theirs = getattr(untrained, part).state_dict()
+        assert all(torch.equal(v, theirs[k]) for k, v in getattr(loaded, part).state_dict().items())
+    torch.save({k: v for k, v in state.items() if not k.startswith("stage4.")}, tmp_path / "part.pth")
+    with pytest.raises(MaskwrightError, match="are missing"):
+        build_network(name, blank, 19, weights=str(tmp_path / "part.pth"))
 
 
 def test_the_guess_is_part_of_the_decoder_and_counted_once():

@@ -528,6 +528,7 @@ def test_dpt_channels_are_unimatchs():
     assert dpt_channels(384) == ([48, 96, 192, 384], 64)
     assert dpt_channels(768) == ([96, 192, 384, 768], 128)
     assert dpt_channels(1024) == ([256, 512, 1024, 1024], 256)
+    assert dpt_channels(1536) == ([1536, 1536, 1536, 1536], 384)
 
 
 @pytest.mark.parametrize(

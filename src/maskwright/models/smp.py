@@ -1,18 +1,22 @@
 """Networks of segmentation-models-pytorch, taken apart into `features`, `decode` and `classify`.
 
 Its models upsample their logits to the input's size; here logits stay at the decoder's resolution, because
-a loss on upsampled logits costs ten times as much and whoever wants pixels upsamples once.
+a loss on upsampled logits costs ten times as much and whoever wants pixels upsamples once. That is with
+`align_corners=False`; inside, its PSPNet (pooled maps), DeepLab v3+ (behind the ASPP) and FPN (towards a quarter)
+enlarge maps with True, and stay so: figures stand on it.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import segmentation_models_pytorch as smp
 import timm
+import torch
 from torch import Tensor, nn
 
 from maskwright.errors import MaskwrightError, unknown
@@ -22,6 +26,10 @@ from maskwright.models.heads import Part
 from maskwright.models.quick import quicken
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,80}")
+PROBE = (96, 160)
+"""Sides of the image, pixels, that every network is tried on: one size only, or windows that must divide it, show."""
+_TRIED: set[str] = set()
+"""Networks that took it, as specs; a trial costs a tenth of a second."""
 
 
 class SmpParts(NamedTuple):
@@ -55,7 +63,8 @@ def smp_parts(
         backbone: a built backbone whose weights fill a "tu-" encoder of the same network, instead of `weights`.
 
     Raises:
-        MaskwrightError: unknown architecture or encoder, or weights that cannot be had or do not fit.
+        MaskwrightError: unknown architecture or encoder, one that cannot take images of any size, or weights that
+            cannot be had or do not fit.
     """
     options = dict(options or {})
     network = _network(architecture, encoder, options)
@@ -65,11 +74,39 @@ def smp_parts(
         SmpDecoder(architecture, encoder, options, module=network.decoder),
         SmpClassifier(head.in_channels, classes, head.kernel_size[0]),
     )
+    _probe(parts)
     if backbone is not None:
         parts.encoder.load_from(backbone)
     elif weights != "random":
         parts.encoder.load_backbone(weights)
     return parts
+
+
+def _probe(parts: SmpParts) -> None:
+    """Tries an image whose sides are multiples of everything but windows.
+
+    Raises:
+        MaskwrightError: the encoder cannot take it, or the decoder its maps.
+    """
+    encoder, decoder, _ = parts
+    spec = json.dumps(encoder.spec(), sort_keys=True)
+    if spec in _TRIED:
+        return
+    x = torch.zeros(1, 3, *PROBE, device=next(encoder.parameters()).device)
+    try:
+        with torch.no_grad():
+            decoder.eval()(encoder.eval()(x))
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MaskwrightError(
+            f"{encoder.architecture} with {encoder.encoder} cannot take images of {PROBE[0]} x {PROBE[1]} ({why})",
+            "an encoder that takes any size and halves its maps exactly",
+            "take --backbone resnet50, convnext_tiny or swin_tiny_patch4_window7_224",
+        ) from error
+    finally:
+        encoder.train()
+        decoder.train()
+    _TRIED.add(spec)
 
 
 def _network(architecture: str, encoder: str, options: dict[str, Any]) -> Any:
@@ -91,8 +128,9 @@ def _network(architecture: str, encoder: str, options: dict[str, Any]) -> Any:
     known -= decided | {"self", "args", "kwargs"}
     if odd := sorted(set(options) - known):
         raise unknown(f"option of {architecture}", str(odd[0])[:60], sorted(known))
+    sizes = {"dynamic_img_size": True} if encoder.startswith("tu-") and "swin" in encoder else {}
     try:
-        network = smp.create_model(architecture, encoder, encoder_weights=None, classes=1, **options)
+        network = smp.create_model(architecture, encoder, encoder_weights=None, classes=1, **sizes, **options)
     except (
         TypeError,
         ValueError,
@@ -174,10 +212,12 @@ class SmpEncoder(_SmpPart):
             raise MaskwrightError(f"weights of {backbone.architecture} for encoder {self.encoder}", "the same network")
         source = backbone.model.state_dict()
         target: Any = self.module.model
-        # Networks of features only flatten stages into their names in some families: layers.0 is layers_0.
-        flat = {re.sub(r"^([a-z]+)\.(\d+)\.", r"\1_\2.", name): value for name, value in source.items()}
+        # Networks of features only flatten the first containers in some families, layers.0 is layers_0, and wrap the
+        # whole network in others.
+        flat = {re.sub(r"^([^.]+)\.([^.]+)\.", r"\1_\2.", name): value for name, value in source.items()}
         wanted = target.state_dict()
-        fitted = {name: source.get(name, flat.get(name)) for name in wanted}
+        inner = {name: re.sub(r"^(model|body)\.", "", name) for name in wanted}
+        fitted = {name: source.get(name, flat.get(name, source.get(inner[name]))) for name in wanted}
         missing = [name for name, value in fitted.items() if value is None or value.shape != wanted[name].shape]
         if missing:
             raise MaskwrightError(f"{len(missing)} tensors of {self.encoder} have no weights ({missing[0]}, ...)")

@@ -7,8 +7,9 @@ aggregation (MLA). DPT (Ranftl et al., ICCV 2021, https://arxiv.org/abs/2103.134
 Deviates: the last doubling of SETR-PUP is left to whoever resizes logits to pixels, since a 1x1 classifier and
 bilinear interpolation commute, and C channels are cheaper than E. For the same reason DPT's fusion projects before
 it upsamples (a quarter of that layer's work, the same result). DPT's fourth fusion has no side input, so the unit
-for one, which the authors build and never run, is not here. Convolutions before batch normalisation have no bias:
-it would have no effect.
+for one, which the authors build and never run, is not here. UniMatch V2 enlarges the last logits, at 8h x 8w, to 14h x
+14w with `align_corners=True`; `Network.logits` does it with False. Convolutions before batch normalisation have no
+bias: it would have no effect.
 
 Legend: B batch, D_i width of map i, E embedding width, C classes, (h, w) patch grid.
 """
@@ -63,11 +64,13 @@ def check_maps(features: Maps, widths: Sequence[int]) -> list[Tensor]:
 def dpt_channels(width: int) -> tuple[list[int], int]:
     """`out_channels` and `features` of DPT for a transformer of this width, as UniMatch V2 has them.
 
-    384: [48, 96, 192, 384] and 64; 768: [96, 192, 384, 768] and 128; 1024: [256, 512, 1024, 1024] and 256; other
-    widths by the proportions of the first two.
+    384: [48, 96, 192, 384] and 64; 768: [96, 192, 384, 768] and 128; 1024: [256, 512, 1024, 1024] and 256;
+    1536: [1536, 1536, 1536, 1536] and 384; other widths by the proportions of the first two.
     """
     if width == 1024:
         return [256, 512, 1024, 1024], 256
+    if width == 1536:
+        return [1536] * 4, 384
     return [max(1, width // 8), max(1, width // 4), max(1, width // 2), width], max(8, width // 48 * 8)
 
 
