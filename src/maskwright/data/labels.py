@@ -245,9 +245,9 @@ class LabelStore:
 
     def write(self, name: str, labels: LabelMap, image: str | os.PathLike[str] | None = None) -> None:
         """Stores the labels of one image, and links the image into images/ when its path is given."""
-        labels.save(self.folder, name, self.classes)
-        if image is not None:
+        if image is not None:  # first: who finds labels finds their image
             self._link(name, Path(image))
+        labels.save(self.folder, name, self.classes)
 
     def read(self, name: str) -> LabelMap:
         """The labels of one image.

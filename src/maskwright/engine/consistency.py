@@ -36,14 +36,15 @@ from maskwright.engine.norm_statistics import train_norms
 from maskwright.engine.segmenting import NetworkConfig, NetworkMethod, Output, SegmentationTraining
 from maskwright.errors import MaskwrightError
 
-TEACHER = frozenset({"ema", "ema_buffers", "final"})
-"""Options that methods without an EMA teacher have no use for."""
+TEACHER = frozenset({"ema", "ema_buffers", "final", "norm_from"})
+"""Options that methods without an EMA teacher have no use for, and `norm_from`, for which no method here has."""
 
 
 @dataclass(kw_only=True)
 class SemiConfig(NetworkConfig):
     """Options of all semi-supervised methods."""
 
+    unused: ClassVar[frozenset[str]] = frozenset({"norm_from"})  # training looks at all photographs
     batch_unlabeled: int = option(0, "unlabelled crops in a step; 0: as many as labelled ones", low=0)
     unlabeled: str = option(
         "rest", "rest: images without masks (all where there are none); all", choices=("rest", "all")
@@ -140,12 +141,13 @@ class SemiTraining(SegmentationTraining):
         return False
 
     def unlabeled_images(self) -> list[int]:
-        """The images that are used without their labels."""
-        everything = range(len(self.context.data))
+        """The images that are used without their labels; never those held out."""
+        held = set(self.held)
+        everything = [i for i in range(len(self.context.data)) if i not in held]
         if self.config.unlabeled == "all":
-            return list(everything)
-        labeled = set(self.labels.indices) | set(self.held)
-        return [i for i in everything if i not in labeled] or list(everything)
+            return everything
+        labeled = set(self.labels.indices)
+        return [i for i in everything if i not in labeled] or everything
 
     def make_sampler(self) -> Any:
         """Two lists, each cycled on its own."""

@@ -415,7 +415,7 @@ def train_network(context: Context, config: Any, labels: Labels, name: str, fold
     context.fit(training, name, folder, steps)
 
 
-def trained_network(context: Context, config: Any, folder: Path, part: str = "network") -> Network:
+def trained_network(context: Context, config: Any, folder: Path, part: str = "network", chosen: bool = True) -> Network:
     """The network that a training stage left.
 
     Args:
@@ -423,6 +423,7 @@ def trained_network(context: Context, config: Any, folder: Path, part: str = "ne
         config: options.
         folder: of the stage.
         part: name in the training's `modules`; of an EMA teacher, its module is given.
+        chosen: whether the iterate that `holdout` chose is given, where there is one, or that of the last step.
 
     Raises:
         MaskwrightError: there is no checkpoint.
@@ -434,7 +435,7 @@ def trained_network(context: Context, config: Any, folder: Path, part: str = "ne
         )
     network = make_network(context, config)
     weights = state["parts"][f"module.{part}"]
-    if config.holdout > 0 and "extra.selection" in state["parts"]:
+    if chosen and config.holdout > 0 and "extra.selection" in state["parts"]:
         weights = state["parts"]["extra.selection"]["best"]
     prefix = "module." if "_extra_state" in weights else ""
     network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k != "_extra_state"})

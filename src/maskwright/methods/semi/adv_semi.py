@@ -14,8 +14,10 @@ D's loss is (BCE(D(fake), 0) + BCE(D(real), 1)) / 2; y are D's last features. la
 
 Deviates: real maps are the labels of the step's own labelled crops, not of a further batch. Where they are void, the
 segmenter's own prediction stands in them, and no verdict of a pixel on void or padding counts. `start` is a share of
-the steps. The segmenter keeps the shared optimiser and crops. s4GAN's second branch, a classifier of the image's
-classes that removes some at test time (MLMT), is not here: it is a method of its own and needs a second network.
+the steps. The segmenter keeps the shared optimiser and crops, and has dropout on labelled crops alone, as it labels the
+others. Verdicts are enlarged with align_corners=False. s4GAN's images are brought to [0, 1] each by its own range.
+s4GAN's second branch, a classifier of the image's classes that removes some at test time (MLMT), is not here: it is a
+method of its own and needs a second network.
 What the originals get wrong: a void pixel is a vector of zeros in their real maps, by which D knows them at once; s4GAN
 scales images for D by the range of another batch. Real maps of zeros and ones are easy to tell from soft ones
 whatever their shape; `one_hot=0.9` softens them.

@@ -12,9 +12,11 @@ are pasted into both photograph and label before either network learns from them
 
 Deviates: the batch of unlabelled crops is paired with itself (item i with i + 1) instead of two batches; padding and,
 of labelled crops, void pixels are not taught; lam is 1.5 with and without CutMix, as in the paper's text (its scripts
-differ). The first network is the result. With CutMix a network labels in training mode, as the authors' does: in a
-short run the running averages of batch norm that evaluation mode goes by are those of a dozen batches of four crops,
-and what they mislabel is learnt (`teacher_mode=eval` loses nine mIoU, docs/semi.md).
+differ). The first network is the result. Dropout is off in every pass of both networks, also where `supervised` has it:
+it would fall on labels. Optimiser, rates, schedule and crops are those that all methods here share, where the authors
+have SGD. With CutMix a network labels in training mode, as the authors' does: in a short run the running averages of
+batch norm that evaluation mode goes by are those of a dozen batches of four crops, and what they mislabel is learnt
+(`teacher_mode=eval` loses nine mIoU, docs/semi.md).
 What the original gets wrong: it averages the losses over processes before the backward pass, which leaves the gradients
 as they were. And nothing but the order of two calls keeps its two heads different: of equal networks, k1 = k2 and the
 method is plain self-training.
@@ -37,6 +39,7 @@ from maskwright.engine.consistency import TEACHER, SemiBatch, SemiConfig, SemiMe
 from maskwright.engine.criteria import IGNORE
 from maskwright.engine.optimizers import make_optimizer
 from maskwright.engine.segmenting import make_network
+from maskwright.errors import MaskwrightError
 from maskwright.models.networks import Network
 from maskwright.ops.seg_losses import cross_entropy
 
@@ -46,7 +49,7 @@ class CPSConfig(SemiConfig):
     """Options of `cps`."""
 
     unused: ClassVar[frozenset[str]] = TEACHER | {"strong"}
-    teacher_mode: str = option("train", "batch norm of the network that labels", choices=("eval", "train"))
+    teacher_mode: str = option("train", "with CutMix: batch norm of the network that labels", choices=("eval", "train"))
     cutmix: bool = option(True, "teach on photographs with boxes of others in them; unlabelled ones alone")
     weight: float = option(1.5, "lam, weight of the sum of both cross losses", low=0)
 
@@ -87,6 +90,11 @@ class CPSTraining(SemiTraining):
         super().__init__(*args, **kwargs)
         # The random state has moved on since the first head was drawn.
         self.network2 = make_network(self.context, self.config)
+        if all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(self.network.parameters(), self.network2.parameters())):
+            raise MaskwrightError(
+                f"network_weights={self.config.network_weights} fills both networks, which then are one",
+                "heads that differ", "give the weights of the encoder alone, by --weights",
+            )  # fmt: skip
         self.network2.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train_mode(self.network2)
         self.modules["network2"] = self.network2

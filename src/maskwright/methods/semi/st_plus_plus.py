@@ -21,7 +21,9 @@ that the method is compared at an equal number of optimiser steps; a step of ret
 `batch_unlabeled` pseudo-labelled crops, the half and half that the paper gets by repeating the labelled list. Labels
 are by default predicted at one scale and mirrored (`scales` for more). A new network's encoder starts from the
 pretrained weights, as in the paper, its head from weights of its stage's own seed. Where every image has a mask, the
-photographs of the labelled images are pseudo-labelled as if they had none.
+photographs of the labelled images are pseudo-labelled as if they had none. The reliable half is rounded up. CBST's
+lam_c is that of the half that a network labels, not of all photographs. Optimiser, rates and crops are those that all
+methods here share, where the authors have SGD with ten times the rate for the head.
 What the original gets wrong: its teacher is the epoch that is best on the validation set which it reports; here it is
 the last iterate, or the best on held-out labelled images (`holdout`).
 
@@ -87,6 +89,7 @@ DS_RATE = 4
 class STPlusPlusConfig(NetworkConfig):
     """Options of `st_plus_plus`."""
 
+    unused: ClassVar[frozenset[str]] = frozenset({"norm_from"})
     plus: bool = option(True, "trust reliable photographs first (ST++); false: all at once (ST)")
     teacher_share: float = option(0.25, "share of the steps that the teacher trains for", low=0.01, high=0.98)
     first_share: float = option(
@@ -168,6 +171,8 @@ class TeacherTraining(SegmentationTraining):
         kwargs: likewise.
     """
 
+    sees_all: ClassVar[bool] = True  # as the method's networks, whose statistics are of all photographs
+
     def __init__(self, folder: Path, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.folder = folder
@@ -188,6 +193,8 @@ class RetrainTraining(SegmentationTraining):
         args: as for `SegmentationTraining`.
         kwargs: likewise.
     """
+
+    sees_all: ClassVar[bool] = True
 
     def __init__(self, pseudo: Labels, *args: Any, **kwargs: Any) -> None:
         self.pseudo = pseudo
@@ -319,7 +326,7 @@ class STPlusPlus(NetworkMethod):
     # ------------------------------------------------------------------ reliability
 
     def teachers(self) -> list[Network]:
-        """The teacher's networks, the last at the end."""
+        """T_1 to T_K; the last is that of the last step also where `holdout` chose another to label."""
         folder, found = self.folder("teacher"), []
         for k in range(1, SNAPSHOTS):
             path = folder / f"snapshot_{k}.pt"
@@ -331,7 +338,7 @@ class STPlusPlus(NetworkMethod):
             network = make_network(self.context, self.config)
             network.load_state_dict(state["network"])
             found.append(network.eval())
-        return [*found, trained_network(self.context, self.config, folder)]
+        return [*found, trained_network(self.context, self.config, folder, chosen=False)]
 
     def rank(self, folder: Path) -> None:
         """Writes ranking.json: r of each unlabelled image, and the names of the reliable and the unreliable ones."""
