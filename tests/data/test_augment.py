@@ -119,6 +119,27 @@ def test_erase():
     assert len(augment.erase(image, mask, "mean")[0][mask].unique()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "jitter", "others"),
+    [
+        # UniMatch, Yang et al., CVPR 2023; its blur's sigma is that of ST++
+        ("unimatch", (0.5, 0.5, 0.5, 0.25), {"grey_p": 0.2, "blur_p": 0.5, "blur_sigma": (0.1, 2.0)}),
+        # ST++, Yang et al., CVPR 2022
+        ("st_plus_plus", (0.5, 0.5, 0.5, 0.25), {"grey_p": 0.2, "blur_p": 0.5, "blur_sigma": (0.1, 2.0)}),
+        # CAC, Lai et al., CVPR 2021
+        ("cac", (0.4, 0.4, 0.4, 0.1), {"grey_p": 0.2, "blur_p": 0.5, "blur_kernel": 5}),
+        # DACS, Tranheden et al., WACV 2021
+        ("dacs", (0.2, 0.2, 0.2, 0.2), {"grey_p": 0.0, "blur_p": 0.5, "blur_sigma": (0.15, 1.15)}),
+    ],
+)
+def test_recipes_are_the_papers(name, jitter, others):
+    recipe = augment.PRESETS[name]
+    assert (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue) == jitter
+    found = {"blur_kernel": recipe.blur_kernel, **{k: getattr(recipe, k) for k in others}}
+    assert found == {"blur_kernel": None, **others}
+    assert recipe.jitter_p == 0.8 and recipe.solarise_p == recipe.posterise_p == 0
+
+
 def test_unknown_recipe_offers_the_nearest():
     with pytest.raises(MaskwrightError, match="simclr"):
         augment.photometric("simclrr")

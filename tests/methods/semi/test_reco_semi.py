@@ -156,15 +156,26 @@ def test_total_is_the_sum_and_gradients_stay_with_the_student(semi_context):
     assert all(p.grad is not None for p in t.head.parameters())
 
 
-def test_unlabelled_pixels_enter_the_contrast_from_the_weak_threshold_on(semi_context, monkeypatch):
-    t = training(semi_context, weak_threshold=1.0)
-    seen = []
-    monkeypatch.setattr(rs, "reco_loss", lambda r, p, labels, **o: seen.append((r, p, labels)) or 0 * r.sum())
+def test_the_contrast_is_asked_for_the_students_pixels_with_the_configured_numbers(semi_context, monkeypatch):
+    """Unlabelled pixels enter it from the weak threshold on."""
+    t = training(semi_context, weak_threshold=1.0, strong_threshold=0.4, temperature=0.3)
+    passes, weighted, seen = [], [], []
+    real = t.terms
+    monkeypatch.setattr(t, "terms", lambda all_, step: passes.append(all_) or real(all_, step))
+    consistency = rs.weighted_consistency
+    monkeypatch.setattr(rs, "weighted_consistency", lambda *a: weighted.append(a) or consistency(*a))
+    monkeypatch.setattr(rs, "reco_loss", lambda r, p, labels, **o: seen.append((r, p, labels, o)) or 0 * r.sum())
     t.losses(batch_of(t), 0)
     t.config.weak_threshold = 0.0
     t.losses(batch_of(t), 0)
-    for _, (r, p, labels) in enumerate(seen):
-        assert len(r) == len(p) == labels.ids.numel()
+    for all_, (f, k, threshold), (r, p, labels, options) in zip(passes, weighted, seen, strict=True):
+        assert options == {"threshold": 0.4, "temperature": 0.3, "queries": 8, "negatives": 6}
+        assert torch.equal(f, all_.out.logits[2:]) and k is all_.u and threshold == 0.4
+        assert len(r) == len(p) == labels.ids.numel() and not p.requires_grad
+        at = all_.out.logits.softmax(1)[..., 2::4, 2::4]  # the student's
+        torch.testing.assert_close(p.view(4, 8, 8, 3).permute(0, 3, 1, 2), at)
+        assert torch.equal(r.view(4, 8, 8, 16).permute(0, 3, 1, 2), all_.r)
+        assert torch.equal(labels.ids, torch.cat([all_.y.ids, all_.u.ids])[..., 2::4, 2::4])
     assert not bool(seen[0][2].valid[2:].any()) and bool(seen[1][2].valid[2:].any())
     assert bool(seen[0][2].valid[:2].any())
 

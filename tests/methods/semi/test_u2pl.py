@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,15 @@ def training(context, **options):
     settings = {"crop": 32, "batch": 2, "precision": "fp32", "start": 0.0, "representation": 16, **options}
     config = configure(u2pl.U2PLConfig, settings)
     return u2pl.U2PLTraining(context, config, MaskLabels(context.data, context.classes), 4)
+
+
+def together(t) -> u2pl.Together:
+    """The student's pass over the next batch."""
+    batch = batch_of(t)
+    views, labels = t.mixed(batch)
+    x = torch.cat([batch.x, views])
+    out = t.run(t.network, x)
+    return u2pl.Together(x, batch.y, labels, out, t.represent(t.head, out.embedding))
 
 
 # ---------------------------------------------------------------------- which pixels
@@ -57,6 +68,14 @@ def test_negatives_against_a_loop(classes):
                         expected = bool(unsure[b, i, j]) and low <= rank < high
                     assert bool(found[b, c, i, j]) == expected
     assert bool(found[:2].any()) and bool(found[2:].any())
+
+
+def test_no_pixel_is_a_negative_of_a_class_that_the_teacher_is_certain_of():
+    """Labelled pixels of class 0, of which the teacher says 1 with certainty, then almost."""
+    labels = LabelMap(torch.zeros(2, 1, 1).long(), torch.ones(2, 1, 1), torch.ones(2, 1, 1) > 0)
+    q = torch.tensor([[0.0, 1.0, 0.0], [1e-6, 1 - 2e-6, 1e-6]]).view(2, 3, 1, 1)
+    found = u2pl.negative_pixels(q, labels, labels.valid, 2, (3, 4)).flatten(1)
+    assert found.tolist() == [[False, False, True], [False, True, True]]
 
 
 def test_percentages_fall_linearly_to_nothing():
@@ -109,12 +128,8 @@ def test_the_newest_rows_stay_and_of_too_many_random_ones(semi_context):
 def test_queues_never_hold_labelled_pixels_of_their_class(semi_context):
     """Every feature is the pixel's own label; the teacher is unsure of everything."""
     t = training(semi_context)
-    batch = batch_of(t)
-    views, labels = t.mixed(batch)
-    x = torch.cat([batch.x, views])
-    out = t.run(t.network, x)
-    all_ = u2pl.Together(x, batch.y, labels, out, t.represent(t.head, out.embedding))
-    b, (h, w) = len(x), all_.size
+    all_ = together(t)
+    b, (h, w) = len(all_.x), all_.size
     r = F.one_hot(all_.labels.ids, 16).permute(0, 3, 1, 2).float()
     q = torch.full((b, 3, h, w), 1 / 3) + 1e-3 * torch.rand(b, 3, h, w)
     nothing = torch.zeros(2, h, w, dtype=torch.bool)
@@ -126,11 +141,7 @@ def test_queues_never_hold_labelled_pixels_of_their_class(semi_context):
 
 def test_anchors_are_sure_pixels_of_low_entropy(semi_context, monkeypatch):
     t = training(semi_context, anchor=0.4)
-    batch = batch_of(t)
-    views, labels = t.mixed(batch)
-    x = torch.cat([batch.x, views])
-    out = t.run(t.network, x)
-    all_ = u2pl.Together(x, batch.y, labels, out, t.represent(t.head, out.embedding))
+    all_ = together(t)
     h, w = all_.size
     q = torch.randn(4, 3, h, w, generator=seeded()).softmax(1)
     low, high = (torch.rand(2, h, w, generator=seeded(s)) < 0.5 for s in (1, 2))
@@ -143,6 +154,61 @@ def test_anchors_are_sure_pixels_of_low_entropy(semi_context, monkeypatch):
     p = q.gather(1, all_.labels.ids[:, None]).flatten()
     assert len(drawn[0].places) and bool(mask[drawn[0].places].all()) and float(p[drawn[0].places].min()) > 0.4
     assert torch.equal(all_.labels.ids.flatten()[drawn[0].places], drawn[0].ids)
+
+
+def test_contrast_against_a_loop(semi_context, monkeypatch):
+    """Of five classes 0 and 1 have anchors, 3 has none that is sure, 2 has no pixel of low entropy, 4 none at all."""
+    monkeypatch.setattr(type(semi_context), "classes", 5)
+    t = training(semi_context, anchors=8, negatives=6, temperature=0.4)
+    h, w = 5, 6
+    reliable, unreliable, kept = (torch.rand(2, h, w, generator=seeded(s)) < 0.5 for s in (1, 2, 3))
+    y, u = labels_of(2, h, w, 5), labels_of(2, h, w, 5, seed=4)
+    low = torch.cat([y.valid, reliable])
+    ids = torch.tensor([0, 1, 3, 0, 1])[torch.cat([y.ids, u.ids])]
+    ids = torch.where(low | torch.cat([kept, ~kept]), ids, 2)
+    y, u = LabelMap(ids[:2], y.confidence, y.valid), LabelMap(ids[2:], u.confidence, u.valid)
+    logits = torch.randn(4, 5, h, w, generator=seeded(5))
+    logits[:, 3] -= 3
+    q = logits.softmax(1)
+    student, r = (torch.randn(4, 16, h, w, generator=seeded(s)) for s in (6, 7))
+    asked, drawn, places = [], [], []
+    draw, index = u2pl.draw_queries, t.banks.index
+    monkeypatch.setattr(u2pl, "draw_queries", lambda *a: asked.append(a) or drawn.append(draw(*a)) or drawn[-1])
+    monkeypatch.setattr(t.banks, "index", lambda *a: places.append(index(*a)) or places[-1])
+    loss = t.contrast(u2pl.Together(None, y, u, None, student), q, r, reliable, unreliable)
+
+    pixels = [(b, i, j) for b in range(4) for i in range(h) for j in range(w)]
+    queues, members, anchors = [[] for _ in range(5)], [[] for _ in range(5)], []
+    for b, i, j in pixels:
+        own, order = int(ids[b, i, j]), q[b, :, i, j].argsort(descending=True).tolist()
+        for c in range(5):
+            if b < 2:
+                negative = bool(y.valid[b, i, j]) and own != c and order.index(c) < 3
+            else:
+                negative = bool(unreliable[b - 2, i, j]) and order.index(c) >= 3
+            if negative:
+                queues[c].append(r[b, :, i, j] / r[b, :, i, j].norm())
+        if low[b, i, j]:
+            members[own].append(r[b, :, i, j])
+        anchors.append(bool(low[b, i, j]) and float(q[b, own, i, j]) > 0.3)
+    assert [bool(m) for m in members] == [True, True, False, True, False]
+    for c, rows in enumerate(queues):
+        torch.testing.assert_close(t.banks.get(c), torch.stack(rows).half())
+    assert torch.equal(asked[0][0], ids.flatten()) and asked[0][1].tolist() == anchors
+    assert drawn[0].classes.tolist() == [0, 1] and places[0].shape == (2 * 8, 6)
+
+    total = 0.0
+    for place, c, others in zip(drawn[0].places.tolist(), drawn[0].ids.tolist(), places[0].tolist()):
+        b, i, j = pixels[place]
+        first = int(t.banks.offsets[c])
+        assert all(first <= k < first + len(queues[c]) for k in others)
+        mean = torch.stack(members[c]).mean(0)
+        near, *far = (
+            math.exp(float(F.cosine_similarity(student[b, :, i, j], v, dim=0)) / 0.4)
+            for v in (mean, *(queues[c][k - first] for k in others))
+        )
+        total -= math.log(near / (near + sum(far)))
+    assert float(loss) == pytest.approx(total / 8 / 3, rel=1e-3)  # three classes are there; rows are in half precision
 
 
 # ---------------------------------------------------------------------- the step
@@ -166,6 +232,30 @@ def test_contrast_alone_trains_the_head_and_not_the_classifier(semi_context):
     terms["contrast"].backward()
     assert all(p.grad is None for p in t.network.classifier.parameters())
     assert any(float(p.grad.abs().sum()) > 0 for p in t.head.parameters())
+
+
+@pytest.mark.parametrize(("step", "drop", "alpha"), [(1, 15, 7.5), (3, 5, 2.5)])
+def test_pixels_are_chosen_by_the_entropy_of_the_pass_for_features(semi_context, monkeypatch, step, drop, alpha):
+    t = training(semi_context, drop=20.0, alpha=10.0, contrast=0.5)
+    all_ = together(t)._replace(u=labels_of(2, 32, 32, 3))
+    q = torch.randn(4, 3, 32, 32, generator=seeded()).softmax(1)
+    r = torch.randn(4, 16, 8, 8, generator=seeded(1))
+    asked, seen = [], []
+    monkeypatch.setattr(t, "teach_features", lambda x: asked.append(x) or (q, r))
+    monkeypatch.setattr(t, "contrast", lambda *a: seen.append(a) or torch.tensor(2.0))
+    terms = t.terms(all_, step)
+    assert torch.equal(asked[0], all_.x)
+    valid = all_.u.valid
+    kept = all_.u.restrict(entropy_masks(q[2:], 100 - drop, 100, valid).reliable)
+    assert float(kept.valid.sum() / valid.sum()) == pytest.approx(1 - drop / 100, abs=0.01)
+    loss_u = u2pl.reliable_cross_entropy(all_.out.logits[2:], kept, valid)
+    torch.testing.assert_close(terms["reliable"], loss_u)
+    torch.testing.assert_close(terms["u"], loss_u + 1)
+    low, high, _ = entropy_masks(q[2:], alpha, 100 - alpha, valid)
+    everything, at, features, reliable, unreliable = seen[0]
+    assert everything is all_ and features is r
+    for found, whole in ((at, q), (reliable, low), (unreliable, high)):
+        assert torch.equal(found, whole[..., 2::4, 2::4])
 
 
 @pytest.mark.parametrize("chance", [0.0, 1.0])

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
+from tests.methods.semi.checks import check_is_supervised
 
 import maskwright as mw
 from maskwright import api
@@ -19,6 +21,8 @@ from maskwright.data.sources import MaskLabels
 from maskwright.engine import loop
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
+from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import unimatch as um
 
 VIT = "vit_tiny_patch16_224"
@@ -140,16 +144,103 @@ def test_processes_share_donors_as_they_share_images():
     assert [len(own) == len(donors) for _, own, donors in shares] == [True, True]
 
 
+def numbered(n: int, views: int) -> um.SemiBatch:
+    """Unlabelled crops filled with their number; the second channel of a strong view holds the view's."""
+    number = torch.zeros(n, 3, 32, 32)
+    number[:, 0] = torch.arange(n).view(n, 1, 1)
+    s = [number.clone() for _ in range(views)]
+    for v, x in enumerate(s):
+        x[:, 1] = v
+    y = LabelMap.stack([LabelMap.unlabeled((32, 32))] * 2)
+    return um.SemiBatch(torch.zeros(2, 3, 32, 32), y, number, torch.rand(n, 32, 32) < 0.8, tuple(s))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("version", um.VERSIONS)
+def test_each_pixel_of_each_view_is_taught_the_label_of_its_image(semi_context, monkeypatch, version, n):
+    """Networks hand their input through, and pseudo-labels are the images' numbers."""
+    t = training(semi_context, version)
+    asked: list[tuple[torch.Tensor, LabelMap]] = []
+    boxes: list[torch.Tensor] = []
+
+    def box(n, size):
+        boxes.append(torch.rand(n, *size) < 0.5)
+        return boxes[-1]
+
+    monkeypatch.setitem(um.MASKS, "unimatch", box)
+    monkeypatch.setattr(t, "run", lambda network, x: um.Output([], x, x))
+    monkeypatch.setattr(t, "supervised", lambda out, y: torch.zeros(()))
+
+    def weak(batch, n):
+        out, logits, _ = um.FixMatchTraining.forward_weak(t, batch, n)
+        return out, logits, logits  # the feature stream sees the same crops
+
+    if version == "v1":
+        monkeypatch.setattr(t, "forward_weak", weak)
+    if version == "v2":
+        monkeypatch.setattr(t, "forward_strong", lambda x: x)
+
+    def labels(q, valid):
+        return LabelMap((q[:, 0] / q[:, 1]).log().round().long(), q[:, 0], valid)
+
+    monkeypatch.setattr(t, "pseudo_labels", labels)
+    monkeypatch.setattr(um, "confident_cross_entropy", lambda f, k, t: asked.append((f, k)) or 0 * f.sum())
+    batch = numbered(n if version == "v2" else 2 * n, t.strong_views)
+    t.losses(batch, 0)
+    donors = {2: [1, 0], 3: [2, 0, 0]}[n] if version == "v2" else list(range(n, 2 * n))
+    if version == "v1":
+        f, k = asked.pop()
+        assert torch.equal(f[:, 0].long(), k.ids) and torch.equal(f, batch.w[:n])
+    assert len(asked) == len(boxes) == (1 if version == "fixmatch" else 2)
+    for v, ((f, k), inside) in enumerate(zip(asked, boxes)):
+        expected = torch.where(inside, torch.tensor(donors).view(n, 1, 1), torch.arange(n).view(n, 1, 1))
+        assert torch.equal(f[:, 0].long(), expected) and bool((f[:, 1] == v).all())
+        assert torch.equal(k.ids, expected)
+        assert torch.equal(k.valid, batch.valid.gather(0, expected))
+
+
+@pytest.mark.parametrize("version", ["v1", "fixmatch"])
+def test_donors_follow_the_unlabelled_crops(semi_context, version):
+    t = training(semi_context, version)
+    batch = t.batch(([0, 1], [3, 4], [6, 5]), torch.Generator().manual_seed(0))
+    assert batch.u == (3, 4, 6, 5) and all(len(s) == len(batch.valid) == len(batch.w) == 4 for s in batch.s)
+
+
+# ---------------------------------------------------------------------- totals
+
+
+@pytest.mark.parametrize("version", um.VERSIONS)
+def test_the_total_is_the_papers_sum_of_streams(semi_context, monkeypatch, version):
+    t = training(semi_context, version, threshold=0.4, teacher_mode="train")
+    batch, asked = batch_of(t), []
+    real = um.confident_cross_entropy
+    monkeypatch.setattr(um, "confident_cross_entropy", lambda *a: asked.append(a) or real(*a))
+    for weight in (1.0, 3.0):
+        t.config = dataclasses.replace(t.config, weight=weight)
+        asked.clear()
+        terms = t.losses(batch, 0)
+        streams = []
+        for f, k, threshold in asked:
+            nll = F.cross_entropy(f.detach(), k.ids, reduction="none")
+            streams.append(nll[k.valid & (k.confidence >= 0.4)].sum() / k.valid.sum())
+            assert threshold == 0.4 and streams[-1] > 0
+        if version == "fixmatch":
+            (loss_u,) = streams
+            torch.testing.assert_close(terms["s"].detach(), loss_u)
+        elif version == "v1":
+            s1, s2, fp = streams
+            loss_u = s1 / 4 + s2 / 4 + fp / 2
+            torch.testing.assert_close(terms["s"].detach(), (s1 + s2) / 2)
+            torch.testing.assert_close(terms["fp"].detach(), fp)
+        else:
+            s1, s2 = streams
+            loss_u = (s1 + s2) / 2
+            torch.testing.assert_close(terms["u"].detach(), loss_u)
+        assert version == "fixmatch" or abs(float(s1 - s2)) > 1e-4
+        torch.testing.assert_close(terms["loss"].detach(), (terms["x"].detach() + weight * loss_u) / (1 + weight))
+
+
 # ---------------------------------------------------------------------- v1 and FixMatch
-
-
-def test_v1_is_the_papers_sum_of_streams(semi_context):
-    t = training(semi_context, "v1", threshold=0.3)
-    torch.manual_seed(0)
-    terms = t.losses(batch_of(t), 0)
-    expected = (terms["x"] + 0.5 * terms["s"] + 0.5 * terms["fp"]) / 2
-    torch.testing.assert_close(terms["loss"], expected)
-    assert terms["fp"].item() > 0 and terms["s"].item() > 0
 
 
 def test_feature_stream_without_dropout_is_the_clean_loss(semi_context):
@@ -160,6 +251,11 @@ def test_feature_stream_without_dropout_is_the_clean_loss(semi_context):
     t = training(semi_context, "v1", threshold=0.3)
     _, logits_w, logits_fp = t.forward_weak(batch, 2)
     assert (logits_fp - logits_w).abs().max().item() > 1e-3
+    t.network.eval()
+    _, logits_w, logits_fp = t.forward_weak(batch, 2)
+    clean = t.run(t.network, batch.w[:2]).logits  # that labels
+    torch.testing.assert_close(logits_w, clean)
+    assert (logits_fp - clean).abs().max().item() > 1e-4
 
 
 def test_labels_of_the_own_image_come_from_training_mode_and_of_the_donor_from_evaluation(semi_context, monkeypatch):
@@ -181,18 +277,28 @@ def test_donors_leave_the_running_statistics_alone(semi_context):
     assert t.network.training
 
 
-@pytest.mark.parametrize("version", ["v1", "fixmatch", "v2"])
-def test_without_unsupervised_weight_it_is_supervised_training(semi_context, version):
+@pytest.mark.parametrize("version", um.VERSIONS)
+def test_without_unsupervised_weight_it_is_supervised_training(semi_context, monkeypatch, version):
+    """Without dropout in FixMatch and v1, whose pass that learns also labels."""
     t = training(semi_context, version, weight=0.0)
-    batch = batch_of(t)
-    torch.manual_seed(0)  # of dropout
-    plain = t.supervised(t.run(t.network, batch.x), batch.y)
-    torch.manual_seed(0)
-    torch.testing.assert_close(t.losses(batch, 0)["loss"], plain)
+    monkeypatch.setattr(SegmentationTraining, "dropout", version == "v2")
+    assert set(check_is_supervised(semi_context, t)) == {"loss", "x"}
 
 
-def test_no_gradient_reaches_the_network_through_labels(semi_context):
-    """Nothing is confident: what is left is the gradient of L_x / 2."""
+@pytest.mark.parametrize("version", ["v1", "fixmatch"])
+def test_no_gradient_reaches_the_weak_views_logits(semi_context, monkeypatch, version):
+    t = training(semi_context, version, threshold=0.0)
+    weak, graphs = [], []
+    forward, label = t.forward_weak, t.pseudo_labels
+    monkeypatch.setattr(t, "forward_weak", lambda *a: weak.append(forward(*a)) or weak[-1])
+    monkeypatch.setattr(t, "pseudo_labels", lambda q, *a: graphs.append(q.requires_grad) or label(q, *a))
+    loss = t.losses(batch_of(t), 0)["loss"]
+    logits_w = weak[0][1]
+    assert logits_w.requires_grad and graphs == [False, False]
+    assert torch.autograd.grad(loss, logits_w, allow_unused=True) == (None,)
+
+
+def test_where_nothing_is_sure_half_of_the_supervised_gradient_is_left(semi_context):
     t = training(semi_context, "v1", threshold=1.5, freeze_norm=True)
     batch = batch_of(t)
     t.network.eval()  # batch statistics would couple the two halves
@@ -213,6 +319,17 @@ def test_v2_is_the_default_on_any_encoder(semi_context, vit_context):
     for context in (semi_context, vit_context):
         method = um.UniMatch(um.UniMatchConfig(crop=32), context)
         assert method.trainer is um.UniMatchV2Training and method.result == "teacher"
+
+
+@pytest.mark.parametrize("version", um.VERSIONS)
+def test_statistics_that_nothing_moves_are_refused_of_a_teacher_alone(version):
+    settings = {"version": version, "ema_buffers": "own"}
+    configure(um.UniMatchConfig, {**settings, "teacher_mode": "train"})
+    if version == "v2":
+        with pytest.raises(MaskwrightError, match="ema_buffers=own"):
+            configure(um.UniMatchConfig, settings)
+    else:
+        configure(um.UniMatchConfig, settings)
 
 
 @pytest.mark.parametrize("unlabeled", [1, 2, 3])

@@ -16,7 +16,8 @@ Deviates: photometric changes come before the mix, as in all methods here, with 
 place of 0.25; the student sees labelled and mixed crops in one pass, whose batch norm they share, where the authors
 pass them one after the other; there is no second scale and crop of the view that was labelled; labels and confidences
 go through the mix as they are, not as pictures of 8 bits; the teacher's batch norm is in evaluation mode unless
-`teacher_mode` says otherwise; representations start from what the classifier sees, behind the decoder's last
+`teacher_mode` says otherwise, and its statistics are averaged where the authors' teacher keeps its own (`ema_buffers`);
+crops are scaled by 0.5 to 2, not to 1.5; representations start from what the classifier sees, behind the decoder's last
 convolution; the mixed picture is not flipped once more; labelled images come in turn, not balanced by class, and there
 are no partial labels; learning rates and schedule are the shared ones.
 What the original gets wrong: confidences are rounded to 1/255 on their way through a picture file format; L_u leaves
