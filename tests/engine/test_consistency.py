@@ -11,8 +11,11 @@ import torch
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import MaskLabels
+from maskwright.engine.config import configure, describe
 from maskwright.engine.consistency import SemiConfig, SemiTraining, share_confident
 from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.errors import MaskwrightError
+from maskwright.methods import METHODS
 
 
 def training(context, cls=SemiTraining, steps=10, **options):
@@ -149,3 +152,24 @@ def test_share_confident_counts_valid_pixels_only():
     valid = torch.tensor([[[True, True], [False, True]], [[False, False], [False, False]]])
     y = LabelMap(torch.zeros(2, 2, 2).long(), torch.tensor([[[0.9, 0.2], [1.0, 0.9]], [[1.0, 1], [1, 1]]]), valid)
     assert share_confident(y, 0.9).tolist() == pytest.approx([2 / 3, 0])
+
+
+@pytest.mark.parametrize(("images", "unlabeled"), [(8, "all"), (8, "rest"), (3, "all"), (3, "rest")])
+def test_held_out_images_are_never_unlabelled_ones(semi_context, images, unlabeled):
+    """Three of the images have masks: all of them where there are three."""
+    context = dataclasses.replace(semi_context, data=semi_context.data.subset(range(images)))
+    t = training(context, holdout=0.4, unlabeled=unlabeled)
+    left = [i for i in range(images) if i not in t.held]
+    expected = left[-5:] if (images, unlabeled) == (8, "rest") else left
+    assert len(t.held) == 1 and t.unlabeled_images() == expected
+    assert {int(i) for _ in range(8) for i in t.sampler.next()[1]} == set(expected)
+
+
+def test_no_method_asks_which_photographs_statistics_are_of():
+    """Training looks at all of them: `norm_from` would change nothing."""
+    semi = [cls for cls in METHODS.values() if cls.family == "semi"]
+    assert len(semi) >= 9
+    for cls in semi:
+        with pytest.raises(MaskwrightError, match="norm_from=all: nothing here depends on it"):
+            configure(cls.Config, {"norm_from": "all"})
+        assert "norm_from" not in {o["name"] for o in describe(cls.Config)}, cls.name

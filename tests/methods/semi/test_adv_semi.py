@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -48,6 +49,50 @@ def weights(module):
 
 def same(a, b):
     return all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def holed(b):
+    """The batch with void in a labelled crop and padding in all unlabelled ones."""
+    void, padding = torch.zeros_like(b.y.valid), torch.zeros_like(b.valid)
+    void[0, 20:] = True
+    padding[:, :, 50:] = True
+    return b._replace(y=b.y.restrict(~void), valid=b.valid & ~padding)
+
+
+def far_apart(d, gain=1.0):
+    """Gives D random weights whose verdicts differ; untrained ones all lie about 0."""
+    torch.manual_seed(2)
+    for p in d.parameters():
+        if p.ndim > 1:
+            torch.nn.init.kaiming_normal_(p)
+    with torch.no_grad():
+        d.verdict.weight.mul_(gain)
+
+
+def passes(t, b):
+    """The segmenter's logits on labelled and on unlabelled crops, and real maps of `one_hot=0.9`, written out."""
+    torch.manual_seed(1)  # of the dropout on labelled crops
+    with torch.no_grad():
+        f_x, f_u = t.run(t.network, b.x).logits, t.run_plain(b.w).logits
+    labels = 0.05 + 0.85 * F.one_hot(b.y.ids, 3).movedim(-1, 1)
+    return f_x, f_u, torch.where(b.y.valid[:, None], labels, f_x.softmax(1))
+
+
+def bce(verdicts, target):
+    return F.binary_cross_entropy_with_logits(verdicts, torch.full_like(verdicts, target))
+
+
+def midway(t, verdicts):
+    """Sets T between the least and the greatest verdict."""
+    p = verdicts.sigmoid()
+    t.config = dataclasses.replace(t.config, threshold=float(p.min() + p.max()) / 2)
+    return t.config.threshold
+
+
+def check_terms(terms, expected):
+    for name, value in expected.items():
+        assert float(terms[name].detach()) == pytest.approx(float(value), rel=1e-4), name
+        assert terms[name].requires_grad or name == "sure", name
 
 
 def test_shapes():
@@ -213,6 +258,42 @@ def test_loss_is_the_weighted_sum(semi_context):
     t = training(semi_context, "s4gan", threshold=0.0)
     x = {k: float(v.detach()) for k, v in t.losses(batch(t), 9).items()}
     assert x["loss"] == pytest.approx(x["x"] + 0.1 * x["fm"] + x["semi"], rel=1e-5)
+
+
+def test_terms_of_advsemiseg_written_out(semi_context):
+    t = training(semi_context, crop=64, batch_unlabeled=3, one_hot=0.9)
+    far_apart(t.discriminator)
+    b = holed(batch(t))
+    f_x, f_u, real = passes(t, b)
+    with torch.no_grad():
+        d_x, d_u, d_real = (t.discriminator(maps) for maps in (f_x.softmax(1), f_u.softmax(1), real))
+    d_x, d_real = d_x[b.y.valid], d_real[b.y.valid]
+    chosen = (d_u.sigmoid() >= midway(t, d_u[b.valid])) & b.valid
+    said, d_u, share = f_u.movedim(1, -1)[chosen], d_u[b.valid], chosen.sum() / b.valid.sum()
+    assert 0 < share < 1 and not b.y.valid.all()
+    torch.manual_seed(1)
+    terms, play = t.segmenter_loss(b, 9)
+    semi = F.cross_entropy(said, said.argmax(1))
+    check_terms(terms, {"adv": bce(d_x, 1), "adv_u": bce(d_u, 1), "semi": semi, "sure": share})
+    d = 0.5 * (bce(torch.cat([d_x, d_u]), 0) + bce(d_real, 1))
+    check_terms({"d": t.discriminator_loss(b, play)}, {"d": d})
+
+
+def test_terms_of_s4gan_written_out(semi_context):
+    t = training(semi_context, "s4gan", crop=64, batch_unlabeled=3, one_hot=0.9, d_dropout=0.0)
+    far_apart(t.discriminator, gain=4.0)  # verdicts are of means over the image
+    b = holed(batch(t))
+    _, f_u, real = passes(t, b)
+    with torch.no_grad():
+        (z_real, y_real), (z_u, y_u) = t.discriminator(b.x, real), t.discriminator(b.w, f_u.softmax(1))
+    images = z_u.sigmoid() > midway(t, z_u)
+    assert 0 < images.sum() < 3
+    said = f_u.movedim(1, -1)[images[:, None, None] & b.valid]
+    torch.manual_seed(1)
+    terms, play = t.segmenter_loss(b, 9)
+    fm, semi = (y_real.mean(0) - y_u.mean(0)).abs().mean(), F.cross_entropy(said, said.argmax(1))
+    check_terms(terms, {"fm": fm, "semi": semi, "sure": images.float().mean()})
+    check_terms({"d": t.discriminator_loss(b, play)}, {"d": 0.5 * (bce(z_u, 0) + bce(z_real, 1))})
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

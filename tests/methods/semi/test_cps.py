@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from tests.methods.semi.checks import check_resumes
+import torch.nn.functional as F
+from tests.methods.semi.checks import check_resumes, labels_of
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.sources import MaskLabels
+from maskwright.engine import segmenting
 from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.errors import MaskwrightError
+from maskwright.methods.semi import cps
 from maskwright.methods.semi.cps import CPSConfig, CPSTraining, agreement, cross_pseudo_supervision
 from maskwright.methods.supervised import SupervisedConfig
 
@@ -20,6 +26,11 @@ def training(context, **options):
 
 def batch(t):
     return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+
+
+def over_valid(logits, ids, valid):
+    """CE of the valid pixels alone."""
+    return float(F.cross_entropy(logits.movedim(1, -1)[valid], ids[valid]).detach())
 
 
 def two_logits():
@@ -88,6 +99,36 @@ def test_identical_networks_say_the_same(semi_context, cutmix):
     assert torch.equal(terms["x"], terms["x2"])
 
 
+def test_each_learns_what_the_other_says_of_both_kinds_of_crops(semi_context):
+    t = training(semi_context, cutmix=False)
+    b = batch(t)
+    valid = torch.rand(4, 32, 32, generator=torch.Generator().manual_seed(1)) < 0.7
+    b = b._replace(y=b.y.restrict(valid[:2]), valid=b.valid & valid[2:])
+    valid = torch.cat([b.y.valid, b.valid])
+    f1, f2 = (torch.cat([t.run(n, x).logits for x in (b.x, b.w)]) for n in (t.network, t.network2))
+    k1, k2 = f1.argmax(1), f2.argmax(1)
+    terms = t.losses(b, 5)
+    expected = over_valid(f1, k2, valid) + over_valid(f2, k1, valid)
+    assert float(terms["u"].detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(terms["agree"]) == pytest.approx(float((k1 == k2)[valid].float().mean())) and terms["agree"] < 1
+
+
+def test_each_learns_what_the_other_says_of_the_parts_of_mixed_crops(semi_context, monkeypatch):
+    t = training(semi_context, batch_unlabeled=3)
+    b, m = batch(t), torch.zeros(3, 32, 32, dtype=torch.bool)
+    m[:, 8:24, 4:20] = True
+    monkeypatch.setitem(cps.MASKS, "cps", lambda n, size: m)
+    k1, k2 = labels_of(3, 32, 32, 3, seed=1), labels_of(3, 32, 32, 3, seed=2)
+    t.label = lambda network, batch: k1 if network is t.network else k2
+
+    def mixed(p):
+        return torch.where(m[:, None] if p.dim() == 4 else m, p, p.roll(-1, 0))
+
+    f1, f2 = (t.run(n, mixed(b.w)).logits for n in (t.network, t.network2))
+    expected = over_valid(f1, mixed(k2.ids), mixed(k2.valid)) + over_valid(f2, mixed(k1.ids), mixed(k1.valid))
+    assert float(t.losses(b, 5)["u"].detach()) == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_both_networks_learn(semi_context, cutmix):
     t = training(semi_context, cutmix=cutmix)
@@ -139,13 +180,23 @@ def test_weight_zero_is_two_supervised_runs(semi_context, tmp_path):
     t = training(semi_context, weight=0.0)
     config = SupervisedConfig(crop=32, batch=2, precision="fp32")
     alone = WithoutDropout(semi_context, config, labels, 10)
-    for k, one in enumerate((t, alone)):
+    second = WithoutDropout(semi_context, config, labels, 10, copy.deepcopy(t.network2))
+    for k, one in enumerate((t, alone, second)):
         (tmp_path / str(k)).mkdir()
         semi_context.fit(one, "train", tmp_path / str(k), 3)
     a, b = t.network.state_dict(), alone.network.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in b)
-    c = t.network2.state_dict()
+    c, d = t.network2.state_dict(), second.network.state_dict()
+    assert all(torch.equal(c[name], d[name]) for name in d)
     assert not all(torch.equal(c[name], b[name]) for name in b)
+
+
+def test_weights_that_fill_both_networks_are_refused(semi_context, monkeypatch):
+    one = segmenting.make_network(semi_context, CPSConfig())
+    for place in (segmenting, cps):
+        monkeypatch.setattr(place, "make_network", lambda context, config: copy.deepcopy(one))
+    with pytest.raises(MaskwrightError, match=r"network_weights=whole\.pth fills both networks"):
+        training(semi_context, network_weights="whole.pth")
 
 
 def test_second_network_is_supervised_with_its_own_auxiliary_heads(semi_context):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -13,10 +15,12 @@ from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
+from maskwright import api
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.data.sources import MaskLabels
-from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskwright.engine.progress import Progress
+from maskwright.engine.records import RunFolder
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import st_plus_plus as module
 from maskwright.methods.semi.st_plus_plus import (
@@ -51,6 +55,18 @@ def finished(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "plus"
     run(data, out, class_balanced=True)
     return out
+
+
+@pytest.fixture
+def method(data, finished, semi_context):
+    """The method on what the finished run left; it writes nothing there."""
+    images, record = api.open_folder(data).labeled("few"), RunFolder(finished, writes=False)
+    config = STPlusPlusConfig(crop=32, batch=2, precision="fp32", class_balanced=True)
+    return STPlusPlus(config, dataclasses.replace(semi_context, data=images, run=record, steps=8))
+
+
+def same(a, b):
+    return all(torch.equal(v, b[k]) for k, v in a.items())
 
 
 def names_in(folder):
@@ -134,7 +150,7 @@ def test_strong_changes_of_pseudo_labelled_crops_alone(semi_context, monkeypatch
     assert torch.equal(b.y.valid[:2], plain.y.valid)
 
 
-def test_the_box_of_noise_has_no_label_and_the_rest_keeps_its_pixels(semi_context):
+def test_the_box_of_noise_has_no_label_and_the_rest_keeps_its_pixels(semi_context, monkeypatch):
     t = retraining(semi_context, cutout=1.0, strong="none")
     pixels = torch.full((6, 3, 64, 64), 7, dtype=torch.uint8)
     strong, box = t.strengthen(pixels, torch.Generator().manual_seed(0))
@@ -143,13 +159,21 @@ def test_the_box_of_noise_has_no_label_and_the_rest_keeps_its_pixels(semi_contex
     assert not (changed & ~box).any() and changed[box].float().mean() > 0.95
     share = box.float().mean((1, 2))
     assert share.min() > 0.01 and share.max() < 0.41
+    boxes, real = [], t.strengthen
+
+    def caught(pixels, random):
+        strong, box = real(pixels, random)
+        boxes.append(box)
+        return strong, box
+
+    monkeypatch.setattr(t, "strengthen", caught)
     indices = [3, 4, 5]
     y = t.pseudo_crops(indices, torch.Generator().manual_seed(0)).y
     uncut = (
         retraining(semi_context, cutout=0.0, strong="none").pseudo_crops(indices, torch.Generator().manual_seed(0)).y
     )
-    lost = uncut.valid & ~y.valid
-    assert lost.any() and not (y.valid & ~uncut.valid).any()
+    assert torch.equal(y.valid, uncut.valid & ~boxes[0])
+    assert (uncut.valid & boxes[0]).any() and not uncut.valid.all()
 
 
 def test_pseudo_labels_count_fully(semi_context):
@@ -181,6 +205,43 @@ def test_reliability_is_one_for_identical_networks(semi_context):
     assert [method.reliability(segmenters, i) for i in range(3)] == [1.0, 1.0, 1.0]
 
 
+def test_the_last_of_the_teachers_is_that_of_the_last_step(semi_context):
+    """Also where `holdout` chose an earlier one to label."""
+    method = STPlusPlus(STPlusPlusConfig(crop=32, batch=2, holdout=0.4), semi_context)
+    folder = semi_context.run.stage_folder("teacher")
+    one = module.make_network(semi_context, method.config).state_dict()
+    first, second, last, best = ({name: v + n for name, v in one.items()} for n in range(4))
+    for k, weights in enumerate((first, second), 1):
+        save_checkpoint(folder / f"snapshot_{k}.pt", {"network": weights})
+    parts = {"module.network": last, "extra.selection": {"scores": [], "best": best}}
+    save_checkpoint(folder / "checkpoint.pt", {"step": 3, "parts": parts})
+    assert same(module.trained_network(semi_context, method.config, folder).state_dict(), best)
+    for network, expected in zip(method.teachers(), (first, second, last), strict=True):
+        assert same(network.state_dict(), expected)
+
+
+@pytest.mark.parametrize("lam", [None, torch.full((3,), 0.2)], ids=["hard", "class_balanced"])
+def test_labels_are_of_the_photograph_and_its_mirror_image(semi_context, lam):
+    method = STPlusPlus(STPlusPlusConfig(crop=32, batch=2, precision="fp32"), semi_context)
+    network = module.make_network(semi_context, method.config)
+    with torch.no_grad():
+        for p in network.classifier.parameters():
+            p.mul_(10)  # probabilities that differ from place to place
+    segmenter, image = method.as_segmenter(network), semi_context.data.image(4)
+    plain, mirrored = (
+        torch.from_numpy(module.predict_probs(segmenter, np.ascontiguousarray(x))) for x in (image, image[:, ::-1])
+    )
+    both = (plain + mirrored.flip(-1)) / 2
+    assert (both.max(0)[0] - plain.max(0)[0]).abs().max() > 0.02 and not torch.equal(both.argmax(0), plain.argmax(0))
+    y = method.pseudo_label(segmenter, image, lam)  # equal thresholds below all probabilities change nothing
+    torch.testing.assert_close(y.confidence, both.max(0)[0], rtol=0, atol=2e-3)
+    assert y.valid.all() and (y.ids == both.argmax(0)).float().mean() > 0.99
+    once = method.predict(segmenter, image, plain=True).ids
+    assert np.array_equal(once, plain.argmax(0).numpy()), "reliability is of the photograph alone"
+    method.config.flips = False
+    torch.testing.assert_close(method.pseudo_label(segmenter, image, lam).confidence, plain.max(0)[0])
+
+
 def test_held_out_images_get_no_pseudo_labels(data, tmp_path, semi_context):
     method = STPlusPlus(STPlusPlusConfig(holdout=0.4, unlabeled="all"), semi_context)
     _, held = module.hold_out(method.labels(), 0.4, semi_context.generator("holdout"))
@@ -206,6 +267,42 @@ def test_stages_labels_and_budget(finished):
     assert names_in(finished / "label") == set(ranking["reliable"])
     assert names_in(finished / "relabel") == set(ranking["unreliable"])
     assert record["labels_read"]["train"]["masks"] == 3, "the other images' masks stay closed"
+
+
+def test_the_named_network_labels(method, finished):
+    """The teacher the reliable half, the first student the other."""
+    segmenters = {
+        stage: method.as_segmenter(module.trained_network(method.context, method.config, finished / stage))
+        for stage in ("teacher", "first")
+    }
+    for stage, by, other in (("label", "teacher", "first"), ("relabel", "first", "teacher")):
+        stored, lam = method.stored(stage), load_file(finished / stage / "thresholds.safetensors")["lam"]
+        i = stored.indices[0]
+        y, image = stored.read(i), method.context.data.image(i)
+        ours, theirs = (method.pseudo_label(segmenters[s], image, lam) for s in (by, other))
+        assert torch.equal(y.ids, ours.ids) and torch.equal(y.valid, ours.valid)
+        torch.testing.assert_close(y.confidence, ours.confidence, rtol=0, atol=1e-5)  # 16 bit
+        assert (y.confidence - theirs.confidence).abs().max() > 1e-3
+
+
+def test_each_training_starts_anew_on_its_own_labels(method, monkeypatch):
+    trainings = {}
+    monkeypatch.setattr(method.context, "fit", lambda t, name, folder, steps: trainings.update({name: t}))
+    for stage, train in (("teacher", method.train_teacher), ("first", method.train_first), ("retrain", method.retrain)):
+        train(method.folder(stage))
+    reliable, others = method.stored("label"), method.stored("relabel")
+    assert trainings["first"].pseudo.indices == reliable.indices
+    pseudo = trainings["retrain"].pseudo
+    assert pseudo.indices == sorted(reliable.indices + others.indices) == list(range(3, 10))
+    for stored in (reliable, others):
+        i = stored.indices[-1]
+        assert torch.equal(pseudo.read(i).ids, stored.read(i).ids)
+    pretrained = module.make_network(method.context, method.config).encoder.state_dict()
+    networks = [t.network for t in trainings.values()]
+    assert all(same(network.encoder.state_dict(), pretrained) for network in networks)
+    heads = [[p for p in network.head_parameters() if p.ndim > 1] for network in networks]
+    for a, b in itertools.combinations(heads, 2):
+        assert a and not any(torch.equal(p, q) for p, q in zip(a, b))
 
 
 def test_class_balanced_labels_reach_the_threshold_of_their_class(finished):
@@ -267,7 +364,9 @@ def test_a_missing_snapshot_is_told(semi_context):
         method.teachers()
 
 
-def test_statistics_are_those_of_all_photographs(semi_context):
-    """As of all semi-supervised methods: the labelled ones are a dozen."""
+def test_statistics_are_those_of_all_photographs(semi_context, tmp_path):
+    """As of all semi-supervised methods: the labelled ones are a dozen. Held-out images judge such networks too."""
     method = STPlusPlus(STPlusPlusConfig(crop=32, batch=2), semi_context)
+    teacher = TeacherTraining(tmp_path, semi_context, method.config, method.labels(), 4, stage="teacher")
     assert method.seen() == list(range(len(semi_context.data)))
+    assert teacher.seen() == retraining(semi_context).seen() == method.seen()

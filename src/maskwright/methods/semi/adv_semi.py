@@ -8,7 +8,7 @@ labels, and D's verdict tells which predictions on unlabelled photographs are go
     pixel   D(map) is a map of verdicts     L = CE + lam_adv BCE(D(S(x_l)), 1) + lam_adv_u BCE(D(S(x_u)), 1)
                                                 + lam_semi CE(S(x_u), argmax) where sigma(D) >= T, after `start`
     s4gan   D(image, map) is one verdict z  L = CE + lam_fm |mean y(real) - mean y(S(x_u))|_1
-                                                + lam_semi CE(S(x_u), argmax) of images with z > T
+                                                + lam_semi CE(S(x_u), argmax) of images with sigma(z) > T
 
 D's loss is (BCE(D(fake), 0) + BCE(D(real), 1)) / 2; y are D's last features. lam_semi is the option `weight`.
 
