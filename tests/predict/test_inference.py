@@ -112,6 +112,26 @@ def test_flips_make_the_prediction_symmetric():
     np.testing.assert_allclose(both, mirrored[..., ::-1], atol=5e-3)
 
 
+class SlopedSegmenter(ColorSegmenter):
+    """Finds class 1 likelier towards the right of its input, whatever is there."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        slope = torch.linspace(-20, 20, logits.shape[-1])
+        return torch.cat([logits[:, :1], logits[:, 1:2] + slope, logits[:, 2:]], 1)
+
+
+@pytest.mark.parametrize("tile", [None, 64])
+def test_flips_are_averaged_on_probabilities(tile):
+    image, _ = scene(64, 96)
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    segmenter = SlopedSegmenter()
+    both = predict_probs(segmenter, image, flips=True, tile=tile)
+    one, two = predict_probs(segmenter, image, tile=tile), predict_probs(segmenter, mirrored, tile=tile)[..., ::-1]
+    assert np.abs(one - two).max() > 0.9
+    np.testing.assert_allclose(both, (one + two) / 2, atol=1e-5)
+
+
 def test_scales_are_averaged_on_probabilities():
     image, _ = scene(64, 96)
     segmenter = ColorSegmenter(short_side=64)

@@ -29,6 +29,15 @@ def batch_of(t, seed: int = 0):
     return t.batch(t.sampler.next(), torch.Generator().manual_seed(seed))
 
 
+def sharpen(network, x):
+    """Spreads a random network's logits on x, so that all classes occur, some pixels surely."""
+    with torch.no_grad():
+        logits, conv = network(x), network.classifier.conv
+        scale = 2 / logits.std((0, 2, 3))
+        conv.bias.sub_(logits.mean((0, 2, 3))).mul_(scale)
+        conv.weight.mul_(scale[:, None, None, None])
+
+
 # ---------------------------------------------------------------------- geometry
 
 
@@ -149,6 +158,58 @@ def test_a_confidence_of_the_threshold_is_not_followed():
 
 
 # ---------------------------------------------------------------------- the step
+
+
+def test_cells_are_means_of_the_embedding_through_projector_and_classifier(semi_context):
+    t = training(semi_context, projection=16)
+    u = batch_of(t).u1
+    sharpen(t.network, u)
+    found = t.embed(u)
+    for m in t.network.modules():
+        if isinstance(m, torch.nn.modules.dropout._DropoutNd):
+            m.eval()
+    embedding = t.network.decode(t.network.features(u))
+    assert embedding.shape[-2:] == (8, 8)
+    f = F.avg_pool2d(embedding, 2)
+    z, q = t.projector(f), t.network.classifier.conv(f).softmax(1).detach()
+    assert found.z.shape == (32, 16) and found.z.requires_grad and not found.p.requires_grad
+    for b in range(2):
+        for y in range(4):
+            for x in range(4):
+                row = 16 * b + 4 * y + x
+                torch.testing.assert_close(found.z[row], z[b, :, y, x] / z[b, :, y, x].norm())
+                assert float(found.p[row]) == pytest.approx(float(q[b, :, y, x].max()), rel=1e-5)
+                assert int(found.k[row]) == int(q[b, :, y, x].argmax())
+    assert len(found.k.unique()) > 1
+
+
+def test_both_directions_against_a_loop(semi_context):
+    """The second step of two, so that the bank holds earlier cells too."""
+    tau, threshold = 0.3, 0.5
+    t = training(semi_context, batch_unlabeled=4, temperature=tau, threshold=threshold, negatives=20, pair_iou=0.3)
+    batch = batch_of(t)
+    sharpen(t.network, batch.u1)
+    t.unsupervised(batch, 0)
+    batch = batch_of(t, 1)
+    terms = t.unsupervised(batch, 1)
+    bank, ids = t.bank.get(), t.bank.get_ids()
+    embedded = [t.embed(u) for u in (batch.u1, batch.u2)]
+    first, second = (cells._replace(z=cells.z.detach()) for cells in embedded)
+    sides = [(first, batch.cells1), (second, batch.cells2)]
+    total, moving = 0.0, 0
+    for (moves, i), (stays, j) in (sides, sides[::-1]):
+        losses = []
+        for m, s in zip(i.tolist(), j.tolist()):
+            if not (stays.p[s] > threshold and moves.p[m] < stays.p[s]):
+                continue
+            positive = math.exp(float(moves.z[m] @ stays.z[s]) / tau)
+            others = (bank[ids != moves.k[m]] @ moves.z[m] / tau).exp().sum()
+            losses.append(-math.log(positive / (positive + float(others))))
+        assert len(losses) > 3
+        total, moving = total + sum(losses) / len(losses), moving + len(losses)
+    assert len(bank) == 80 and 0 < moving < len(batch.cells1)
+    assert float(terms["u"].detach()) == pytest.approx(total, rel=1e-4)
+    assert float(terms["moving"]) == pytest.approx(moving / len(batch.cells1))
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

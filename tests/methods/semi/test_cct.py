@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.methods.semi.checks import check_resumes, drop_in_training
 
 from maskwright.data.classes import ClassTable
@@ -38,6 +40,30 @@ def with_background(context):
 
 def batch(t):
     return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+
+
+def padded(context, **options):
+    """A training whose background is class 2, with crops that reach beyond their photographs; all classes are seen."""
+    context = replace(context, table=ClassTable(("disc", "square", "background")))
+    t = training(context, scale_min=0.3, scale_max=0.5, **options)
+    b = batch(t)
+    with torch.no_grad():
+        logits, conv = t.network(b.w), t.network.classifier.conv
+        scale = 2 / logits.std((0, 2, 3))
+        conv.bias.sub_(logits.mean((0, 2, 3))).mul_(scale)
+        conv.weight.mul_(scale[:, None, None, None])
+    return t, b
+
+
+def plain(t, x):
+    """z, and the main decoder's probabilities at the crop's size, without dropout."""
+    for m in t.network.modules():
+        if isinstance(m, torch.nn.modules.dropout._DropoutNd):
+            m.eval()
+    z = t.network.decode(t.network.features(x)).detach()
+    logits = F.interpolate(t.network.classifier.conv(z), x.shape[-2:], mode="bilinear", align_corners=False)
+    t.network.train()
+    return z, logits.softmax(1).detach()
 
 
 def test_counts():
@@ -160,11 +186,103 @@ def test_each_perturbation_changes_z_in_shape(semi_context):
         assert x.shape == z.shape and not torch.equal(x, z), kind
 
 
+def test_perturbations_get_the_configured_numbers_and_the_objects_of_the_photograph(semi_context, monkeypatch):
+    t, b = padded(semi_context, noise=0.2, dropout=0.25, erase=0.3, vat_eps=1.5)
+    calls = {}
+
+    def spy(name):
+        op = getattr(module, name)
+
+        def spied(*args, **kwargs):
+            calls[name] = {**inspect.signature(op).bind(*args, **kwargs).arguments, "result": op(*args, **kwargs)}
+            return calls[name]["result"]
+
+        monkeypatch.setattr(module, name, spied)
+
+    masks = ("object_boxes", "guided_cutout", "context_mask", "object_mask")
+    for name in ("channel_dropout", "feature_drop", "feature_noise", "vat_direction", *masks):
+        spy(name)
+    t.unsupervised(b, 0)
+    assert calls["channel_dropout"]["p"] == 0.25 and calls["feature_noise"]["bound"] == 0.2
+    assert set(calls["feature_drop"]) == {"z", "result"}, "the paper's bounds"
+    assert calls["vat_direction"]["eps"] == 1.5
+    assert calls["vat_direction"]["head"] is t.auxiliary[list(PAPER).index("vat")]
+    assert calls["object_boxes"]["min_contour"] == 5, "50 pixels at the paper's crop of 320"
+    assert calls["guided_cutout"]["share"] == 0.3 and calls["guided_cutout"]["size"] == (32, 32)
+    assert calls["guided_cutout"]["boxes"] == calls["object_boxes"]["result"] != [[], []]
+    ids = plain(t, b.w)[1].argmax(1)
+    foreground = (ids != 2) & b.valid
+    assert all(set(part.tolist()) == {0, 1, 2} for part in (ids[b.valid], ids[~b.valid]))
+    for name in ("object_boxes", "context_mask", "object_mask"):
+        assert torch.equal(calls[name]["foreground"], foreground), name
+
+
+def test_each_decoder_learns_the_main_ones_word_of_the_photograph(semi_context):
+    """L_u by hand, from what each decoder was given; context and object masks by hand too."""
+    t, b = padded(semi_context)
+    given = [[] for _ in t.kinds]
+    for decoder, inputs in zip(t.auxiliary, given):
+        decoder.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0].detach()))
+    u = float(t.unsupervised(b, 0)["u"].detach())
+    seen = {kind: inputs[-1] for kind, inputs in zip(t.kinds, given)}  # behind vat's trials
+    z, q = plain(t, b.w)
+    assert list(seen) == list(PAPER) and z.shape[-1] == 8
+    objects = ((q.argmax(1) != 2) & b.valid)[:, None, 2::4, 2::4]
+    assert 0 < int(objects.sum()) < objects.numel()
+    torch.testing.assert_close(seen["context"], z * objects, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(seen["object"], z * ~objects, rtol=1e-3, atol=1e-3)
+    assert float(z.abs().mean()) > 0.1
+    losses = []
+    for kind, decoder in zip(t.kinds, t.auxiliary):
+        logits = F.interpolate(decoder(seen[kind]).detach(), (32, 32), mode="bilinear", align_corners=False)
+        losses.append(float((logits.softmax(1) - q).square().mean(1)[b.valid].mean()))
+    assert max(losses) > 1.05 * min(losses)
+    assert u == pytest.approx(sum(losses) / 7 * 3 / 21, rel=1e-4)
+
+
+def test_what_is_said_of_padding_does_not_count(semi_context, monkeypatch):
+    t, b = padded(semi_context)
+    upsample, noise = module.upsample, 9 * torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def loss(where):
+        monkeypatch.setattr(module, "upsample", lambda logits, size: upsample(logits, size) + noise * where[:, None])
+        torch.manual_seed(0)
+        return float(t.unsupervised(b, 0)["u"].detach())
+
+    unchanged = loss(torch.zeros_like(b.valid))
+    assert loss(~b.valid) == pytest.approx(unchanged, rel=1e-5)
+    assert loss(b.valid) != pytest.approx(unchanged, rel=1e-2)
+
+
+def test_the_papers_thirty_decoders(semi_context):
+    t = training(with_background(semi_context), counts="paper")
+    assert len(t.auxiliary) == 30 and {k: t.kinds.count(k) for k in t.kinds} == PAPER
+    assert len({id(p) for p in t.auxiliary.parameters()}) == 30 * len(list(t.auxiliary[0].parameters()))
+
+
 def test_annealed_leaves_out_what_is_known():
     logits = torch.tensor([[[[4.0, 0.0, -4.0]], [[0.0, 0.0, 0.0]]]])
     y = LabelMap.from_mask(torch.tensor([[[0, 0, 0]]]))
     assert annealed(logits, y, 0.9).valid.tolist() == [[[False, True, True]]]
     assert annealed(logits, y, 0.5).valid.tolist() == [[[False, False, True]]]
+
+
+def test_the_bootstrapped_threshold_grows_from_chance_to_nine_tenths(semi_context, monkeypatch):
+    t, etas, asked = training(semi_context, bootstrap=True), [], []
+    b, u, real = batch(t), torch.tensor(0.5), t.supervised
+
+    def spied(logits, y, eta):
+        etas.append(eta)
+        return y.restrict(torch.rand(y.ids.shape) < 0.5)
+
+    monkeypatch.setattr(module, "annealed", spied)
+    monkeypatch.setattr(t, "supervised", lambda out, y: asked.append(y) or real(out, y))
+    monkeypatch.setattr(t, "unsupervised", lambda batch, step: {"u": u})
+    for step in (0, 5, 9, 10):
+        terms = t.losses(b, step)
+        torch.testing.assert_close(terms["loss"], terms["x"] + t.ramp(step) * u)
+    assert etas == pytest.approx([1 / 3, (1 / 3 + 0.9) / 2, 0.1 / 3 + 0.9 * 0.9, 0.9])
+    assert all(0 < int(y.valid.sum()) < 0.7 * int(b.y.valid.sum()) for y in asked)
 
 
 def test_bootstrapped_supervision_trains(semi_context):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.methods.semi.checks import check_resumes
 
 from maskwright.data.labels import LabelMap
+from maskwright.data.mixing import MASKS, class_mask, complex_mask
 from maskwright.data.sources import MaskLabels
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi.mean_teacher import (
@@ -118,3 +120,130 @@ def test_gradient_reaches_the_student_alone(semi_context, perturb):
     t.unsupervised(b, 0)["u"].backward()
     assert all(p.grad is None for p in t.teacher.parameters())
     assert sum(float(p.grad.abs().sum()) for p in t.network.parameters() if p.grad is not None) > 0
+
+
+# ---------------------------------------------------------------------- the step
+
+
+def sharpen(network, x):
+    """Spreads a random network's logits on x, so that all classes occur, some pixels surely."""
+    with torch.no_grad():
+        logits, conv = network(x), network.classifier.conv
+        scale = 2 / logits.std((0, 2, 3))
+        conv.bias.sub_(logits.mean((0, 2, 3))).mul_(scale)
+        conv.weight.mul_(scale[:, None, None, None])
+
+
+def padded(context, perturb, **options):
+    """A training with a teacher unlike the student, and three unlabelled crops that reach beyond their photographs."""
+    t = training(context, perturb=perturb, batch_unlabeled=3, scale_min=0.3, scale_max=0.5, **options)
+    b = t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+    sharpen(t.teacher.module, b.w)
+    sharpen(t.network, b.s[0])
+    assert all(0.2 < float(v.float().mean()) < 0.8 for v in b.valid)
+    return t, b
+
+
+def perturbed_by_hand(t, b):
+    """Draws the mask again; the student's views (3, 3, S, S), the teacher's probabilities for them, and validity."""
+    c, s = t.config, b.s[0]
+    with torch.no_grad():
+        q = t.run(t.teacher.module, b.w).logits.softmax(1)
+    torch.manual_seed(1)
+    if c.perturb == "photometric":
+        return s, q, b.valid
+    if c.perturb in ("cutout", "cutmix", "cowmix"):
+        m = MASKS[{"cowmix": "cow"}.get(c.perturb, c.perturb)](3, (32, 32))
+    else:
+        labels = LabelMap(q.argmax(1), q.amax(1), b.valid)
+        m = class_mask(labels) if c.perturb == "classmix" else complex_mask(labels, grid=c.grid, base=c.cells)
+    assert all(0 < float(k.float().mean()) < 1 for k in m)
+    if c.perturb == "cutout":
+        return s * m[:, None], q, b.valid & m
+    donor = torch.tensor([1, 2, 0])
+    mixed = (torch.where(m[:, None], part, part[donor]) for part in (s, q, b.valid[:, None]))
+    x, q, valid = mixed
+    return x, q, valid[:, 0]
+
+
+DISTANCE = {
+    "square_sum": lambda p, q: (p - q).square().sum(0),
+    "square_mean": lambda p, q: (p - q).square().mean(0),
+    "kl": lambda p, q: (q * (q / p).log()).sum(0),
+    "hard": lambda p, q: -p.gather(0, q.argmax(0)[None])[0].log(),
+}
+
+
+@pytest.mark.parametrize(
+    ("perturb", "distance", "options"),
+    [
+        *[(p, "hard" if p in ("classmix", "complexmix") else "square_sum", {}) for p in PERTURBATIONS],
+        ("complexmix", "hard", {"cells": "box", "confidence": "pixel"}),
+        ("cowmix", "kl", {"distance": "kl", "confidence": "batch"}),
+        ("classmix", "square_mean", {"distance": "square_mean", "confidence": "none"}),
+        ("cutmix", "hard", {"distance": "hard"}),
+    ],
+)
+def test_the_student_learns_on_the_strong_view_what_the_teacher_says_of_the_weak_one(
+    semi_context, perturb, distance, options
+):
+    t, b = padded(semi_context, perturb, threshold=0.6, grid=3, **options)
+    torch.manual_seed(1)
+    terms = t.unsupervised(b, 0)
+    x, q, valid = perturbed_by_hand(t, b)
+    p = t.run(t.network, x).logits.softmax(1).detach()  # under the same dropout
+    sure = (q.amax(1) >= 0.6) & valid
+    total = 0.0
+    for i in range(3):
+        d, v = DISTANCE[distance](p[i], q[i]), valid[i]
+        assert 0 < int(sure[i].sum()) < int(v.sum()) < 1024
+        weight = {
+            "image": sure[i].sum() / v.sum(),
+            "batch": sure.sum() / valid.sum(),
+            "pixel": sure[i][v].float(),
+            "none": 1.0,
+        }[t.config.confidence]
+        total += float((weight * d[v]).sum())
+    assert float(terms["u"].detach()) == pytest.approx(total / (3 * 32 * 32), rel=1e-4)
+
+
+@pytest.mark.parametrize("perturb", PERTURBATIONS)
+def test_nothing_is_asked_in_padding_and_in_the_hole(semi_context, monkeypatch, perturb):
+    """Whatever the teacher says of padding, and the student of it and of the hole, the loss is the same."""
+    t, b = padded(semi_context, perturb, threshold=0.6)
+    _, _, valid = perturbed_by_hand(t, b)
+    run, noise = t.run, 9 * torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def loss(of_teacher, of_student):
+        """L_u with noise on what either network says of some pixels."""
+
+        def noisy(network, x):
+            where = of_student if network is t.network else of_teacher
+            out = run(network, x)
+            return out._replace(logits=out.logits + noise * where[:, None])
+
+        monkeypatch.setattr(t, "run", noisy)
+        torch.manual_seed(1)
+        return float(t.unsupervised(b, 0)["u"].detach())
+
+    nowhere = torch.zeros_like(valid)
+    plain = loss(nowhere, nowhere)
+    assert loss(~b.valid, ~valid) == pytest.approx(plain, rel=1e-5)
+    assert loss(b.valid, nowhere) != pytest.approx(plain, rel=1e-2)
+    assert loss(nowhere, valid) != pytest.approx(plain, rel=1e-2)
+
+
+@pytest.mark.parametrize("perturb", ["cutmix", "classmix"])
+def test_interrupted_and_resumed_while_the_teacher_is_followed(semi_context, perturb, tmp_path, monkeypatch):
+    asked, unsupervised = [], MeanTeacherTraining.unsupervised
+
+    def watched(self, batch, step):
+        terms = unsupervised(self, batch, step)
+        asked.append(float(terms["u"].detach()))
+        return terms
+
+    monkeypatch.setattr(MeanTeacherTraining, "unsupervised", watched)
+    check_resumes(
+        semi_context, lambda: training(semi_context, perturb=perturb, threshold=0.0, weight=30.0), tmp_path, monkeypatch
+    )
+    assert min(asked) > 0
