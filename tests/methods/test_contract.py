@@ -19,6 +19,7 @@ from maskwright.engine.progress import Progress
 from maskwright.engine.stages import DONE
 from maskwright.errors import MaskwrightError
 from maskwright.methods import TABLE
+from maskwright.predict.model import Model
 
 SMALL = {
     "short_side": 64,
@@ -86,17 +87,23 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data):
-    """One finished run a method, made when first asked for."""
-    made: dict[str, Path] = {}
+def trained(tmp_path_factory, data):
+    """The folder of one finished run a method, made when first asked for, and the model that training gave."""
+    made: dict[str, tuple[Path, Model]] = {}
 
-    def get(name: str) -> Path:
+    def get(name: str) -> tuple[Path, Model]:
         if name not in made:
-            made[name] = tmp_path_factory.mktemp("runs") / name
-            run(name, data, made[name], report=True)
+            folder = tmp_path_factory.mktemp("runs") / name
+            made[name] = folder, run(name, data, folder, report=True)
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def finished(trained):
+    """The folder alone."""
+    return lambda name: trained(name)[0]
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -170,11 +177,11 @@ def test_same_seed_same_weights_other_seed_other_weights(name, finished, data, t
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_model_predicts_what_the_trained_one_did(name, data, tmp_path):
-    trained = run(name, data, tmp_path / "run")
-    loaded = mw.load(tmp_path / "run" / "model.safetensors")
+def test_saved_model_predicts_what_the_trained_one_did(name, trained, data):
+    folder, model = trained(name)
+    loaded = mw.load(folder / "model.safetensors")
     path = next((data / "images").iterdir())
-    a, b = trained.predict(path), loaded.predict(path)
+    a, b = model.predict(path), loaded.predict(path)
     assert np.array_equal(a.mask, b.mask) and np.array_equal(a.confidence, b.confidence)
 
 
@@ -225,7 +232,7 @@ def test_resumes_behind_every_stage(name, finished, data, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_falls(name, data, tmp_path):
-    run(name, data, tmp_path / "run", steps=60)
+    run(name, data, tmp_path / "run", steps=40)
     lines = [json.loads(t) for t in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     for stage in (s["name"] for s in record["stages"] if s["kind"] == "train"):
