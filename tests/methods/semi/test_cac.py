@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.methods.semi.checks import check_is_supervised, drop_in_training
+from tests.methods.semi.checks import check_is_supervised, drop_in_training, sharpen
 
 from maskwright.data.crops import overlapping_crops
 from maskwright.data.sources import MaskLabels
@@ -27,15 +27,6 @@ def training(context, **options):
 
 def batch_of(t, seed: int = 0):
     return t.batch(t.sampler.next(), torch.Generator().manual_seed(seed))
-
-
-def sharpen(network, x):
-    """Spreads a random network's logits on x, so that all classes occur, some pixels surely."""
-    with torch.no_grad():
-        logits, conv = network(x), network.classifier.conv
-        scale = 2 / logits.std((0, 2, 3))
-        conv.bias.sub_(logits.mean((0, 2, 3))).mul_(scale)
-        conv.weight.mul_(scale[:, None, None, None])
 
 
 # ---------------------------------------------------------------------- geometry

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.methods.semi.checks import check_resumes, drop_in_training
+from tests.methods.semi.checks import check_resumes, drop_in_training, sharpen
 
 from maskwright.data.classes import ClassTable
 from maskwright.data.labels import LabelMap
@@ -47,11 +47,7 @@ def padded(context, **options):
     context = replace(context, table=ClassTable(("disc", "square", "background")))
     t = training(context, scale_min=0.3, scale_max=0.5, **options)
     b = batch(t)
-    with torch.no_grad():
-        logits, conv = t.network(b.w), t.network.classifier.conv
-        scale = 2 / logits.std((0, 2, 3))
-        conv.bias.sub_(logits.mean((0, 2, 3))).mul_(scale)
-        conv.weight.mul_(scale[:, None, None, None])
+    sharpen(t.network, b.w)
     return t, b
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.methods.semi.checks import check_resumes
+from tests.methods.semi.checks import check_resumes, sharpen
 
 from maskwright.data.labels import LabelMap
 from maskwright.data.mixing import MASKS, class_mask, complex_mask
@@ -123,15 +123,6 @@ def test_gradient_reaches_the_student_alone(semi_context, perturb):
 
 
 # ---------------------------------------------------------------------- the step
-
-
-def sharpen(network, x):
-    """Spreads a random network's logits on x, so that all classes occur, some pixels surely."""
-    with torch.no_grad():
-        logits, conv = network(x), network.classifier.conv
-        scale = 2 / logits.std((0, 2, 3))
-        conv.bias.sub_(logits.mean((0, 2, 3))).mul_(scale)
-        conv.weight.mul_(scale[:, None, None, None])
 
 
 def padded(context, perturb, **options):
