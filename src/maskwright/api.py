@@ -304,11 +304,11 @@ def _reads_masks(cls: Any, config: Any) -> bool:
 def _backbone_unused(cls: Any, config: Any) -> str:
     """Why a run leaves its backbone's weights aside, as far as its options say; empty where it does not."""
     from maskwright.engine.segmenting import NetworkMethod
-    from maskwright.models.networks import NETWORKS
+    from maskwright.models.networks import brings_encoder
 
     if not issubclass(cls, NetworkMethod):
         return ""
-    if config.network in NETWORKS and NETWORKS[config.network].encoder == "own":
+    if brings_encoder(config.network):
         return f"not used, because network {config.network} has an encoder of its own"
     weights = config.network_weights
     return f"its weights are not used, because network_weights={weights} replaces them" if weights else ""

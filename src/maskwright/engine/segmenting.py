@@ -37,7 +37,7 @@ from maskwright.engine.seeding import seed_step
 from maskwright.engine.selection import Selection, every, hold_out
 from maskwright.errors import MaskwrightError
 from maskwright.models.dense import autocast
-from maskwright.models.networks import NETWORKS, Network, build_network
+from maskwright.models.networks import Network, brings_encoder, build_network
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
 
@@ -113,15 +113,13 @@ C = TypeVar("C", bound=NetworkConfig)
 
 def learns_vit(config: Any, context: Context) -> bool:
     """Whether the network that will be trained has a vision transformer as its encoder."""
-    entry = NETWORKS.get(config.network)
-    return context.backbone.is_vit and (entry is None or entry.encoder != "own")
+    return context.backbone.is_vit and not brings_encoder(config.network)
 
 
 def starts_pretrained(config: Any, context: Context) -> bool:
     """Whether the encoder that will be trained starts from weights that learned something."""
-    entry = NETWORKS.get(config.network)
-    own = entry is not None and entry.encoder == "own"
-    return bool(config.network_weights) or not (own or context.backbone.provenance.source == "random")
+    untrained = brings_encoder(config.network) or context.backbone.provenance.source == "random"
+    return bool(config.network_weights) or not untrained
 
 
 def resolved(config: C, context: Context) -> C:

@@ -62,6 +62,11 @@ class Entry:
     stride: str
 
 
+def brings_encoder(name: str) -> bool:
+    """Whether a network has an encoder of its own, so that the run's backbone is left aside; "auto" has not."""
+    return name in NETWORKS and NETWORKS[name].encoder == "own"
+
+
 def build_network(
     name: str,
     backbone: Backbone | None,
