@@ -1,6 +1,7 @@
 """Options of methods: keyword-only dataclasses whose fields carry their unit, their reason and their range.
 
-A class attribute `unused` names inherited fields that have no part in a method: they are neither listed nor taken."""
+A class attribute `unused` names inherited fields that have no part in a method: they are neither listed nor taken,
+there and in the classes below."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def configure(config_class: type, overrides: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(config_class)
     values = {}
     for key, value in overrides.items():
-        if key in getattr(config_class, "unused", ()):
+        if key in _unused(config_class):
             raise MaskwrightError(f"{key}={overrides[key]}: nothing here depends on it", "an option of the method",
                                   "leave it out")  # fmt: skip
         if key not in fields:
@@ -84,8 +85,12 @@ def describe(config_class: type) -> list[dict[str, Any]]:
 
 def used_fields(config_class: type) -> list[Any]:
     """The fields of a configuration class that have a part in its method."""
-    unused = getattr(config_class, "unused", ())
+    unused = _unused(config_class)
     return [f for f in dataclasses.fields(config_class) if f.name not in unused]
+
+
+def _unused(config_class: type) -> set[str]:
+    return {name for c in config_class.__mro__ for name in vars(c).get("unused", ())}
 
 
 def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:

@@ -36,8 +36,8 @@ from maskwright.engine.norm_statistics import train_norms
 from maskwright.engine.segmenting import NetworkConfig, NetworkMethod, Output, SegmentationTraining
 from maskwright.errors import MaskwrightError
 
-TEACHER = frozenset({"ema", "ema_buffers", "final", "norm_from"})
-"""Options that methods without an EMA teacher have no use for, and `norm_from`, for which no method here has."""
+TEACHER = frozenset({"ema", "ema_buffers", "final"})
+"""Options that methods without an EMA teacher have no use for."""
 
 
 @dataclass(kw_only=True)
