@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import maskwright as mw
 from maskwright import api
 from maskwright.engine.luss_probe import class_scores, distance_scores, semi_scores
 from maskwright.errors import MaskwrightError
+from maskwright.evaluate.scores import hash_names
 from maskwright.models.preprocess import Preprocess
 
 
@@ -44,8 +47,21 @@ def test_distance_matching_names_colours(tiny_folder):
 def test_the_verb_probes_a_backbone(tiny_folder):
     scores = api.probe("resnet18", tiny_folder, "distance", weights="random", device="cpu")
     assert 0 <= scores.miou <= 1 and np.isfinite(scores.miou)
+    judged = hash_names(mw.open_folder(tiny_folder).split("test").names)
+    assert (scores.images, scores.split, scores.names_hash) == (4, "test", judged)
     with pytest.raises(MaskwrightError, match="distance"):
         api.probe("resnet18", tiny_folder, "distanse", weights="random", device="cpu")
+
+
+def test_the_verb_fine_tunes_on_the_labelled_share_and_tells_which_list_it_judged(tiny_folder, tmp_path):
+    scores = api.probe(
+        "resnet18", tiny_folder, "semi", weights="random", device="cpu", steps=2, out=tmp_path / "run",
+        settings={"crop": "32", "batch": "2", "norm_images": "0"},
+    )  # fmt: skip
+    assert scores.protocol == "luss_semi" and scores.matching == "none: fine-tuned on 4 masks"
+    assert (scores.split, scores.names_hash) == ("test", hash_names(mw.open_folder(tiny_folder).split("test").names))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["labels_read"]["train"]["masks"] == 4
 
 
 def test_semi_needs_the_datasets_classes(tiny_folder):

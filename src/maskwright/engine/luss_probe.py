@@ -25,7 +25,7 @@ from maskwright.evaluate.distance import NEIGHBOURS, TEMPERATURE, EmbeddingBank,
 from maskwright.evaluate.judging import judge
 from maskwright.evaluate.luss import LussMatching
 from maskwright.evaluate.protocols import protocol_named
-from maskwright.evaluate.scores import Scores
+from maskwright.evaluate.scores import Scores, hash_names
 from maskwright.models.backbones import build_backbone
 from maskwright.models.bundle import load_bundle
 from maskwright.models.preprocess import Preprocess
@@ -66,7 +66,8 @@ def class_scores(predict: Callable[[int], np.ndarray], data: Dataset, protocol: 
     matching = LussMatching.identity(len(names) - other)
     with data.ledger.purpose("evaluate"):
         scores = judge(pairs, names, protocol_named("luss"), None, matching, other, [])
-    return replace(scores, protocol=protocol, matching=how)
+    judged = hash_names(data.names[i] for i in indices)
+    return replace(scores, protocol=protocol, matching=how, names_hash=judged)
 
 
 @torch.inference_mode()
@@ -170,7 +171,7 @@ def probe_encoder(
         preprocess = preprocess or Preprocess.for_backbone(
             backbone.provenance, short_side=SHORT_SIDE, multiple_of=dense.multiple_of
         )
-        return distance_scores(dense, preprocess, data.split(bank), test, device=place)
+        return replace(distance_scores(dense, preprocess, data.split(bank), test, device=place), split=split)
     folder = Path(out) if out is not None else Path("runs") / f"semi-{Path(data.root).resolve().name}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     start = folder.parent / f"{folder.name}-start.safetensors"
@@ -180,4 +181,5 @@ def probe_encoder(
         labeled, "supervised", out=folder, backbone=backbone.architecture, weights=start, seed=seed, steps=steps,
         device=device, settings={**RECIPE, **(settings or {})}, report=False, resume=True,
     )  # fmt: skip
-    return semi_scores(model, test, sum(labeled.has_mask(i) for i in range(len(labeled))))
+    masks = sum(labeled.has_mask(i) for i in range(len(labeled)))
+    return replace(semi_scores(model, test, masks), split=split)
