@@ -7,9 +7,10 @@ iterate is judged on `val` and `test`; nothing is chosen by either. `supervised-
 to the floor in one way: it takes its batch-norm statistics from all photographs once training is over, as the
 semi-supervised rows do, on the same training. `full` is the same whatever the list, so one list takes it over from
 another. Rows that end in `-whole` give every stage of a method the steps that the others have in all, as its paper
-does: they stand beside the table, not in its comparison. Entries that are done are skipped, so the script can be
-stopped and started at will, `--only` chooses among them and `--seeds` says how often. It writes a run folder an entry
-and prints the table; `--keep FOLDER` copies the runs' records."""
+does, and `supervised-norms-long` is the floor with as many: they stand beside the table, not in its comparison.
+Entries that are done are skipped, so the script can be stopped and started at will, `--only` chooses among them and
+`--seeds` says how often. It writes a run folder an entry and prints the table; `--keep FOLDER` copies the runs'
+records."""
 
 from __future__ import annotations
 
@@ -48,13 +49,14 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "fixmatch-teacher_train": ("unimatch", {"version": "fixmatch", "teacher_mode": "train"}),
     "unimatch-v1-teacher_train": ("unimatch", {"version": "v1", "teacher_mode": "train"}),
     "u2pl-authors": ("u2pl", {"teacher_mode": "eval", "ema_buffers": "own"}),
+    "supervised-norms-long": ("supervised", {"norm_from": "all"}),
     "st_plus_plus-whole": ("st_plus_plus", {"teacher_share": "0.333333", "first_share": "0.333333"}),
 }
 """Row -> method and its settings beyond its defaults."""
 SAME_TRAINING = {"supervised-norms": "supervised"}
 """Rows that differ from another by what follows its training, whose stage they take over."""
-TIMES = {"st_plus_plus-whole": 3}
-"""Rows with more steps than the others, as often as they have trainings."""
+TIMES = {"st_plus_plus-whole": 3, "supervised-norms-long": 3}
+"""Rows with more steps than the others: a schedule for each of three trainings, and a floor with all of them in one."""
 SEVERAL = ("supervised", "supervised-norms", "full", "cutmix", "cac", "unimatch")
 """Rows that get all seeds; the others the first."""
 
