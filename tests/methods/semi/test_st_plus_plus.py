@@ -21,6 +21,7 @@ from maskwright.data.sources import MaskLabels
 from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
+from maskwright.engine.segmenting import NetworkConfig
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import st_plus_plus as module
 from maskwright.methods.semi.st_plus_plus import (
@@ -83,6 +84,19 @@ def test_steps_add_up(total, a, b):
     if total > 300:
         assert steps[0] == round(a * total) and steps[1] == round(b * total)
     assert split_steps(total, [a])[0] == max(1, min(round(a * total), total - 1))
+
+
+def test_each_network_gets_a_schedule_where_the_steps_are_not_given(semi_context):
+    others, own = NetworkConfig().steps, STPlusPlusConfig()
+    assert own.steps == 3 * others, "three trainings"
+
+    def trained(given, **options):
+        method = STPlusPlus(STPlusPlusConfig(**options), dataclasses.replace(semi_context, steps=given))
+        return [method.steps(s.name) for s in method.stages() if s.name in ("teacher", "first", "retrain")]
+
+    assert sum(trained(None)) == own.steps and sum(trained(None, plus=False)) == own.steps
+    assert trained(8) == [2, 2, 4] and trained(8, plus=False) == [2, 6], "--steps counts all of them"
+    assert trained(None, steps=40) == [10, 10, 20]
 
 
 def test_snapshots_at_each_third():

@@ -17,13 +17,14 @@ https://arxiv.org/abs/1810.07911): lam_c is the confidence that this portion of 
 is argmax_c p_c / lam_c, and there is none where p_c / lam_c < 1.
 
 Deviates: the steps that are given are those of all trainings together, divided by `teacher_share` and `first_share`, so
-that the method is compared at an equal number of optimiser steps; a step of retraining has `batch` labelled and
-`batch_unlabeled` pseudo-labelled crops, the half and half that the paper gets by repeating the labelled list. Labels
-are by default predicted at one scale and mirrored (`scales` for more). A new network's encoder starts from the
-pretrained weights, as in the paper, its head from weights of its stage's own seed. Where every image has a mask, the
-photographs of the labelled images are pseudo-labelled as if they had none. The reliable half is rounded up. CBST's
-lam_c is that of the half that a network labels, not of all photographs. Optimiser, rates and crops are those that all
-methods here share, where the authors have SGD with ten times the rate for the head.
+that the method can be compared at an equal number of optimiser steps, which starves its teacher: without a number there
+are three times as many as for the other methods (the paper gives each network a whole schedule); a step of retraining
+has `batch` labelled and `batch_unlabeled` pseudo-labelled crops, the half and half that the paper gets by repeating the
+labelled list. Labels are by default predicted at one scale and mirrored (`scales` for more). A new network's encoder
+starts from the pretrained weights, as in the paper, its head from weights of its stage's own seed. Where every image
+has a mask, the photographs of the labelled images are pseudo-labelled as if they had none. The reliable half is rounded
+up. CBST's lam_c is that of the half that a network labels, not of all photographs. Optimiser, rates and crops are those
+that all methods here share, where the authors have SGD with ten times the rate for the head.
 What the original gets wrong: its teacher is the epoch that is best on the validation set which it reports; here it is
 the last iterate, or the best on held-out labelled images (`holdout`).
 
@@ -90,6 +91,9 @@ class STPlusPlusConfig(NetworkConfig):
     """Options of `st_plus_plus`."""
 
     unused: ClassVar[frozenset[str]] = frozenset({"norm_from"})
+    steps: int = option(
+        6000, "optimiser steps of all trainings where --steps does not say: three times the other methods'", low=1
+    )
     plus: bool = option(True, "trust reliable photographs first (ST++); false: all at once (ST)")
     teacher_share: float = option(0.25, "share of the steps that the teacher trains for", low=0.01, high=0.98)
     first_share: float = option(
