@@ -7,10 +7,10 @@ iterate is judged on `val` and `test`; nothing is chosen by either. `supervised-
 to the floor in one way: it takes its batch-norm statistics from all photographs once training is over, as the
 semi-supervised rows do, on the same training. `full` is the same whatever the list, so one list takes it over from
 another. Rows that end in `-whole` give every stage of a method the steps that the others have in all, as its paper
-does, and `supervised-norms-long` is the floor with as many: they stand beside the table, not in its comparison.
-Entries that are done are skipped, so the script can be stopped and started at will, `--only` chooses among them and
-`--seeds` says how often. It writes a run folder an entry and prints the table; `--keep FOLDER` copies the runs'
-records."""
+does; `supervised-norms-long` and `full-long` are floor and ceiling with as many. They stand beside the table, not in
+its comparison. Entries that are done are skipped, so the script can be stopped and started at will, `--only` chooses
+among them and `--seeds` says how often. It writes a run folder an entry and prints the table; `--keep FOLDER` copies
+the runs' records."""
 
 from __future__ import annotations
 
@@ -50,13 +50,16 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "unimatch-v1-teacher_train": ("unimatch", {"version": "v1", "teacher_mode": "train"}),
     "u2pl-authors": ("u2pl", {"teacher_mode": "eval", "ema_buffers": "own"}),
     "supervised-norms-long": ("supervised", {"norm_from": "all"}),
+    "full-long": ("supervised", {}),
     "st_plus_plus-whole": ("st_plus_plus", {"teacher_share": "0.333333", "first_share": "0.333333"}),
 }
 """Row -> method and its settings beyond its defaults."""
 SAME_TRAINING = {"supervised-norms": "supervised"}
 """Rows that differ from another by what follows its training, whose stage they take over."""
-TIMES = {"st_plus_plus-whole": 3, "supervised-norms-long": 3}
-"""Rows with more steps than the others: a schedule for each of three trainings, and a floor with all of them in one."""
+TIMES = {"st_plus_plus-whole": 3, "supervised-norms-long": 3, "full-long": 3}
+"""Rows with more steps than the others: a schedule for each of three trainings, and floor and ceiling with as many."""
+CEILING = ("full", "full-long")
+"""Rows that read all masks."""
 SEVERAL = ("supervised", "supervised-norms", "full", "cutmix", "cac", "unimatch")
 """Rows that get all seeds; the others the first."""
 
@@ -66,8 +69,8 @@ def run(name: str, seed: int, labeled: str, folder: Path, options: argparse.Name
     method, settings = ENTRIES[name]
     steps = options.steps * TIMES.get(name, 1)
     data = data_root() / options.data
-    if name == "full":
-        known = [f.parent for f in sorted(folder.parent.parent.glob(f"*/full-{seed}/scores.json"))]
+    if name in CEILING:
+        known = [f.parent for f in sorted(folder.parent.parent.glob(f"*/{name}-{seed}/scores.json"))]
         if known:  # trained for another list of masks, none of which it looks at
             shutil.copytree(known[0], folder, dirs_exist_ok=True)
             return
@@ -75,7 +78,7 @@ def run(name: str, seed: int, labeled: str, folder: Path, options: argparse.Name
         take_over(folder.parent / f"{SAME_TRAINING[name]}-{seed}" / "run", folder / "run", "train")
     budget = {"crop": str(options.crop), "batch": str(options.batch)}
     model = api.train(
-        data, method, out=folder / "run", split="train", labeled=None if name == "full" else labeled, seed=seed,
+        data, method, out=folder / "run", split="train", labeled=None if name in CEILING else labeled, seed=seed,
         backbone=options.backbone, weights=str(weights_root() / f"{options.backbone}.safetensors"),
         steps=steps, settings={**budget, **settings}, resume=True, report=False, device=options.device,
     )  # fmt: skip
@@ -121,7 +124,7 @@ def table(runs: Path) -> str:
         cells = [spread([100 * s[split][k] for s in rows]) for split, k in
                  (("test", "miou"), ("val", "miou"), ("test", "pixel_accuracy"))]  # fmt: skip
         closed = "-"
-        if {"supervised", "full"} <= set(mean) and name not in ("supervised", "full"):
+        if {"supervised", "full"} <= set(mean) and name not in ("supervised", "full", *TIMES):
             closed = f"{100 * (mean[name] - mean['supervised']) / (mean['full'] - mean['supervised']):.0f} %"
         seconds = sum(s["seconds"] for s in rows) / len(rows)
         lines.append(f"| {name} | {' | '.join(cells)} | {closed} | {len(rows)} | {seconds:.0f} |")
