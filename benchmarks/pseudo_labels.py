@@ -15,7 +15,6 @@ import numpy as np
 from benchmarks.records import data_root
 from maskwright import api
 from maskwright.data.folder import Dataset
-from maskwright.data.masks import read_mask
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
 
@@ -46,8 +45,8 @@ def main() -> None:
     other = api.load(runs / options.beside / "run")
     print(f"| labels of | photographs | {options.row} | {options.beside} |\n|---|---|---|---|")
     for stage in ("label", "relabel"):
-        files = sorted((runs / options.row / "run" / stage / "labels" / "masks").glob("*.png"))
-        labels = {f.stem: read_mask(f) for f in files}
+        store = api.open_folder(runs / options.row / "run" / stage / "labels")
+        labels = {name: store.mask(i) for i, name in enumerate(store.names)}
         own = against_truth(images, labels, lambda i, labels=labels: labels[images.names[i]])
         beside = against_truth(images, labels, lambda i: other.predict(images.image(i), refine="none").mask)
         print(f"| {stage} | {len(labels)} | {own:.1f} | {beside:.1f} |", flush=True)
