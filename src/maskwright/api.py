@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +25,28 @@ DEFAULT_CLUSTERS = 12
 """Clusters where neither `--classes` nor a class table says how many: a few more than most scenes have things."""
 
 
-def open_folder(path: str | Path) -> Dataset:
+def open_folder(
+    path: str | Path,
+    *,
+    labels: str | None = None,
+    void: str | int | Iterable[int] | None = None,
+    range: str | Iterable[float] | None = None,
+) -> Dataset:
     """Opens a dataset folder, or an official benchmark layout written as `layout:path` (`voc:VOCdevkit/VOC2012`).
 
+    Args:
+        path: the folder.
+        labels: what the values of its masks mean, a name of `maskwright.data.reading.LABELS`; None: auto.
+        void: the value, or values, of masks that mean no class, or "none"; None: 255 (16 bits: 65535).
+        range: (low, high), the stored values of images that become black and white; None: by type, or measured.
+
     Raises:
-        MaskwrightError: when there is no such folder, no image in it, or no such layout.
+        MaskwrightError: when there is no such folder, no image in it, no such layout, or an option is out of range.
     """
     from maskwright.data.layouts import open_data
+    from maskwright.data.reading import Reading
 
-    return open_data(str(path))
+    return open_data(str(path), Reading.parse(labels, void, range))
 
 
 def load(path: str | Path, device: str = "cpu") -> Model:
@@ -58,6 +71,11 @@ def evaluate(
     truth: str | Path | Dataset,
     protocol: str = "direct",
     split: str | None = None,
+    *,
+    labels: str | None = None,
+    void: str | int | Iterable[int] | None = None,
+    range: str | Iterable[float] | None = None,
+    predicted_labels: str | None = None,
     **options: Any,
 ) -> Scores:
     """Judges a folder of index masks.
@@ -67,14 +85,20 @@ def evaluate(
         truth: dataset folder, or an opened dataset, or a folder of masks.
         protocol: a name of `maskwright.evaluate.protocols.PROTOCOLS`.
         split: only the images of this split.
+        labels, void, range: what the values of the truth mean, as for `open_folder`.
+        predicted_labels: what the values of the predictions mean.
         options: further options of the protocol.
 
     Raises:
         MaskwrightError: when predictions are missing or do not fit the truth.
     """
+    from maskwright.data.reading import Reading
     from maskwright.evaluate.protocols import evaluate_folder
 
-    return evaluate_folder(predictions, truth, protocol=protocol, split=split, **options)
+    return evaluate_folder(
+        predictions, truth, protocol=protocol, split=split, reading=Reading.parse(labels, void, range),
+        predicted=Reading.parse(predicted_labels), **options,
+    )  # fmt: skip
 
 
 def suggest(
@@ -90,6 +114,9 @@ def suggest(
     out: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
+    labels: str | None = None,
+    void: str | int | Iterable[int] | None = None,
+    range: str | Iterable[float] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Suggestions:
@@ -109,6 +136,7 @@ def suggest(
         out: folder for suggestions.csv, names.txt, regions.csv and sheet.png.
         seed: of `random`.
         device: `auto`, `cpu` or `cuda`; a loaded model stays where it is.
+        labels, void, range: what the values of the files mean, as for `open_folder`.
         progress: how work shows itself.
         options: further options of `predict.suggest.suggest`.
 
@@ -128,7 +156,7 @@ def suggest(
                 f"{model} holds one network, which agrees with itself", "a run that trained a student and its teacher",
                 "give a run folder of mean_teacher, or of another method with a teacher, or choose --by entropy",
             )  # fmt: skip
-    images = _opened(data)
+    images = _opened(data, labels, void, range)
     everything = images if labeled is None else images.labeled(labeled)
     images = everything if split is None else everything.split(split)
     if labeled is not None:  # those labelled outside the split are known all the same
@@ -171,6 +199,9 @@ def probe(
     settings: Mapping[str, Any] | None = None,
     steps: int | None = None,
     seed: int = 0,
+    labels: str | None = None,
+    void: str | int | Iterable[int] | None = None,
+    range: str | Iterable[float] | None = None,
 ) -> Scores:
     """Judges an encoder by the two protocols of the LUSS benchmark that use labels.
 
@@ -186,6 +217,7 @@ def probe(
         settings: for `semi`, options of the method `supervised`.
         steps: for `semi`, optimiser steps.
         seed: for `semi`.
+        labels, void, range: what the values of the files mean, as for `open_folder`.
 
     Raises:
         MaskwrightError: on bad input.
@@ -193,8 +225,8 @@ def probe(
     from maskwright.engine.luss_probe import probe_encoder
 
     return probe_encoder(
-        encoder, _opened(data), protocol, bank=bank, split=split, weights=weights, out=out, device=device,
-        settings=settings, steps=steps, seed=seed, train=train,
+        encoder, _opened(data, labels, void, range), protocol, bank=bank, split=split, weights=weights, out=out,
+        device=device, settings=settings, steps=steps, seed=seed, train=train,
     )  # fmt: skip
 
 
@@ -212,6 +244,9 @@ def train(
     steps: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    labels: str | None = None,
+    void: str | int | Iterable[int] | None = None,
+    range: str | Iterable[float] | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     report: bool = True,
@@ -233,6 +268,7 @@ def train(
         steps: optimiser steps of the main training stage.
         seed: every random draw is a function of it.
         device: `auto`, `cpu` or `cuda`.
+        labels, void, range: what the values of the files mean, as for `open_folder`.
         settings: options of the method, as `--set key=value`.
         resume: continue the run that lies in `out`.
         report: write previews and `report.html`.
@@ -252,7 +288,7 @@ def train(
     bar = progress or Progress(quiet=int(os.environ.get("RANK", "0")) > 0)
     if not 0 <= seed < 2**63:
         raise MaskwrightError(f"--seed {seed}", "a whole number from 0 to 2**63 - 1")
-    images = _opened(data)
+    images = _opened(data, labels, void, range)
     if split is not None:
         images = images.split(split)
     if labeled is not None:
@@ -279,8 +315,14 @@ def train(
         context.run.release()
 
 
-def _opened(data: str | Path | Dataset) -> Dataset:
-    return open_folder(data) if isinstance(data, str | Path) else data
+def _opened(data: str | Path | Dataset, labels: Any = None, void: Any = None, range: Any = None) -> Dataset:
+    """The data set of a path, or one that was opened before, with what is now said of its values, if anything is."""
+    from maskwright.data.reading import Reading
+
+    if isinstance(data, str | Path):
+        return open_folder(data, labels=labels, void=void, range=range)
+    said = Reading.parse(labels, void, range)
+    return data if said == Reading() else data.with_reading(said)
 
 
 def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
@@ -380,6 +422,7 @@ def _context(
     images: Dataset, method: str, config: Any, bar: Progress, *, out: Any, source: Any, split: Any, labeled: Any,
     classes: Any, backbone: str, weights: Any, steps: int | None, seed: int, device: str, resume: bool, reason: str,
 ) -> Context:  # fmt: skip
+    from maskwright.data.understanding import understand
     from maskwright.engine.cache import FeatureCache
     from maskwright.engine.context import Context
     from maskwright.engine.devices import make_fabric, pick_device
@@ -401,6 +444,8 @@ def _context(
             f"none of the images in {images.root} can be read", "at least one", "run maskwright doctor"
         )
     cls = METHODS[method]
+    with bar.counter("checking") as count:
+        images = understand(images, masks=_reads_masks(cls, config), progress=count)
     table, why_classes = _class_table(images, classes, named=cls.family != "unsupervised")
     fabric = make_fabric(device, precision="bf16-mixed" if pick_device(device) == "cuda" else "32-true")
     bar.quiet = bar.quiet or fabric.global_rank > 0
@@ -421,6 +466,7 @@ def _context(
         "labeled": str(labeled) if labeled is not None else None,
         "labeled_hash": digest or None,
         "source": None if domain is None else domain.fingerprint(),
+        "reading": images.reading.to_json(),
         "versions": versions(),
         "device": str(fabric.device),
         "processes": fabric.world_size,
@@ -443,7 +489,7 @@ def _context(
         backbone=network, source=domain, progress=bar, notes=list(run.record.get("notes", [])),
     )  # fmt: skip
     told = [digest and labels_note(images, labeled, digest), reason and f"Method: {reason}."]
-    for sentence in (*told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
+    for sentence in (*images.notices, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
         if sentence:
             context.note(sentence)
     return context
@@ -478,6 +524,7 @@ def _run(method: Any, context: Context, report: bool) -> Model:
         "data": run.record["data"]["fingerprint"],
         "image_size": _median_size(context.data),
         "refine": method.refinement,
+        "reading": context.data.reading.to_json(),
     }
     if run.writes:
         save_bundle(run.path / MODEL, segmenter, extra)

@@ -23,17 +23,28 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
+Labels = Annotated[
+    str | None, typer.Option(help="What mask values mean: auto, ids, binary255, from1, grey, levels or colours.")
+]
+Void = Annotated[str | None, typer.Option(help="The value (or values) of masks that means no class, or none.")]
+Range = Annotated[str | None, typer.Option(help="LOW,HIGH: the stored values of images that become black and white.")]
+
+
 @app.command()
 def doctor(
     data: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
+    labels: Labels = None,
+    void: Void = None,
+    range: Range = None,
     json: Json = False,
 ) -> None:
     """Say what labels a folder holds and what is wrong with it, each finding with its repair."""
     from maskwright.data.doctor import examine
+    from maskwright.data.reading import Reading
     from maskwright.engine.progress import Progress
 
     with Progress(quiet=json).counter("examining") as count:
-        diagnosis = examine(data, progress=count)
+        diagnosis = examine(data, progress=count, reading=Reading.parse(labels, void, range))
     _print_json(diagnosis.to_json()) if json else typer.echo(diagnosis.text())
 
 
@@ -82,6 +93,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Every random draw is a function of it.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", help="An option of the method, key=value.")] = None,
+    labels: Labels = None,
+    void: Void = None,
+    range: Range = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that lies in --out.")] = False,
 ) -> None:
     """Train a method on a folder: masks, a model and a report."""
@@ -91,6 +105,7 @@ def train(
     api.train(
         data, method, out=out, source=source, split=split, labeled=labeled, classes=classes, backbone=backbone,
         weights=weights, steps=steps, seed=seed, device=device, settings=settings, resume=resume,
+        labels=labels, void=void, range=range,
     )  # fmt: skip
 
 
@@ -153,6 +168,9 @@ def suggest(
     labeled: Annotated[str | None, typer.Option(help="Split or file: the images that have masks already.")] = None,
     regions: Annotated[int, typer.Option(help="Regions to suggest in each image.")] = 0,
     region_size: Annotated[int, typer.Option(help="Their side, pixels; 0: a sixth of the shorter side.")] = 0,
+    labels: Labels = None,
+    void: Void = None,
+    range: Range = None,
     seed: Annotated[int, typer.Option(help="The draw of random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -163,7 +181,7 @@ def suggest(
     bar = Progress()
     found = api.suggest(
         model, data, count, by=by, split=split, labeled=labeled, regions=regions, region_size=region_size, out=out,
-        seed=seed, device=device, progress=bar,
+        seed=seed, device=device, labels=labels, void=void, range=range, progress=bar,
     )  # fmt: skip
     for name, why in found.skipped:
         bar.say(f"skipped {name}: {why}")
@@ -178,13 +196,22 @@ def evaluate(
     truth: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
     protocol: Annotated[str, typer.Option(help="How clusters are matched to classes and what is measured.")] = "direct",
     split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    labels: Labels = None,
+    void: Void = None,
+    range: Range = None,
+    predicted_labels: Annotated[
+        str | None, typer.Option(help="What the values of the predictions mean, as --labels does of the truth.")
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
 ) -> None:
     """Judge masks; the protocol is printed with each number."""
     from maskwright import api
     from maskwright.data.files import write_json
 
-    scores = api.evaluate(predictions, truth, protocol=protocol, split=split)
+    scores = api.evaluate(
+        predictions, truth, protocol=protocol, split=split, labels=labels, void=void, range=range,
+        predicted_labels=predicted_labels,
+    )  # fmt: skip
     typer.echo(scores.table())
     if json is not None:
         write_json(json, scores.to_json())
@@ -203,6 +230,9 @@ def probe(
     seed: Annotated[int, typer.Option(help="For semi.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", help="For semi: an option of supervised.")] = None,
+    labels: Labels = None,
+    void: Void = None,
+    range: Range = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
 ) -> None:
     """Judge an encoder by the protocols of the LUSS benchmark that use labels."""
@@ -211,7 +241,7 @@ def probe(
 
     scores = api.probe(
         encoder, data, protocol, bank=bank, split=split, weights=weights, out=out, steps=steps, seed=seed,
-        device=device, settings=dict(_key_value(s) for s in set_ or []),
+        device=device, settings=dict(_key_value(s) for s in set_ or []), labels=labels, void=void, range=range,
     )  # fmt: skip
     typer.echo(scores.table())
     if json is not None:

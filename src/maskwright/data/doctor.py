@@ -21,17 +21,23 @@ from maskwright.data.leaks import duplicate_findings, leak_findings, read_splits
 from maskwright.data.looks import Look, look_at
 from maskwright.data.masks import ColourMaskError, LossyMaskError
 from maskwright.data.phash import find_alike
+from maskwright.data.reading import Reading
 from maskwright.data.scan import masks_below, threaded
 from maskwright.data.tables import NameIndex, read_captions, read_tags
 from maskwright.errors import MaskwrightError
 
 
-def examine(data: str | os.PathLike[str] | Dataset, progress: Callable[[int, int], object] | None = None) -> Diagnosis:
+def examine(
+    data: str | os.PathLike[str] | Dataset,
+    progress: Callable[[int, int], object] | None = None,
+    reading: Reading | None = None,
+) -> Diagnosis:
     """Examines a folder.
 
     Args:
         data: the folder, or a dataset of any layout.
         progress: called with (done, total) after each image.
+        reading: what was said of its values; nothing if None.
 
     Raises:
         MaskwrightError: the folder is missing, unreadable or holds no images.
@@ -41,6 +47,8 @@ def examine(data: str | os.PathLike[str] | Dataset, progress: Callable[[int, int
         dataset = data
     else:
         dataset = scan_folder(data, problems)
+    if reading is not None:
+        dataset = dataset.with_reading(reading)
     looks: list[Look] = []
     for look in threaded(lambda i: look_at(dataset, i), range(len(dataset))):
         looks.append(look)

@@ -32,6 +32,7 @@ from maskwright.data.images import (
 )
 from maskwright.data.ledger import Ledger
 from maskwright.data.masks import read_mask
+from maskwright.data.reading import Reading
 from maskwright.data.scan import check_folder, images_folder, masks_below, names_below, nearest, threaded
 from maskwright.data.tables import NameIndex, read_captions, read_names, read_tags
 from maskwright.errors import MaskwrightError, unknown
@@ -88,6 +89,8 @@ class Dataset:
         ledger: the ledger to share; a new one if None.
         skipped: (name, reason) of images that were left out.
         known: names of all images of the folder, among which lists may choose; those of `items` if None.
+        reading: what was said of the files' values; nothing if None.
+        notices: sentences that every verb says before it begins: what was guessed, and what was left aside.
     """
 
     def __init__(
@@ -101,6 +104,8 @@ class Dataset:
         ledger: Ledger | None = None,
         skipped: Iterable[tuple[str, str]] = (),
         known: Iterable[str] | None = None,
+        reading: Reading | None = None,
+        notices: Iterable[str] = (),
     ) -> None:
         self.root = Path(root)
         self.items: tuple[Item, ...] = tuple(items)
@@ -108,6 +113,8 @@ class Dataset:
         self.readers = readers or Readers()
         self.ledger = ledger if ledger is not None else Ledger()
         self.skipped: list[tuple[str, str]] = list(skipped)
+        self.reading = reading or Reading()
+        self.notices: tuple[str, ...] = tuple(notices)
         self._splits = dict(splits) if splits is not None else None
         self._known = tuple(known) if known is not None else None
         self._places: dict[str, int] | None = None
@@ -165,6 +172,8 @@ class Dataset:
             ledger=self.ledger,
             skipped=self.skipped if skipped is None else skipped,
             known=self.known_names,
+            reading=self.reading,
+            notices=self.notices,
         )
         derived._finder, derived._hashes = self._finder, self._hashes
         return derived
@@ -173,6 +182,18 @@ class Dataset:
         """The same dataset with another class table."""
         derived = self.with_items(self.items)
         derived.classes = classes
+        return derived
+
+    def with_reading(self, reading: Reading) -> Dataset:
+        """The same dataset with other words on what its files' values mean."""
+        derived = self.with_items(self.items)
+        derived.reading = reading
+        return derived
+
+    def with_notices(self, *sentences: str) -> Dataset:
+        """The same dataset with further sentences for every verb to say, each once."""
+        derived = self.with_items(self.items)
+        derived.notices = tuple(dict.fromkeys((*self.notices, *sentences)))
         return derived
 
     def subset(self, indices: Iterable[int]) -> Dataset:

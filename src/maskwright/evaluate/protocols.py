@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from maskwright.data.reading import Reading
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.judging import judge
 from maskwright.evaluate.luss import LussMatching
@@ -150,6 +151,8 @@ def evaluate_folder(
     other: bool | None = None,
     allow_missing: bool = False,
     progress: Progress | None = None,
+    reading: Reading | None = None,
+    predicted: Reading | None = None,
 ) -> Scores:
     """Judges a folder of index PNGs against a data set.
 
@@ -162,6 +165,8 @@ def evaluate_folder(
         ignore, matching, other: as in `evaluate_arrays`.
         allow_missing: leaves out images without a prediction instead of raising; the scores say how many.
         progress: called with (done, total) after each image.
+        reading: what was said of the values of the truth; nothing if None.
+        predicted: what was said of the values of the predictions; nothing if None.
 
     Returns:
         The scores. Masks read are noted in the truth's ledger for the purpose "evaluate"; images of the truth
@@ -175,7 +180,7 @@ def evaluate_folder(
     folder = Path(predictions)
     if not folder.is_dir():
         raise MaskwrightError(f"no folder {folder}", "a folder of index PNGs named as the images", "predict first")
-    source = _open_truth(truth, split)
+    source = _open_truth(truth, split, reading or Reading())
     present = [(name, i) for i, name in enumerate(source.names) if source.has_mask(i)]
     if not present:
         raise MaskwrightError(
@@ -259,9 +264,10 @@ class _MaskFolder:
         return read_mask(self._paths[self.names[i]])
 
 
-def _open_truth(truth: Any, split: str | None) -> Any:
+def _open_truth(truth: Any, split: str | None, reading: Reading) -> Any:
     if not isinstance(truth, str | Path):
-        return truth.split(split) if split else truth
+        opened = truth if reading == Reading() else truth.with_reading(reading)
+        return opened.split(split) if split else opened
     path = Path(truth)
     parts = [(path / name).is_dir() for name in ("images", "masks")]
     if path.is_dir() and not any(parts) and path.name == "masks":
@@ -272,7 +278,7 @@ def _open_truth(truth: Any, split: str | None) -> Any:
         return _MaskFolder(path)
     from maskwright.data.layouts import open_data
 
-    opened = open_data(str(path if path.is_dir() else truth))
+    opened = open_data(str(path if path.is_dir() else truth), reading)
     return opened.split(split) if split else opened
 
 

@@ -17,6 +17,7 @@ from maskwright.data.layouts.imagenet_s import open_imagenet_s
 from maskwright.data.layouts.potsdam import open_potsdam
 from maskwright.data.layouts.scenes import open_ade20k, open_camvid, open_cityscapes
 from maskwright.data.layouts.voc import open_voc
+from maskwright.data.reading import Reading
 from maskwright.errors import unknown
 
 LAYOUTS: dict[str, Callable[[Path], Dataset]] = {
@@ -36,11 +37,12 @@ LAYOUTS: dict[str, Callable[[Path], Dataset]] = {
 }
 
 
-def open_data(spec: str | os.PathLike[str]) -> Dataset:
+def open_data(spec: str | os.PathLike[str], reading: Reading | None = None) -> Dataset:
     """Opens "LAYOUT:PATH", or a dataset folder.
 
     Args:
         spec: for example "voc:data/VOCdevkit/VOC2012" or "photos".
+        reading: what was said of the files' values; nothing if None.
 
     Raises:
         MaskwrightError: an unknown layout (the known ones are listed), or a folder that is not in that
@@ -50,7 +52,7 @@ def open_data(spec: str | os.PathLike[str]) -> Dataset:
     name, colon, path = text.partition(":")
     # A letter and a colon begin a path on Windows, and a folder may have a colon in its name.
     if not colon or len(name) == 1 or os.sep in name or "/" in name or Path(text).exists():
-        return open_folder(text)
+        return open_folder(text).with_reading(reading or Reading())
     if name not in LAYOUTS:
         raise unknown("layout", name, LAYOUTS)
-    return LAYOUTS[name](Path(path))
+    return LAYOUTS[name](Path(path)).with_reading(reading or Reading())
