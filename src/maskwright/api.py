@@ -422,6 +422,7 @@ def _context(
     images: Dataset, method: str, config: Any, bar: Progress, *, out: Any, source: Any, split: Any, labeled: Any,
     classes: Any, backbone: str, weights: Any, steps: int | None, seed: int, device: str, resume: bool, reason: str,
 ) -> Context:  # fmt: skip
+    from maskwright.data.files import file_for
     from maskwright.data.understanding import understand
     from maskwright.engine.cache import FeatureCache
     from maskwright.engine.context import Context
@@ -433,7 +434,7 @@ def _context(
     if steps is not None and steps < 1:
         raise MaskwrightError(f"--steps {steps}", "at least 1")
     where = Path(images.root).resolve().name
-    folder = Path(out) if out is not None else Path("runs") / f"{method}-{where}"
+    folder = Path(out) if out is not None else file_for(Path("runs"), f"{method}-{where}", "")
     RunFolder.check(folder, resume=resume)
     with bar.counter("reading") as count:
         images = images.readable(progress=count)
@@ -495,10 +496,15 @@ def _context(
     return context
 
 
-def _median_size(images: Dataset, most: int = 500) -> list[int]:
-    """Median height and width of the images: the field of view that tiles of large pictures should have."""
-    sizes = sorted(images.size(i) for i in range(0, len(images), max(1, len(images) // most)))
-    return [sorted(s[k] for s in sizes)[len(sizes) // 2] for k in (0, 1)]
+def _trained_sizes(images: Dataset, most: int = 500) -> dict[str, list[int]]:
+    """Sizes of the images trained on, which say at what scale larger ones are to be seen (`predict.tiles`): the median
+    height and width, and the (H, W) that no more than one in twenty exceeds in area."""
+    sizes = [images.size(i) for i in range(0, len(images), max(1, len(images) // most))]
+    by_area = sorted(sizes, key=lambda s: s[0] * s[1])
+    return {
+        "image_size": [sorted(s[k] for s in sizes)[len(sizes) // 2] for k in (0, 1)],
+        "largest_size": list(by_area[-(-len(sizes) * 19 // 20) - 1]),
+    }
 
 
 def _run(method: Any, context: Context, report: bool) -> Model:
@@ -522,7 +528,7 @@ def _run(method: Any, context: Context, report: bool) -> Model:
         "method": run.record["method"],
         "seed": context.seed,
         "data": run.record["data"]["fingerprint"],
-        "image_size": _median_size(context.data),
+        **_trained_sizes(context.data),
         "refine": method.refinement,
         "reading": context.data.reading.to_json(),
     }

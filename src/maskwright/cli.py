@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -115,7 +116,9 @@ def predict(
     images: Annotated[str, typer.Argument(help="Dataset folder, folder of images, or one image.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
-    tile: Annotated[int | None, typer.Option(help="Predict in tiles of this many pixels.")] = None,
+    tile: Annotated[
+        str, typer.Option(help="Pixels of the tiles; none: each image whole; auto: tiles where it is much larger.")
+    ] = "auto",
     refine: Annotated[str, typer.Option(help="none, crf, guided, or auto: what the model's method does.")] = "auto",
     flips: Annotated[bool, typer.Option("--flips", help="Average with the mirrored image.")] = False,
     scales: Annotated[str, typer.Option(help="Average over the input sizes of these factors: 0.75,1,1.25.")] = "1",
@@ -126,6 +129,7 @@ def predict(
 ) -> None:
     """Write OUT/NAME.png for each image."""
     from maskwright import api
+    from maskwright.data.names import printable
     from maskwright.engine.devices import pick_device
     from maskwright.engine.progress import Progress
 
@@ -137,7 +141,7 @@ def predict(
     done = loaded.predict_folder(
         data,
         out,
-        tile=tile,
+        tile=_tile(tile),
         refine=refine,
         flips=flips,
         scales=_numbers("--scales", scales),
@@ -149,7 +153,7 @@ def predict(
     if tags:
         bar.say(f"tags: {done.tagged} of {len(data)} images have them")
     for name, why in done.skipped:
-        bar.say(f"skipped {name}: {why}")
+        bar.say(f"skipped {printable(name)}: {why}")
     bar.say(f"{done.written} masks in {out}" + (f", {len(done.skipped)} images skipped" if done.skipped else ""))
     if not done.written:
         raise MaskwrightError(f"none of the {len(data)} images could be read", "at least one", "run maskwright doctor")
@@ -176,6 +180,7 @@ def suggest(
 ) -> None:
     """Say which images without a mask, and which regions of them, to label next."""
     from maskwright import api
+    from maskwright.data.names import printable
     from maskwright.engine.progress import Progress
 
     bar = Progress()
@@ -184,9 +189,9 @@ def suggest(
         seed=seed, device=device, labels=labels, void=void, range=range, progress=bar,
     )  # fmt: skip
     for name, why in found.skipped:
-        bar.say(f"skipped {name}: {why}")
+        bar.say(f"skipped {printable(name)}: {why}")
     for row in found:
-        typer.echo(f"{row.rank:4d}  {row.score:8.4f}  {row.name}")
+        typer.echo(f"{row.rank:4d}  {row.score:8.4f}  {printable(row.name)}")
     bar.say(f"{len(found)} of {found.pool} images without a mask, by {found.by}: {out / 'sheet.png'}")
 
 
@@ -277,6 +282,17 @@ def _key_value(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def _tile(text: str) -> int | None:
+    """None for auto, 0 for none: as `predict_folder` takes it."""
+    said = text.strip().lower()
+    if said in ("auto", "none"):
+        return None if said == "auto" else 0
+    try:
+        return max(-1, int(said))
+    except ValueError:
+        raise MaskwrightError(f"--tile {text}", "pixels, none or auto", "--tile none sees each image whole") from None
+
+
 def _numbers(name: str, text: str) -> tuple[float, ...]:
     try:
         values = tuple(float(v) for v in text.split(",") if v.strip())
@@ -302,6 +318,8 @@ def main() -> None:
     except KeyboardInterrupt:
         _stop(INTERRUPTED)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _stop("a path is longer than this system takes; choose a folder with a shorter path")
         if error.errno not in _DISK_ERRORS:
             raise
         _stop(f"{error.strerror}: {error.filename or 'output'}; make room and repeat, with --resume for a training")

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from maskwright.data.classes import ClassTable
-from maskwright.data.files import write_bytes
+from maskwright.data.files import file_for, write_bytes
 from maskwright.data.folder import Dataset
 from maskwright.data.images import read_image
 from maskwright.data.masks import read_mask
@@ -78,9 +78,10 @@ def write_previews(
         shares += area_counts(mask, classes) / mask.size
         small, ids = shrink(pixels, mask, side)
         # The mask first: a photograph without one would show up as an unfinished pair.
-        write_index(folder / f"{name}.png", ids, model.classes)
-        write_bytes(folder / f"{name}.jpg", jpeg(small, 85), durable=False)
-        written |= {folder / f"{name}.png", folder / f"{name}.jpg"}
+        drawn, photo = file_for(folder, name, ".png"), file_for(folder, name, ".jpg")
+        write_index(drawn, ids, model.classes)
+        write_bytes(photo, jpeg(small, 85), durable=False)
+        written |= {drawn, photo}
     _remove_others(folder, written)
     return shares / max(1.0, shares.sum())
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import platform
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,54 @@ from maskwright.errors import MaskwrightError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+NAME_BYTES = 255
+"""Bytes of one name in a folder at most: the limit of the file systems in use. It is no property of this machine's
+disk, so that every reader finds what a writer wrote elsewhere."""
+PATH_BYTES = 4095
+"""Bytes of a whole path at most, as the system takes it."""
+_MARK = 16
+"""Hexadecimal digits that tell shortened names apart."""
+_HOST = hashlib.blake2b(platform.node().encode("utf-8", "replace"), digest_size=4).hexdigest()
+_TEMPORARY = re.compile(rf"\..*\.(\d+)-{_HOST}[0-9a-f]{{8}}\.tmp[^/]*", re.DOTALL)
+
+
+def file_for(folder: str | os.PathLike[str], name: str, suffix: str) -> Path:
+    """The file of an image in a folder of such files: `FOLDER/NAME` + suffix wherever the system takes that.
+
+    A part of the name that would have more than `NAME_BYTES` bytes is cut between two characters, and a hash of the
+    whole part follows: the same name gives the same file each time. Writers and readers both ask here.
+
+    Args:
+        folder: where the files lie.
+        name: of the image, with "/" between folders.
+        suffix: of the file, with its dot.
+
+    Raises:
+        MaskwrightError: the name leads out of the folder.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or (os.sep != "/" and os.sep in name):
+        raise MaskwrightError(
+            f"an image called {name!r}", "a name below the folder of the images", "give the image another name"
+        )
+    return Path(folder, *(_fitting(part) for part in parts[:-1]), _fitting(parts[-1], suffix))
+
+
+def _fitting(part: str, suffix: str = "") -> str:
+    """One name that the system takes: the part itself with the suffix, else cut and marked with its hash."""
+    encoded, end = os.fsencode(part), os.fsencode(suffix)
+    if len(encoded) + len(end) <= NAME_BYTES:
+        return part + suffix
+    mark = hashlib.blake2b(encoded, digest_size=_MARK // 2).hexdigest()
+    return f"{_cut(part, NAME_BYTES - len(end) - _MARK - 1)}~{mark}{suffix}"
+
+
+def _cut(text: str, room: int) -> str:
+    """The longest beginning of a text that has no more than `room` bytes and splits no character."""
+    while len(os.fsencode(text)) > room:
+        # A character has four bytes at most, so that a few rounds are enough however long the text is.
+        text = text[: max(0, len(text) - max(1, (len(os.fsencode(text)) - room) // 4))]
+    return text
 
 
 def disk_error(error: OSError, path: Path) -> MaskwrightError:
@@ -34,8 +85,66 @@ def disk_error(error: OSError, path: Path) -> MaskwrightError:
         return MaskwrightError(
             f"not allowed to write {path}", "a folder that this user may write", "choose another folder"
         )
+    if error.errno == errno.ENAMETOOLONG:
+        return too_long(path)
     reason = error.strerror or type(error).__name__
     return MaskwrightError(f"cannot write {path}: {reason}", "a writable place", "choose another folder")
+
+
+def too_long(path: Path) -> MaskwrightError:
+    """The one-line error for a file whose path, or a name in it, has more bytes than the system takes."""
+    whole = os.fspath(path)
+    shown = whole if len(whole) <= 120 else f"{whole[:60]}...{whole[-40:]}"
+    return MaskwrightError(
+        f"the path {shown} of {len(os.fsencode(whole))} bytes is longer than this system takes",
+        f"{PATH_BYTES} bytes in all and {NAME_BYTES} in each name, with room for a temporary name",
+        "choose a folder with a shorter path",
+    )
+
+
+def temporary_beside(target: Path) -> Path:
+    """A name that no other file has, in the same folder and with the same suffix, which tells who writes it.
+
+    It has no more bytes than the system takes, however long the target's own name is.
+    """
+    suffix = target.suffix if len(os.fsencode(target.suffix)) <= 32 else ""
+    end = f".{os.getpid()}-{_HOST}{secrets.token_hex(4)}.tmp{suffix}"
+    room = min(NAME_BYTES, max(0, PATH_BYTES - len(os.fsencode(target.parent)) - 1)) - len(os.fsencode(end)) - 1
+    return target.with_name(f".{_cut(target.stem, min(80, max(0, room)))}{end}")
+
+
+def sweep(folders: Iterable[Path]) -> int:
+    """Removes temporary files that processes of this machine left when they were killed; others are left alone.
+
+    Args:
+        folders: looked at without the folders below them; missing ones are left out.
+
+    Returns:
+        How many were removed.
+    """
+    removed = 0
+    for folder in dict.fromkeys(folders):
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                writer = _TEMPORARY.fullmatch(entry.name)
+                if writer is not None and not is_running(int(writer[1])):
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
+                        removed += 1
+    return removed
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number on this machine; True where the system cannot be asked."""
+    if os.name != "posix":  # elsewhere the question itself would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -57,7 +166,7 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
         MaskwrightError: the disk is full, or the place cannot be written.
     """
     target = Path(path)
-    beside = target.with_name(f".{target.stem[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp{target.suffix}")
+    beside = temporary_beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield beside
@@ -69,7 +178,7 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
     except OSError as error:
         # An OSError of the block that is not about our file (a missing input) must keep its own meaning.
         named = getattr(error, "filename", None)
-        if named is not None and Path(os.fsdecode(named)) not in (beside, target, target.parent):
+        if named is not None and Path(os.fsdecode(named)) not in (beside, target, *target.parents):
             raise
         raise disk_error(error, target) from error
     finally:
@@ -84,8 +193,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, durable: bool = Tr
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, durable: bool = True) -> None:
-    """Writes `text` as UTF-8 with plain newlines to `path` atomically. Raises as `atomic_write` does."""
-    write_bytes(path, text.encode("utf-8"), durable=durable)
+    """Writes `text` as UTF-8 with plain newlines to `path` atomically. Raises as `atomic_write` does.
+
+    File names that are not UTF-8, as the system gave them, keep their bytes.
+    """
+    write_bytes(path, text.encode("utf-8", "surrogateescape"), durable=durable)
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, durable: bool = True) -> None:
@@ -94,7 +206,10 @@ def write_json(path: str | os.PathLike[str], value: Any, *, durable: bool = True
     NaN and infinities are refused with `ValueError`, because they are not JSON and other readers stop at
     them.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        text = json.dumps(value, indent=2, allow_nan=False)  # file names that are not UTF-8 have no other form
+    write_text(path, text + "\n", durable=durable)
 
 
 def _sync(path: Path) -> None:

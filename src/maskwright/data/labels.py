@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskwright.data import rendering
 from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable
-from maskwright.data.files import atomic_write, write_text
+from maskwright.data.files import atomic_write, file_for, write_text
 from maskwright.data.masks import read_mask, write_mask
 from maskwright.data.views import View
 from maskwright.errors import MaskwrightError
@@ -177,11 +177,11 @@ class LabelMap:
         root = Path(folder)
         # Confidence first: a store whose mask exists is complete, and resuming goes by the masks.
         grey = (self.confidence.cpu().double().clamp(0, 1) * 65535).round().numpy().astype(np.uint16)
-        target = root / "confidence" / f"{name}.png"
+        target = file_for(root / "confidence", name, ".png")
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target, durable=False) as beside, open(beside, "wb") as file:
             Image.fromarray(grey).save(file, format="PNG", compress_level=1)
-        target = root / "masks" / f"{name}.png"
+        target = file_for(root / "masks", name, ".png")
         target.parent.mkdir(parents=True, exist_ok=True)
         write_mask(target, self.target(ignore).cpu().numpy().astype(np.uint16), classes)
 
@@ -198,11 +198,11 @@ class LabelMap:
         Raises:
             MaskwrightError: a file is missing or damaged, or the two differ in size.
         """
-        mask = read_mask(Path(folder) / "masks" / f"{name}.png")
+        mask = read_mask(file_for(Path(folder) / "masks", name, ".png"))
         if ignore is None:
             ignore = IGNORE8 if mask.dtype == np.uint8 else IGNORE16
         labels = LabelMap.from_mask(mask, ignore)
-        path = Path(folder) / "confidence" / f"{name}.png"
+        path = file_for(Path(folder) / "confidence", name, ".png")
         if not path.exists():
             return labels
         grey = read_mask(path)
@@ -233,7 +233,7 @@ class LabelStore:
 
     @property
     def names(self) -> list[str]:
-        """Names of the images with labels, sorted."""
+        """Names of the images with labels, sorted; of a name too long for a file the shortened one."""
         masks = self.folder / "masks"
         return sorted(str(path.relative_to(masks).with_suffix("")) for path in masks.rglob("[!.]*.png"))
 
@@ -241,7 +241,7 @@ class LabelStore:
         return len(self.names)
 
     def __contains__(self, name: str) -> bool:
-        return (self.folder / "masks" / f"{name}.png").exists()
+        return file_for(self.folder / "masks", name, ".png").exists()
 
     def write(self, name: str, labels: LabelMap, image: str | os.PathLike[str] | None = None) -> None:
         """Stores the labels of one image, and links the image into images/ when its path is given."""
@@ -259,7 +259,7 @@ class LabelStore:
         return LabelMap.load(self.folder, name, IGNORE16 if wide else None)
 
     def _link(self, name: str, image: Path) -> None:
-        link = self.folder / "images" / f"{name}{image.suffix}"
+        link = file_for(self.folder / "images", name, image.suffix)
         if link.exists():
             return
         with atomic_write(link, durable=False) as beside:

@@ -84,8 +84,8 @@ class StoredLabels:
 
     def __init__(self, data: Dataset, store: LabelStore, names: set[str] | None = None) -> None:
         self.data, self.store = data, store
-        known = set(store.names) if names is None else set(store.names) & names
-        self.indices = [i for i, item in enumerate(data.items) if item.name in known]
+        wanted = [(i, item.name) for i, item in enumerate(data.items) if names is None or item.name in names]
+        self.indices = [i for i, name in wanted if name in store]
         if not self.indices:
             raise MaskwrightError(f"{store.folder} has labels of none of the images", "at least one")
 

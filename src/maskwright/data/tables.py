@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from maskwright.data.names import meant, written
 from maskwright.errors import MaskwrightError
 
 
@@ -44,10 +46,12 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
 def read_names(path: str | os.PathLike[str]) -> list[str]:
     """Names of a list file (a split): one a line, surrounding blanks removed, blank lines skipped.
 
+    A line in double quotes is a JSON string, which holds names that no line could (`data.names`).
+
     Raises:
         MaskwrightError: as `read_text`.
     """
-    return [line.strip() for line in read_lines(path) if line.strip()]
+    return [meant(line.strip()) for line in read_lines(path) if line.strip()]
 
 
 def _rows(path: Path, column: str) -> list[tuple[str, list[str]]]:
@@ -131,9 +135,10 @@ class NameIndex:
 
     def find(self, line: str) -> str | None:
         """Name of the image that `line` means, or None."""
+        for exact in (line, line.strip(), meant(line.strip())):
+            if exact in self._names:
+                return exact
         line = line.strip()
-        if line in self._names:
-            return line
         for text in (line, line.split()[0] if line.split() else ""):
             bare = self._bare(text)
             for name in dict.fromkeys((bare, bare.removesuffix(CITYSCAPES))):
@@ -157,3 +162,27 @@ class NameIndex:
         name = text.replace("\\", "/").removeprefix("./").lstrip("/")
         stem, dot, suffix = name.rpartition(".")
         return stem if dot and f".{suffix.lower()}" in self._suffixes else name
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV table whose text no spreadsheet takes for a formula; `read_csv` gives the same texts back.
+
+    Args:
+        header: names of the columns.
+        rows: a cell for each; text is written by `written`, anything else as `str` gives it.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([written(cell, spreadsheet=True) if isinstance(cell, str) else str(cell) for cell in row])
+    return out.getvalue()
+
+
+def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Rows of a table that `csv_text` made, each {column: text}, names as they are.
+
+    Raises:
+        MaskwrightError: the file is missing or not text.
+    """
+    return [{key: meant(cell) for key, cell in row.items()} for row in csv.DictReader(io.StringIO(read_text(path)))]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from maskwright.data.files import file_for
 from maskwright.data.folder import Dataset
 from maskwright.engine.attention import is_other
 from maskwright.engine.devices import pick_device
@@ -172,9 +173,9 @@ def probe_encoder(
             backbone.provenance, short_side=SHORT_SIDE, multiple_of=dense.multiple_of
         )
         return replace(distance_scores(dense, preprocess, data.split(bank), test, device=place), split=split)
-    folder = Path(out) if out is not None else Path("runs") / f"semi-{Path(data.root).resolve().name}"
+    folder = Path(out) if out is not None else file_for(Path("runs"), f"semi-{Path(data.root).resolve().name}", "")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    start = folder.parent / f"{folder.name}-start.safetensors"
+    start = file_for(folder.parent, folder.name, "-start.safetensors")
     save_tensors(start, backbone.model.state_dict())
     labeled = data.split(bank)
     model = train(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.data.files import atomic_write
+from maskwright.data.files import atomic_write, file_for
 from maskwright.data.folder import Dataset, ignore_of
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.data.tag_targets import TagTargets
@@ -126,7 +126,7 @@ class CamStore:
 
     def path(self, name: str) -> Path:
         """The file of an image."""
-        return self.folder / f"{name}.npz"
+        return file_for(self.folder, name, ".npz")
 
     def __contains__(self, name: str) -> bool:
         return self.path(name).exists()

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from maskwright.data.files import file_for
 from maskwright.data.reading import Reading
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.judging import judge
@@ -188,13 +189,13 @@ def evaluate_folder(
             "masks/NAME.png for at least one",
             "add masks",
         )
-    judged = [(name, i) for name, i in present if (folder / f"{name}.png").is_file()]
+    judged = [(name, i) for name, i in present if file_for(folder, name, ".png").is_file()]
     missing = len(present) - len(judged)
     if missing and (not allow_missing or not judged):
         kept = {name for name, _ in judged}
-        first = next(name for name, _ in present if name not in kept)
+        first = file_for(folder, next(name for name, _ in present if name not in kept), ".png").name
         raise MaskwrightError(
-            f"{missing} of {len(present)} predictions are missing in {folder}, the first {first}.png",
+            f"{missing} of {len(present)} predictions are missing in {folder}, the first {first}",
             "one index PNG for each image with a mask",
             "predict all of them, name the split, or allow missing ones",
         )
@@ -203,7 +204,7 @@ def evaluate_folder(
     done = [0]
 
     def pairs(pool: ThreadPoolExecutor) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        paths = iter([folder / f"{name}.png" for name, _ in judged])
+        paths = iter([file_for(folder, name, ".png") for name, _ in judged])
         waiting = [pool.submit(_read_prediction, path) for path in islice(paths, _LOOKAHEAD)]
         for name, i in judged:
             pred = waiting.pop(0).result()

@@ -44,11 +44,13 @@ class Prediction:
         ids: (H, W), uint8 up to 255 classes, else uint16, unless another type was asked for.
         confidence: (H, W) probability of the predicted class: float32 or float16 in [0, 1], uint8 in [0, 255]; or None.
         classes: C.
+        tile: pixels of the windows in which the image was seen; None where it was seen whole.
     """
 
     ids: np.ndarray
     confidence: np.ndarray | None
     classes: int
+    tile: int | None = None
 
 
 def predict_probs(
@@ -68,8 +70,8 @@ def predict_probs(
     Args:
         segmenter: a `models.segmenter.Segmenter`; it is moved to `device` and left there.
         image: uint8 (H, W, 3), RGB, from 1 x 1 up.
-        tile: see the image in windows of this many pixels (`predict.tiles` gives the rule of scale); None leaves the
-            choice to the image's size.
+        tile: see the image in windows of this many pixels (`predict.tiles` gives the rule of scale); 0: whole; None
+            leaves the choice to the image's size and that of the photographs trained on.
         overlap: share of a tile that its neighbour holds too; blended by a raised cosine.
         flips: average with the prediction of the mirrored image.
         scales: average over the input sizes that these factors give.
@@ -142,7 +144,7 @@ def predict_mask(
                 best = best.clamp_(0, 1)
                 scaled = best.mul_(255).round_() if conf.dtype == np.uint8 else best
                 conf[top:bottom, left:right] = scaled.cpu().numpy()
-    return Prediction(ids, conf, windows.classes)
+    return Prediction(ids, conf, windows.classes, windows.plan.tile)
 
 
 def smallest_confidence(size: tuple[int, int]) -> type:

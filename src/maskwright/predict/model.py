@@ -15,15 +15,18 @@ import torch
 from PIL import Image
 
 from maskwright.data.classes import ClassTable
+from maskwright.data.files import file_for
 from maskwright.data.folder import Dataset, open_folder
 from maskwright.data.images import read_image, to_rgb
+from maskwright.data.scan import threaded
 from maskwright.data.tag_targets import find_targets
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_mask, predict_probs, smallest_confidence
+from maskwright.predict.outputs import check_lengths, place_outputs
 from maskwright.predict.refine import AUTO, REFINEMENTS, check_refinement
-from maskwright.predict.tiles import WHOLE_PIXELS
+from maskwright.predict.tiles import WHOLE_PIXELS, choose_tile, much_larger, trained_size
 from maskwright.predict.writers import overlay, write_confidence, write_index, write_overlay
 
 
@@ -35,11 +38,13 @@ class Result:
         mask: uint16 (H, W), class ids.
         confidence: float32 (H, W) in [0, 1], probability of the predicted class (float16 above 64 million pixels).
         classes: names and colours of the ids.
+        tile: pixels of the windows in which the picture was seen; None where it was seen whole.
     """
 
     mask: np.ndarray
     confidence: np.ndarray
     classes: ClassTable
+    tile: int | None = None
 
     def shares(self) -> np.ndarray:
         """Share of the area that each class has, float64 (C,), sums to 1."""
@@ -65,6 +70,7 @@ class FolderSummary:
         shares: share of the area of all masks that each class has, float64 (C,).
         seconds: wall time.
         tagged: number of images whose tags limited what was found.
+        notices: what was chosen or found on the way, in sentences; `progress` said them as well.
     """
 
     out: Path
@@ -73,6 +79,7 @@ class FolderSummary:
     shares: np.ndarray = field(default_factory=lambda: np.zeros(0))
     seconds: float = 0.0
     tagged: int = 0
+    notices: list[str] = field(default_factory=list)
 
 
 class Model:
@@ -127,7 +134,8 @@ class Model:
         Args:
             image: a file, a Pillow image, or uint8 (H, W, 3) RGB or (H, W) grey.
             refine: "none", "crf", "guided", or "auto" for what the model's method does.
-            tile: see it in windows of this many pixels; None leaves the choice to the picture's size.
+            tile: see it in windows of this many pixels; 0: whole; None: in windows where the picture is much larger
+                than those trained on (`predict.tiles`), and the result's `tile` says so.
             flips: average with the mirrored picture.
             overlap: share of a tile that its neighbour holds too.
             scales: average over the input sizes that these factors give.
@@ -146,7 +154,7 @@ class Model:
             confidence=smallest_confidence(pixels.shape[:2]),
         )  # fmt: skip
         assert found.confidence is not None
-        return Result(found.ids, found.confidence, self.classes)
+        return Result(found.ids, found.confidence, self.classes, found.tile)
 
     def ids(self, only: Sequence[int | str] | None) -> list[int] | None:
         """Ids of classes that are named or numbered; None for None. Raises `MaskwrightError` on an unknown name."""
@@ -210,23 +218,28 @@ class Model:
             images: a dataset, or a folder of images.
             out: the folder to write to, made if missing.
             confidence: write OUT/confidence/NAME.png too, 8 bits, 255 = certain.
-            overlays: write OUT/overlays/NAME.jpg too.
+            overlays: write OUT/overlays/NAME.jpg too. Where images lie in folders of these names, the folders are
+                called confidence-2 and overlays-2.
             tags: in images that have tags nothing else is found than these and the class that no tag names.
             tile, refine, flips, overlap, scales, precision, settings: as for `predict`.
             progress: an `engine.progress.Progress`, or a function of (done, total), or None.
 
         Raises:
-            MaskwrightError: masks would be written over images or labels of the dataset, the place cannot be written,
-                an option is out of range, or there are no tags that fit the classes.
+            MaskwrightError: masks would be written over images or labels of the dataset or over each other, the place
+                cannot be written, an option is out of range, or there are no tags that fit the classes.
         """
         if refine != AUTO:
             check_refinement(refine)
         data = images if isinstance(images, Dataset) else open_folder(images)
         out = Path(out)
         check_out(out, data)
+        outputs = place_outputs(out, data, confidence=confidence, overlays=overlays)
         tagged = self.tagged(data) if tags else {}
         start = time.perf_counter()
-        summary = FolderSummary(out, skipped=list(data.skipped), tagged=len(tagged))
+        notices = [*data.notices, *outputs.notices, *(self.chosen_tiles(data) if tile is None else ())]
+        summary = FolderSummary(out, skipped=list(data.skipped), tagged=len(tagged), notices=notices)
+        for sentence in notices:
+            say(progress, sentence)
         counts = np.zeros(len(self.classes), np.int64)
         with Bar(progress, "predict", len(data)) as show:
             done = 0  # counted by hand: enumerate would keep the last picture alive
@@ -242,22 +255,59 @@ class Model:
                     settings=settings, device=self.device, precision=precision, only=tagged.get(name),
                     confidence=np.uint8 if confidence else None,
                 )  # fmt: skip
-                if overlays:
-                    write_overlay(out / "overlays" / f"{name}.jpg", pixels, found.ids, self.classes)
+                mask, sure, over = outputs.files(name)
+                if over is not None:
+                    write_overlay(over, pixels, found.ids, self.classes)
                 del pixels  # writing copies a large mask; the picture need not be beside it
                 counts += area_counts(found.ids, len(self.classes))
-                if found.confidence is not None:
-                    write_confidence(out / "confidence" / f"{name}.png", found.confidence)
-                write_index(out / f"{name}.png", found.ids, self.classes)
+                if sure is not None and found.confidence is not None:
+                    write_confidence(sure, found.confidence)
+                write_index(mask, found.ids, self.classes)
                 summary.written += 1
                 show(done)
         summary.shares = counts / max(1, counts.sum())
         summary.seconds = time.perf_counter() - start
         return summary
 
+    def chosen_tiles(self, data: Dataset) -> list[str]:
+        """What to say where images are seen in windows that nobody asked for; nothing where all are seen whole."""
+        chosen: list[tuple[tuple[int, int], int, bool]] = []
+        for size in threaded(lambda i: image_size(data, i), range(len(data))):
+            if size is not None and (tile := choose_tile(self.segmenter, size)) is not None:
+                chosen.append((size, tile, much_larger(self.segmenter, size)))
+        larger = [(size, tile) for size, tile, than_trained in chosen if than_trained]
+        huge = [(size, tile) for size, tile, than_trained in chosen if not than_trained]
+        said, trained = [], trained_size(self.segmenter)
+        if larger and trained is not None:
+            said.append(
+                f"{_tiled(larger, len(data))} much larger than those trained on ({trained[0]} x {trained[1]}); "
+                "where they show the same views in finer detail, and not more things, --tile none is right: each whole"
+            )
+        if huge:
+            said.append(f"{_tiled(huge, len(data))} too large to be seen whole; --tile none does it all the same")
+        return said
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the model into one safetensors file. Raises `MaskwrightError` if the place cannot be written."""
         return save_bundle(Path(path), self.segmenter, self.segmenter.extra)
+
+
+def image_size(data: Dataset, i: int) -> tuple[int, int] | None:
+    """(H, W) of image `i`, or None where the file does not say."""
+    try:
+        return data.size(i)
+    except MaskwrightError:
+        return None  # it will be skipped, with the reason
+
+
+def _tiled(chosen: Sequence[tuple[tuple[int, int], int]], total: int) -> str:
+    """How many images are tiled, how large they and their tiles are."""
+    tile = sorted({tile for _, tile in chosen})
+    size = max(size for size, _ in chosen)
+    return (
+        f"{len(chosen)} of {total} images (up to {size[0]} x {size[1]} pixels) are seen in tiles of "
+        f"{' or '.join(map(str, tile))} pixels, because they are"
+    )
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model:
@@ -323,6 +373,7 @@ def check_out(out: Path, data: Dataset) -> None:
     Raises:
         MaskwrightError: it does, or `out` is a file.
     """
+    check_lengths(out)
     if out.exists() and not out.is_dir():
         raise MaskwrightError(f"{out} is a file", "a folder for the masks", "choose another --out")
     target = out.resolve()
@@ -334,7 +385,7 @@ def check_out(out: Path, data: Dataset) -> None:
     labels = {item.mask.resolve() for item in data.items if item.mask is not None}
     masks = data.root.resolve() / "masks"
     hidden = masks == target and masks.is_dir() and any(masks.iterdir())
-    if hidden or any((target / f"{name}.png") in labels for name in data.names):
+    if hidden or any(file_for(target, name, ".png") in labels for name in data.names):
         raise MaskwrightError(
             f"{out} holds masks that were given as labels", "another folder for predictions", "choose another --out"
         )
@@ -369,6 +420,12 @@ def _small(data: Dataset, i: int) -> bool:
     except MaskwrightError:
         return True  # it will fail again, at once
     return height * width <= WHOLE_PIXELS
+
+
+def say(progress: Any, sentence: str) -> None:
+    """Says a sentence, by whatever was given to show work."""
+    if hasattr(progress, "say"):
+        progress.say(sentence)
 
 
 class Bar:

@@ -10,11 +10,10 @@ Legend: C classes, D width, N images, (h, w) the grid that scores lie on, a cell
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +24,15 @@ from torch import Tensor
 
 from maskwright.data.files import write_text
 from maskwright.data.folder import Dataset
+from maskwright.data.names import printable, written
+from maskwright.data.scan import threaded
+from maskwright.data.tables import csv_text
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.segmenter import Segmenter
 from maskwright.ops import acquisition as aq
-from maskwright.predict.model import Bar, Model, read_ahead
+from maskwright.predict.model import Bar, Model, image_size, read_ahead, say
 from maskwright.predict.sheet import Shown, write_sheet
+from maskwright.predict.tiles import much_larger, trained_size
 
 STRATEGIES = {
     "mixed": "half uncertainty (entropy; also disagreement of two networks), half distance to what is labelled",
@@ -109,29 +112,24 @@ class Suggestions:
     def write(self, out: str | os.PathLike[str]) -> None:
         """Writes suggestions.csv (rank, name, score, strategy), names.txt, and regions.csv where there are regions.
 
+        Names that a line, or a spreadsheet's cell, would change are JSON strings there: `data.names.meant` and
+        `data.tables.read_csv` give them back, and `--labeled names.txt` reads them.
+
         Raises:
             MaskwrightError: the folder cannot be written.
         """
         folder = Path(out)
-        lines = [(r.rank, r.name, f"{r.score:.6g}", self.by) for r in self.rows]
-        write_text(folder / "suggestions.csv", _csv(("rank", "name", "score", "strategy"), lines))
-        write_text(folder / "names.txt", "".join(f"{name}\n" for name in self.names))
+        lines = [(r.rank, r.name, Decimal(f"{r.score:.6g}"), self.by) for r in self.rows]
+        write_text(folder / "suggestions.csv", csv_text(("rank", "name", "score", "strategy"), lines))
+        write_text(folder / "names.txt", "".join(f"{written(name)}\n" for name in self.names))
         boxes = [
-            (r.name, k, g.top, g.left, g.height, g.width, f"{g.score:.6g}")
+            (r.name, k, g.top, g.left, g.height, g.width, Decimal(f"{g.score:.6g}"))
             for r in self.rows
             for k, g in enumerate(r.regions, 1)
         ]
         if boxes:
             header = ("name", "region", "top", "left", "height", "width", "score")
-            write_text(folder / "regions.csv", _csv(header, boxes))
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+            write_text(folder / "regions.csv", csv_text(header, boxes))
 
 
 def suggest(
@@ -175,6 +173,8 @@ def suggest(
             "name another folder, or say with --labeled which masks there are",
         )  # fmt: skip
     eye = _Eye(model, other, by)
+    for sentence in (*data.notices, *eye.shrunk(pool)):
+        say(progress, sentence)
     rows, skipped = _choose(eye, data, pool, count, by, diversity, seed, progress)
     if regions or out is not None:
         shown: list[Shown] = []
@@ -320,7 +320,7 @@ class _Look:
         ids = self.probs.argmax(0).cpu().numpy()
         boxes = [(g.top, g.left, g.height, g.width) for g in row.regions]
         return Shown.of(
-            f"{row.rank}  {row.name}", f"{row.score:.3g}", pixels, ids, self.uncertainty.cpu().numpy(), boxes
+            f"{row.rank}  {printable(row.name)}", f"{row.score:.3g}", pixels, ids, self.uncertainty.cpu().numpy(), boxes
         )
 
 
@@ -335,13 +335,31 @@ class _Eye:
                 f"a second network of {len(other.classes)} classes", f"{len(model.classes)} as the first"
             )
 
-    def _input(self, pixels: np.ndarray) -> Tensor:
+    def seen(self, image: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the input that an image (H, W) becomes."""
         preprocess = self.model.segmenter.preprocess
-        size = preprocess.target_size((pixels.shape[0], pixels.shape[1]))
+        size = preprocess.target_size(image)
         if max(size) > LONG_SIDE:
             m, scale = preprocess.multiple_of, LONG_SIDE / max(size)
             size = (max(1, round(size[0] * scale / m)) * m, max(1, round(size[1] * scale / m)) * m)
-        return preprocess.apply(pixels, size)[None].to(self.model.device)
+        return size
+
+    def shrunk(self, pool: Dataset) -> list[str]:
+        """What to say where images are much larger than those trained on, which are looked at whole."""
+        sizes = [size for size in threaded(lambda i: image_size(pool, i), range(len(pool))) if size is not None]
+        larger = sum(much_larger(self.model.segmenter, size, self.seen(size)) for size in sizes)
+        trained = trained_size(self.model.segmenter)
+        if not larger or trained is None or self.by == "random":
+            return []
+        return [
+            f"{larger} of {len(pool)} images without a mask are much larger than those trained on ({trained[0]} x "
+            f"{trained[1]}) and are looked at whole, shrunk: small things count little; cut into images of that size "
+            "they would be suggested piece by piece"
+        ]
+
+    def _input(self, pixels: np.ndarray) -> Tensor:
+        size = self.seen((pixels.shape[0], pixels.shape[1]))
+        return self.model.segmenter.preprocess.apply(pixels, size)[None].to(self.model.device)
 
     @torch.inference_mode()
     def look(self, pixels: np.ndarray) -> _Look:

@@ -4,11 +4,18 @@ The rule of scale. Without tiles an image is seen whole, at the size that the se
 tiles of N every window of N x N pixels is seen as a photograph of N x N pixels would be: N decides the field of view.
 That scale then holds for all images, also for those smaller than a tile, so that things keep their size.
 
-Tiles are chosen without being asked for where the whole image would be beyond recognition or memory: above
-`WHOLE_PIXELS`, more than cameras take (so it is a map, a scan or a slide), or where preprocessing does not shrink
-images and the input would have more than `INPUT_PIXELS`. The tile is then as large as the shorter side of a training
-photograph (`segmenter.extra["image_size"]`, (H, W), where the bundle says so), else twice the side of the network's
-input.
+Tiles are chosen without being asked for
+
+- where the image is much larger than those trained on: whole, it would be seen at less than `SHRUNK` times the scale of
+  a training photograph, and at a smaller scale than nearly all of them (the bundle's `image_size` is the median
+  (H, W) of the training photographs, `largest_size` that of the largest but a few);
+- where the whole image would be beyond recognition or memory: above `WHOLE_PIXELS`, more than cameras take (so it is a
+  map, a scan or a slide), or where preprocessing does not shrink images and the input would have more than
+  `INPUT_PIXELS`.
+
+The tile is such that the network sees things at the scale of training; where the bundle does not know it, twice the
+side of the network's input. Sizes cannot tell a mosaic from the same view taken with a better camera, which is better
+seen whole: verbs say when tiles were chosen, and how to have the other.
 """
 
 from __future__ import annotations
@@ -22,6 +29,8 @@ import numpy as np
 
 from maskwright.errors import MaskwrightError
 
+SHRUNK = 0.5
+"""An image seen at less than this part of the scale of training is tiled: training crops reach down to about half."""
 WHOLE_PIXELS = 64_000_000
 """Images of more pixels are tiled: cameras stay below."""
 INPUT_PIXELS = 2048 * 2048
@@ -99,11 +108,44 @@ class Plan:
         rows: windows from top to bottom.
         cols: windows from left to right.
         inputs: (h, w) of the network's input, one for each scale.
+        tile: pixels of a window's side, as asked or as chosen; None where the image is seen whole.
     """
 
     rows: Axis
     cols: Axis
     inputs: tuple[tuple[int, int], ...]
+    tile: int | None = None
+
+
+def trained_size(segmenter: Any, key: str = "image_size") -> tuple[int, int] | None:
+    """(H, W) of the photographs trained on, as the bundle has it; None where it does not say."""
+    value = segmenter.extra.get(key)
+    good = isinstance(value, list | tuple) and len(value) == 2
+    if not good or not all(isinstance(v, int) and not isinstance(v, bool) and 0 < v <= 1_000_000 for v in value):
+        return None
+    return int(value[0]), int(value[1])
+
+
+def scale_of(size: tuple[int, int], seen: tuple[int, int]) -> float:
+    """Pixels of the input for one of the image, along a side: below 1 where an image (H, W) is shrunk to (h, w)."""
+    return math.sqrt(seen[0] * seen[1] / (size[0] * size[1]))
+
+
+def much_larger(segmenter: Any, size: tuple[int, int], seen: tuple[int, int] | None = None) -> bool:
+    """Whether an image is so much larger than those trained on that whole it is seen at another scale than they were.
+
+    Args:
+        segmenter: the network with its `preprocess` and `extra`.
+        size: (H, W) of the image, pixels.
+        seen: (h, w) of the input that it becomes; as the preprocessing gives it if None.
+    """
+    trained = trained_size(segmenter)
+    if trained is None:
+        return False
+    target = segmenter.preprocess.target_size
+    scale = scale_of(size, seen or target(size))
+    largest = trained_size(segmenter, "largest_size") or trained
+    return scale < SHRUNK * scale_of(trained, target(trained)) and scale < scale_of(largest, target(largest))
 
 
 def choose_tile(segmenter: Any, size: tuple[int, int]) -> int | None:
@@ -116,11 +158,17 @@ def choose_tile(segmenter: Any, size: tuple[int, int]) -> int | None:
     preprocess = segmenter.preprocess
     shrinks = preprocess.short_side is not None or preprocess.size is not None
     h, w = preprocess.target_size(size)
-    if size[0] * size[1] <= WHOLE_PIXELS and (shrinks or h * w <= INPUT_PIXELS):
+    beyond = size[0] * size[1] > WHOLE_PIXELS or (not shrinks and h * w > INPUT_PIXELS)
+    if not beyond and not much_larger(segmenter, size):
         return None
-    trained = getattr(segmenter, "extra", {}).get("image_size")
-    if isinstance(trained, list | tuple) and len(trained) == 2:
-        return max(MIN_TILE, int(min(trained)))
+    trained = trained_size(segmenter)
+    if trained is not None:
+        # A tile is seen as a photograph of its size: of the sides that a training photograph offers, the one at its
+        # scale; of those alike the shorter, which no training photograph lacked.
+        scale = scale_of(trained, preprocess.target_size(trained))
+        sides = (min(trained), math.isqrt(trained[0] * trained[1]), max(trained))
+        off = [round(abs(math.log(scale_of((n, n), preprocess.target_size((n, n))) / scale)), 2) for n in sides]
+        return max(MIN_TILE, sides[off.index(min(off))])
     if preprocess.short_side is not None:
         return max(MIN_TILE, 2 * preprocess.short_side)
     if preprocess.size is not None:
@@ -141,7 +189,7 @@ def make_plan(
     Args:
         segmenter: the network with its `preprocess` and `multiple_of`.
         size: (H, W) of the image, pixels.
-        tile: pixels of a window's side; None leaves the choice to `choose_tile`.
+        tile: pixels of a window's side; 0 for the image as a whole; None leaves the choice to `choose_tile`.
         overlap: share of a tile that its neighbour holds too, in [0, 0.9].
         scales: factors on the network's input size, each in (0, 8].
 
@@ -150,13 +198,13 @@ def make_plan(
     """
     if min(size) < 1:
         raise MaskwrightError(f"the image has {size[0]} x {size[1]} pixels", "at least 1 x 1")
-    if tile is not None and tile < MIN_TILE:
-        raise MaskwrightError(f"tile is {tile}", f"at least {MIN_TILE} pixels")
+    if tile and tile < MIN_TILE:
+        raise MaskwrightError(f"tile is {tile}", f"at least {MIN_TILE} pixels, or 0 for the whole image")
     if not 0 <= overlap <= 0.9:
         raise MaskwrightError(f"overlap is {overlap}", "a share from 0 to 0.9")
     if not scales or not all(0 < s <= 8 for s in scales):
         raise MaskwrightError(f"scales are {scales}", "one or more factors above 0 and up to 8")
-    tile = choose_tile(segmenter, size) if tile is None else tile
+    tile = choose_tile(segmenter, size) if tile is None else tile or None
     h, w = size
     if tile is None:
         rows, cols = Axis.cover(h, h, 0.0), Axis.cover(w, w, 0.0)
@@ -167,7 +215,7 @@ def make_plan(
         target = (rows.length * seen[0] / tile, cols.length * seen[1] / tile)
     multiple = math.lcm(segmenter.preprocess.multiple_of, segmenter.multiple_of)
     inputs = tuple((_whole(target[0] * s, multiple), _whole(target[1] * s, multiple)) for s in scales)
-    return Plan(rows, cols, inputs)
+    return Plan(rows, cols, inputs, tile)
 
 
 def _whole(length: float, multiple: int) -> int:

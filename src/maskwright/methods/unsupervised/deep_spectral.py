@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from maskwright.data.files import write_json
+from maskwright.data.files import file_for, write_json
 from maskwright.data.masks import read_mask, write_mask
 from maskwright.data.sampler import Sampler
 from maskwright.engine.checkpoint import load_checkpoint
@@ -184,7 +184,7 @@ class DeepSpectral(Method):
         c, f = self.config, self.graph_features
         mine = share(range(len(self.names)))
         for i in self.context.progress.track(mine, "spectra", len(mine)):
-            path = folder / f"{self.names[i]}.safetensors"
+            path = file_for(folder, self.names[i], ".safetensors")
             if path.exists():
                 continue
             x = f.store[i].float()  # (D, h, w)
@@ -198,7 +198,7 @@ class DeepSpectral(Method):
         barrier()
 
     def _spectrum(self, i: int) -> tuple[Tensor, Tensor]:
-        t = load_file(self.context.run.path / "spectra" / f"{self.names[i]}.safetensors")
+        t = load_file(file_for(self.context.run.path / "spectra", self.names[i], ".safetensors"))
         return t["values"], t["vectors"]
 
     def segments(self, folder: Path) -> None:
@@ -207,12 +207,12 @@ class DeepSpectral(Method):
         for i in self.context.progress.track(mine, "segments", len(mine)):
             name, (values, vectors) = self.names[i], self._spectrum(i)
             mask = self.object_mask(i, values, vectors)
-            write_mask(folder / "objects" / f"{name}.png", mask.astype(np.uint8))
-            write_mask(folder / "segments" / f"{name}.png", self.segment(i, values, vectors))
-            write_json(folder / "boxes" / f"{name}.json", bounding_box(largest_component(mask)))
+            write_mask(file_for(folder / "objects", name, ".png"), mask.astype(np.uint8))
+            write_mask(file_for(folder / "segments", name, ".png"), self.segment(i, values, vectors))
+            write_json(file_for(folder / "boxes", name, ".json"), bounding_box(largest_component(mask)))
         barrier()
         if self.context.run.writes:
-            boxes = {n: json.loads((folder / "boxes" / f"{n}.json").read_text()) for n in self.names}
+            boxes = {n: json.loads(file_for(folder / "boxes", n, ".json").read_text()) for n in self.names}
             write_json(folder / "boxes.json", boxes)
 
     def object_map(self, values: Tensor, vectors: Tensor) -> Tensor:
@@ -254,13 +254,13 @@ class DeepSpectral(Method):
         """This process's photographs: index, ids (h, w), unit features (S_i, d), which segments are object (S_i,)."""
         folder = self.context.run.path / "segments"
         for i in share(range(len(self.names))):
-            ids = read_mask(folder / "segments" / f"{self.names[i]}.png")
+            ids = read_mask(file_for(folder / "segments", self.names[i], ".png"))
             f = F.normalize(project(self.features.store[i].float()[None]), dim=1)
             grid = F.interpolate(f, ids.shape, mode="bilinear", align_corners=False)[0].flatten(1).T  # (N, d)
             which = F.one_hot(torch.from_numpy(ids.astype(np.int64)).flatten()).T.float()  # (S_i, N)
             inside = torch.ones(len(which), dtype=torch.bool)
             if self.has_background:
-                mask = torch.from_numpy(read_mask(folder / "objects" / f"{self.names[i]}.png")).float()
+                mask = torch.from_numpy(read_mask(file_for(folder / "objects", self.names[i], ".png"))).float()
                 part = F.adaptive_avg_pool2d(mask[None], ids.shape).flatten()  # (N,)
                 inside = which @ part / which.sum(1) > 0.5
             yield i, ids, F.normalize(which @ grid, dim=1), inside
@@ -280,7 +280,7 @@ class DeepSpectral(Method):
         for i, ids, z, inside in found:
             classes = torch.where(inside, (z @ centers.T).argmax(1) + first, 0)  # (S_i,)
             total.index_add_(0, classes, z)
-            write_mask(folder / "masks" / f"{self.names[i]}.png", classes.numpy()[ids].astype(dtype))
+            write_mask(file_for(folder / "masks", self.names[i], ".png"), classes.numpy()[ids].astype(dtype))
         prototypes = F.normalize(all_reduce_sum(total), dim=1)
         if context.run.writes:
             save_tensors(folder / LABELS, {**reduction, "prototypes": prototypes})
@@ -302,7 +302,7 @@ class DeepSpectral(Method):
         masks = context.run.path / "cluster" / "masks"
         labels = []
         for i, name in enumerate(self.names):
-            ids = torch.from_numpy(read_mask(masks / f"{name}.png").astype(np.int64))
+            ids = torch.from_numpy(read_mask(file_for(masks, name, ".png")).astype(np.int64))
             size = self.features.store[i].shape[-2:]
             labels.append(F.interpolate(ids[None, None].float(), size, mode="nearest-exact")[0, 0].long())
         seed_step(context.seed, -1, stage="self_train")  # initial weights
