@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, shown
 
 app = typer.Typer(
     name="maskwright",
@@ -129,7 +129,6 @@ def predict(
 ) -> None:
     """Write OUT/NAME.png for each image."""
     from maskwright import api
-    from maskwright.data.names import printable
     from maskwright.engine.devices import pick_device
     from maskwright.engine.progress import Progress
 
@@ -153,7 +152,7 @@ def predict(
     if tags:
         bar.say(f"tags: {done.tagged} of {len(data)} images have them")
     for name, why in done.skipped:
-        bar.say(f"skipped {printable(name)}: {why}")
+        bar.say(f"skipped {shown(name)}: {why}")
     bar.say(f"{done.written} masks in {out}" + (f", {len(done.skipped)} images skipped" if done.skipped else ""))
     if not done.written:
         raise MaskwrightError(f"none of the {len(data)} images could be read", "at least one", "run maskwright doctor")
@@ -180,7 +179,6 @@ def suggest(
 ) -> None:
     """Say which images without a mask, and which regions of them, to label next."""
     from maskwright import api
-    from maskwright.data.names import printable
     from maskwright.engine.progress import Progress
 
     bar = Progress()
@@ -189,9 +187,9 @@ def suggest(
         seed=seed, device=device, labels=labels, void=void, range=range, progress=bar,
     )  # fmt: skip
     for name, why in found.skipped:
-        bar.say(f"skipped {printable(name)}: {why}")
+        bar.say(f"skipped {shown(name)}: {why}")
     for row in found:
-        typer.echo(f"{row.rank:4d}  {row.score:8.4f}  {printable(row.name)}")
+        typer.echo(f"{row.rank:4d}  {row.score:8.4f}  {shown(row.name)}")
     bar.say(f"{len(found)} of {found.pool} images without a mask, by {found.by}: {out / 'sheet.png'}")
 
 

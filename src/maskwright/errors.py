@@ -8,7 +8,32 @@ cause is the user's input; programming mistakes stay ordinary exceptions. `ops` 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What a terminal would obey instead of showing it: control characters, marks that turn the direction of text, line
+# separators, and the halves of a pair by which the system gives bytes that are not UTF-8.
+UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+def shown(text: str, *, lines: bool = False) -> str:
+    r"""A name or sentence as a terminal may show it: what it would obey is spelled out (\x1b, \u202e, \xff).
+
+    Args:
+        text: it may hold file names as they came from the system.
+        lines: keep line ends and tabulators, which are the text's own.
+    """
+
+    def spelled(match: re.Match[str]) -> str:
+        character = match[0]
+        if lines and character in "\n\t":
+            return character
+        code = ord(character)
+        if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
+            return f"\\x{code - 0xDC00:02x}"
+        return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+    return UNSHOWN.sub(spelled, text)
 
 
 class MaskwrightError(Exception):
@@ -23,7 +48,7 @@ class MaskwrightError(Exception):
     def __init__(self, found: str, expected: str = "", repair: str = "") -> None:
         self.found, self.expected, self.repair = found, expected, repair
         parts = [found, f"expected {expected}" if expected else "", repair]
-        super().__init__("; ".join(" ".join(p.split()) for p in parts if p))
+        super().__init__(shown("; ".join(" ".join(p.split()) for p in parts if p)))
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> MaskwrightError:

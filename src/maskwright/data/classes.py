@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,34 +133,67 @@ class ClassTable:
         return cls(tuple(value["names"]), np.array(value.get("colors", []), np.uint8).reshape(-1, 3))
 
 
-def read_classes(path: str | os.PathLike[str]) -> ClassTable:
+IGNORE_NAMES = frozenset({"ignore", "void", "unlabeled", "unlabelled", "dontcare", "ignored"})
+"""What people call pixels without a class, in lower case, without signs."""
+
+
+def read_classes(
+    path: str | os.PathLike[str], notices: list[str] | None = None, void: Iterable[int] = ()
+) -> ClassTable:
     """Reads `classes.txt`: one class name a line, line number (from 0) = id.
 
-    Blank lines at the end are ignored; a blank line between names is an error because it would shift the ids.
+    Blank lines at the end are ignored; a blank line between names is an error because it would shift the ids. In the
+    lists of labelme `__ignore__` stands first for pixels without a class, id -1: that line is dropped, so that the next
+    is class 0. Its `_background_` is called background here.
 
     Args:
         path: the text file, UTF-8 with or without a byte order mark.
+        notices: receives sentences on what was dropped, renamed, or is a class of a doubtful name.
+        void: ids of which it was said that they mean no class.
 
     Raises:
         MaskwrightError: the file is missing, empty, not text, or has a blank line or a name twice.
     """
     path = Path(path)
+    said = notices if notices is not None else []
     lines = [line.strip() for line in read_lines(path)]
     while lines and not lines[-1]:
         lines.pop()
+    first = 0
+    if len(lines) > 1 and lines[0] == "__ignore__":
+        said.append(
+            f"{path.name} begins with __ignore__, as lists of labelme do: class 0 is {lines[1]!r}, its next line"
+        )
+        first, lines = 1, lines[1:]
     if not lines:
         raise MaskwrightError(f"{path} names no class", "one class name a line", "fill it in or delete it")
+    place: dict[str, int] = {}
     for number, name in enumerate(lines):
         if not name:
             raise MaskwrightError(
-                f"line {number + 1} of {path} is blank",
+                f"line {number + first + 1} of {path} is blank",
                 f"the name of class {number}",
                 "fill it in or delete it",
             )
-        if name in lines[:number]:
+        if name in place:
             raise MaskwrightError(
-                f"{path} names class {name!r} twice, as ids {lines.index(name)} and {number}",
+                f"{path} names class {name!r} twice, as ids {place[name]} and {number}",
                 "a different name on each line",
                 "rename one of them",
             )
+        place[name] = number
+    if "_background_" in place and "background" not in place:
+        lines[place["_background_"]] = "background"
+        said.append(f"class {place['_background_']} is called _background_ in {path.name} and background here")
+    known = set(void)
+    doubtful = [(n, name) for name, n in place.items() if _bare(name) in IGNORE_NAMES and n not in known]
+    for number, name in doubtful[:3]:
+        said.append(
+            f"class {number} of {path.name} is called {name!r} and counts as a class; if its pixels have none, add "
+            f"--void {','.join(map(str, (*sorted(known), number)))}"
+        )
     return ClassTable(tuple(lines), default_palette(len(lines)))
+
+
+def _bare(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum())

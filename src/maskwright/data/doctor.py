@@ -17,12 +17,14 @@ from maskwright.data.classes import ClassTable
 from maskwright.data.findings import SEVERITIES, Diagnosis, Finding, finding
 from maskwright.data.folder import Dataset, ignore_of, scan_folder
 from maskwright.data.images import IMAGE_SUFFIXES, TooLargeError
+from maskwright.data.layouts import layout_of, open_data
 from maskwright.data.leaks import duplicate_findings, leak_findings, read_splits
 from maskwright.data.looks import Look, look_at
 from maskwright.data.masks import ColourMaskError, LossyMaskError
 from maskwright.data.phash import find_alike
 from maskwright.data.reading import Reading
-from maskwright.data.scan import masks_below, threaded
+from maskwright.data.recognise import plain_stem
+from maskwright.data.scan import threaded
 from maskwright.data.tables import NameIndex, read_captions, read_tags
 from maskwright.errors import MaskwrightError
 
@@ -44,11 +46,11 @@ def examine(
     """
     problems: list[MaskwrightError] = []
     if isinstance(data, Dataset):
-        dataset = data
+        dataset = data if reading is None else data.with_reading(reading)
+    elif layout_of(data) is not None:
+        dataset = open_data(data, reading)
     else:
-        dataset = scan_folder(data, problems)
-    if reading is not None:
-        dataset = dataset.with_reading(reading)
+        dataset = scan_folder(data, problems, reading)
     looks: list[Look] = []
     for look in threaded(lambda i: look_at(dataset, i), range(len(dataset))):
         looks.append(look)
@@ -69,8 +71,20 @@ def examine(
         *duplicate_findings(looks, likeness),
         *leak_findings(looks, likeness, splits),
     ]
+    found += _opening_findings(dataset, found)
     found.sort(key=lambda f: SEVERITIES.index(f.severity))
     return Diagnosis(str(dataset.root), _labels(dataset, looks, splits), tuple(found))
+
+
+# ---------------------------------------------------------------------- what opening the folder found
+
+
+def _opening_findings(dataset: Dataset, found: Sequence[Finding]) -> list[Finding]:
+    """What opening said, unless a finding says it already: its own findings, and other notices as such."""
+    said = {f.kind for f in found}
+    opening = [f for f in dataset.findings if f.kind not in said]
+    told = {f.sentence for f in (*found, *dataset.findings)} | {f.message for f in found}
+    return opening + [Finding("notice", "warning", 0, (), n) for n in dataset.notices if n not in told]
 
 
 # ---------------------------------------------------------------------- findings on images
@@ -108,10 +122,10 @@ def _image_findings(dataset: Dataset, looks: Sequence[Look]) -> list[Finding]:
 def _mask_findings(dataset: Dataset, looks: Sequence[Look]) -> list[Finding]:
     found: list[Finding] = []
     images = set(dataset.known_names) | {name for name, _ in dataset.skipped}
-    lone = [path.name for name, path in masks_below(dataset.root).items() if name not in images]
+    lone = [os.path.basename(file) for file in dataset.lone]
     if lone:
         known = {os.path.splitext(os.path.basename(name))[0].lower() for name in images}
-        alike = sum(_plain_stem(name) in known for name in lone)
+        alike = sum(plain_stem(name) in known for name in lone)
         hint = f"; {alike} would match without their ending (_mask, _gt, ...) or in lower case" if alike else ""
         message = f"{len(lone)} masks have no image of the same name and are not used{hint}"
         found.append(finding("mask-without-image", "warning", lone, message, "rename them as their images"))
@@ -139,25 +153,6 @@ def _mask_findings(dataset: Dataset, looks: Sequence[Look]) -> list[Finding]:
         message = f"{len(broken)} masks cannot be read; the first: {_told(broken[0].mask_problem)}"
         found.append(finding("unreadable-mask", "error", [k.name for k in broken], message, "export them again"))
     return found + _size_findings(looks)
-
-
-def _plain_stem(file: str) -> str:
-    stem = os.path.splitext(os.path.basename(file))[0].lower()
-    for ending in (
-        "_mask",
-        "_masks",
-        "_gt",
-        "_label",
-        "_labels",
-        "_seg",
-        "_segmentation",
-        "-mask",
-        "_l",
-        "_labelids",
-    ):
-        if stem.endswith(ending):
-            return stem[: -len(ending)]
-    return stem
 
 
 def _size_findings(looks: Sequence[Look]) -> list[Finding]:

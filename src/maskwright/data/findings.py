@@ -33,6 +33,11 @@ class Finding:
     message: str
     repair: str = ""
 
+    @property
+    def sentence(self) -> str:
+        """What was found and what mends it, as verbs other than the doctor say it."""
+        return f"{self.message}; {self.repair}" if self.repair else self.message
+
     def to_json(self) -> dict[str, Any]:
         """The finding as JSON values."""
         return {

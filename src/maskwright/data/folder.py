@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable, read_classes
+from maskwright.data.findings import Finding
 from maskwright.data.images import (
     IMAGE_SUFFIXES,
     image_size,
@@ -33,7 +34,8 @@ from maskwright.data.images import (
 from maskwright.data.ledger import Ledger
 from maskwright.data.masks import read_mask
 from maskwright.data.reading import Reading
-from maskwright.data.scan import check_folder, images_folder, masks_below, names_below, nearest, threaded
+from maskwright.data.recognise import recognise
+from maskwright.data.scan import check_folder, is_regular, is_utf8, nearest, threaded
 from maskwright.data.tables import NameIndex, read_captions, read_names, read_tags
 from maskwright.errors import MaskwrightError, unknown
 
@@ -91,6 +93,9 @@ class Dataset:
         known: names of all images of the folder, among which lists may choose; those of `items` if None.
         reading: what was said of the files' values; nothing if None.
         notices: sentences that every verb says before it begins: what was guessed, and what was left aside.
+        aside: (file or folder/, reason) of what lies in the folder and is not read, below the root.
+        lone: mask files, below the root, of no image.
+        findings: what opening the folder found; the doctor tells it, and `notices` hold its sentences.
     """
 
     def __init__(
@@ -106,6 +111,9 @@ class Dataset:
         known: Iterable[str] | None = None,
         reading: Reading | None = None,
         notices: Iterable[str] = (),
+        aside: Iterable[tuple[str, str]] = (),
+        lone: Iterable[str] = (),
+        findings: Iterable[Finding] = (),
     ) -> None:
         self.root = Path(root)
         self.items: tuple[Item, ...] = tuple(items)
@@ -115,6 +123,9 @@ class Dataset:
         self.skipped: list[tuple[str, str]] = list(skipped)
         self.reading = reading or Reading()
         self.notices: tuple[str, ...] = tuple(notices)
+        self.aside: tuple[tuple[str, str], ...] = tuple(aside)
+        self.lone: tuple[str, ...] = tuple(lone)
+        self.findings: tuple[Finding, ...] = tuple(findings)
         self._splits = dict(splits) if splits is not None else None
         self._known = tuple(known) if known is not None else None
         self._places: dict[str, int] | None = None
@@ -143,10 +154,9 @@ class Dataset:
     @property
     def split_names(self) -> list[str]:
         """Names of the splits there are."""
-        if self._splits is not None:
-            return sorted(self._splits)
         folder = self.root / "splits"
-        return sorted(p.stem for p in folder.glob("*.txt") if p.is_file()) if folder.is_dir() else []
+        files = [p.stem for p in folder.glob("[!.]*.txt") if p.is_file() and is_utf8(p.name)] if folder.is_dir() else []
+        return sorted({*(self._splits or {}), *files})
 
     def index(self, name: str) -> int:
         """Place of the image called `name`. Raises `KeyError` if it is not here."""
@@ -174,6 +184,9 @@ class Dataset:
             known=self.known_names,
             reading=self.reading,
             notices=self.notices,
+            aside=self.aside,
+            lone=self.lone,
+            findings=self.findings,
         )
         derived._finder, derived._hashes = self._finder, self._hashes
         return derived
@@ -228,9 +241,8 @@ class Dataset:
         text = os.fspath(name)
         if self._splits is not None and text in self._splits:
             return list(self._splits[text]), f"split {text!r}"
-        candidates = [Path(text)] if self._splits is not None else [self._split_file(text), Path(text)]
-        for path in candidates:
-            if path.is_file():
+        for path in (self._split_file(text), Path(text)):
+            if is_regular(path):
                 return read_names(path), str(path)
         known = self.split_names
         if not known:
@@ -429,38 +441,49 @@ def ignore_of(ids: np.ndarray) -> int:
 def open_folder(path: str | os.PathLike[str]) -> Dataset:
     """Opens a dataset folder. Only names and tables are read; images and masks wait until they are asked for.
 
+    Where the folder's names leave in doubt what is image and what is mask, a few files are looked at.
+
     Raises:
-        MaskwrightError: the folder is missing, unreadable or without images, or one of its tables is damaged.
+        MaskwrightError: the folder is missing, unreadable or without images, can be read in two ways, or one of its
+            tables is damaged.
     """
     return scan_folder(path, problems=None)
 
 
-def scan_folder(path: str | os.PathLike[str], problems: list[MaskwrightError] | None) -> Dataset:
+def scan_folder(
+    path: str | os.PathLike[str], problems: list[MaskwrightError] | None, reading: Reading | None = None
+) -> Dataset:
     """As `open_folder`; errors in tables are added to `problems` instead of raised if it is a list."""
     root = Path(path)
     check_folder(root)
-    folder, leave_out = images_folder(root)
-    names, skipped = names_below(folder, IMAGE_SUFFIXES, leave_out)
-    if not names:
+    reading = reading or Reading()
+    here = recognise(root)
+    if not here.images:
+        aside = "; ".join(f"{file} ({reason})" for file, reason in here.aside[:3])
         raise MaskwrightError(
-            f"{root} holds no images",
+            f"{root} holds no images" + (f", but {len(here.aside)} other files or folders: {aside}" if aside else ""),
             f"images in {root / 'images'} or directly in it ({', '.join(sorted(IMAGE_SUFFIXES))})",
             "put some there or name another folder",
         )
-    masks = masks_below(root)
-    finder = NameIndex(names, IMAGE_SUFFIXES)
+    finder = NameIndex(here.images, IMAGE_SUFFIXES)
     tags = _labels(root / "tags.csv", read_tags, finder, problems)
     captions = _labels(root / "captions.csv", read_captions, finder, problems)
+    notices = [f.sentence for f in here.findings]
     classes: ClassTable | None = None
-    if (root / "classes.txt").is_file():
+    if is_regular(root / "classes.txt"):
         try:
-            classes = read_classes(root / "classes.txt")
+            classes = read_classes(root / "classes.txt", notices, reading.void or ())
         except MaskwrightError as error:
             if problems is None:
                 raise
             problems.append(error)
-    items = [Item(n, p, masks.get(n), tags.get(n), captions.get(n, ())) for n, p in names.items()]
-    dataset = Dataset(root, items, classes=classes, skipped=skipped)
+    items = [Item(n, p, here.masks.get(n), tags.get(n), captions.get(n, ())) for n, p in here.images.items()]
+    # A list that lies in splits/ says more than the name of a folder.
+    splits = {s: n for s, n in here.splits.items() if not is_regular(root / "splits" / f"{s}.txt")}
+    dataset = Dataset(
+        root, items, classes=classes, splits=splits or None, skipped=here.skipped, reading=reading, notices=notices,
+        aside=here.aside, lone=here.lone, findings=here.findings,
+    )  # fmt: skip
     dataset._finder = finder
     return dataset
 
@@ -472,7 +495,7 @@ def _labels(
     problems: list[MaskwrightError] | None,
 ) -> dict[str, tuple[str, ...]]:
     """{image: labels} of a table, rows of no image left out (the doctor tells of them)."""
-    if not path.is_file():
+    if not is_regular(path):
         return {}
     try:
         rows = read(path)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from maskwright.data.headers import Header, open_pillow, parse_header
 from maskwright.errors import MaskwrightError
@@ -45,6 +45,8 @@ IMAGE_SUFFIXES = frozenset(
         ".ppm",
         ".pgm",
         ".jp2",
+        ".mpo",
+        *((".avif",) if features.check("avif") else ()),
     }
 )
 """Suffixes, lower case, of the files that count as images."""

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import re
 
-_CONTROL = "\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
-"""Control characters, marks that turn the direction of writing, and bytes that are no text."""
-_UNPRINTABLE = re.compile(f"[{_CONTROL}]")
+from maskwright.errors import UNSHOWN
+
 _FORMULA = re.compile(r"(?:^|[;|])[=+\-@\uff1d\uff0b\uff0d\uff20]")
 """What a spreadsheet takes for a formula, also where it splits cells at semicolons."""
 
@@ -27,7 +26,7 @@ def written(name: str, *, spreadsheet: bool = False) -> str:
     Returns:
         The name itself, or a JSON string in double quotes.
     """
-    odd = not name or name != name.strip() or name[0] == '"' or _UNPRINTABLE.search(name) is not None
+    odd = not name or name != name.strip() or name[0] == '"' or UNSHOWN.search(name) is not None
     if not odd and not (spreadsheet and _FORMULA.search(name)):
         return name
     text = json.dumps(name)
@@ -44,18 +43,3 @@ def meant(text: str) -> str:
     except ValueError:
         return text
     return name if isinstance(name, str) else text
-
-
-def printable(text: str, keep: str = "") -> str:
-    """A text that a terminal or a page shows and does not obey: control characters become escapes such as \\x1b.
-
-    Args:
-        text: any text.
-        keep: control characters to leave as they are.
-    """
-    return _UNPRINTABLE.sub(lambda m: m[0] if m[0] in keep else _escape(m[0]), text)
-
-
-def _escape(c: str) -> str:
-    # A surrogate from U+DC80 on stands for a byte of a file name that is no text.
-    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode("ascii")

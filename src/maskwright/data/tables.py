@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from maskwright.data.names import meant, written
+from maskwright.data.scan import same_form
 from maskwright.errors import MaskwrightError
 
 
@@ -126,24 +127,28 @@ class NameIndex:
     """
 
     def __init__(self, names: Iterable[str], suffixes: Iterable[str]) -> None:
-        self._names = dict.fromkeys(names)
+        # By the one form in which names are compared; what is found keeps the form of the image's file.
+        self._names: dict[str, str] = {}
         self._suffixes = frozenset(suffixes)
         self._last: dict[str, str | None] = {}
-        for name in self._names:
-            last = name.rpartition("/")[2]
-            self._last[last] = None if last in self._last else name
+        for name in names:
+            form = same_form(name)
+            if self._names.setdefault(form, name) != name:
+                continue
+            last = form.rpartition("/")[2]
+            self._last[last] = None if self._last.get(last, form) != form else form
 
     def find(self, line: str) -> str | None:
         """Name of the image that `line` means, or None."""
-        for exact in (line, line.strip(), meant(line.strip())):
+        for exact in map(same_form, (line, line.strip(), meant(line.strip()))):
             if exact in self._names:
-                return exact
-        line = line.strip()
+                return self._names[exact]
+        line = same_form(line.strip())
         for text in (line, line.split()[0] if line.split() else ""):
             bare = self._bare(text)
             for name in dict.fromkeys((bare, bare.removesuffix(CITYSCAPES))):
                 if (found := self._named(name)) is not None:
-                    return found
+                    return self._names[found]
         return None
 
     def _named(self, name: str) -> str | None:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from maskwright.data.files import NAME_BYTES, PATH_BYTES, disk_error, file_for, sweep, temporary_beside, too_long
 from maskwright.data.folder import Dataset
-from maskwright.data.names import printable
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, shown
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def place_outputs(out: Path, data: Dataset, *, confidence: bool, overlays: bool)
     if cut := [name for name in data.names if files[name][0] != out / f"{name}.png"]:
         notices.append(
             f"{len(cut)} names are too long for files of masks and are shortened: "
-            f"that of {printable(cut[0])} is {printable(files[cut[0]][0].name)}"
+            f"that of {shown(cut[0])} is {shown(files[cut[0]][0].name)}"
         )
     if removed := sweep({f.parent for made in files.values() for f in made}):
         notices.append(f"removed {removed} temporary files that killed runs had left in {out}")

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from maskwright.data.files import write_text
 from maskwright.data.folder import Dataset
-from maskwright.data.names import printable, written
+from maskwright.data.names import written
 from maskwright.data.scan import threaded
 from maskwright.data.tables import csv_text
-from maskwright.errors import MaskwrightError, unknown
+from maskwright.errors import MaskwrightError, shown, unknown
 from maskwright.models.segmenter import Segmenter
 from maskwright.ops import acquisition as aq
 from maskwright.predict.model import Bar, Model, image_size, read_ahead, say
@@ -320,7 +320,7 @@ class _Look:
         ids = self.probs.argmax(0).cpu().numpy()
         boxes = [(g.top, g.left, g.height, g.width) for g in row.regions]
         return Shown.of(
-            f"{row.rank}  {printable(row.name)}", f"{row.score:.3g}", pixels, ids, self.uncertainty.cpu().numpy(), boxes
+            f"{row.rank}  {shown(row.name)}", f"{row.score:.3g}", pixels, ids, self.uncertainty.cpu().numpy(), boxes
         )
 
 

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from maskwright.data.folder import Dataset, open_folder
+from maskwright.data.folder import Dataset, scan_folder
 from maskwright.data.layouts.cocostuff import open_cocostuff27
 from maskwright.data.layouts.imagenet_s import open_imagenet_s
 from maskwright.data.layouts.potsdam import open_potsdam
 from maskwright.data.layouts.scenes import open_ade20k, open_camvid, open_cityscapes
 from maskwright.data.layouts.voc import open_voc
 from maskwright.data.reading import Reading
+from maskwright.data.scan import odd_below
 from maskwright.errors import unknown
 
 LAYOUTS: dict[str, Callable[[Path], Dataset]] = {
@@ -37,6 +38,22 @@ LAYOUTS: dict[str, Callable[[Path], Dataset]] = {
 }
 
 
+def layout_of(spec: str | os.PathLike[str]) -> tuple[str, Path] | None:
+    """(layout, path) of "LAYOUT:PATH"; None for an ordinary folder.
+
+    Raises:
+        MaskwrightError: an unknown layout (the known ones are listed).
+    """
+    text = os.fspath(spec)
+    name, colon, path = text.partition(":")
+    # A letter and a colon begin a path on Windows, and a folder may have a colon in its name.
+    if not colon or len(name) == 1 or os.sep in name or "/" in name or os.path.exists(text):
+        return None
+    if name not in LAYOUTS:
+        raise unknown("layout", name, LAYOUTS)
+    return name, Path(path)
+
+
 def open_data(spec: str | os.PathLike[str], reading: Reading | None = None) -> Dataset:
     """Opens "LAYOUT:PATH", or a dataset folder.
 
@@ -48,11 +65,13 @@ def open_data(spec: str | os.PathLike[str], reading: Reading | None = None) -> D
         MaskwrightError: an unknown layout (the known ones are listed), or a folder that is not in that
         layout.
     """
-    text = os.fspath(spec)
-    name, colon, path = text.partition(":")
-    # A letter and a colon begin a path on Windows, and a folder may have a colon in its name.
-    if not colon or len(name) == 1 or os.sep in name or "/" in name or Path(text).exists():
-        return open_folder(text).with_reading(reading or Reading())
-    if name not in LAYOUTS:
-        raise unknown("layout", name, LAYOUTS)
-    return LAYOUTS[name](Path(path)).with_reading(reading or Reading())
+    layout = layout_of(spec)
+    if layout is None:
+        return scan_folder(spec, None, reading)
+    name, root = layout
+    data = LAYOUTS[name](root).with_reading(reading or Reading())
+    odd = odd_below(root)
+    if not odd:
+        return data
+    shown = ", ".join(f"{file} ({reason})" for file, reason in odd[:3]) + (", ..." if len(odd) > 3 else "")
+    return data.with_notices(f"{len(odd)} files are left aside: {shown}")

@@ -3,10 +3,9 @@ read."""
 
 from __future__ import annotations
 
-import zlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +13,7 @@ from PIL import Image
 from maskwright.data.classes import IGNORE8
 from maskwright.data.images import DECODER_ERRORS, IMAGE_SUFFIXES, image_error
 from maskwright.data.masks import read_mask
+from maskwright.data.scan import Folder
 from maskwright.data.tables import read_names
 from maskwright.errors import MaskwrightError
 
@@ -40,7 +40,12 @@ def files_below(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[
     wanted = {s.lower() for s in suffixes}
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in wanted and not p.name.startswith("."))
+    return sorted(
+        Path(folder, below, file)
+        for below, place in Folder(folder).walk()
+        for file in place.files
+        if os.path.splitext(file)[1].lower() in wanted
+    )
 
 
 def read_lists(folder: Path, names: Iterable[str]) -> dict[str, list[str]]:
@@ -52,36 +57,6 @@ def read_lists(folder: Path, names: Iterable[str]) -> dict[str, list[str]]:
         if path.is_file():
             found[name] = [Path(line.split()[0]).stem for line in read_names(path)]
     return found
-
-
-def load_matlab(path: Path, key: str, kind: str, **options: Any) -> Any:
-    """One variable of a MATLAB file (scipy is imported only here).
-
-    Args:
-        path: the file.
-        key: the variable.
-        kind: what the file should be, for the error.
-        options: further arguments of `scipy.io.loadmat`.
-
-    Raises:
-        MaskwrightError: missing, damaged, or without that variable.
-    """
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        return loadmat(path, variable_names=[key], **options)[key]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        NotImplementedError,
-        MatReadError,
-        zlib.error,
-    ) as error:
-        raise MaskwrightError(f"{path} holds no {key!r}", kind, "unpack it again") from error
 
 
 def lookup(table: Mapping[int, int]) -> bytes:

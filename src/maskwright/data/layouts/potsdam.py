@@ -14,7 +14,8 @@ import numpy as np
 
 from maskwright.data.classes import ClassTable
 from maskwright.data.folder import Dataset, Item, Readers
-from maskwright.data.layouts.base import files_below, first_folder, load_matlab, lookup, read_lists, translate
+from maskwright.data.layouts.base import files_below, first_folder, lookup, read_lists, translate
+from maskwright.data.matlab import read_matlab
 from maskwright.errors import MaskwrightError
 
 _SIX = ("road", "building", "low vegetation", "tree", "car", "clutter")
@@ -34,7 +35,7 @@ KIND = "a tile of the IIC release"
 
 def read_tile(path: Path) -> np.ndarray:
     """uint8 (H, W, 3), the infrared left out."""
-    tile = np.asarray(load_matlab(path, "img", KIND))
+    tile = read_matlab(path, "img", KIND)
     if tile.ndim != 3 or tile.shape[2] < 3:
         raise MaskwrightError(f"{path} holds an array of shape {tile.shape}", "(H, W, 4)", "unpack it again")
     return np.ascontiguousarray(tile[..., :3], dtype=np.uint8)
@@ -48,7 +49,11 @@ def tile_size(path: Path) -> tuple[int, int]:
 
 def read_tile_mask(path: Path, table: bytes) -> np.ndarray:
     """uint8 (H, W) in training ids."""
-    return translate(np.asarray(load_matlab(path, "gt", KIND)).astype(np.int64), table)
+    ids = read_matlab(path, "gt", KIND)
+    if ids.ndim != 2:
+        raise MaskwrightError(f"{path} holds an array of shape {ids.shape}", "(H, W)", "unpack it again")
+    with np.errstate(invalid="ignore"):
+        return translate(ids.astype(np.int64), table)
 
 
 def open_potsdam(root: Path, classes: int) -> Dataset:

@@ -11,14 +11,16 @@ VOC2012/Annotations/NAME.xml                             tags, difficult objects
 from __future__ import annotations
 
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.parsers import expat
 
 import numpy as np
 
 from maskwright.data.classes import ClassTable, default_palette
 from maskwright.data.folder import Dataset, Item, Readers
-from maskwright.data.layouts.base import files_below, first_folder, load_matlab, read_lists
+from maskwright.data.layouts.base import files_below, first_folder, read_lists
 from maskwright.data.masks import read_mask
+from maskwright.data.matlab import read_matlab
+from maskwright.data.scan import is_regular
 from maskwright.errors import MaskwrightError
 
 VOC_NAMES = (
@@ -44,6 +46,9 @@ VOC_NAMES = (
     "train",
     "tvmonitor",
 )
+_ANNOTATION = "an annotation of VOC"
+_MOST_BYTES = 1 << 24
+_MOST_NESTED = 64
 VOC = ClassTable(VOC_NAMES, default_palette(21))
 
 _SBD = ("SBD/cls", "SBD/dataset/cls", "sbd/cls", "benchmark_RELEASE/dataset/cls", "dataset/cls", "cls")
@@ -57,21 +62,75 @@ def read_voc_mask(path: Path) -> np.ndarray:
     """
     if path.suffix != ".mat":
         return read_mask(path)
-    content = load_matlab(path, "GTcls", "a mask of the SBD release", squeeze_me=True, struct_as_record=False)
-    if not hasattr(content, "Segmentation"):
-        raise MaskwrightError(f"{path} holds no GTcls.Segmentation", "a mask of the SBD release", "unpack it again")
-    return np.ascontiguousarray(content.Segmentation, dtype=np.uint8)
+    ids = read_matlab(path, "GTcls", "a mask of the SBD release", field="Segmentation")
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise MaskwrightError(
+            f"{path} holds an array of shape {ids.shape} and type {ids.dtype}", "uint8 (H, W)", "unpack it again"
+        )
+    return np.ascontiguousarray(ids)
 
 
 def _tags(path: Path) -> tuple[str, ...] | None:
-    if not path.is_file():
+    if not is_regular(path):
         return None
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise MaskwrightError(f"{path} is not XML: {error}", "an annotation of VOC", "unpack it again") from error
-    found = {(node.findtext("name") or "").strip() for node in root.iter("object")}
+    found = {name.strip() for name in read_annotation(path)}
     return tuple(name for name in VOC_NAMES if name in found)
+
+
+def read_annotation(path: Path) -> list[str]:
+    """Names of the objects in an annotation of VOC; the parts of objects have none of their own.
+
+    Definitions of entities, by which a small file can claim any memory, are refused.
+
+    Raises:
+        MaskwrightError: unreadable, too large, or not XML of that kind.
+    """
+    names: list[str] = []
+    above: list[str] = []  # names of the elements that are open
+    text: list[str] | None = None
+    told: list[bool] = []  # for each open element, whether a name in it was read
+
+    def begin(tag: str, _: object) -> None:
+        nonlocal text
+        if len(above) >= _MOST_NESTED:
+            raise MaskwrightError(f"{path} nests more than {_MOST_NESTED} elements", _ANNOTATION, "unpack it again")
+        if text is not None:
+            end_of_text()
+        if tag == "name" and above and above[-1] == "object" and not told[-1]:
+            told[-1], text = True, []
+        above.append(tag)
+        told.append(False)
+
+    def end_of_text() -> None:
+        nonlocal text
+        names.append("".join(text or ()))
+        text = None
+
+    def end(_: str) -> None:
+        above.pop()
+        told.pop()
+        if text is not None:
+            end_of_text()
+
+    def characters(data: str) -> None:
+        if text is not None:
+            text.append(data)
+
+    def refuse(*_: object) -> None:
+        raise MaskwrightError(f"{path} defines entities", _ANNOTATION, "unpack it again")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.CharacterDataHandler, parser.EntityDeclHandler = characters, refuse
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise MaskwrightError(f"{path} has more than {_MOST_BYTES >> 20} MiB", _ANNOTATION, "unpack it again")
+        parser.Parse(path.read_bytes(), True)
+    except OSError as error:
+        raise MaskwrightError(f"cannot read {path}: {error.strerror}", _ANNOTATION, "unpack it again") from error
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two of encodings that are not known
+        raise MaskwrightError(f"{path} is not XML: {error}", _ANNOTATION, "unpack it again") from error
+    return names
 
 
 def open_voc(root: Path) -> Dataset:

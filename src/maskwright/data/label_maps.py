@@ -1,0 +1,78 @@
+"""Whether an image file looks like a label map: few values, in flat areas. Photographs never do, drawings may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from maskwright.data.headers import open_pillow
+from maskwright.data.images import DECODER_ERRORS
+
+MOST_VALUES = 64
+"""Distinct values that a label map has at most; smooth edges may add more between two values."""
+FLAT = 0.85
+"""Share of neighbouring pixels with the same value in a label map, at least. Photographs have 0.1 to 0.4."""
+MOST_PIXELS = 1 << 26
+"""Larger files are not decoded for this question."""
+SAMPLE = 8
+"""Files that are looked at, at most."""
+
+_INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
+
+
+def looks_like_labels(path: Path, *, colours: bool) -> bool:
+    """Whether an image looks like a label map.
+
+    Args:
+        path: the file.
+        colours: decode colour images too. Without, they count as photographs at the cost of a header.
+    """
+    try:
+        with open(path, "rb") as file:
+            image = open_pillow(file)
+            if image.width * image.height > MOST_PIXELS or not (colours or image.mode in _INDEX_MODES):
+                return False
+            values, lossy = _values(image), image.format in ("JPEG", "MPO")
+    except DECODER_ERRORS:
+        return False
+    if lossy:
+        return _flat_but_blurred(values)
+    same = float((values[:, 1:] == values[:, :-1]).mean()) if values.shape[1] > 1 else 1.0
+    if same < FLAT:
+        return False
+    _, counts = np.unique(values, return_counts=True)
+    if image.mode not in _INDEX_MODES and len(counts) == 1:
+        return False  # a sheet of one colour says nothing
+    smooth = len(counts) <= 256 and np.sort(counts)[-2:].sum() >= 0.95 * values.size
+    return len(counts) <= MOST_VALUES or bool(smooth)
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    """(H, W) one number for each value or colour."""
+    if image.mode in _INDEX_MODES:
+        return np.asarray(image)
+    if image.mode == "LA":
+        return np.asarray(image)[..., 0]
+    rgb = np.asarray(image.convert("RGB")).astype(np.int32)
+    return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+
+
+def _flat_but_blurred(values: np.ndarray) -> bool:
+    """As label maps look after JPEG: nearly all pixels near one of a few values."""
+    if values.max(initial=0) > 255:
+        values = (values >> 8) & 255  # of the green channel
+    if int(values.max(initial=0)) - int(values.min(initial=255)) < 16:
+        return False  # a sheet of one colour says nothing
+    near = np.abs(np.diff(values.astype(np.int16), axis=1)) <= 2
+    bins = np.sort(np.bincount((values >> 3).ravel().astype(np.int64), minlength=32))
+    return values.size > 0 and float(near.mean()) >= FLAT and int(bins[-8:].sum()) >= 0.97 * values.size
+
+
+def share_of_label_maps(paths: Sequence[Path], *, colours: bool, most: int = SAMPLE) -> tuple[int, int]:
+    """How many of a few files, spread evenly over `paths`, look like label maps, and how many were looked at."""
+    step = max(1, -(-len(paths) // most))
+    chosen = paths[::step]
+    return sum(looks_like_labels(path, colours=colours) for path in chosen), len(chosen)
