@@ -16,10 +16,10 @@ from maskwright.data.classes import ClassTable
 from maskwright.data.files import write_bytes
 from maskwright.data.folder import Dataset
 from maskwright.data.images import read_image
-from maskwright.data.masks import read_mask
+from maskwright.data.masks import read_mask, write_mask
 from maskwright.errors import MaskwrightError
 from maskwright.predict.model import Model, area_counts, read_ahead
-from maskwright.predict.writers import jpeg, overlay, shrink, write_index
+from maskwright.predict.writers import jpeg, overlay, shrink
 
 PREVIEWS = "previews"
 SIDE = 480
@@ -78,7 +78,7 @@ def write_previews(
         shares += area_counts(mask, classes) / mask.size
         small, ids = shrink(pixels, mask, side)
         # The mask first: a photograph without one would show up as an unfinished pair.
-        write_index(folder / f"{name}.png", ids, model.classes)
+        write_mask(folder / f"{name}.png", ids, model.classes)
         write_bytes(folder / f"{name}.jpg", jpeg(small, 85), durable=False)
         written |= {folder / f"{name}.png", folder / f"{name}.jpg"}
     _remove_others(folder, written)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +31,9 @@ from maskwright.data.images import (
     resize_window,
     verify_image,
 )
+from maskwright.data.label_rules import LabelRule, read_colours
 from maskwright.data.ledger import Ledger
-from maskwright.data.masks import read_mask
+from maskwright.data.masks import COLOURS_FILE, read_mask
 from maskwright.data.reading import Reading
 from maskwright.data.scan import check_folder, images_folder, masks_below, names_below, nearest, threaded
 from maskwright.data.tables import NameIndex, read_captions, read_names, read_tags
@@ -115,6 +117,9 @@ class Dataset:
         self.skipped: list[tuple[str, str]] = list(skipped)
         self.reading = reading or Reading()
         self.notices: tuple[str, ...] = tuple(notices)
+        self.rule: LabelRule | None = None  # None: not settled, or the reader of masks gives ids itself
+        self.understood = False
+        self.checked = False
         self._splits = dict(splits) if splits is not None else None
         self._known = tuple(known) if known is not None else None
         self._places: dict[str, int] | None = None
@@ -176,18 +181,32 @@ class Dataset:
             notices=self.notices,
         )
         derived._finder, derived._hashes = self._finder, self._hashes
+        derived.rule, derived.understood, derived.checked = self.rule, self.understood, self.checked
         return derived
 
     def with_classes(self, classes: ClassTable | None) -> Dataset:
         """The same dataset with another class table."""
         derived = self.with_items(self.items)
         derived.classes = classes
+        derived.rule, derived.understood, derived.checked = None, False, False
         return derived
 
     def with_reading(self, reading: Reading) -> Dataset:
         """The same dataset with other words on what its files' values mean."""
         derived = self.with_items(self.items)
         derived.reading = reading
+        derived.rule, derived.understood, derived.checked = None, False, False
+        return derived
+
+    def with_rule(self, rule: LabelRule | None, *, checked: bool) -> Dataset:
+        """The same dataset whose mask values were understood.
+
+        Args:
+            rule: makes ids of stored values; None: the reader of masks does.
+            checked: whether each mask that may be read was seen to be whole and to fit its image.
+        """
+        derived = self.with_items(self.items)
+        derived.rule, derived.understood, derived.checked = rule, True, checked
         return derived
 
     def with_notices(self, *sentences: str) -> Dataset:
@@ -357,9 +376,15 @@ class Dataset:
         item = self.items[i]
         if item.mask is None:
             raise MaskwrightError(f"image {item.name!r} has no mask that may be read", "one of those with a mask")
-        ids = self.readers.mask(item.mask)
+        if not self.understood:
+            # Who opens a dataset and reads a mask is asked as the verbs ask, and once.
+            from maskwright.data.understanding import understand_masks
+
+            settled = understand_masks(self, files=False)
+            self.rule, self.understood, self.notices = settled.rule, True, settled.notices
+        ids = self.rule.read(item.mask) if self.rule is not None else self.readers.mask(item.mask)
         self.ledger.note("masks", item.name)
-        doctor = f"see maskwright doctor {self.root}"
+        doctor = f"maskwright doctor {shlex.quote(os.fspath(self.root))} says more"
         size = self.size(i)
         if ids.shape != size:
             raise MaskwrightError(
@@ -459,10 +484,22 @@ def scan_folder(path: str | os.PathLike[str], problems: list[MaskwrightError] | 
             if problems is None:
                 raise
             problems.append(error)
+    classes = drawn_in(classes, root / COLOURS_FILE)
     items = [Item(n, p, masks.get(n), tags.get(n), captions.get(n, ())) for n, p in names.items()]
     dataset = Dataset(root, items, classes=classes, skipped=skipped)
     dataset._finder = finder
     return dataset
+
+
+def drawn_in(classes: ClassTable | None, path: Path) -> ClassTable | None:
+    """The class table in the colours of `colors.txt`, where there are both and they agree in number."""
+    if classes is None or not path.is_file():
+        return classes
+    try:
+        colors, _ = read_colours(path)
+    except MaskwrightError:
+        return classes  # told where its colours are needed
+    return ClassTable(classes.names, colors) if len(colors) == len(classes) else classes
 
 
 def _labels(

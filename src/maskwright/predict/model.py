@@ -17,6 +17,7 @@ from PIL import Image
 from maskwright.data.classes import ClassTable
 from maskwright.data.folder import Dataset, open_folder
 from maskwright.data.images import read_image, to_rgb
+from maskwright.data.masks import write_mask
 from maskwright.data.tag_targets import find_targets
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.bundle import load_bundle, save_bundle
@@ -24,7 +25,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_mask, predict_probs, smallest_confidence
 from maskwright.predict.refine import AUTO, REFINEMENTS, check_refinement
 from maskwright.predict.tiles import WHOLE_PIXELS
-from maskwright.predict.writers import overlay, write_confidence, write_index, write_overlay
+from maskwright.predict.writers import overlay, write_confidence, write_overlay
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the mask as an index PNG: palette up to 255 classes, 16 bits above."""
-        write_index(path, self.mask, self.classes)
+        write_mask(path, self.mask, self.classes)
 
 
 @dataclass
@@ -248,7 +249,7 @@ class Model:
                 counts += area_counts(found.ids, len(self.classes))
                 if found.confidence is not None:
                     write_confidence(out / "confidence" / f"{name}.png", found.confidence)
-                write_index(out / f"{name}.png", found.ids, self.classes)
+                write_mask(out / f"{name}.png", found.ids, self.classes)
                 summary.written += 1
                 show(done)
         summary.shares = counts / max(1, counts.sum())
