@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -143,7 +144,9 @@ def suggest(
     Raises:
         MaskwrightError: on bad input, or where a strategy needs two networks and there is one.
     """
+    from maskwright.data.understanding import understand
     from maskwright.engine.devices import pick_device
+    from maskwright.engine.progress import Progress
     from maskwright.predict.model import Model
     from maskwright.predict.suggest import suggest as find
 
@@ -162,6 +165,9 @@ def suggest(
     if labeled is not None:  # those labelled outside the split are known all the same
         rest = (i for i, name in enumerate(everything.names) if everything.has_mask(i) and name not in images)
         images = images.with_items([*images.items, *everything.subset(rest).items])
+    images = understand(images, masks=False)
+    for sentence in images.notices:
+        (progress or Progress()).say(sentence)
     if other is not None:
         from maskwright.engine.norm_statistics import retake_as_recorded
 
@@ -222,10 +228,18 @@ def probe(
     Raises:
         MaskwrightError: on bad input.
     """
+    from maskwright.data.understanding import understand
     from maskwright.engine.luss_probe import probe_encoder
+    from maskwright.engine.progress import Progress
 
+    images = _opened(data, labels, void, range)
+    used = dict.fromkeys([*images.split(bank).names, *images.split(split).names])
+    # Only masks that are learned from or judged are looked at.
+    images = understand(images.subset(images.index(name) for name in used), masks=True)
+    for sentence in images.notices:
+        Progress().say(sentence)
     return probe_encoder(
-        encoder, _opened(data, labels, void, range), protocol, bank=bank, split=split, weights=weights, out=out,
+        encoder, images, protocol, bank=bank, split=split, weights=weights, out=out,
         device=device, settings=settings, steps=steps, seed=seed, train=train,
     )  # fmt: skip
 
@@ -325,6 +339,19 @@ def _opened(data: str | Path | Dataset, labels: Any = None, void: Any = None, ra
     return data if said == Reading() else data.with_reading(said)
 
 
+def _understood_source(source: str | Path | Dataset) -> Dataset:
+    """The source folder, its values understood; its own options are those of the doctor, which mends a copy."""
+    from maskwright.data.understanding import understand
+
+    domain = _opened(source)
+    try:
+        return understand(domain, masks=True)
+    except MaskwrightError as error:
+        where = shlex.quote(str(domain.root))
+        repair = f"{error.repair}: as options of maskwright doctor {where} --fix OUT, and give --source OUT"
+        raise MaskwrightError(f"source: {error.found}", error.expected, repair) from error
+
+
 def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
     present = images.labels_present()
     for need in sorted(getattr(config, "labels_needed", cls.needs)):
@@ -374,24 +401,14 @@ def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[Cla
     if classes is not None:
         return ClassTable.numbered(classes), f"{classes} {'classes' if named else 'clusters'}, as asked"
     if named and images.labels_present()["masks"]:
-        count = _highest_id(images) + 1
+        from maskwright.data.understanding import highest_id
+
+        count = highest_id(images) + 1
         return ClassTable.numbered(count), f"{count}, up to the highest id in the masks that may be read"
     return (
         ClassTable.numbered(DEFAULT_CLUSTERS),
         f"{DEFAULT_CLUSTERS} clusters, the default where neither --classes nor a class table says how many",
     )
-
-
-def _highest_id(images: Dataset) -> int:
-    """The highest class id of the masks that may be read, at least 0."""
-    from maskwright.data.folder import ignore_of
-
-    highest = 0
-    for i in range(len(images)):
-        if images.has_mask(i):
-            ids = images.mask(i)
-            highest = max(highest, int(ids[ids != ignore_of(ids)].max(initial=0)))
-    return highest
 
 
 def _backbone(
@@ -450,7 +467,7 @@ def _context(
     table, why_classes = _class_table(images, classes, named=cls.family != "unsupervised")
     fabric = make_fabric(device, precision="bf16-mixed" if pick_device(device) == "cuda" else "32-true")
     bar.quiet = bar.quiet or fabric.global_rank > 0
-    domain = None if source is None else _opened(source)
+    domain = None if source is None else _understood_source(source)
     unused = _backbone_unused(cls, config)
     network, why_backbone = _backbone(backbone, weights, bar, seed, cls.backbones, unused)
     cls.check_backbone(network)
@@ -490,7 +507,8 @@ def _context(
         backbone=network, source=domain, progress=bar, notes=list(run.record.get("notes", [])),
     )  # fmt: skip
     told = [digest and labels_note(images, labeled, digest), reason and f"Method: {reason}."]
-    for sentence in (*images.notices, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
+    of_source = [f"Source: {sentence}" for sentence in (domain.notices if domain is not None else ())]
+    for sentence in (*images.notices, *of_source, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
         if sentence:
             context.note(sentence)
     return context

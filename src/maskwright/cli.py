@@ -205,6 +205,9 @@ def evaluate(
     predicted_labels: Annotated[
         str | None, typer.Option(help="What the values of the predictions mean, as --labels does of the truth.")
     ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out images without a prediction, and say how many.")
+    ] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
 ) -> None:
     """Judge masks; the protocol is printed with each number."""
@@ -213,7 +216,7 @@ def evaluate(
 
     scores = api.evaluate(
         predictions, truth, protocol=protocol, split=split, labels=labels, void=void, range=range,
-        predicted_labels=predicted_labels,
+        predicted_labels=predicted_labels, allow_missing=allow_missing,
     )  # fmt: skip
     typer.echo(scores.table())
     if json is not None:

@@ -133,7 +133,7 @@ def test_unreadable_colour_and_lossy_masks(folder) -> None:
 def test_binary_masks(folder) -> None:
     rewrite(folder, lambda ids: np.where(ids == 1, 255, 0).astype(np.uint8))
     (f,) = examine(folder).of_kind("binary-mask")
-    assert f.count == 8 and f.severity == "error" and "// 255" in f.repair
+    assert f.count == 8 and f.severity == "error" and "--labels binary255" in f.repair
 
 
 def test_off_by_one(folder) -> None:

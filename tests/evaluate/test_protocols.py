@@ -210,7 +210,7 @@ def test_folder_errors(tiny_folder: Path, tmp_path: Path) -> None:
         evaluate_folder(predictions, tiny_folder, "saliency", allow_missing=True)
     with pytest.raises(MaskwrightError, match="missing"):
         evaluate_folder(tiny_folder, tiny_folder, allow_missing=True)
-    Image.fromarray(np.full((48, 64, 3), 9, np.uint8)).save(predictions / f"{names[0]}.png")
+    Image.new("RGB", (64, 48), (9, 8, 7)).save(predictions / f"{names[0]}.png")
     with pytest.raises(MaskwrightError, match="colour"):
         evaluate_folder(predictions, tiny_folder, allow_missing=True)
 

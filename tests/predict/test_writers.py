@@ -6,7 +6,7 @@ from fakes import scene
 from PIL import Image
 
 from maskwright.data.classes import ClassTable
-from maskwright.data.masks import read_mask
+from maskwright.data.masks import read_mask, write_mask
 from maskwright.predict.writers import (
     boundaries,
     contact_sheet,
@@ -14,7 +14,6 @@ from maskwright.predict.writers import (
     shrink,
     write_confidence,
     write_contact_sheet,
-    write_index,
     write_overlay,
 )
 
@@ -25,7 +24,7 @@ from maskwright.predict.writers import (
 def test_index_masks_are_exact_and_have_one_depth(tmp_path, classes, mode, dtype):
     ids = np.random.default_rng(0).integers(0, classes, (13, 17)).astype(np.uint16)
     ids[0, 0] = classes - 1
-    write_index(tmp_path / "a.png", ids, ClassTable.numbered(classes))
+    write_mask(tmp_path / "a.png", ids, ClassTable.numbered(classes))
     with Image.open(tmp_path / "a.png") as image:
         assert image.mode == mode
     found = read_mask(tmp_path / "a.png")
@@ -36,7 +35,7 @@ def test_index_masks_are_exact_and_have_one_depth(tmp_path, classes, mode, dtype
 
 def test_palette_is_the_classes_colours(tmp_path):
     table = ClassTable(("a", "b"), np.array([(1, 2, 3), (200, 100, 50)], np.uint8))
-    write_index(tmp_path / "a.png", np.array([[0, 1]]), table)
+    write_mask(tmp_path / "a.png", np.array([[0, 1]]), table)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "a.png").convert("RGB"))[0], table.colors)
 
 

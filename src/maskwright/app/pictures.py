@@ -16,10 +16,10 @@ from maskwright.data.classes import ClassTable
 from maskwright.data.files import file_for, write_bytes
 from maskwright.data.folder import Dataset
 from maskwright.data.images import read_image
-from maskwright.data.masks import read_mask
+from maskwright.data.masks import read_mask, write_mask
 from maskwright.errors import MaskwrightError
 from maskwright.predict.model import Model, area_counts, read_ahead
-from maskwright.predict.writers import jpeg, overlay, shrink, write_index
+from maskwright.predict.writers import jpeg, overlay, shrink
 
 PREVIEWS = "previews"
 SIDE = 480
@@ -79,7 +79,7 @@ def write_previews(
         small, ids = shrink(pixels, mask, side)
         # The mask first: a photograph without one would show up as an unfinished pair.
         drawn, photo = file_for(folder, name, ".png"), file_for(folder, name, ".jpg")
-        write_index(drawn, ids, model.classes)
+        write_mask(drawn, ids, model.classes)
         write_bytes(photo, jpeg(small, 85), durable=False)
         written |= {drawn, photo}
     _remove_others(folder, written)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from maskwright.errors import MaskwrightError
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 EXAMPLES = 5
@@ -33,10 +35,15 @@ class Finding:
     message: str
     repair: str = ""
 
-    @property
-    def sentence(self) -> str:
-        """What was found and what mends it, as verbs other than the doctor say it."""
-        return f"{self.message}; {self.repair}" if self.repair else self.message
+    def error(self) -> MaskwrightError:
+        """The finding as the error of a verb that cannot go on: the same words, with the first of its examples."""
+        named = f" ({', '.join(self.examples[:3])}{', ...' if self.count > 3 else ''})" if self.examples else ""
+        return MaskwrightError(f"{self.message}{named}", "", self.repair)
+
+    def said(self) -> str:
+        """The finding as a sentence that a verb says."""
+        sentence = f"{self.message[:1].upper()}{self.message[1:]}"
+        return f"{sentence}; {self.repair}." if self.repair else f"{sentence}."
 
     def to_json(self) -> dict[str, Any]:
         """The finding as JSON values."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +32,9 @@ from maskwright.data.images import (
     resize_window,
     verify_image,
 )
+from maskwright.data.label_rules import LabelRule, read_colours
 from maskwright.data.ledger import Ledger
-from maskwright.data.masks import read_mask
+from maskwright.data.masks import COLOURS_FILE, read_mask
 from maskwright.data.reading import Reading
 from maskwright.data.recognise import recognise
 from maskwright.data.scan import check_folder, is_regular, is_utf8, nearest, threaded
@@ -126,6 +128,9 @@ class Dataset:
         self.aside: tuple[tuple[str, str], ...] = tuple(aside)
         self.lone: tuple[str, ...] = tuple(lone)
         self.findings: tuple[Finding, ...] = tuple(findings)
+        self.rule: LabelRule | None = None  # None: not settled, or the reader of masks gives ids itself
+        self.understood = False
+        self.checked = False
         self._splits = dict(splits) if splits is not None else None
         self._known = tuple(known) if known is not None else None
         self._places: dict[str, int] | None = None
@@ -189,18 +194,32 @@ class Dataset:
             findings=self.findings,
         )
         derived._finder, derived._hashes = self._finder, self._hashes
+        derived.rule, derived.understood, derived.checked = self.rule, self.understood, self.checked
         return derived
 
     def with_classes(self, classes: ClassTable | None) -> Dataset:
         """The same dataset with another class table."""
         derived = self.with_items(self.items)
         derived.classes = classes
+        derived.rule, derived.understood, derived.checked = None, False, False
         return derived
 
     def with_reading(self, reading: Reading) -> Dataset:
         """The same dataset with other words on what its files' values mean."""
         derived = self.with_items(self.items)
         derived.reading = reading
+        derived.rule, derived.understood, derived.checked = None, False, False
+        return derived
+
+    def with_rule(self, rule: LabelRule | None, *, checked: bool) -> Dataset:
+        """The same dataset whose mask values were understood.
+
+        Args:
+            rule: makes ids of stored values; None: the reader of masks does.
+            checked: whether each mask that may be read was seen to be whole and to fit its image.
+        """
+        derived = self.with_items(self.items)
+        derived.rule, derived.understood, derived.checked = rule, True, checked
         return derived
 
     def with_notices(self, *sentences: str) -> Dataset:
@@ -369,9 +388,15 @@ class Dataset:
         item = self.items[i]
         if item.mask is None:
             raise MaskwrightError(f"image {item.name!r} has no mask that may be read", "one of those with a mask")
-        ids = self.readers.mask(item.mask)
+        if not self.understood:
+            # Who opens a dataset and reads a mask is asked as the verbs ask, and once.
+            from maskwright.data.understanding import understand_masks
+
+            settled = understand_masks(self, files=False)
+            self.rule, self.understood, self.notices = settled.rule, True, settled.notices
+        ids = self.rule.read(item.mask) if self.rule is not None else self.readers.mask(item.mask)
         self.ledger.note("masks", item.name)
-        doctor = f"see maskwright doctor {self.root}"
+        doctor = f"maskwright doctor {shlex.quote(os.fspath(self.root))} says more"
         size = self.size(i)
         if ids.shape != size:
             raise MaskwrightError(
@@ -468,7 +493,7 @@ def scan_folder(
     finder = NameIndex(here.images, IMAGE_SUFFIXES)
     tags = _labels(root / "tags.csv", read_tags, finder, problems)
     captions = _labels(root / "captions.csv", read_captions, finder, problems)
-    notices = [f.sentence for f in here.findings]
+    notices = [f.said() for f in here.findings]
     classes: ClassTable | None = None
     if is_regular(root / "classes.txt"):
         try:
@@ -477,6 +502,7 @@ def scan_folder(
             if problems is None:
                 raise
             problems.append(error)
+    classes = drawn_in(classes, root / COLOURS_FILE)
     items = [Item(n, p, here.masks.get(n), tags.get(n), captions.get(n, ())) for n, p in here.images.items()]
     # A list that lies in splits/ says more than the name of a folder.
     splits = {s: n for s, n in here.splits.items() if not is_regular(root / "splits" / f"{s}.txt")}
@@ -486,6 +512,17 @@ def scan_folder(
     )  # fmt: skip
     dataset._finder = finder
     return dataset
+
+
+def drawn_in(classes: ClassTable | None, path: Path) -> ClassTable | None:
+    """The class table in the colours of `colors.txt`, where there are both and they agree in number."""
+    if classes is None or not path.is_file():
+        return classes
+    try:
+        colors, _ = read_colours(path)
+    except MaskwrightError:
+        return classes  # told where its colours are needed
+    return ClassTable(classes.names, colors) if len(colors) == len(classes) else classes
 
 
 def _labels(

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
-import numpy as np
-
-from maskwright.data.classes import default_palette
-from maskwright.data.folder import Dataset, Item
-from maskwright.data.headers import open_pillow
-from maskwright.data.images import DECODER_ERRORS, read_header, read_image, read_small
-from maskwright.data.masks import ColourMaskError
+from maskwright.data.folder import Dataset
+from maskwright.data.images import read_image, read_small
 from maskwright.data.phash import Print, perceptual_hash
+from maskwright.data.survey import Survey, Surveyor
 from maskwright.errors import MaskwrightError
 
 
@@ -22,27 +17,20 @@ class Look:
 
     name: str
     size: tuple[int, int] | None = None
-    stored: tuple[int, int] | None = None
-    turned: bool = False
     digest: str | None = None
     print: Print | None = None
     image_problem: MaskwrightError | None = None
-    mask_problem: MaskwrightError | None = None
-    mask_shape: tuple[int, int] | None = None
-    counts: dict[int, int] = field(default_factory=dict)
-    wide: bool = False
-    palette_colours: bool = False
+    mask: Survey | None = None
 
 
-def look_at(dataset: Dataset, i: int) -> Look:
+def look_at(dataset: Dataset, i: int, surveyor: Surveyor) -> Look:
+    """Reads image `i` at the least cost, and its mask where one may be read."""
     item = dataset.items[i]
     look = Look(item.name)
     try:
         look.digest = dataset.content_hash(i)
         look.size = dataset.size(i)
         if dataset.readers.image is read_image:
-            header = read_header(item.image)
-            look.stored, look.turned = header.stored, header.orientation >= 5
             small = read_small(item.image)
         else:
             small = dataset.readers.image(item.image)
@@ -50,34 +38,5 @@ def look_at(dataset: Dataset, i: int) -> Look:
     except MaskwrightError as error:
         look.image_problem = error
     if item.mask is not None:
-        _look_at_mask(dataset, item, look)
+        look.mask = surveyor.look(i)
     return look
-
-
-def _look_at_mask(dataset: Dataset, item: Item, look: Look) -> None:
-    assert item.mask is not None
-    try:
-        ids = dataset.readers.mask(item.mask)
-    except MaskwrightError as error:
-        look.mask_problem = error
-        look.palette_colours = isinstance(error, ColourMaskError) and _has_palette_colours(item.mask)
-        return
-    look.mask_shape = (ids.shape[0], ids.shape[1])
-    look.wide = ids.dtype != np.uint8
-    # A look-up by value: 65536 counters at most, no sort.
-    counts = np.bincount(ids.ravel())
-    present = np.flatnonzero(counts)
-    look.counts = dict(zip(present.tolist(), counts[present].tolist()))
-
-
-def _has_palette_colours(path: Path) -> bool:
-    """Whether all colours of a colour mask are of the VOC palette, so that its ids can be had back."""
-    try:
-        with open(path, "rb") as file:
-            rgb = np.asarray(open_pillow(file).convert("RGB")).reshape(-1, 3).astype(np.int64)
-    except DECODER_ERRORS:
-        return False
-    palette = default_palette(256).astype(np.int64)
-    weights = np.array([65536, 256, 1])
-    allowed = np.append(palette @ weights, int(np.array([224, 224, 192]) @ weights))  # VOC draws "ignore" so
-    return bool(np.isin(np.unique(rgb @ weights), allowed).all())

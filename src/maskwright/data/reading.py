@@ -20,7 +20,7 @@ LABELS: dict[str, str] = {
     "binary255": "0 is the background and 255 the object (128 and above, so smooth edges are cut in the middle)",
     "from1": "ids counted from 1: 1 is class 0, and 0 means no class",
     "grey": "three equal colour channels hold the id",
-    "levels": "the grey levels that occur, in ascending order, are the classes 0, 1, 2, ...",
+    "levels": "the grey levels that occur, ascending, are the classes 0, 1, 2, ...; levels:0,128,255 names them",
     "colours": "colours are the classes: those of colors.txt, else of the palette that most files share",
 }
 """What `--labels` takes, and what each means."""
@@ -31,7 +31,7 @@ class Reading:
     """What was said of a folder's values; the defaults mean that nothing was said.
 
     Attributes:
-        labels: a name of `LABELS`.
+        labels: a name of `LABELS`, or "levels:" and the levels in the order of the classes.
         void: stored values of masks that mean no class; None: 255 in 8 bits and 65535 in 16, (): none does.
         range: stored values of images (low, high) that become 0 and 255; None: not said.
     """
@@ -50,16 +50,26 @@ class Reading:
         """The reading that options say.
 
         Args:
-            labels: a name of `LABELS`; None: auto.
+            labels: a name of `LABELS`, or "levels:0,128,255"; None: auto.
             void: "255", "0,255", "none", an int or several; None: not said.
             range: "0,4095", or two numbers; None: not said.
 
         Raises:
             MaskwrightError: an unknown name, or values that are no ids or no range.
         """
-        if labels is not None and labels not in LABELS:
+        if labels is not None and labels not in LABELS and not _levels(labels):
             raise unknown("way to read labels", labels, LABELS)
         return cls(labels=labels or "auto", void=_void(void), range=_range(range))
+
+    @property
+    def how(self) -> str:
+        """The name of `LABELS` alone."""
+        return self.labels.partition(":")[0]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The levels that were named, in the order of the classes; () where none were."""
+        return _levels(self.labels)
 
     def options(self) -> str:
         """What was said, as options of the command line; empty where nothing was."""
@@ -93,6 +103,22 @@ class Reading:
         if not isinstance(labels, str | None) or not all(isinstance(v, list | None) for v in (void, range)):
             raise MaskwrightError("a record of how values are read whose values are damaged", "what to_json wrote")
         return cls.parse(labels, void, range)
+
+
+def _levels(labels: str) -> tuple[int, ...]:
+    """The levels of "levels:0,128,255"; () where the text says none."""
+    name, colon, listed = labels.partition(":")
+    if name != "levels" or not colon:
+        return ()
+    words = [w.strip() for w in listed.split(",")]
+    values = tuple(int(w) for w in words if w.isascii() and w.isdigit() and len(w) <= 5)
+    if len(values) != len(words) or len(set(values)) != len(values) or max(values) > 65535:
+        raise MaskwrightError(
+            f"--labels {labels}",
+            "different levels from 0 to 65535 in the order of the classes",
+            "--labels levels:0,255",
+        )
+    return values
 
 
 def _void(said: object) -> tuple[int, ...] | None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from maskwright.data.folder import Dataset
+from maskwright.data.label_check import FILE_KINDS, check_labels
+from maskwright.data.label_rules import VOID
+from maskwright.data.survey import survey_masks
 
 
 def understand(data: Dataset, *, masks: bool, progress: Callable[[int, int], object] | None = None) -> Dataset:
@@ -25,4 +28,41 @@ def understand(data: Dataset, *, masks: bool, progress: Callable[[int, int], obj
     Raises:
         MaskwrightError: what the values mean is not certain; names the option that says it.
     """
+    if masks and not data.checked:
+        data = understand_masks(data, progress)
     return data
+
+
+def understand_masks(
+    data: Dataset, progress: Callable[[int, int], object] | None = None, *, files: bool = True
+) -> Dataset:
+    """The data set with the rule that turns the stored values of its masks into ids.
+
+    Args:
+        data: the images; only masks that may be read are looked at, and nothing is noted in the ledger.
+        progress: called with (done, total) after each mask.
+        files: whether a mask that cannot be read or does not fit its image is an error here; without, it is one
+            when that mask is read.
+
+    Raises:
+        MaskwrightError: as `understand`.
+    """
+    checked = check_labels(data, survey_masks(data, progress))
+    for found in checked.findings:
+        if found.severity == "error" and (files or found.kind not in FILE_KINDS):
+            raise found.error()
+    return data.with_rule(checked.rule, checked=files).with_notices(*checked.notices())
+
+
+def highest_id(data: Dataset) -> int:
+    """The highest class id of the masks that may be read, at least 0; each is noted in the ledger.
+
+    Raises:
+        MaskwrightError: as `understand`.
+    """
+    data = understand(data, masks=True)
+    highest = 0
+    for i, seen in survey_masks(data).items():
+        data.ledger.note("masks", data.names[i])
+        highest = max(highest, *(v for v in seen.meaning(data.rule).values() if v != VOID), 0)
+    return highest

@@ -18,8 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from maskwright.data.classes import read_classes
 from maskwright.data.files import file_for
+from maskwright.data.folder import Dataset, Item
+from maskwright.data.label_check import binary_finding
+from maskwright.data.label_rules import LabelRule
+from maskwright.data.layouts import open_data
+from maskwright.data.masks import read_mask_rg, read_stored
 from maskwright.data.reading import Reading
+from maskwright.data.recognise import recognise
+from maskwright.data.scan import Folder, names_below, same_form
+from maskwright.data.understanding import highest_id, understand
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.judging import judge
 from maskwright.evaluate.luss import LussMatching
@@ -137,6 +146,12 @@ def evaluate_arrays(
         MaskwrightError: shapes differ, ids are out of range, or there is no image.
     """
     held = [(str(i), np.asarray(p), np.asarray(t)) for i, (p, t) in enumerate(pairs)]
+    if ignore is None and len(class_names(classes)) > 1:
+        asked = binary_finding({n: _values_of(t) for n, _, t in held if t.dtype == np.uint8}, 255, "ignore=")
+        if asked is not None:
+            raise MaskwrightError(
+                asked.message, "ids", "give the object as 1, or pass ignore=255 if 255 means no class"
+            )
     return judge(lambda: iter(held), class_names(classes), protocol_named(protocol), ignore, matching, other, [])
 
 
@@ -189,7 +204,8 @@ def evaluate_folder(
             "masks/NAME.png for at least one",
             "add masks",
         )
-    judged = [(name, i) for name, i in present if file_for(folder, name, ".png").is_file()]
+    found, spare = _predictions_below(folder, [name for name, _ in present])
+    judged = [(name, i) for name, i in present if name in found]
     missing = len(present) - len(judged)
     if missing and (not allow_missing or not judged):
         kept = {name for name, _ in judged}
@@ -197,75 +213,152 @@ def evaluate_folder(
         raise MaskwrightError(
             f"{missing} of {len(present)} predictions are missing in {folder}, the first {first}",
             "one index PNG for each image with a mask",
-            "predict all of them, name the split, or allow missing ones",
+            "add --allow-missing to leave their images out, or --split to judge a part, or predict all of them"
+            if judged
+            else "name the folder of the masks",
         )
+    notes = _left_out(source, present, judged, spare, whole=split is None)
+    # Only masks that are judged are looked at.
+    source = understand(source.subset(i for _, i in judged), masks=True)
+    notes += source.notices
+    judged = [(name, i) for i, (name, _) in enumerate(judged)]
+    rule, said = _prediction_rule(folder, [found[name] for name, _ in judged], source, predicted or Reading())
+    notes += said
+    values: dict[str, frozenset[int]] = {}
+    grey: dict[str, None] = {}  # predictions that hold their ids in three equal channels
     names = _class_names_of(source, judged, classes, ignore)
     passes = 2 if chosen.name == "luss" and matching is None else 1
     done = [0]
 
     def pairs(pool: ThreadPoolExecutor) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        paths = iter([file_for(folder, name, ".png") for name, _ in judged])
-        waiting = [pool.submit(_read_prediction, path) for path in islice(paths, _LOOKAHEAD)]
+        paths = iter([found[name] for name, _ in judged])
+        waiting = [pool.submit(_read_prediction, path, rule) for path in islice(paths, _LOOKAHEAD)]
         for name, i in judged:
-            pred = waiting.pop(0).result()
-            waiting += [pool.submit(_read_prediction, path) for path in islice(paths, 1)]
+            pred, values[name], equal = waiting.pop(0).result()
+            if equal:
+                grey.setdefault(name)
+            waiting += [pool.submit(_read_prediction, path, rule) for path in islice(paths, 1)]
             yield name, pred, source.mask(i)
             done[0] += 1
             if progress is not None:
                 progress(done[0], passes * len(judged))
 
-    notes = []
-    if missing:
-        notes.append(f"{missing} of {len(present)} images left out: no prediction")
-    if len(present) < len(source.names):
-        notes.append(f"{len(source.names) - len(present)} images of the truth have no mask and are left out")
     # Predictions are decoded in a thread of their own, ahead of the truth, which this thread reads.
     with ThreadPoolExecutor(1) as pool, source.ledger.purpose("evaluate"):
         scores = judge(lambda: pairs(pool), names, chosen, ignore, matching, other, notes)
+    _check_predictions(values, predicted or Reading())
+    if grey:
+        scores.notes.append(
+            f"{len(grey)} predictions hold their ids in three equal channels and are read so ({_some(list(grey))})"
+        )
     return replace(scores, split=split, names_hash=hash_names(name for name, _ in judged))
 
 
-def _read_prediction(path: Path) -> np.ndarray:
-    from maskwright.data.masks import read_mask, read_mask_rg
-
+def _read_prediction(path: Path, rule: LabelRule) -> tuple[np.ndarray, frozenset[int], bool]:
+    """A prediction's ids, its distinct values where those are to be watched (else empty), and whether it is grey in
+    three equal channels."""
     try:
-        return read_mask(path)
+        stored = read_stored(path)
+        ids = rule.ids(stored, path)
     except MaskwrightError:
         # Submissions to the ImageNet-S benchmark are RGB files with id = R + 256 G and an empty blue channel.
         try:
-            return read_mask_rg(path)
+            return read_mask_rg(path), frozenset(), False
         except MaskwrightError:
             pass
         raise
+    if ids.dtype != np.uint8:
+        return ids, frozenset(), stored.equal
+    held = _values_of(ids)
+    return ids, held, stored.equal and held != {0}
 
 
-class _MaskFolder:
-    """A folder of masks alone, with what an evaluation asks of a `Dataset`."""
-
-    def __init__(self, folder: Path) -> None:
-        from maskwright.data.ledger import Ledger
-
-        self._paths = {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*.png"))}
-        self.names = list(self._paths)
-        self.classes: Any = None
-        self.ledger = Ledger()
-        table = folder.parent / "classes.txt"
-        if table.is_file():
-            from maskwright.data.classes import read_classes
-
-            self.classes = read_classes(table)
-
-    def has_mask(self, i: int) -> bool:
-        return True
-
-    def mask(self, i: int) -> np.ndarray:
-        from maskwright.data.masks import read_mask
-
-        self.ledger.note("masks", self.names[i])
-        return read_mask(self._paths[self.names[i]])
+def _values_of(ids: np.ndarray) -> frozenset[int]:
+    """Distinct values of uint8 (H, W)."""
+    return frozenset(np.flatnonzero(np.bincount(ids.ravel(), minlength=256)).tolist())
 
 
-def _open_truth(truth: Any, split: str | None, reading: Reading) -> Any:
+def _check_predictions(values: Mapping[str, frozenset[int]], predicted: Reading) -> None:
+    """Asks where predictions hold 255 that may be the object."""
+    narrow = {name: v for name, v in values.items() if v}
+    if predicted != Reading() or not narrow:
+        return
+    asked = binary_finding(narrow, 255, "--predicted-labels")
+    if asked is not None:
+        raise asked.error()
+
+
+def _prediction_rule(
+    folder: Path, paths: Sequence[Path], truth: Dataset, predicted: Reading
+) -> tuple[LabelRule, Sequence[str]]:
+    """How values of predictions become ids, and what is to be said of it."""
+    if predicted.how in ("auto", "ids"):
+        return LabelRule("ids", predicted.void), ()
+    items = [Item(f"{k:06d}", path, path) for k, path in enumerate(paths)]
+    data = Dataset(folder, items, classes=truth.classes, reading=predicted)
+    try:
+        data = understand(data, masks=True)
+    except MaskwrightError as error:
+        repair = error.repair.replace("--labels", "--predicted-labels")
+        raise MaskwrightError(f"predictions in {folder}: {error.found}", error.expected, repair) from error
+    assert data.rule is not None
+    return data.rule, [f"predictions: {sentence}" for sentence in data.notices]
+
+
+def _predictions_below(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """Index PNG of a folder by the name of the image that they are of, and the names of files of no such image."""
+    files = {same_form(name): path for name, path in names_below(Folder(folder), frozenset({".png"})).found.items()}
+    found: dict[str, Path] = {}
+    for name in names:
+        file = same_form(file_for(folder, name, ".png").relative_to(folder).with_suffix("").as_posix())
+        if file in files:
+            found[name] = files.pop(file)
+    return found, list(files)
+
+
+def _left_out(
+    source: Dataset,
+    present: Sequence[tuple[str, int]],
+    judged: Sequence[tuple[str, int]],
+    spare: Sequence[str],
+    whole: bool,
+) -> list[str]:
+    """What is not judged, counted and named."""
+    notes = []
+    kept = {name for name, _ in judged}
+    lost = [name for name, _ in present if name not in kept]
+    if lost:
+        notes.append(f"{len(lost)} of {len(present)} images left out: no prediction ({_some(lost)})")
+    bare = [name for i, name in enumerate(source.names) if not source.has_mask(i)]
+    if bare:
+        notes.append(f"{len(bare)} images of the truth have no mask and are left out ({_some(bare)})")
+    known = {same_form(name) for name in (*source.known_names, *(name for name, _ in source.skipped))}
+    if source.lone and whole:
+        notes.append(f"{len(source.lone)} masks of the truth have no image and are left out ({_some(source.lone)})")
+    strange = [name for name in spare if name not in known]
+    if strange:
+        notes.append(f"{len(strange)} files of the predictions match no image of the truth ({_some(strange)})")
+    return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _mask_folder(folder: Path, reading: Reading) -> Dataset:
+    """A folder of masks alone as a dataset: each mask stands for its image too."""
+    table = folder.parent / "classes.txt"
+    classes = read_classes(table) if table.is_file() else None
+    items = [Item(name, path, path) for name, path in names_below(Folder(folder), frozenset({".png"})).found.items()]
+    return Dataset(folder, items, classes=classes, reading=reading)
+
+
+def _bare(folder: Path) -> bool:
+    """Whether a folder holds index PNG alone, no images with masks beside them."""
+    return any(folder.glob("[!.]*.png")) and not recognise(folder).masks
+
+
+def _open_truth(truth: Any, split: str | None, reading: Reading) -> Dataset:
     if not isinstance(truth, str | Path):
         opened = truth if reading == Reading() else truth.with_reading(reading)
         return opened.split(split) if split else opened
@@ -273,12 +366,10 @@ def _open_truth(truth: Any, split: str | None, reading: Reading) -> Any:
     parts = [(path / name).is_dir() for name in ("images", "masks")]
     if path.is_dir() and not any(parts) and path.name == "masks":
         if split is None:
-            return _MaskFolder(path)
+            return _mask_folder(path, reading)
         path = path.parent  # splits and classes lie beside the masks
-    elif path.is_dir() and not any(parts) and split is None and any(path.glob("*.png")):
-        return _MaskFolder(path)
-    from maskwright.data.layouts import open_data
-
+    elif path.is_dir() and not any(parts) and split is None and _bare(path):
+        return _mask_folder(path, reading)
     opened = open_data(str(path if path.is_dir() else truth), reading)
     return opened.split(split) if split else opened
 
@@ -293,11 +384,12 @@ def _class_names_of(
         return class_names(classes)
     if source.classes is not None:
         return list(source.classes.names)
-    highest = 0
     with source.ledger.purpose("evaluate"):
+        if ignore is None:
+            return class_names(highest_id(source) + 1)
+        highest = 0
         for _, i in judged:
             ids = source.mask(i)
-            dropped = ignore if ignore is not None else (255 if ids.dtype.itemsize == 1 else 65535)
-            kept = ids[~np.isin(ids, dropped)]
+            kept = ids[~np.isin(ids, ignore)]
             highest = max(highest, int(kept.max()) if kept.size else 0)
     return class_names(highest + 1)

@@ -18,6 +18,7 @@ from maskwright.data.classes import ClassTable
 from maskwright.data.files import file_for
 from maskwright.data.folder import Dataset, open_folder
 from maskwright.data.images import read_image, to_rgb
+from maskwright.data.masks import write_mask
 from maskwright.data.scan import threaded
 from maskwright.data.tag_targets import find_targets
 from maskwright.errors import MaskwrightError, unknown
@@ -27,7 +28,7 @@ from maskwright.predict.inference import predict_mask, predict_probs, smallest_c
 from maskwright.predict.outputs import check_lengths, place_outputs
 from maskwright.predict.refine import AUTO, REFINEMENTS, check_refinement
 from maskwright.predict.tiles import WHOLE_PIXELS, choose_tile, much_larger, trained_size
-from maskwright.predict.writers import overlay, write_confidence, write_index, write_overlay
+from maskwright.predict.writers import overlay, write_confidence, write_overlay
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the mask as an index PNG: palette up to 255 classes, 16 bits above."""
-        write_index(path, self.mask, self.classes)
+        write_mask(path, self.mask, self.classes)
 
 
 @dataclass
@@ -262,7 +263,7 @@ class Model:
                 counts += area_counts(found.ids, len(self.classes))
                 if sure is not None and found.confidence is not None:
                     write_confidence(sure, found.confidence)
-                write_index(mask, found.ids, self.classes)
+                write_mask(mask, found.ids, self.classes)
                 summary.written += 1
                 show(done)
         summary.shares = counts / max(1, counts.sum())

@@ -12,34 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskwright.data.classes import IGNORE8, ClassTable
+from maskwright.data.classes import ClassTable
 from maskwright.data.files import atomic_write, write_bytes
 from maskwright.data.images import resize
-from maskwright.data.masks import write_mask
 
 OVERLAY_SIDE = 4096
 """Pixels of an overlay's longer side at most: larger ones no viewer opens with pleasure."""
 PNG_LEVEL = 1
 """Three times as fast as Pillow's default, and masks are mostly runs."""
-
-
-def write_index(path: str | os.PathLike[str], ids: np.ndarray, table: ClassTable) -> None:
-    """Writes an index PNG: 8 bits with the classes' palette up to 255 classes, 16 bits above.
-
-    Args:
-        path: the file, `.png`.
-        ids: integers (H, W) below the number of classes, or the ignore id.
-        table: the classes.
-
-    Raises:
-        MaskwrightError: the disk is full or the place cannot be written.
-    """
-    if len(table) <= IGNORE8:
-        write_mask(path, ids, table)
-        return
-    # All masks of one model get one depth, whatever ids a picture happens to hold.
-    with atomic_write(path, durable=False) as beside, open(beside, "wb") as file:
-        Image.fromarray(ids.astype(np.uint16)).save(file, format="PNG", compress_level=PNG_LEVEL)
 
 
 def write_confidence(path: str | os.PathLike[str], confidence: np.ndarray) -> None:
