@@ -10,7 +10,9 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,47 @@ def write_json(path: str | os.PathLike[str], value: Any, *, durable: bool = True
     them.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
+
+
+SCRATCH = re.compile(r"\..*\.(\d+)-[0-9a-f]{8}\.tmp(\.[^.]*)?", re.DOTALL)
+"""Names of temporary files of `atomic_write`, and of those who write beside like it; the number is the process."""
+
+
+def collect_scratch(folder: str | os.PathLike[str], *, least_age: float = 60.0, deep: bool = True) -> int:
+    """Removes the temporary files that killed processes left: never one of a process that lives.
+
+    Args:
+        folder: where to look; a missing one is empty.
+        least_age: seconds since its last change; younger ones may be another machine's, whose processes are not seen.
+        deep: in the folders below it too.
+
+    Returns:
+        How many were removed.
+    """
+    removed = 0
+    for place, folders, names in os.walk(folder):
+        if not deep:
+            folders.clear()
+        for name in names:
+            found = SCRATCH.fullmatch(name) if name.startswith(".") else None
+            if found is None or _lives(int(found[1])):
+                continue
+            path = os.path.join(place, name)
+            with contextlib.suppress(OSError):
+                if time.time() - os.lstat(path).st_mtime >= least_age:
+                    os.unlink(path)
+                    removed += 1
+    return removed
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:
