@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -60,10 +62,16 @@ def load(path: str | Path, device: str = "cpu") -> Model:
     Raises:
         MaskwrightError: when the file is missing, damaged or not a bundle of ours.
     """
-    from maskwright.engine.records import MODEL
+    from maskwright.engine.records import MODEL, RunFolder
     from maskwright.predict.model import load as load_model
 
     path = Path(path)
+    if path.is_dir() and not (path / MODEL).exists() and (standing := RunFolder.standing(path)):
+        raise MaskwrightError(
+            f"{path} holds a run without a model: it {standing}",
+            "a run that is finished",
+            "repeat its command, which stands in its run.json, with --resume",
+        )
     return load_model(path / MODEL if path.is_dir() else path, device=device)
 
 
@@ -319,12 +327,12 @@ def train(
             raise MaskwrightError(f"--backbone {backbone} and --set encoder={encoder}", "one of the two")
         backbone = encoder
 
-    context = _context(
+    context, told = _context(
         images, cls.name, config, bar, out=out, source=source, split=split, labeled=labeled, classes=classes,
         backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, resume=resume, reason=reason,
     )  # fmt: skip
     try:
-        return _run(cls(config, context), context, report)
+        return _run(cls, config, context, told, report)
     finally:
         context.run.release()
 
@@ -368,6 +376,12 @@ def _reads_masks(cls: Any, config: Any) -> bool:
     """Whether a run learns from masks or, as options that begin with `oracle_` do, peeks at them."""
     peeks = any(value for name, value in vars(config).items() if name.startswith("oracle_"))
     return peeks or "masks" in getattr(config, "labels_needed", cls.needs)
+
+
+def _looks_at_masks(cls: Any, config: Any) -> bool:
+    """Whether anything in a run's folder depends on masks: what it learns from, or figures that it writes beside."""
+    judges = any(vars(config).get(name) for name in ("linear_probe", "threshold_curve"))
+    return judges or _reads_masks(cls, config)
 
 
 def _backbone_unused(cls: Any, config: Any) -> str:
@@ -438,13 +452,14 @@ def _backbone(
 def _context(
     images: Dataset, method: str, config: Any, bar: Progress, *, out: Any, source: Any, split: Any, labeled: Any,
     classes: Any, backbone: str, weights: Any, steps: int | None, seed: int, device: str, resume: bool, reason: str,
-) -> Context:  # fmt: skip
+) -> tuple[Context, list[str]]:  # fmt: skip
     from maskwright.data.files import file_for
+    from maskwright.data.identity import label_identity
     from maskwright.data.understanding import understand
     from maskwright.engine.cache import FeatureCache
     from maskwright.engine.context import Context
     from maskwright.engine.devices import make_fabric, pick_device
-    from maskwright.engine.records import RunFolder, command, labels_note, now, versions
+    from maskwright.engine.records import RUNNING, RunFolder, command, labels_note, now, versions
     from maskwright.evaluate.scores import hash_names
     from maskwright.methods import METHODS
 
@@ -472,8 +487,12 @@ def _context(
     network, why_backbone = _backbone(backbone, weights, bar, seed, cls.backbones, unused)
     cls.check_backbone(network)
     digest = hash_names(i.name for i in images.items if i.mask) if labeled or _reads_masks(cls, config) else ""
+    needs = getattr(config, "labels_needed", cls.needs)
+    labels = label_identity(
+        images, masks=_looks_at_masks(cls, config), tags="tags" in needs, captions="captions" in needs, source=domain
+    )
     record = {
-        "status": "running",
+        "status": RUNNING,
         "command": command(),
         "method": {"name": cls.name, "title": cls.title, "paper": cls.venue, "link": cls.link, "family": cls.family},
         "config": asdict(config),
@@ -496,22 +515,25 @@ def _context(
             "images": len(images),
             "fingerprint": images.fingerprint(),
             "labels_present": images.labels_present(),
+            "labels": labels.summary(),
             "skipped": [list(s) for s in images.skipped],
         },
         "labels_read": images.ledger.counts(),
         "started": now(),
     }
-    run = RunFolder.start(folder, record, resume=resume, writes=fabric.is_global_zero)
+    run = RunFolder.start(folder, record, resume=resume, writes=fabric.is_global_zero, labels=labels)
+    if run.earlier:
+        bar.say(run.earlier)
     context = Context(
         data=images, table=table, seed=seed, steps=steps, fabric=fabric, run=run, cache=FeatureCache(),
         backbone=network, source=domain, progress=bar, notes=list(run.record.get("notes", [])),
     )  # fmt: skip
     told = [digest and labels_note(images, labeled, digest), reason and f"Method: {reason}."]
     of_source = [f"Source: {sentence}" for sentence in (domain.notices if domain is not None else ())]
-    for sentence in (*images.notices, *of_source, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
-        if sentence:
-            context.note(sentence)
-    return context
+    sentences = (
+        *images.notices, *of_source, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."
+    )  # fmt: skip
+    return context, [sentence for sentence in sentences if sentence]
 
 
 def _trained_sizes(images: Dataset, most: int = 500) -> dict[str, list[int]]:
@@ -525,18 +547,29 @@ def _trained_sizes(images: Dataset, most: int = 500) -> dict[str, list[int]]:
     }
 
 
-def _run(method: Any, context: Context, report: bool) -> Model:
-    from maskwright.engine.records import MODEL, now
+def _run(cls: Any, config: Any, context: Context, told: Iterable[str], report: bool) -> Model:
+    """Stages, model and report; however it ends, the run's record says so."""
+    from maskwright.engine.records import FAILED, INTERRUPTED
+
+    try:
+        for sentence in told:
+            context.note(sentence)
+        return _run_to_the_end(cls(config, context), context, report)
+    except BaseException as error:
+        with contextlib.suppress(MaskwrightError):  # on a full disk the first error is the one to tell
+            context.run.save(status=INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED)
+        raise
+
+
+def _run_to_the_end(method: Any, context: Context, report: bool) -> Model:
+    from maskwright.engine.context import FEATURES
+    from maskwright.engine.records import FINISHED, MODEL, now
     from maskwright.engine.stages import run_stages
     from maskwright.models.bundle import save_bundle
     from maskwright.predict.model import Model
 
     run = context.run
-    try:
-        run_stages(method, context)
-    except BaseException as error:
-        run.save(status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-        raise
+    run_stages(method, context)
     segmenter = method.segmenter()
     run.save(provenance=segmenter.provenance.to_json())
     if run.record["provenance"] != run.record["backbone"]:
@@ -562,8 +595,12 @@ def _run(method: Any, context: Context, report: bool) -> Model:
             {"name": n, "color": [int(v) for v in c], "share": float(s)}
             for n, c, s in zip(context.table.names, context.table.colors, shares)
         ]
-    run.save(status="finished", finished=now(), labels_read=context.data.ledger.counts())
+    done = {"status": FINISHED, "finished": now(), "labels_read": context.data.ledger.counts()}
     if report and run.writes:
-        context.progress.say(f"report: {write_report(run.path)}")
+        # The report comes first: a run is finished when all that it leaves is there.
+        context.progress.say(f"report: {write_report(run.path, run.record | done)}")
+    run.save(**done)
+    if run.writes:
+        shutil.rmtree(run.path / FEATURES, ignore_errors=True)
     context.progress.say(f"model: {run.path / MODEL}")
     return model

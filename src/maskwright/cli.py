@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -312,6 +314,7 @@ def _print_json(value: object) -> None:
 
 def main() -> None:
     """Runs a verb; bad input, an interrupt and a full disk become one line and exit code 2."""
+    _end_like_an_interrupt(signal.SIGTERM)
     try:
         code = app(standalone_mode=False)
     except MaskwrightError as error:
@@ -331,6 +334,17 @@ def main() -> None:
             raise
         _stop(f"{' '.join(error.format_message().split())}; see maskwright --help")
     sys.exit(code or 0)
+
+
+def _end_like_an_interrupt(number: signal.Signals) -> None:
+    """What ends a process by request ends it as Ctrl-C does: the run's record says so, and what is done is kept."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # who asks twice is not kept waiting
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, interrupt)
 
 
 def _stop(line: str) -> NoReturn:

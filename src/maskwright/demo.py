@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import time
 from pathlib import Path
@@ -71,7 +70,8 @@ def run_demo(out: Path) -> Path:
         MaskwrightError: when the folder holds something else, or there are no photographs or weights.
     """
     from maskwright import api
-    from maskwright.engine.records import RECORD
+    from maskwright.data.artefacts import read_record
+    from maskwright.engine.records import RECORD, SHAPE
 
     start = time.perf_counter()
     out = Path(out)
@@ -86,7 +86,7 @@ def run_demo(out: Path) -> Path:
     data = api.open_folder(photographs)
     model = api.train(data, METHOD, out=run, classes=CLUSTERS, steps=STEPS)
     model.predict_folder(data, masks, overlays=True)
-    record = json.loads((run / RECORD).read_text())
+    record = read_record(run / RECORD, SHAPE, what="the record of the demo's run", repair="repeat the demo")
     print(summary(record, out, time.perf_counter() - start))
     return out
 

@@ -21,10 +21,10 @@ from maskwright.engine.records import (
     RunFolder,
     Stopwatch,
     labels_note,
-    save_tensors,
     versions,
 )
 from maskwright.errors import MaskwrightError
+from maskwright.models.tensors import save_tensors
 
 RECORD_OF = {
     "method": {"name": "toy"},
@@ -43,7 +43,9 @@ RECORD_OF = {
 
 
 def on_disk(folder: Path) -> dict:
-    return json.loads((folder / RECORD).read_text())
+    record = json.loads((folder / RECORD).read_text())
+    assert len(record.pop("checksum")) == 8
+    return record
 
 
 def test_new_run(tmp_path):

@@ -64,7 +64,7 @@ def test_all_stages_in_order(tiny_folder, tmp_path):
     assert [s["name"] for s in record["stages"]] == method.ran
     assert record["labels_read"]["train"] == {"masks": 3, "tags": 0, "captions": 0}
     for stage in record["stages"]:
-        assert json.loads((tmp_path / "run" / stage["name"] / DONE).read_text()) == stage
+        assert json.loads((tmp_path / "run" / stage["name"] / DONE).read_text()).items() > stage.items()
         assert stage["kind"] == "fit" and stage["says"] == f"does {stage['name']}" and stage["seconds"] >= 0
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from maskwright.app.page import frame
 from maskwright.app.pictures import PREVIEWS, figure, swatch
 from maskwright.app.plots import bar, curve, format_number
+from maskwright.data.artefacts import Damage, parse_json, read_record
 from maskwright.data.classes import ClassTable, default_palette
 from maskwright.data.files import write_text
-from maskwright.errors import MaskwrightError
 from maskwright.models.provenance import NO_LABELS
 
 REPORT = "report.html"
@@ -33,11 +33,12 @@ KINDS = ("masks", "tags", "captions")
 PURPOSES = {"train": "training", "select": "selection", "evaluate": "evaluation"}
 
 
-def write_report(run_folder: str | Path) -> Path:
+def write_report(run_folder: str | Path, record: Mapping[str, Any] | None = None) -> Path:
     """Writes `report.html` into a run folder.
 
     Args:
         run_folder: a folder with `run.json`.
+        record: what `run.json` is about to say, in its place.
 
     Returns:
         The file written.
@@ -46,14 +47,11 @@ def write_report(run_folder: str | Path) -> Path:
         MaskwrightError: there is no readable `run.json`, or the folder cannot be written.
     """
     folder = Path(run_folder)
-    try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MaskwrightError(
-            f"{folder} has no readable run.json ({type(error).__name__})", "the folder of a run", "check the path"
-        ) from error
-    if not isinstance(run, dict):
-        raise MaskwrightError(f"{folder / 'run.json'} is no JSON object", "the record of a run", "train it again")
+    if record is None:
+        repair = 'check the path; where run.json was changed by hand on purpose, delete its line "checksum"'
+        run = read_record(folder / "run.json", dict, what="the record of a run", repair=repair)
+    else:
+        run = json.loads(json.dumps(record))
     sections = [
         _header(run, folder),
         _done(run),
@@ -325,10 +323,10 @@ def _long_table(head: str, lines: list[str], kind: str = "") -> str:
 
 def _scores(folder: Path) -> str:
     try:
-        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        scores = parse_json((folder / "scores.json").read_bytes())
         if isinstance(scores, str):
-            scores = json.loads(scores)
-    except (OSError, ValueError):
+            scores = parse_json(scores)
+    except (OSError, Damage):
         return ""
     if not isinstance(scores, Mapping):
         return ""
@@ -385,8 +383,8 @@ def _series(path: Path) -> dict[tuple[str, str], tuple[list[float], list[float]]
         return {}
     for text in lines:
         try:
-            line = json.loads(text)
-        except ValueError:
+            line = parse_json(text, lenient=True)
+        except Damage:
             continue  # cut off by a kill
         if not isinstance(line, dict):
             continue

@@ -113,17 +113,19 @@ def temporary_beside(target: Path) -> Path:
     return target.with_name(f".{_cut(target.stem, min(80, max(0, room)))}{end}")
 
 
-def sweep(folders: Iterable[Path]) -> int:
+def sweep(folders: Iterable[Path], *, deep: bool = False) -> int:
     """Removes temporary files that processes of this machine left when they were killed; others are left alone.
 
     Args:
-        folders: looked at without the folders below them; missing ones are left out.
+        folders: missing ones are left out.
+        deep: look in the folders below them too.
 
     Returns:
         How many were removed.
     """
     removed = 0
-    for folder in dict.fromkeys(folders):
+    places = [place for folder in folders for place in ((Path(p) for p, _, _ in os.walk(folder)) if deep else [folder])]
+    for folder in dict.fromkeys(places):
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 writer = _TEMPORARY.fullmatch(entry.name)

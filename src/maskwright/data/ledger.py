@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from maskwright.data.artefacts import misfit
+
 PURPOSES = ("train", "select", "evaluate")
 """What labels are read for: to fit, to choose among fits, to judge."""
 KINDS = ("masks", "tags", "captions")
@@ -94,8 +96,11 @@ class Ledger:
         Args:
             other: the ledger or `state_dict` of it.
             prefix: put before its names, where two datasets may share names ("source/").
+
+        Raises:
+            ValueError: it is the state of no ledger; nothing is added.
         """
-        state = other.state_dict() if isinstance(other, Ledger) else other
+        state = other.state_dict() if isinstance(other, Ledger) else _checked(other)
         with self._lock:
             for purpose, kinds in state.items():
                 for kind, names in kinds.items():
@@ -107,9 +112,9 @@ class Ledger:
             return {p: {k: sorted(names) for k, names in kinds.items()} for p, kinds in self._read.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replaces all that was noted by what `state_dict` gave."""
+        """Replaces all that was noted by what `state_dict` gave. Raises `ValueError` as `merge` does."""
         fresh: dict[str, dict[str, set[str]]] = {p: {k: set() for k in KINDS} for p in PURPOSES}
-        for purpose, kinds in state.items():
+        for purpose, kinds in _checked(state).items():
             for kind, names in kinds.items():
                 fresh[purpose][kind].update(names)
         with self._lock:
@@ -128,3 +133,14 @@ class Ledger:
     def __repr__(self) -> str:
         said = [f"{p}: " + ", ".join(f"{n} {k}" for k, n in c.items() if n) for p, c in self.counts().items()]
         return f"Ledger({'; '.join(s for s in said if not s.endswith(': ')) or 'no labels read'})"
+
+
+def _checked(state: Any) -> dict[str, dict[str, list[str]]]:
+    """The state of a ledger, which may come from a file."""
+    if told := misfit(state, {str: {str: [str]}}):
+        raise ValueError(f"no state of a ledger: {told}")
+    if odd := [k for p, kinds in state.items() for k in (p, *kinds) if k not in PURPOSES + KINDS]:
+        raise ValueError(f"no state of a ledger: {odd[0][:40]!r} is neither a purpose nor a kind of label")
+    if any(p not in PURPOSES or not set(kinds) <= set(KINDS) for p, kinds in state.items()):
+        raise ValueError("no state of a ledger: purposes and kinds of labels are mixed up")
+    return state

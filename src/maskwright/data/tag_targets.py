@@ -6,7 +6,6 @@ Legend: B batch, T tags, C classes of the table.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwright.data.artefacts import Damage, parse_record, unreadable, write_record
 from maskwright.data.classes import ClassTable
-from maskwright.data.files import write_json
 from maskwright.data.folder import Dataset, ignore_of
 from maskwright.data.scan import nearest
 from maskwright.errors import MaskwrightError
 
 TARGETS = "tags.json"
 BACKGROUND_NAMES = ("background", "bg")
+_SHAPE = {"ids": [int], "names": [str], "background": (int, None), "tagged": {str: [int]}, "source": str}
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,25 @@ class TagTargets:
 
     def save(self, folder: Path) -> None:
         """Writes tags.json into a stage's folder."""
-        write_json(folder / TARGETS, {**asdict(self), "tagged": {k: list(v) for k, v in self.tagged.items()}})
+        write_record(folder / TARGETS, {**asdict(self), "tagged": {k: list(v) for k, v in self.tagged.items()}})
 
     @staticmethod
     def load(folder: Path) -> TagTargets:
         """Reads what `save` wrote.
 
         Raises:
-            MaskwrightError: there is none.
+            MaskwrightError: there is none, or it is damaged.
         """
         path = folder / TARGETS
-        if not path.is_file():
-            raise MaskwrightError(f"the {folder.name} stage left no tags", str(path), "delete its folder, resume")
-        record = json.loads(path.read_text())
+        try:
+            record = parse_record(path.read_bytes(), _SHAPE)
+            count = len(record["ids"])
+            channels = {c for found in record["tagged"].values() for c in found}
+            if len(record["names"]) != count or not all(0 <= c < count for c in channels):
+                raise Damage("its tags are none of its classes")
+        except (OSError, Damage) as error:
+            repair = f"delete {folder} and repeat the command with --resume"
+            raise unreadable(path, error, f"the tags of the {folder.name} stage", repair) from error
         tagged = {name: tuple(channels) for name, channels in record["tagged"].items()}
         return TagTargets(tuple(record["ids"]), tuple(record["names"]), record["background"], tagged, record["source"])
 

@@ -14,6 +14,9 @@ from maskwright.engine.loop import Training, fit
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
 
+FEATURES = ".features"
+"""Folder of a run for features that the cache could not take; gone when the run is finished."""
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
@@ -85,7 +88,9 @@ class Context:
     def features(self, encoder: BackboneEncoder, preprocess: Preprocess, data: Dataset | None = None) -> FeatureStore:
         """Dense features of the images, from the cache or computed now."""
         images = self.data if data is None else data
-        return self.cache.features(encoder, preprocess, images, progress=self.progress, device=self.device)
+        return self.cache.features(
+            encoder, preprocess, images, progress=self.progress, device=self.device, instead=self.run.path / FEATURES
+        )
 
     def fit(self, training: Training, name: str, folder: Path, steps: int, **options: Any) -> None:
         """Trains a stage through the one loop; which labels it read is saved with its checkpoints."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from maskwright.engine.context import Context
     from maskwright.models.backbones import Backbone
 
+REDUCTION = {"mean": "D", "components": "ED", "scale": "E"}
+"""What `fit_reduction` gives, a letter a dimension: D channels, E of them kept."""
 FINE_STRIDE = 16
 """Stride of the finest convolutional stage that carries meaning rather than edges and colour."""
 

@@ -13,13 +13,14 @@ from maskwright.engine.contract import Method, Stage
 from maskwright.engine.frozen import FrozenFeatures, frozen_features
 from maskwright.engine.probing import linear_probe
 from maskwright.models.heads import Part
+from maskwright.models.preprocess import MAX_SIDE
 
 
 @dataclass(kw_only=True)
 class FrozenConfig:
     """Options of all methods on frozen features."""
 
-    short_side: int = option(320, "pixels; shorter side of the network's input", low=16)
+    short_side: int = option(320, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE)
     layers: tuple[int, ...] | None = option(None, "blocks or stages to read; none chooses by the network")
     kind: str = option("tokens", "what of a transformer block", choices=("tokens", "q", "k", "v"))
     linear_probe: bool = option(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
+from maskwright.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from maskwright.engine.distributed import average_gradients, gather_objects, rank, world_size
 from maskwright.engine.seeding import generator, seed_step
 from maskwright.errors import MaskwrightError
@@ -135,7 +135,9 @@ def fit(
     path = folder / CHECKPOINT
     base_rates = {n: [g["lr"] for g in o.param_groups] for n, o in training.optimizers.items()}
 
-    start = _restore(training, path)
+    start = _restore(training, path, progress)
+    if 0 < start < steps:
+        progress.say(f"{name}: going on from step {start} of {steps}")
     run.forget_metrics(name, start)
     saved_at = time.monotonic()
     with progress.task(name, steps, done=start) as task:
@@ -206,9 +208,14 @@ def _save(training: Training, path: Path, step: int, writes: bool) -> None:
         save_checkpoint(path, {"step": step, "parts": parts, "own": own})
 
 
-def _restore(training: Training, path: Path) -> int:
+def _restore(training: Training, path: Path, progress: Progress) -> int:
     # On the CPU whatever the device: each part copies to where it lives, and Adam's step counts belong there.
-    state = load_checkpoint(path)
+    try:
+        state = load_checkpoint(path)
+    except DamagedCheckpoint as error:
+        # Nothing of it is trusted; the same steps from the start lead to the same weights.
+        progress.say(f"{error.found}; the stage starts over")
+        state = None
     if state is None:
         return 0
     try:
@@ -221,11 +228,11 @@ def _restore(training: Training, path: Path) -> int:
             for name, extra in training.extra.items():
                 extra.load_state_dict(own[f"extra.{name}"])
         return int(state["step"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise MaskwrightError(
-            f"{path} does not fit its stage: {error}",
+            f"{path} does not fit its stage: {str(error)[:200]}",
             "a checkpoint of this stage",
-            "delete it; its stage then starts over",
+            f"delete its folder {path.parent} and repeat the command with --resume; that stage then starts over",
         ) from error
 
 

@@ -20,7 +20,7 @@ from maskwright.data.files import file_for
 from maskwright.data.folder import Dataset
 from maskwright.engine.attention import is_other
 from maskwright.engine.devices import pick_device
-from maskwright.engine.records import MODEL, save_tensors
+from maskwright.engine.records import MODEL
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.distance import NEIGHBOURS, TEMPERATURE, EmbeddingBank, NeighbourVote, predict_by_distance
 from maskwright.evaluate.judging import judge
@@ -31,6 +31,7 @@ from maskwright.models.backbones import build_backbone
 from maskwright.models.bundle import load_bundle
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import BackboneEncoder
+from maskwright.models.tensors import save_tensors
 
 if TYPE_CHECKING:
     from maskwright.predict.model import Model

@@ -9,7 +9,6 @@ photograph from outside the run.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskwright.data.artefacts import misfit, read_record
 from maskwright.data.folder import Dataset
-from maskwright.engine.records import RECORD
+from maskwright.engine.records import RECORD, SHAPE
+from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import Preprocess
 
 BATCH = 8
@@ -123,8 +124,11 @@ def retake_as_recorded(segmenter: Any, run: Path, images: Dataset, device: torch
         images: the photographs.
         device: where the network is.
     """
-    record = run / RECORD
-    config = json.loads(record.read_text()).get("config", {}) if record.is_file() else {}
+    path = run / RECORD
+    what, repair = "the record of a run", "train the run again"
+    config = read_record(path, SHAPE, what=what, repair=repair).get("config", {}) if path.is_file() else {}
+    if misfit(config, {"norm_images?": (int, None), "freeze_norm?": (bool, None)}):
+        raise MaskwrightError(f"{path} holds options of another kind", "numbers of images", repair)
     if config.get("norm_images"):
         kept = segmenter.encoder if config.get("freeze_norm") else None
         chosen = evenly(range(len(images)), config["norm_images"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from maskwright.data.files import write_json
+from maskwright.data.artefacts import write_record
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.probes import ProbeConfig, fit_linear_probe
 from maskwright.models.bundle import save_bundle
@@ -64,4 +64,4 @@ def linear_probe(context: Context, features: FrozenFeatures, decode: Part, folde
     )
     if context.run.writes:
         save_bundle(folder / "model.safetensors", segmenter, {"linear_probe": True})
-        write_json(folder / "probe.json", {"masks": len(chosen), "width": found.weight.shape[1]})
+        write_record(folder / "probe.json", {"masks": len(chosen), "width": found.weight.shape[1]})

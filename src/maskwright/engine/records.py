@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
-from safetensors.torch import save
 from torch import Tensor
 
-from maskwright.data.files import write_bytes, write_json, write_text
+from maskwright.data.artefacts import Damage, misfit, parse_json, parse_record, read_record, write_record
+from maskwright.data.files import sweep, write_text
+from maskwright.data.identity import LabelIdentity
 from maskwright.engine.distributed import broadcast_object
 from maskwright.errors import MaskwrightError
+from maskwright.models.tensors import load_tensors
 
 if TYPE_CHECKING:
     from maskwright.data.folder import Dataset
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.json"
+LABELS = "labels.json"
 MODEL = "model.safetensors"
 LOCK = ".lock"
 IDENTITY = (
@@ -40,9 +43,34 @@ IDENTITY = (
     "labeled",
     "labeled_hash",
     "source",
+    "reading",
     "weights_key",
 )
 """What must be the same for a run to be resumed: with another value it would be another run."""
+LATER = ("labeled_hash", "reading")
+"""What runs of earlier versions did not record; where it is missing, it is not compared."""
+RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
+"""Where a run stands. One that says `running` and that no process holds was killed."""
+WORDS = {
+    RUNNING: "was killed: its process ended without a word",
+    FINISHED: "is finished",
+    INTERRUPTED: "was interrupted",
+    FAILED: "failed",
+}
+SHAPE: dict[str, Any] = {
+    "status?": str,
+    "command?": str,
+    "method?": {"name?": str},
+    "config?": dict,
+    "data?": {"fingerprint?": (str, None), "labels?": (dict, None)},
+    "labels_read?": {str: {str: int}},
+    "backbone?": (dict, None),
+    "provenance?": (dict, None),
+    "notes?": [str],
+    "resumed?": [str],
+    "stages?": [dict],
+}
+"""What a run's record holds, as `data.artefacts.misfit` reads it."""
 
 
 class RunFolder:
@@ -51,17 +79,30 @@ class RunFolder:
     Args:
         path: the run's folder.
         writes: False in all but the first of several processes; then nothing is written.
+
+    Attributes:
+        record: what `run.json` says.
+        earlier: a sentence on how an earlier process of this run ended, where it ended without a word.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
         self.record: dict[str, Any] = {}
+        self.earlier = ""
         # One lock a path and process: the same process may open its run again.
         self._lock = filelock.FileLock(self.path / LOCK, timeout=0, is_singleton=True)
 
     @classmethod
-    def start(cls, path: Path, record: Mapping[str, Any], *, resume: bool, writes: bool = True) -> RunFolder:
+    def start(
+        cls,
+        path: Path,
+        record: Mapping[str, Any],
+        *,
+        resume: bool,
+        writes: bool = True,
+        labels: LabelIdentity | None = None,
+    ) -> RunFolder:
         """Makes the folder of a new run, or opens an earlier one to resume it.
 
         Args:
@@ -69,28 +110,29 @@ class RunFolder:
             record: what `run.json` says from the start.
             resume: continue the run that lies there; a folder without one starts anew.
             writes: whether this process writes.
+            labels: the contents of what the run reads; kept in `labels.json`, compared when resumed.
 
         Raises:
             MaskwrightError: when the folder holds a run and `resume` is False, holds other files, cannot be written,
-                holds a run with other settings, or is in use by another process.
+                holds a run with other settings or labels, or is in use by another process.
         """
         run = cls(path, writes)
         failure: MaskwrightError | None = None
         if writes:
             try:
-                run._open(record, resume)
+                run._open(record, resume, labels)
             except MaskwrightError as error:
                 failure = error
         else:
             run.record = dict(record)
         # The first process speaks for all: another would take the record that it has just written for an earlier run.
-        failure, run.record = broadcast_object((failure, run.record))
+        failure, run.record, run.earlier = broadcast_object((failure, run.record, run.earlier))
         if failure is not None:
             raise failure
         return run
 
-    @staticmethod
-    def check(path: Path, *, resume: bool) -> None:
+    @classmethod
+    def check(cls, path: Path, *, resume: bool) -> None:
         """Says early whether a run may go to a folder.
 
         Raises:
@@ -102,14 +144,49 @@ class RunFolder:
             return
         if (path / RECORD).exists():
             raise MaskwrightError(
-                f"{path} already holds a run", "a new folder", "add --resume to continue it, or choose another --out"
+                f"{path} already holds a run{cls._standing(path)}",
+                "a new folder",
+                "add --resume to continue it, or choose another --out",
             )
         if any(p.name != LOCK for p in path.iterdir()):
             raise MaskwrightError(
                 f"{path} is not empty and holds no run", "a new or empty folder", "choose another --out"
             )
 
-    def _open(self, record: Mapping[str, Any], resume: bool) -> None:
+    @classmethod
+    def _standing(cls, path: Path) -> str:
+        """ " that was interrupted", as far as its record can be read; empty where not."""
+        word = cls.standing(path)
+        return f" that {word}" if word else ""
+
+    @classmethod
+    def standing(cls, path: Path) -> str:
+        """Where the run in a folder stands, as "was interrupted"; empty where the folder tells of none.
+
+        A run whose record says `running` is under way where a process holds it, else it was killed.
+        """
+        try:
+            status = parse_record((path / RECORD).read_bytes()).get("status")
+        except (OSError, Damage):
+            return ""
+        if status == RUNNING and cls(path)._is_held():
+            return "is under way in another process"
+        return WORDS.get(status, "") if isinstance(status, str) else ""
+
+    def _is_held(self) -> bool:
+        """Whether another process holds the run."""
+        if self._lock.is_locked:  # this process itself
+            return True
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            return True
+        except (OSError, NotImplementedError):
+            return False
+        self._lock.release()
+        return False
+
+    def _open(self, record: Mapping[str, Any], resume: bool, labels: LabelIdentity | None) -> None:
         self.check(self.path, resume=resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -119,13 +196,19 @@ class RunFolder:
             ) from error
         self._hold()
         try:
+            sweep([self.path], deep=True)  # nobody else writes here while the run is held
             if (self.path / RECORD).exists():
                 self.record = self._read(self.path / RECORD)
+                if self.record.get("status") == RUNNING:
+                    self.earlier = "the earlier process of this run ended without a word; going on from what it saved"
+                self._must_have_labels(labels)
                 self._must_match(record)
                 self.record.update({k: v for k, v in record.items() if k not in ("started", "command")})
                 self.record.setdefault("resumed", []).append(now())
             else:
                 self.record = dict(record)
+            if labels is not None:
+                write_record(self.path / LABELS, labels.to_json())
             self.save()
         except BaseException:
             self._lock.release()
@@ -148,26 +231,42 @@ class RunFolder:
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:
-        try:
-            record = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        repair = 'choose another --out; where it was changed by hand on purpose, delete its line "checksum"'
+        return read_record(path, SHAPE, what="the record of a run", repair=repair)
+
+    def _must_have_labels(self, labels: LabelIdentity | None) -> None:
+        """Compares the contents of labels with those that the run was made with; runs without a list pass.
+
+        Raises:
+            MaskwrightError: something changed, or the list is damaged.
+        """
+        path, summary = self.path / LABELS, (self.record.get("data") or {}).get("labels")
+        if labels is None or not summary:
+            return
+        if path.exists():
+            repair = f"delete {path} and repeat the command; {RECORD} tells whether anything changed, but not what"
+            read = read_record(path, dict, what="the labels that the run was begun with", repair=repair)
+            changed = labels.changes_since(LabelIdentity.from_json(read))
+        else:
+            today = labels.summary()
+            changed = [f"the {kind} changed" for kind, was in summary.items() if today.get(kind, was) != was]
+        if changed:
             raise MaskwrightError(
-                f"{path} cannot be read: {error}", "the record of a run", "choose another --out"
-            ) from error
-        if not isinstance(record, dict):
-            raise MaskwrightError(f"{path} holds no record", "the record of a run", "choose another --out")
-        return record
+                f"since {self.path} was begun, {'; '.join(changed)}",
+                "the labels that it was begun with",
+                "put them back as they were to continue it, or choose another --out to train on those of today",
+            )
 
     def _must_match(self, record: Mapping[str, Any]) -> None:
         asked = json.loads(json.dumps(dict(record), default=str))
         pairs = {k: (self.record.get(k), asked.get(k)) for k in IDENTITY}
         pairs["data"] = (
-            self.record.get("data", {}).get("fingerprint"),
-            asked.get("data", {}).get("fingerprint"),
+            (self.record.get("data") or {}).get("fingerprint"),
+            (asked.get("data") or {}).get("fingerprint"),
         )
         for key, (was, now_) in pairs.items():
-            if key == "labeled_hash" and was is None:
-                continue  # recorded before every run that reads masks had one
+            if key in LATER and was is None:
+                continue
             if was != now_ and key == "labeled_hash":
                 raise MaskwrightError(
                     f"{self.path} was made with masks of other images (sha256 of their names {str(was)[:12]}, "
@@ -186,7 +285,27 @@ class RunFolder:
         """Writes `run.json`, with changes."""
         self.record.update(changes)
         if self.writes:
-            write_json(self.path / RECORD, self.record)
+            write_record(self.path / RECORD, self.record)
+
+    def tensors(self, stage: str, name: str | Path, expected: Mapping[str, str | tuple[str, str]]) -> dict[str, Tensor]:
+        """The tensors that a stage left in its file `name`, as `models.tensors.load_tensors` gives them.
+
+        Raises:
+            MaskwrightError: they are missing or damaged; tells how to make them again.
+        """
+        return load_tensors(self.path / stage / name, expected, self._again(stage))
+
+    def artefact(self, stage: str, name: str | Path, shape: Any) -> dict[str, Any]:
+        """The record that a stage left in its file `name`; `shape` as for `data.artefacts.misfit`.
+
+        Raises:
+            MaskwrightError: it is missing or damaged; tells how to make it again.
+        """
+        what = f"what the {stage} stage wrote"
+        return read_record(self.path / stage / name, shape, what=what, repair=self._again(stage))
+
+    def _again(self, stage: str) -> str:
+        return f"delete {self.path / stage} and repeat the command with --resume; that stage then starts over"
 
     def stage_folder(self, name: str) -> Path:
         """The folder of a stage, made if missing."""
@@ -209,10 +328,10 @@ class RunFolder:
         lines = []
         for text in path.read_text(errors="replace").split("\n") if path.exists() else []:
             try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
+                line = parse_json(text, lenient=True)
+            except Damage:
                 continue
-            if isinstance(line, dict) and "stage" in line and "step" in line:
+            if not misfit(line, {"stage": str, "step": int}):
                 lines.append(line)
         return lines
 
@@ -222,11 +341,6 @@ class RunFolder:
             return
         kept = [m for m in self.metrics() if m["stage"] != stage or m["step"] < from_step]
         write_text(self.path / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a stage's artefact as safetensors, beside and renamed."""
-    write_bytes(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {})))
 
 
 def now() -> str:

@@ -9,7 +9,6 @@ Legend: B batch, T tags, K tags of one image, (H, W) image size, (h, w) size of 
 
 from __future__ import annotations
 
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -21,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.data.files import atomic_write, file_for
+from maskwright.data.artefacts import Damage, read_arrays, unreadable, write_arrays
+from maskwright.data.files import file_for
 from maskwright.data.folder import Dataset, ignore_of
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.data.tag_targets import TagTargets
@@ -138,8 +138,7 @@ class CamStore:
             "maps": cams.maps.numpy().astype(np.float16),
             "size": np.array(cams.size, np.int32),
         }
-        with atomic_write(self.path(name), durable=False) as beside:
-            np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
+        write_arrays(self.path(name), arrays, compressed=True, durable=False)
 
     def read(self, name: str) -> ImageCams:
         """The maps of an image.
@@ -149,18 +148,14 @@ class CamStore:
         """
         path = self.path(name)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return ImageCams(
-                    torch.from_numpy(file["keys"].astype(np.int64)),
-                    torch.from_numpy(file["maps"].astype(np.float32)),
-                    (int(file["size"][0]), int(file["size"][1])),
-                )
-        except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-            raise MaskwrightError(
-                f"no maps of {name} can be read ({type(error).__name__})",
-                str(path),
-                "delete the stage's folder, resume",
-            ) from error
+            found = read_arrays(path, {"keys": ("iu", "K"), "maps": ("f", "Khw"), "size": ("iu", "2")})
+            keys, (height, width) = found["keys"].astype(np.int64), found["size"].tolist()
+            if (np.diff(keys) <= 0).any() or (keys < 0).any() or min(height, width) < 1:
+                raise Damage("ids or sizes that no image has")
+        except Damage as error:
+            stage = f"delete {self.folder.parent} and repeat the command with --resume"
+            raise unreadable(path, error, f"the maps of {name}", stage) from error
+        return ImageCams(torch.from_numpy(keys), torch.from_numpy(found["maps"].astype(np.float32)), (height, width))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Legend: B batch, C classes, S crop side, (H, W) image size, (h, w) feature-map s
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -19,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskwright.data.artefacts import Damage, parse_json
 from maskwright.data.crops import random_scale_crop
 from maskwright.data.labels import LabelMap
 from maskwright.data.sampler import Sampler
 from maskwright.data.sources import Labels, MaskLabels, fill_outside, read_view
 from maskwright.data.views import View
-from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.criteria import Criterion, class_aware_chances, class_weights, make_criterion
@@ -38,7 +38,7 @@ from maskwright.engine.selection import Selection, every, hold_out
 from maskwright.errors import MaskwrightError
 from maskwright.models.dense import autocast
 from maskwright.models.networks import Network, brings_encoder, build_network
-from maskwright.models.preprocess import Preprocess
+from maskwright.models.preprocess import MAX_LONG_SIDE, Preprocess
 from maskwright.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ class NetworkConfig:
     network_weights: str = option("", "official checkpoint of a network that has an encoder of its own")
     network_options: str = option("", "options of its builder, key=value joined by ;, as output_stride=8")
     crop: int = option(256, "side of the square training crops, pixels; rounded up to what the network takes", low=16)
-    long_side: int = option(1024, "larger images are first scaled to this longer side, pixels", low=16)
+    long_side: int = option(
+        1024, "larger images are first scaled to this longer side, pixels", low=16, high=MAX_LONG_SIDE
+    )
     scale_min: float = option(0.5, "least random scale of a labelled crop", low=0.05, high=10)
     scale_max: float = option(2.0, "greatest random scale", low=0.05, high=10)
     batch: int = option(4, "labelled crops in a step", low=1)
@@ -364,8 +366,8 @@ def network_options(text: str) -> dict[str, Any]:
     for part in filter(None, (p.strip() for p in text.split(";"))):
         name, _, value = part.partition("=")
         try:
-            options[name.strip()] = json.loads(value)
-        except json.JSONDecodeError as error:
+            options[name.strip()] = parse_json(value)
+        except Damage as error:
             expected = "key=value, the value as JSON, as output_stride=8"
             raise MaskwrightError(f"network_options: {part!r}", expected) from error
     return options
@@ -426,17 +428,17 @@ def trained_network(context: Context, config: Any, folder: Path, part: str = "ne
     Raises:
         MaskwrightError: there is no checkpoint.
     """
-    state = load_checkpoint(folder / CHECKPOINT)
-    if state is None:
-        raise MaskwrightError(
-            f"the {folder.name} stage left no checkpoint", f"{folder / CHECKPOINT}", "delete its folder, resume"
-        )
+    path = folder / CHECKPOINT
+    parts = stage_parts(path)
     network = make_network(context, config)
-    weights = state["parts"][f"module.{part}"]
-    if chosen and config.holdout > 0 and "extra.selection" in state["parts"]:
-        weights = state["parts"]["extra.selection"]["best"]
-    prefix = "module." if "_extra_state" in weights else ""
-    network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k != "_extra_state"})
+    weights = parts.get(f"module.{part}")
+    selection = parts.get("extra.selection")
+    if chosen and config.holdout > 0 and isinstance(selection, dict):
+        weights = selection.get("best")
+    if isinstance(weights, dict):
+        prefix = "module." if "_extra_state" in weights else ""
+        weights = {k.removeprefix(prefix): v for k, v in weights.items() if k != "_extra_state"}
+    load_part(network, {part: weights}, part, path)
     return network.eval()
 
 

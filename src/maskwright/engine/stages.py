@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from maskwright.data.files import write_json
+from maskwright.data.artefacts import Damage, parse_record, unreadable, write_record
 from maskwright.engine.distributed import barrier, gather_objects
 from maskwright.engine.records import LEDGER, Stopwatch
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
-    from maskwright.engine.contract import Method, Stage
+    from maskwright.engine.contract import Method
 
 DONE = "stage.json"
+SHAPE = {"name": str, "kind": str, "says": str, "seconds": float}
 
 
 def run_stages(method: Method, context: Context) -> None:
@@ -27,12 +28,13 @@ def run_stages(method: Method, context: Context) -> None:
     run = context.run
     _restore_ledger(context)
     stages = method.stages()
-    run.record["stages"] = _done_records(context, stages)
+    done = {stage.name: _done(context, run.path / stage.name / DONE) for stage in stages}
+    run.record["stages"] = [record for record in done.values() if record is not None]
     run.save(labels_read=context.data.ledger.counts())
     for number, stage in enumerate(stages, 1):
         folder = run.stage_folder(stage.name)
         barrier()
-        if (folder / DONE).exists():
+        if done[stage.name] is not None:
             context.progress.say(f"[{number}/{len(stages)}] {stage.name}: already done")
             continue
         context.progress.say(f"[{number}/{len(stages)}] {stage.name}: {stage.says}")
@@ -54,8 +56,9 @@ def run_stages(method: Method, context: Context) -> None:
         }
         _save_ledger(context)
         if run.writes:
-            write_json(folder / DONE, record)
-        run.record["stages"].append(record)
+            write_record(folder / DONE, record)
+        done[stage.name] = record
+        run.record["stages"] = [r for r in done.values() if r is not None]
         run.save(labels_read=context.data.ledger.counts())
     barrier()
 
@@ -71,15 +74,28 @@ def _join_ledgers(context: Context) -> None:
 
 def _save_ledger(context: Context) -> None:
     if context.run.writes:
-        write_json(context.run.path / LEDGER, context.data.ledger.state_dict())
+        write_record(context.run.path / LEDGER, context.data.ledger.state_dict())
 
 
-def _done_records(context: Context, stages: list[Stage]) -> list[dict]:
-    files = [context.run.path / s.name / DONE for s in stages]
-    return [json.loads(f.read_text()) for f in files if f.exists()]
+def _done(context: Context, path: Path) -> dict[str, Any] | None:
+    """What a stage recorded when it was done; None where it is not. A damaged record counts as none: the stage's
+    artefacts are found again, or made again, which gives the same."""
+    try:
+        return parse_record(path.read_bytes(), SHAPE)
+    except FileNotFoundError:
+        return None
+    except (OSError, Damage) as error:
+        context.progress.say(f"{path} cannot be read ({error}); its stage runs again")
+        return None
 
 
 def _restore_ledger(context: Context) -> None:
     saved = context.run.path / LEDGER
-    if saved.exists():
-        context.data.ledger.merge(json.loads(saved.read_text()))
+    if not saved.exists():
+        return
+    try:
+        context.data.ledger.merge(parse_record(saved.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise unreadable(
+            saved, error, "the record of which labels the run read", "choose another --out: what was read is not known"
+        ) from error

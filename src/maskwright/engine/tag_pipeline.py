@@ -12,7 +12,6 @@ transformer's attention weighs (WeakTr) are another `network` and `maps`; maps o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from maskwright.data.artefacts import read_record, write_record
 from maskwright.data.files import write_json
 from maskwright.data.labels import LabelStore
 from maskwright.data.sources import Labels, StoredLabels
@@ -182,7 +182,7 @@ class TagMethod(Method):
         threshold, why = self.find_threshold()
         context.note(f"Seeds: a pixel is background below {threshold:.3f} of a map's maximum, {why}.")
         if context.run.writes:
-            write_json(folder / THRESHOLD, {"threshold": threshold, "why": why})
+            write_record(folder / THRESHOLD, {"threshold": threshold, "why": why})
             if c.threshold_curve:
                 self.write_curve(folder)
         labels = LabelStore(folder, context.table)
@@ -242,4 +242,6 @@ class TagMethod(Method):
 
 def read_threshold(folder: Path) -> float:
     """The threshold that a seeds stage chose."""
-    return float(json.loads((folder / THRESHOLD).read_text())["threshold"])
+    repair = f"delete {folder} and repeat the command with --resume"
+    record = read_record(folder / THRESHOLD, {"threshold": float}, what="the threshold of its stage", repair=repair)
+    return float(record["threshold"])

@@ -23,7 +23,7 @@ from maskwright.data.sampler import Sampler
 from maskwright.data.sources import fill_outside, read_view
 from maskwright.data.tag_targets import TagTargets
 from maskwright.data.views import View
-from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.config import option
 from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, poly
@@ -33,7 +33,7 @@ from maskwright.engine.segmenting import precision_of
 from maskwright.errors import MaskwrightError
 from maskwright.models.cam import CamNetwork
 from maskwright.models.dense import autocast
-from maskwright.models.preprocess import Preprocess
+from maskwright.models.preprocess import MAX_LONG_SIDE, Preprocess
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -50,7 +50,9 @@ class TagConfig:
     tag_steps: int = option(0, "steps of the classifier; 0: --steps, or 800 where that is not given", low=0)
     tag_batch: int = option(8, "crops in a step", low=1)
     tag_crop: int = option(320, "side of the square crops, pixels; rounded up to what the network takes", low=16)
-    tag_long_side: int = option(512, "long side of images before the random scale, and of seeds, pixels", low=16)
+    tag_long_side: int = option(
+        512, "long side of images before the random scale, and of seeds, pixels", low=16, high=MAX_LONG_SIDE
+    )
     tag_scale_min: float = option(0.65, "least random scale: crops see most of a smaller image", low=0.05, high=10)
     tag_scale_max: float = option(1.25, "greatest random scale", low=0.05, high=10)
     tag_jitter: float = option(0.0, "strength of the colour jitter (SEAM: 0.3)", low=0, high=1)
@@ -249,15 +251,8 @@ def load_trained(network: nn.Module, folder: Path, part: str = "network") -> Any
     Raises:
         MaskwrightError: there is no checkpoint, or it is of another build.
     """
-    state = load_checkpoint(folder / CHECKPOINT)
-    if state is None:
-        raise MaskwrightError(
-            f"the {folder.name} stage left no checkpoint", f"{folder / CHECKPOINT}", "delete its folder, resume"
-        )
-    try:
-        network.load_state_dict(state["parts"][f"module.{part}"])
-    except (KeyError, RuntimeError) as error:
-        raise MaskwrightError(f"{folder / CHECKPOINT} is of another network: {error}", "the one of this run") from error
+    path = folder / CHECKPOINT
+    load_part(network, stage_parts(path), f"module.{part}", path)
     return network.eval()
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskwright.data.files import atomic_write
+from maskwright.data.artefacts import Damage, read_arrays, unreadable, write_arrays
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NEIGHBOURS = 10
 TEMPERATURE = 0.07
 UPSAMPLE = 4
+MAX_UPSAMPLE = 64
 # Rows of queries searched at once: bounds the (rows, classes) votes to tens of MB.
 _CHUNK = 1 << 14
 
@@ -116,21 +117,25 @@ class EmbeddingBank:
 
     def save(self, path: str | Path) -> None:
         """Writes the bank as an .npz file, beside `path` and renamed into place."""
-        with atomic_write(path) as beside, beside.open("wb") as file:
-            np.savez(file, features=self.features, labels=self.labels, upsample=self.upsample)
+        arrays = {"features": self.features, "labels": self.labels, "upsample": np.array(self.upsample)}
+        write_arrays(path, arrays, compressed=False, durable=True)
 
     @classmethod
     def load(cls, path: str | Path) -> EmbeddingBank:
-        """Reads what `save` wrote; never unpickles."""
+        """Reads what `save` wrote; never unpickles.
+
+        Raises:
+            MaskwrightError: it is missing, damaged or no bank.
+        """
         try:
-            with np.load(path, allow_pickle=False) as state:
-                bank = cls(int(state["upsample"]))
-                bank._rows = list(state["features"].astype(np.float32))
-                bank._labels = [int(i) for i in state["labels"]]
-        except (OSError, ValueError, KeyError) as error:
-            raise MaskwrightError(
-                f"{path} is no embedding bank ({error})", "what `EmbeddingBank.save` wrote"
-            ) from error
+            state = read_arrays(path, {"features": ("f", "MD"), "labels": ("iu", "M"), "upsample": ("iu", "")})
+            if not 1 <= int(state["upsample"]) <= MAX_UPSAMPLE or (state["labels"].astype(np.int64) < 0).any():
+                raise Damage("ids or a factor that no bank has")
+        except Damage as error:
+            raise unreadable(path, error, "an embedding bank, as `save` wrote it", "make the bank again") from error
+        bank = cls(int(state["upsample"]))
+        bank._rows = list(state["features"].astype(np.float32))
+        bank._labels = [int(i) for i in state["labels"]]
         return bank
 
 

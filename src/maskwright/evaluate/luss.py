@@ -22,7 +22,6 @@ Legend: K predicted ids without 0, C classes without 0, (H, W) image size.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from maskwright.data.artefacts import parse_json, unreadable
 from maskwright.data.files import write_json
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.confusion import _unsigned
@@ -142,14 +142,14 @@ class LussMatching:
         return {"cost": self.cost, "classes": self.classes, "images": self.images, "mapping": mapping}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any] | str) -> LussMatching:
+    def from_json(cls, record: Mapping[str, Any] | str | bytes) -> LussMatching:
         """The matching of which `to_json` gave this record (or its text)."""
         try:
-            state = json.loads(record) if isinstance(record, str) else record
+            state = parse_json(record) if isinstance(record, str | bytes) else record
             pairs = {int(k): int(v) for k, v in state["mapping"].items()}
             mapping = np.array([pairs[k] for k in range(len(pairs))], dtype=np.int64)
             return cls(mapping, int(state["classes"]), int(state["images"]), str(state["cost"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise MaskwrightError(
                 f"a matching that cannot be read ({error})",
                 "JSON with mapping, classes, images, cost",
@@ -166,7 +166,10 @@ class LussMatching:
         path = Path(path)
         if not path.is_file():
             raise MaskwrightError(f"no file {path}", "a matching that `LussMatching.save` wrote")
-        return cls.from_json(path.read_text())
+        try:
+            return cls.from_json(path.read_bytes())
+        except OSError as error:
+            raise unreadable(path, error, "a matching that `LussMatching.save` wrote", "save it again") from error
 
 
 class LussMatcher:

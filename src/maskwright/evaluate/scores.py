@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from maskwright.data.artefacts import parse_json
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate import metrics
 
@@ -65,7 +65,7 @@ class Scores:
     def from_json(cls, record: Mapping[str, Any] | str) -> Scores:
         """The scores of which `to_json` gave this record (or its text)."""
         try:
-            state = dict(json.loads(record) if isinstance(record, str) else record)
+            state = dict(parse_json(record) if isinstance(record, str) else record)
             for name in ("miou", "pixel_accuracy", "mean_accuracy"):
                 state[name] = math.nan if state[name] is None else state[name]
             state["per_class"] = [
@@ -75,7 +75,7 @@ class Scores:
             if state["mapping"] is not None:
                 state["mapping"] = {int(k): int(v) for k, v in state["mapping"].items()}
             return cls(**state)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise MaskwrightError(f"scores that cannot be read ({error})", "what `Scores.to_json` wrote") from error
 
     def figures(self) -> dict[str, float]:

@@ -3,14 +3,13 @@
 A file is not trusted: its description may name only parts of our tables, contains no paths and reaches no
 network; the segmenter is first laid out without memory and compared with the shapes in the file's header,
 so that a description that asks for gigantic layers, or does not belong to its tensors, is refused before
-anything is allocated.
+anything is allocated. Its parts are run once without memory, so that parts whose widths do not fit are refused here
+and not in the middle of a prediction. A checksum over description and tensors finds damage.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from maskwright.data.artefacts import Damage, misfit, parse_json
 from maskwright.data.classes import ClassTable
+from maskwright.data.files import atomic_write
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance, read_record
 from maskwright.models.segmenter import Segmenter
+from maskwright.models.tensors import CHECKSUM, checksum
 
 FORMAT = "maskwright-segmenter"
 VERSION = 1
@@ -40,11 +42,20 @@ FIELDS = {
     "extra",
     "shared",
 }
-"""What the metadata holds; a field unknown to this version is refused, because it might change the
-meaning."""
+"""What the metadata holds, and in bundles of today a checksum beside; a field unknown to this version is refused,
+because it might change the meaning."""
 WHOLE = "a whole model file"
-MAX_METADATA = 64 * 2**20
-"""Bytes of one metadata field at most."""
+MAX_METADATA = 16 * 2**20
+"""Bytes of one metadata field at most; as JSON it takes some thirty times as many."""
+MAX_NAME = 1000
+"""Characters of a class name at most."""
+EXTRA = {
+    "refine?": (str, None),
+    "background?": (str, None),
+    "image_size?": ([int], None),
+    "reading?": (dict, None),
+}
+"""What predictions read of `extra`, as `data.artefacts.misfit` has it."""
 
 
 def save_bundle(path: str | Path, segmenter: Segmenter, extra: Mapping[str, Any] | None = None) -> Path:
@@ -80,26 +91,13 @@ def save_bundle(path: str | Path, segmenter: Segmenter, extra: Mapping[str, Any]
         }
     except (TypeError, ValueError) as error:
         raise MaskwrightError(f"the bundle's description is not JSON ({error})", "numbers, text and lists") from error
-    temporary = None
+    metadata[CHECKSUM] = checksum(tensors, metadata)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        save_file(tensors, temporary, metadata)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise MaskwrightError(f"{path} cannot be written ({error})", "a writable folder with space") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with atomic_write(path) as beside:
+            save_file(tensors, beside, metadata)
+    except SafetensorError as error:  # what its writer makes of a full disk
+        raise MaskwrightError(f"cannot write {path} ({error})", "a writable folder with space") from error
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _unique_tensors(segmenter: Segmenter) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -142,7 +140,9 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Segment
             described = _read_metadata(path, metadata)
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             with torch.device("meta"):
-                _check_shapes(path, _build(described), shapes, described["shared"])
+                plan = _build(described)
+                _check_shapes(path, plan, shapes, described["shared"])
+                _must_fit_together(path, plan)
             segmenter = _build(described)
             state = {name: file.get_tensor(name) for name in shapes}
     except (SafetensorError, OSError) as error:
@@ -151,6 +151,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Segment
             "a whole .safetensors file made by maskwright",
             "copy or train it again",
         ) from error
+    sum_found = checksum(state, metadata) if CHECKSUM in metadata else ""
     state.update({name: state[target] for name, target in described["shared"].items()})
     wanted = segmenter.state_dict()
     if wrong := [name for name, value in state.items() if value.dtype != wanted[name].dtype]:
@@ -158,6 +159,12 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Segment
             f"{path}: tensor {wrong[0]} is {state[wrong[0]].dtype}",
             f"{wanted[wrong[0]].dtype}",
             "train it again",
+        )
+    if CHECKSUM in metadata and metadata[CHECKSUM] != sum_found:
+        raise MaskwrightError(
+            f"{path} was damaged on the way or on the disk: its checksum does not fit",
+            "the file as it was saved",
+            "copy or train it again",
         )
     segmenter.load_state_dict(state)
     segmenter.extra = described["extra"]
@@ -177,19 +184,22 @@ def _read_metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             f"version {VERSION}",
             "update maskwright (pip install -U maskwright)",
         )
-    if set(metadata) != FIELDS:
-        odd = sorted(set(metadata) ^ FIELDS)
+    if set(metadata) - {CHECKSUM} != FIELDS:
+        odd = sorted((set(metadata) - {CHECKSUM}) ^ FIELDS)
         raise MaskwrightError(f"{path} has missing or unknown metadata {', '.join(odd)[:80]}", WHOLE)
     if long := next((k for k, v in metadata.items() if len(v) > MAX_METADATA), None):
         raise MaskwrightError(f"{path}: metadata {long} has {len(metadata[long])} bytes", f"at most {MAX_METADATA}")
     described: dict[str, Any] = {"method": metadata["method"], "notes": metadata["notes"]}
     for name in ("spec", "classes", "extra", "shared"):
         try:
-            described[name] = json.loads(metadata[name])
-        except (ValueError, RecursionError) as error:
+            described[name] = parse_json(metadata[name])
+        except Damage as error:
             raise MaskwrightError(f"{path}: metadata {name} is not JSON ({error})", WHOLE) from error
         if not isinstance(described[name], dict):
             raise MaskwrightError(f"{path}: metadata {name} is no JSON object", WHOLE)
+    for name, shape in (("shared", {str: str}), ("extra", EXTRA)):
+        if told := misfit(described[name], shape, name):
+            raise MaskwrightError(f"{path}: in the metadata {told[:200]}", WHOLE)
     described["classes"] = _read_classes(path, described["classes"])
     described["preprocess"] = Preprocess.from_json(metadata["preprocess"])
     described["provenance"] = Provenance.from_json(metadata["provenance"])
@@ -203,7 +213,7 @@ def _read_classes(path: Path, record: dict[str, Any]) -> ClassTable:
         isinstance(names, list)
         and isinstance(colors, list)
         and len(names) == len(colors)
-        and all(isinstance(name, str) for name in names)
+        and all(isinstance(name, str) and len(name) <= MAX_NAME for name in names)
         and all(
             isinstance(c, list) and len(c) == 3 and all(type(v) is int and 0 <= v <= 255 for v in c) for c in colors
         )
@@ -236,3 +246,26 @@ def _check_shapes(path: Path, plan: Segmenter, shapes: dict[str, tuple[int, ...]
                 "the tensors that its description names",
                 "copy or train it again",
             )
+
+
+@torch.inference_mode()
+def _must_fit_together(path: Path, plan: Segmenter) -> None:
+    """Runs the parts on a picture without memory: each must take what the one before gives."""
+    m = plan.multiple_of
+    size = plan.preprocess.size or (max(m, -(-64 // m) * m),) * 2
+    try:
+        logits = plan(torch.empty(1, 3, *size))
+        shape = tuple(logits.shape)
+    except NotImplementedError:
+        return  # a part that computes with values; those without memory have none
+    except Exception as error:  # whatever a layer says that gets another shape than its own
+        raise MaskwrightError(
+            f"{path}: its parts do not fit each other ({' '.join(str(error).split())[:160]})",
+            "parts of matching widths",
+            "copy or train it again",
+        ) from error
+    if len(shape) != 4 or shape[1] != len(plan.classes):
+        raise MaskwrightError(
+            f"{path}: its parts give {shape[1:2] or shape} maps for {len(plan.classes)} classes", "one map a class",
+            "copy or train it again",
+        )  # fmt: skip

@@ -19,6 +19,12 @@ import torch.nn.functional as F
 from maskwright.errors import MaskwrightError
 from maskwright.models.provenance import Provenance, read_numbers, read_record
 
+MAX_SIDE = 4096
+"""Pixels of `size` and `short_side` at most: every image is brought up to them; at 100,000 it takes 30 GB and more."""
+MAX_LONG_SIDE = 1_000_000
+"""Of `long_side`, which only ever makes images smaller."""
+MAX_MULTIPLE = 1024
+"""Of `multiple_of`; networks have up to 64."""
 MAX_ASPECT = 16
 """Images longer than this many times their width are scaled to the area of one of this aspect: a strip of 1
 x 5000 pixels brought to a short side of 320 would have 1.6 million columns."""
@@ -53,12 +59,13 @@ class Preprocess:
             raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, std above 0")
         if self.size is not None and (self.short_side or self.long_side):
             raise ValueError("give size, or short_side and long_side, not both")
-        for name in ("short_side", "long_side", "multiple_of"):
+        most = {"short_side": MAX_SIDE, "long_side": MAX_LONG_SIDE, "multiple_of": MAX_MULTIPLE}
+        for name, limit in most.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"size is {self.size}, expected at least 1 x 1")
+            if value is not None and not 1 <= value <= limit:
+                raise ValueError(f"{name} is {value}, expected 1 to {limit}")
+        if self.size is not None and not all(1 <= side <= MAX_SIDE for side in self.size):
+            raise ValueError(f"size is {self.size}, expected 1 to {MAX_SIDE} a side")
 
     @classmethod
     def for_backbone(cls, provenance: Provenance, **sizes: Any) -> Preprocess:
@@ -164,7 +171,7 @@ class Preprocess:
         for name in ("short_side", "long_side", "multiple_of"):
             value = values.get(name, 1)
             optional = value is None and name != "multiple_of"
-            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value > 1_000_000):
+            if not optional and (not isinstance(value, int) or isinstance(value, bool)):
                 raise MaskwrightError(f"preprocess field {name} is {value!r}", "a whole number of pixels")
         if values.get("size") is not None:
             values["size"] = (int(values["size"][0]), int(values["size"][1]))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from maskwright.data.artefacts import Damage, parse_json
 from maskwright.errors import MaskwrightError
 
 NO_LABELS = "none"
@@ -94,8 +94,8 @@ def read_record(
     """
     if isinstance(record, str):
         try:
-            record = json.loads(record)
-        except (json.JSONDecodeError, RecursionError) as error:
+            record = parse_json(record)
+        except Damage as error:
             raise MaskwrightError(f"{what} is not readable JSON ({error})", "a JSON object") from error
     if not isinstance(record, Mapping):
         raise MaskwrightError(f"{what} is {type(record).__name__}", "a JSON object")

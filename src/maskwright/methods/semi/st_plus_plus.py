@@ -33,7 +33,6 @@ Legend: B batch, C classes, S crop side, (H, W) image size, T teacher, K = 3 of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,21 +40,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from maskwright.data.artefacts import write_record
 from maskwright.data.augment import PRESETS, erase, photometric
-from maskwright.data.files import write_json
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.data.mixing import unimatch_box
 from maskwright.data.sampler import PairSampler
 from maskwright.data.sources import BothLabels, Labels, StoredLabels
-from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
+from maskwright.engine.checkpoint import load_checkpoint, load_part, save_checkpoint
 from maskwright.engine.config import option
 from maskwright.engine.contract import Stage
 from maskwright.engine.criteria import IGNORE
 from maskwright.engine.distributed import all_reduce_sum, barrier, rank, share, world_size
-from maskwright.engine.records import save_tensors
 from maskwright.engine.segmenting import (
     Batch,
     NetworkConfig,
@@ -72,6 +69,7 @@ from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
 from maskwright.models.networks import Network
 from maskwright.models.segmenter import Segmenter
+from maskwright.models.tensors import save_tensors
 from maskwright.ops.thresholds import ClassHistogram, class_balanced_labels
 from maskwright.predict.inference import predict_mask, predict_probs
 
@@ -337,10 +335,12 @@ class STPlusPlus(NetworkMethod):
             state = load_checkpoint(path)
             if state is None:
                 raise MaskwrightError(
-                    f"the teacher left no {path.name}", str(path), "delete its stage's folder, resume"
+                    f"the teacher left no {path.name}",
+                    str(path),
+                    f"delete its folder {folder} and repeat the command with --resume",
                 )
             network = make_network(self.context, self.config)
-            network.load_state_dict(state["network"])
+            load_part(network, state, "network", path)
             found.append(network.eval())
         return [*found, trained_network(self.context, self.config, folder, chosen=False)]
 
@@ -353,14 +353,21 @@ class STPlusPlus(NetworkMethod):
         parts = [folder / "reliability" / f"{k:06d}.json" for k in range(len(chunks))]
         for chunk, part in share(list(zip(chunks, parts))):
             if not part.exists():
-                write_json(part, {context.data.items[i].name: self.reliability(segmenters, i) for i in chunk})
+                found = {context.data.items[i].name: self.reliability(segmenters, i) for i in chunk}
+                write_record(part, {"reliability": found})
         barrier()
         scores: dict[str, float] = {}
         for part in parts:
-            scores |= json.loads(part.read_text())
+            at = part.relative_to(folder).as_posix()
+            scores |= context.run.artefact("rank", at, {"reliability": {str: float}})["reliability"]
+        if scores.keys() != {context.data.items[i].name for i in images}:
+            raise MaskwrightError(
+                f"{folder} judges other photographs", f"the {len(images)} of this run",
+                f"delete {folder} and repeat the command with --resume",
+            )  # fmt: skip
         reliable, unreliable = split_by_reliability(scores, self.config.reliable)
         if context.run.writes:
-            write_json(folder / RANKING, {"reliable": reliable, "unreliable": unreliable, "reliability": scores})
+            write_record(folder / RANKING, {"reliable": reliable, "unreliable": unreliable, "reliability": scores})
         barrier()
         mean = [float(np.mean([scores[n] for n in names])) for names in (reliable, unreliable) if names]
         context.note(
@@ -376,7 +383,7 @@ class STPlusPlus(NetworkMethod):
 
     def ranking(self) -> dict[str, Any]:
         """What `rank` wrote."""
-        return json.loads((self.folder("rank") / RANKING).read_text())
+        return self.context.run.artefact("rank", RANKING, {"reliable": [str], "unreliable": [str]})
 
     # ------------------------------------------------------------------ pseudo-labels
 
@@ -443,7 +450,7 @@ class STPlusPlus(NetworkMethod):
                 lam, counts = histogram.thresholds(self.config.portion), histogram.counts.sum(1)
                 save_tensors(path, {"lam": lam, "counts": counts})
             barrier()
-        return load_file(path)["lam"]
+        return context.run.tensors(folder.name, THRESHOLDS, {"lam": "C"})["lam"]
 
     def predictions(self, segmenter: Segmenter, images: Sequence[int]) -> Iterator[Any]:
         """Ids and confidences of images, one at a time."""

@@ -22,7 +22,6 @@ Legend: N positions of one photograph, k eigenvectors, S segments of all photogr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,24 +31,23 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
-from maskwright.data.files import file_for, write_json
+from maskwright.data.artefacts import write_record
+from maskwright.data.files import file_for
 from maskwright.data.masks import read_mask, write_mask
 from maskwright.data.sampler import Sampler
-from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, rank, share, world_size
-from maskwright.engine.frozen import FrozenFeatures, cluster_rows, fit_reduction, frozen_features, projection
+from maskwright.engine.frozen import REDUCTION, FrozenFeatures, cluster_rows, fit_reduction, frozen_features, projection
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
-from maskwright.engine.records import save_tensors
 from maskwright.engine.seeding import derive, seed_step
-from maskwright.errors import MaskwrightError
 from maskwright.models.heads import ConvDecoder, CosineClassifier, LinearClassifier, Part, Projection, Sequential
-from maskwright.models.preprocess import resize_uint8
+from maskwright.models.preprocess import MAX_SIDE, resize_uint8
 from maskwright.models.segmenter import Segmenter
+from maskwright.models.tensors import save_tensors
 from maskwright.ops.affinity import color_knn_affinity, combine, feature_affinity
 from maskwright.ops.components import bounding_box, largest_component
 from maskwright.ops.guided import guided_filter
@@ -67,7 +65,7 @@ BACKGROUND_NAMES = ("background", "other", "void", "ground")
 class DeepSpectralConfig:
     """Options of `deep_spectral`."""
 
-    short_side: int = option(320, "pixels; shorter side of the network's input", low=16)
+    short_side: int = option(320, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE)
     layers: tuple[int, ...] | None = option(None, "blocks or stages for the graph; none: last block, or stride 16")
     kind: str | None = option(None, "what of a transformer block; none: its keys", choices=("tokens", "q", "k", "v"))
     color: float = option(10.0, "weight lambda of the colour affinity beside that of features", low=0.0)
@@ -198,7 +196,8 @@ class DeepSpectral(Method):
         barrier()
 
     def _spectrum(self, i: int) -> tuple[Tensor, Tensor]:
-        t = load_file(file_for(self.context.run.path / "spectra", self.names[i], ".safetensors"))
+        expected = {"values": "K", "vectors": "HWK"}
+        t = self.context.run.tensors("spectra", file_for("", self.names[i], ".safetensors"), expected)
         return t["values"], t["vectors"]
 
     def segments(self, folder: Path) -> None:
@@ -209,11 +208,12 @@ class DeepSpectral(Method):
             mask = self.object_mask(i, values, vectors)
             write_mask(file_for(folder / "objects", name, ".png"), mask.astype(np.uint8))
             write_mask(file_for(folder / "segments", name, ".png"), self.segment(i, values, vectors))
-            write_json(file_for(folder / "boxes", name, ".json"), bounding_box(largest_component(mask)))
+            write_record(file_for(folder / "boxes", name, ".json"), {"box": bounding_box(largest_component(mask))})
         barrier()
         if self.context.run.writes:
-            boxes = {n: json.loads(file_for(folder / "boxes", n, ".json").read_text()) for n in self.names}
-            write_json(folder / "boxes.json", boxes)
+            read, shape = self.context.run.artefact, {"box": ([int], None)}
+            boxes = {n: read("segments", file_for("boxes", n, ".json"), shape)["box"] for n in self.names}
+            write_record(folder / "boxes.json", {"boxes": boxes})
 
     def object_map(self, values: Tensor, vectors: Tensor) -> Tensor:
         """How much each grid position belongs to the object (h, w), in [0, 1]."""
@@ -294,7 +294,7 @@ class DeepSpectral(Method):
         return Sequential(reduce, decoder, LinearClassifier(self.config.hidden, self.context.classes))
 
     def _labels(self) -> dict[str, Tensor]:
-        return load_file(self.context.run.path / "cluster" / LABELS)
+        return self.context.run.tensors("cluster", LABELS, {**REDUCTION, "prototypes": "CE"})
 
     def self_train(self, folder: Path) -> None:
         """Trains a head on the masks of the cluster stage."""
@@ -315,14 +315,8 @@ class DeepSpectral(Method):
         context = self.context
         if self.config.self_train:
             head = self._head()
-            state = load_checkpoint(context.run.path / "self_train" / CHECKPOINT)
-            if state is None:
-                raise MaskwrightError(
-                    "the self_train stage left no checkpoint",
-                    "its checkpoint.pt",
-                    "delete its folder, resume",
-                )
-            head.load_state_dict(state["parts"]["module.head"])
+            path = context.run.path / "self_train" / CHECKPOINT
+            load_part(head, stage_parts(path), "module.head", path)
             decoder: Part = Sequential(head[0], head[1])
             classifier: Part = head[2]
         else:

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file
+from torch import Tensor
 
 from maskwright.engine.config import option
 from maskwright.engine.contract import Stage
-from maskwright.engine.frozen import cluster_rows, decoded_rows, fit_reduction, projection
+from maskwright.engine.frozen import REDUCTION, cluster_rows, decoded_rows, fit_reduction, projection
 from maskwright.engine.frozen_method import FrozenConfig, FrozenMethod
-from maskwright.engine.records import save_tensors
 from maskwright.models.heads import CosineClassifier, Projection
 from maskwright.models.segmenter import Segmenter
+from maskwright.models.tensors import save_tensors
 
 CLUSTERS = "clusters.safetensors"
 
@@ -77,12 +77,16 @@ class KMeans(FrozenMethod):
 
     def embedding(self) -> Projection:
         """PCA, without length."""
-        return projection(load_file(self.context.run.path / "cluster" / CLUSTERS))
+        return projection(self.clusters())
+
+    def clusters(self) -> dict[str, Tensor]:
+        """The artefact of `cluster`: the reduction and the centres."""
+        return self.context.run.tensors("cluster", CLUSTERS, {**REDUCTION, "centers": "KE"})
 
     def segmenter(self) -> Segmenter:
         """Encoder, projection and cosine to the cluster centres."""
         context = self.context
-        t = load_file(context.run.path / "cluster" / CLUSTERS)
+        t = self.clusters()
         return Segmenter(
             encoder=self.features.encoder,
             decoder=projection(t, normalize=True),

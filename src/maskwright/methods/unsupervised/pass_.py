@@ -30,7 +30,6 @@ Legend: B photographs, V crops, F width of the deepest stage, d embedding width,
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +37,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from maskwright.data.artefacts import write_record
 from maskwright.data.augment import photometric
 from maskwright.data.classes import ClassTable
-from maskwright.data.files import write_json
 from maskwright.data.labels import LabelStore
 from maskwright.data.sampler import Sampler
 from maskwright.data.sources import StoredLabels
@@ -55,7 +53,7 @@ from maskwright.engine.attention import (
     is_other,
     oracle_threshold,
 )
-from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import rank, share, world_size
@@ -65,15 +63,15 @@ from maskwright.engine.instance import InstanceLoss, MoCo, SimSiam, SwAV, synchr
 from maskwright.engine.larc import LARC, two_rates
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.multicrop import Crops, MultiCrops
-from maskwright.engine.records import save_tensors
 from maskwright.engine.seeding import seed_step
 from maskwright.engine.segmenting import precision_of
 from maskwright.errors import MaskwrightError
 from maskwright.models.bundle import save_bundle
 from maskwright.models.heads import LinearClassifier
 from maskwright.models.pass_parts import AttendedClusters, Embedded, PassNetwork, PixelAttention
-from maskwright.models.preprocess import Preprocess
+from maskwright.models.preprocess import MAX_SIDE, Preprocess
 from maskwright.models.segmenter import BackboneEncoder, Segmenter
+from maskwright.models.tensors import save_tensors
 from maskwright.ops.pixel_alignment import p2p_loss
 
 CENTROIDS = "centroids.safetensors"
@@ -149,7 +147,9 @@ class PassConfig:
     finetune_epochs: int = option(None, "passes over the pseudo-labels; 0: the clusters are the result (preset)", low=0)
     finetune_lr: float = option(None, "LARC's factor there (preset)", low=0)
     finetune_share: float = option(None, "share of it for the backbone (preset)", low=0)
-    short_side: int = option(None, "shorter side for clustering, labelling and prediction, pixels (preset)", low=32)
+    short_side: int = option(
+        None, "shorter side for clustering, labelling and prediction, pixels (preset)", low=32, high=MAX_SIDE
+    )
     restarts: int = option(None, "k-means starts; the best inertia is kept (preset)", low=1)
     threshold: float | None = option(None, "least mean gate of what is not other; none: Otsu's, or 0", low=0, high=1)
     oracle_threshold: bool = option(False, "choose it by the mIoU of the run's own masks, as the authors do")
@@ -307,13 +307,13 @@ class Pass(Method):
             c.dim, c.prototypes, temperature=c.temperature, eps=c.eps, frozen=frozen, queue=queue, queue_from=queue_from
         )
 
+    def checkpoint(self, stage: str) -> Path:
+        """Where a training stage left its last checkpoint."""
+        return self.context.run.path / stage / CHECKPOINT
+
     def artefact(self, stage: str) -> dict[str, Any]:
         """The parts of a training stage's last checkpoint."""
-        path = self.context.run.path / stage / CHECKPOINT
-        state = load_checkpoint(path)
-        if state is None:
-            raise MaskwrightError(f"the {stage} stage left no checkpoint", str(path), "delete its folder, add --resume")
-        return state["parts"]
+        return stage_parts(self.checkpoint(stage))
 
     def fit(self, training: Training, stage: str, folder: Path, steps: int, images: int) -> None:
         """A training stage through the one loop: cosine to a thousandth, images in random order."""
@@ -352,7 +352,7 @@ class Pass(Method):
     def pretrained(self, stage: str = "pretrain") -> PassNetwork:
         """The network as a stage left it."""
         network = self.network()
-        network.load_state_dict(self.artefact(stage)["module.network"])
+        load_part(network, self.artefact(stage), "module.network", self.checkpoint(stage))
         return network.eval()
 
     def attend(self, folder: Path) -> None:
@@ -379,7 +379,7 @@ class Pass(Method):
                 PixelAttention(self.context.backbone.widths[self.context.backbone.stage_layers[-1]]),
                 "attention",
             )
-            gate.load_state_dict(self.artefact(stage)["module.attention"])
+            load_part(gate, self.artefact(stage), "module.attention", self.checkpoint(stage))
         return self.encoder(self.pretrained(stage).backbone), gate
 
     def encoder(self, backbone: Any) -> BackboneEncoder:
@@ -410,7 +410,7 @@ class Pass(Method):
         context, names = self.context, self.named(self.centroids())
         t = self.threshold(names)
         if context.run.writes:
-            write_json(folder / THRESHOLD, asdict(t))
+            write_record(folder / THRESHOLD, asdict(t))
             save_bundle(folder / CLUSTERS, self.assembled(self.attended[0], self.rule(self.centroids(), t.value)), {})
         names.write(LabelStore(folder / "labels", context.table), t.value)
 
@@ -444,7 +444,7 @@ class Pass(Method):
 
     def centroids(self) -> Tensor:
         """The artefact of `cluster`, (K, F)."""
-        return load_file(self.context.run.path / "cluster" / CENTROIDS)["centroids"]
+        return self.context.run.tensors("cluster", CENTROIDS, {"centroids": "KF"})["centroids"]
 
     def assembled(self, encoder: BackboneEncoder, classifier: Any) -> Segmenter:
         """A segmenter with the deepest stage as its features."""
@@ -474,7 +474,7 @@ class Pass(Method):
         """The fine-tuned network, or the labelling rule itself where there is no fine-tuning."""
         if self.config.finetune_epochs:
             segmenter = self.unfinished()
-            segmenter.load_state_dict(self.artefact("finetune")["module.network"])
+            load_part(segmenter, self.artefact("finetune"), "module.network", self.checkpoint("finetune"))
             return segmenter.eval()
-        t = json.loads((self.context.run.path / "label" / THRESHOLD).read_text())["value"]
+        t = self.context.run.artefact("label", THRESHOLD, {"value": float})["value"]
         return self.assembled(self.attended[0], self.rule(self.centroids(), t)).eval()

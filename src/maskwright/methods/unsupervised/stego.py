@@ -31,22 +31,21 @@ from typing import ClassVar
 import faiss
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskwright.data.sampler import Sampler
-from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.config import option
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import rank, world_size
-from maskwright.engine.frozen import FrozenFeatures, cluster_rows, decoded_rows, fit_reduction, projection
+from maskwright.engine.frozen import REDUCTION, FrozenFeatures, cluster_rows, decoded_rows, fit_reduction, projection
 from maskwright.engine.frozen_method import FrozenConfig, FrozenMethod
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
-from maskwright.engine.records import save_tensors
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
 from maskwright.models.heads import CosineClassifier, L2Norm, Projection, Sequential, StegoHead
 from maskwright.models.segmenter import Segmenter
+from maskwright.models.tensors import save_tensors
 
 PAIRS = ("self", "knn", "rand")
 PREPARED = "prepared.safetensors"
@@ -290,7 +289,15 @@ class Stego(FrozenMethod):
     @cached_property
     def prepared(self) -> dict[str, Tensor]:
         """The artefact of `prepare`."""
-        return load_file(self.context.run.path / "prepare" / PREPARED)
+        expected: dict[str, str | tuple[str, str]] = {"nearest": ("i", "IN"), "shifts": "3", "weights": "3"}
+        t = self.context.run.tensors("prepare", PREPARED, expected | REDUCTION)
+        images = len(self.context.data)
+        if len(t["nearest"]) != images or not bool(((t["nearest"] >= 0) & (t["nearest"] < images)).all()):
+            raise MaskwrightError(
+                "the prepare stage names photographs that the run has not", f"0 to {images - 1}",
+                f"delete {self.context.run.path / 'prepare'} and repeat the command with --resume",
+            )  # fmt: skip
+        return t
 
     @property
     def reduction(self) -> Projection:
@@ -363,15 +370,12 @@ class Stego(FrozenMethod):
         context.fit(training, "distill", folder, steps)
 
     def _trained(self) -> tuple[StegoHead, ClusterProbe]:
-        state = load_checkpoint(self.context.run.path / "distill" / CHECKPOINT)
-        if state is None:
-            raise MaskwrightError(
-                "the distill stage left no checkpoint", "its checkpoint.pt", "delete its folder, resume"
-            )
+        path = self.context.run.path / "distill" / CHECKPOINT
+        parts = stage_parts(path)
         head = StegoHead(self.reduction.out, self.config.code, self.config.dropout)
         probe = ClusterProbe(self.context.classes, self.config.code)
-        head.load_state_dict(state["parts"]["module.head"])
-        probe.load_state_dict(state["parts"]["module.probe"])
+        load_part(head, parts, "module.head", path)
+        load_part(probe, parts, "module.probe", path)
         return head.eval(), probe.eval()
 
     def embedding(self) -> Sequential:
@@ -395,7 +399,7 @@ class Stego(FrozenMethod):
     def segmenter(self) -> Segmenter:
         """Encoder, head and cosine to the cluster centres."""
         context = self.context
-        centers = load_file(context.run.path / "cluster" / CENTERS)["centers"]
+        centers = context.run.tensors("cluster", CENTERS, {"centers": "KE"})["centers"]
         return Segmenter(
             encoder=self.features.encoder,
             decoder=self.embedding(),
