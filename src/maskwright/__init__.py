@@ -10,7 +10,12 @@ Names are resolved when first used, so that importing the package costs nothing.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
+import os
+import shutil
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +36,24 @@ _WHERE = {
     "suggest": "maskwright.api",
     "train": "maskwright.api",
 }
+
+
+def _place_for_compiled_code() -> None:
+    """Gives numba a folder of its own where it would find none: it stops at import where neither its caller's folder
+    nor the user's cache can be written (a system account without a home, an installation that is read-only)."""
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    while os.path.isabs(user) and not os.path.exists(user):
+        user = os.path.dirname(user)
+    ours = os.path.join(os.path.dirname(__file__), "ops")
+    if "NUMBA_CACHE_DIR" in os.environ or any(os.path.isabs(p) and os.access(p, os.W_OK) for p in (ours, user)):
+        return
+    with contextlib.suppress(OSError):
+        # A new one each time: numba runs what lies in it, so it must be nobody else's.
+        os.environ["NUMBA_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="maskwright-compiled-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+_place_for_compiled_code()
 
 
 def __getattr__(name: str) -> Any:

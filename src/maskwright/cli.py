@@ -333,6 +333,8 @@ def main() -> None:
         if not hasattr(error, "format_message"):  # its own errors: an unknown verb or option, a wrong type
             raise
         _stop(f"{' '.join(error.format_message().split())}; see maskwright --help")
+    if code == 130:  # what newer option parsers make of an interrupt
+        _stop(INTERRUPTED)
     sys.exit(code or 0)
 
 

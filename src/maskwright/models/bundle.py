@@ -252,8 +252,8 @@ def _check_shapes(path: Path, plan: Segmenter, shapes: dict[str, tuple[int, ...]
 def _must_fit_together(path: Path, plan: Segmenter) -> None:
     """Runs the parts on a picture without memory: each must take what the one before gives."""
     m = plan.multiple_of
-    size = plan.preprocess.size or (max(m, -(-64 // m) * m),) * 2
     try:
+        size = plan.preprocess.target_size((64, 64)) if plan.preprocess.size else (-(-64 // m) * m,) * 2
         logits = plan(torch.empty(1, 3, *size))
         shape = tuple(logits.shape)
     except NotImplementedError:
