@@ -46,7 +46,7 @@ def doctor(
 
     with Progress(quiet=json).counter("examining") as count:
         diagnosis = examine(data, progress=count, reading=Reading.parse(labels, void, range))
-    _print_json(diagnosis.to_json()) if json else typer.echo(diagnosis.text())
+    _print_json(diagnosis.to_json()) if json else _show(diagnosis.text())
 
 
 @app.command()
@@ -191,7 +191,7 @@ def suggest(
     for name, why in found.skipped:
         bar.say(f"skipped {printable(name)}: {why}")
     for row in found:
-        typer.echo(f"{row.rank:4d}  {row.score:8.4f}  {printable(row.name)}")
+        _show(f"{row.rank:4d}  {row.score:8.4f}  {printable(row.name)}")
     bar.say(f"{len(found)} of {found.pool} images without a mask, by {found.by}: {out / 'sheet.png'}")
 
 
@@ -217,7 +217,7 @@ def evaluate(
         predictions, truth, protocol=protocol, split=split, labels=labels, void=void, range=range,
         predicted_labels=predicted_labels,
     )  # fmt: skip
-    typer.echo(scores.table())
+    _show(scores.table())
     if json is not None:
         write_json(json, scores.to_json())
 
@@ -248,7 +248,7 @@ def probe(
         encoder, data, protocol, bank=bank, split=split, weights=weights, out=out, steps=steps, seed=seed,
         device=device, settings=dict(_key_value(s) for s in set_ or []), labels=labels, void=void, range=range,
     )  # fmt: skip
-    typer.echo(scores.table())
+    _show(scores.table())
     if json is not None:
         write_json(json, scores.to_json())
 
@@ -303,6 +303,13 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
     return values
 
 
+def _show(text: str) -> None:
+    """Prints text whose file names the terminal does not obey."""
+    from maskwright.data.names import printable
+
+    typer.echo(printable(text, keep="\n\t"))
+
+
 def _print_json(value: object) -> None:
     import json
 
@@ -319,7 +326,9 @@ def main() -> None:
         _stop(INTERRUPTED)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            _stop("a path is longer than this system takes; choose a folder with a shorter path")
+            from maskwright.data.files import too_long
+
+            _stop(str(too_long(Path(os.fsdecode(error.filename or "")))))
         if error.errno not in _DISK_ERRORS:
             raise
         _stop(f"{error.strerror}: {error.filename or 'output'}; make room and repeat, with --resume for a training")
@@ -333,8 +342,10 @@ def main() -> None:
 
 
 def _stop(line: str) -> NoReturn:
+    from maskwright.data.names import printable
+
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"maskwright: {line}", file=sys.stderr)
+        print(f"maskwright: {printable(line)}", file=sys.stderr)
     sys.exit(2)
 
 

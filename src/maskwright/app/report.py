@@ -19,6 +19,7 @@ from maskwright.app.pictures import PREVIEWS, figure, swatch
 from maskwright.app.plots import bar, curve, format_number
 from maskwright.data.classes import ClassTable, default_palette
 from maskwright.data.files import write_text
+from maskwright.data.names import printable
 from maskwright.errors import MaskwrightError
 from maskwright.models.provenance import NO_LABELS
 
@@ -71,7 +72,8 @@ def write_report(run_folder: str | Path) -> Path:
     sections.append(
         f"<footer>Made by maskwright{' ' + made if made else ''}. This file needs nothing beside it.</footer>"
     )
-    write_text(folder / REPORT, frame(f"{_method_title(run)}: run report", "\n".join(s for s in sections if s)))
+    page = frame(f"{_method_title(run)}: run report", "\n".join(s for s in sections if s))
+    write_text(folder / REPORT, printable(page, keep="\n\t"))
     return folder / REPORT
 
 
