@@ -78,7 +78,7 @@ def main() -> None:
     test = data.split("test")
     usual = [(test.image(i), test.mask(i)) for i in range(0, len(test), 20)]
     print(f"as they are, 480 x 360: mIoU {judge(model, usual, 0)[0]:.1f}")
-    print("| picture | size | chosen | mIoU whole | mIoU tiles | confidence whole | tiles |")
+    print("| picture | size | chosen | mIoU whole | mIoU tiles | confidence whole | confidence tiles |")
     print("|---|---|---|---|---|---|---|")
     for n in options.times:
         for kind, pictures in ((f"mosaic {n} x {n}", mosaic(test, n)), (f"enlarged {n} times", enlarged(test, n))):

@@ -303,3 +303,53 @@ def test_disk_full_while_training_keeps_what_was_there(maskwright, tmp_path, mon
     code, _, err = maskwright(*arguments, "--resume")
     assert code == 0, err
     assert "already done" in err
+
+
+def test_names_of_any_bytes_go_through_every_verb(maskwright, trained, tmp_path):
+    data = write_tiny_folder(tmp_path / "odd", count=4)
+    names = [b"caf\xe9", b"esc\x1b[31m", "航空写真".encode() * 20 + b"aaaaaaaaaaa", b"=1+2"]
+    for k, name in enumerate(names):
+        for folder in ("images", "masks"):
+            (data / folder / f"picture_{k:02d}.png").rename(data / folder / f"{os.fsdecode(name)}.png")
+    for file in ("tags.csv", "captions.csv", "splits/train.txt", "splits/test.txt"):
+        (data / file).unlink()
+    (data / "images" / "bad\x1b[31m.png").write_text("no image")
+    hidden = tmp_path / "none.txt"
+    hidden.write_text('"caf\\udce9"\n')
+    run = tmp_path / "run"
+    train = ["train", data, "--method", "kmeans", "--classes", 3, "--out", run, *FAST]
+    predict = ["predict", run, data, "--out", tmp_path / "masks", "--confidence", "--overlays"]
+    suggest = ["suggest", run, data, "--labeled", hidden, "--count", 9, "--out", tmp_path / "next", "--device", "cpu"]
+    evaluate = ["evaluate", tmp_path / "masks", data, "--protocol", "hungarian"]
+    said = {}
+    for arguments in (["doctor", data], train, predict, suggest, evaluate):
+        code, out, err = maskwright(*arguments)
+        said[arguments[0]] = err
+        assert code in (0, 2 if arguments[0] == "doctor" else 0), err
+        assert "\x1b" not in out + err and "Traceback" not in err, arguments
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 4
+    assert "bad\\x1b[31m" in said["predict"]
+    assert len((tmp_path / "next" / "names.txt").read_text().splitlines()) == 3
+
+
+def test_the_choice_of_tiles_is_said_and_can_be_made(maskwright, trained, tmp_path):
+    data, run = trained
+    large = tmp_path / "large"
+    large.mkdir()
+    for name in ("picture_00", "picture_01"):
+        Image.open(data / "images" / f"{name}.png").resize((640, 480)).save(large / f"{name}.png")
+    shutil.copy(data / "images" / "picture_02.png", large)
+    masks = {}
+    for tile in ("auto", "none", "0", "48", ""):
+        option = ["--tile", tile] if tile else []
+        code, _, err = maskwright("predict", run, large, "--out", tmp_path / f"out{tile}", *option)
+        assert code == 0, err
+        assert err.count("2 of 3 images") == (tile in ("auto", "")) and ("--tile none" in err) == (tile in ("auto", ""))
+        masks[tile] = np.array(Image.open(tmp_path / f"out{tile}" / "picture_00.png"))
+    assert (masks["auto"] == masks["48"]).all() and (masks["auto"] == masks[""]).all()
+    assert (masks["none"] == masks["0"]).all() and (masks["none"] != masks["48"]).any()
+    for wrong, words in (("some", "--tile some"), ("3", "tile is 3"), ("-8", "tile is")):
+        bad(maskwright("predict", run, large, "--out", tmp_path / "x", "--tile", wrong), words)
+    bad(maskwright("predict", run, large, "--out", tmp_path / ("x" * 300)), "longer than this system takes")
+    bad(maskwright("predict", run, tmp_path / ("x" * 300), "--out", tmp_path / "x"), "longer than this")
+    bad(maskwright("train", large, "--method", "kmeans", "--out", tmp_path / ("x" * 300), *FAST), "longer than this")

@@ -48,7 +48,7 @@ def doctor(
 
     with Progress(quiet=json).counter("examining") as count:
         diagnosis = examine(data, progress=count, reading=Reading.parse(labels, void, range))
-    _print_json(diagnosis.to_json()) if json else typer.echo(diagnosis.text())
+    _print_json(diagnosis.to_json()) if json else _echo(diagnosis.text())
 
 
 @app.command()
@@ -154,7 +154,7 @@ def predict(
     if tags:
         bar.say(f"tags: {done.tagged} of {len(data)} images have them")
     for name, why in done.skipped:
-        bar.say(f"skipped {shown(name)}: {why}")
+        bar.say(f"skipped {name}: {why}")
     bar.say(f"{done.written} masks in {out}" + (f", {len(done.skipped)} images skipped" if done.skipped else ""))
     if not done.written:
         raise MaskwrightError(f"none of the {len(data)} images could be read", "at least one", "run maskwright doctor")
@@ -189,9 +189,9 @@ def suggest(
         seed=seed, device=device, labels=labels, void=void, range=range, progress=bar,
     )  # fmt: skip
     for name, why in found.skipped:
-        bar.say(f"skipped {shown(name)}: {why}")
+        bar.say(f"skipped {name}: {why}")
     for row in found:
-        typer.echo(f"{row.rank:4d}  {row.score:8.4f}  {shown(row.name)}")
+        _echo(f"{row.rank:4d}  {row.score:8.4f}  {row.name}")
     bar.say(f"{len(found)} of {found.pool} images without a mask, by {found.by}: {out / 'sheet.png'}")
 
 
@@ -220,7 +220,7 @@ def evaluate(
         predictions, truth, protocol=protocol, split=split, labels=labels, void=void, range=range,
         predicted_labels=predicted_labels, allow_missing=allow_missing,
     )  # fmt: skip
-    typer.echo(scores.table())
+    _echo(scores.table())
     if json is not None:
         write_json(json, scores.to_json())
 
@@ -251,7 +251,7 @@ def probe(
         encoder, data, protocol, bank=bank, split=split, weights=weights, out=out, steps=steps, seed=seed,
         device=device, settings=dict(_key_value(s) for s in set_ or []), labels=labels, void=void, range=range,
     )  # fmt: skip
-    typer.echo(scores.table())
+    _echo(scores.table())
     if json is not None:
         write_json(json, scores.to_json())
 
@@ -306,6 +306,11 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
     return values
 
 
+def _echo(text: str) -> None:
+    """Prints text whose file names the terminal does not obey."""
+    typer.echo(shown(text, lines=True))
+
+
 def _print_json(value: object) -> None:
     import json
 
@@ -323,7 +328,9 @@ def main() -> None:
         _stop(INTERRUPTED)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            _stop("a path is longer than this system takes; choose a folder with a shorter path")
+            from maskwright.data.files import too_long
+
+            _stop(str(too_long(Path(os.fsdecode(error.filename or "")))))
         if error.errno not in _DISK_ERRORS:
             raise
         _stop(f"{error.strerror}: {error.filename or 'output'}; make room and repeat, with --resume for a training")
@@ -351,7 +358,7 @@ def _end_like_an_interrupt(number: signal.Signals) -> None:
 
 def _stop(line: str) -> NoReturn:
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"maskwright: {line}", file=sys.stderr)
+        print(f"maskwright: {shown(line)}", file=sys.stderr)
     sys.exit(2)
 
 

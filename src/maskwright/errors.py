@@ -31,7 +31,7 @@ def shown(text: str, *, lines: bool = False) -> str:
         code = ord(character)
         if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
             return f"\\x{code - 0xDC00:02x}"
-        return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+        return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
     return UNSHOWN.sub(spelled, text)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -11,8 +12,9 @@ from PIL import Image
 
 from maskwright.app.report import write_report
 from maskwright.data.classes import ClassTable
+from maskwright.data.files import file_for
 from maskwright.data.masks import write_mask
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, shown
 
 EVIL = "<script>alert(1)</script>\"&'"
 VOID = {"meta", "link", "img", "br", "line", "rect", "polyline"}
@@ -216,3 +218,20 @@ def test_no_run_is_told(tmp_path):
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(MaskwrightError):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [EVIL, "a\x1b[2Jb", "\u202egnp.exe", os.fsdecode(b"caf\xe9"), "=cmd|'x'!A0", "空" * 82]
+)
+def test_names_are_shown_as_text(tmp_path, name):
+    (tmp_path / "run.json").write_text(
+        json.dumps(record() | {"data": {"images": 1, "skipped": [[name, f"{name} is bad"]]}})
+    )
+    photo = file_for(tmp_path / "previews", name.replace("/", "|"), ".jpg")
+    photo.parent.mkdir()
+    Image.new("RGB", (8, 6)).save(photo)
+    write_mask(photo.with_suffix(".png"), np.zeros((6, 8), np.uint8))
+    page = Page(write_report(tmp_path).read_bytes().decode("utf-8"))
+    assert page.text.count(shown(name)) >= 2 and len(page.all("figure")) == 1
+    assert shown(name.replace("/", "|")) in next(i["alt"] for i in page.all("img"))
+    assert "script" not in {tag for tag, _ in page.tags} and not set(page.text) & set("\x1b\u202e\udce9")

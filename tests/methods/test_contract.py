@@ -44,6 +44,8 @@ SMALL = {
 """Options that make a run small, for methods that have them; terms that set in later would make a loss rise."""
 STEPS = 8
 NAMES = sorted(TABLE)
+LONGEST = "空" * 82 + "photo"
+assert len(LONGEST.encode()) + len(".png") == 255
 
 
 def settings_for(name: str) -> dict[str, object]:
@@ -83,7 +85,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny", count=10)
+    """Ten pictures, one of which has the longest name that the system takes: 251 bytes and its suffix."""
+    root = write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny", count=10)
+    for folder in ("images", "masks"):
+        (root / folder / "picture_09.png").rename(root / folder / f"{LONGEST}.png")
+    for file in ("tags.csv", "captions.csv", "splits/test.txt"):
+        (root / file).write_text((root / file).read_text().replace("picture_09", LONGEST))
+    return root
 
 
 @pytest.fixture(scope="module")

@@ -204,3 +204,48 @@ def test_tags_limit_what_is_found_in_a_folder(model, tmp_path):
     (tmp_path / "data" / "tags.csv").write_text("name,tags\na,disk\n")
     with pytest.raises(MaskwrightError, match="nearest is 'disc'"):
         model.predict_folder(tmp_path / "data", tmp_path / "out", tags=True)
+
+
+class Heard:
+    """Stands for a `Progress`: keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_tiles_that_nobody_asked_for_are_said_once_with_the_other_way(tmp_path):
+    for k, size in enumerate([(60, 80), (240, 320), (300, 400)]):
+        Image.fromarray(scene(*size)[0]).save(tmp_path / f"{k}.png")
+    model = Model(ColorSegmenter(short_side=48), {"image_size": [60, 80]})
+    data = open_folder(tmp_path).with_notices("a sentence of the data set")
+    ways = {}
+    for tile in (None, 0, 60):
+        heard = Heard()
+        done = model.predict_folder(data, tmp_path / "out" / str(tile), tile=tile, progress=heard)
+        ways[tile] = [read_mask(tmp_path / "out" / str(tile) / f"{k}.png") for k in range(3)]
+        assert heard.said == done.notices and heard.said[0] == "a sentence of the data set"
+        assert len(heard.said) == (2 if tile is None else 1)
+        if tile is None:
+            said = heard.said[1]
+            assert said.startswith("2 of 3 images (up to 300 x 400 pixels) are seen in tiles of 60 pixels")
+            assert "(60 x 80)" in said and "--tile none" in said
+    for k in (1, 2):
+        np.testing.assert_array_equal(ways[None][k], ways[60][k])
+        assert (ways[None][k] != ways[0][k]).any()
+    np.testing.assert_array_equal(ways[None][0], ways[0][0])
+    large = data.image(2)
+    assert model.predict(large).tile == 60 and model.predict(large, tile=0).tile is None
+    assert model.predict(data.image(0)).tile is None
+
+
+def test_tiles_see_small_things_that_the_whole_view_loses():
+    """A mosaic of pictures: each of its parts comes out as the picture itself does."""
+    image, ids = scene(60, 80)
+    model = Model(ColorSegmenter(short_side=60), {"image_size": [60, 80]})
+    large, truth = np.tile(image, (6, 6, 1)), np.tile(ids, (6, 6))
+    right = {tile: (model.predict(large, tile=tile).mask == truth).mean() for tile in (None, 0)}
+    alone = (model.predict(image).mask == ids).mean()
+    assert right[None] > alone - 0.01 and right[0] < alone - 0.05, (right, alone)

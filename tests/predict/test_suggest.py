@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import maskwright as mw
 from maskwright import api
 from maskwright.data.classes import ClassTable
 from maskwright.data.folder import open_folder
+from maskwright.data.tables import read_csv
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
+from maskwright.models.preprocess import Preprocess
 from maskwright.ops import acquisition as aq
 from maskwright.predict import suggest as sg
 from maskwright.predict.sheet import Shown, draw_sheet, heat_colors
@@ -232,3 +235,49 @@ def test_sheet_shows_photo_overlay_and_heat():
 def test_heat_is_ordered_by_lightness():
     grey = heat_colors(np.linspace(0, 1, 50)) @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(grey) > 0).all()
+
+
+def test_names_come_back_whatever_they_are(run, tmp_path):
+    odd = [
+        "=cmd|' calc'!A0",
+        "-1",
+        "a,b",
+        'say "hi"',
+        "two\nlines",
+        " blank ",
+        "tab\t",
+        os.fsdecode(b"caf\xe9"),
+        "空" * 83,
+    ]
+    data = write_tiny_folder(tmp_path / "odd", count=len(odd), masks=False)
+    for k, name in enumerate(odd):
+        (data / "images" / f"picture_{k:02d}.png").rename(data / "images" / f"{name}.png")
+    for file in ("tags.csv", "captions.csv"):
+        (data / file).unlink()
+    found = mw.suggest(run, data, 99, by="entropy", regions=1, out=tmp_path / "out", device="cpu")
+    assert sorted(found.names) == sorted(odd)
+    for file in ("suggestions.csv", "regions.csv"):
+        assert [r["name"] for r in read_csv(tmp_path / "out" / file)] == found.names
+    chosen = open_folder(data).list_names(tmp_path / "out" / "names.txt")[0]
+    assert chosen == found.names
+    again = mw.suggest(run, data, 99, by="entropy", split=tmp_path / "out" / "names.txt", device="cpu")
+    assert again.names == found.names
+
+
+def test_photographs_that_are_looked_at_shrunk_are_said(run, data):
+    said: list[str] = []
+
+    class Heard(Progress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    model, folder = mw.load(run), open_folder(data).labeled("train").with_notices("of the data set")
+    sg.suggest(model, folder, 2, by="entropy", progress=Heard(quiet=True))
+    assert said == ["of the data set"]
+    model.segmenter.extra |= {"image_size": [10, 12], "largest_size": [10, 12]}
+    model.segmenter.preprocess = Preprocess(short_side=16, multiple_of=16)
+    said.clear()
+    sg.suggest(model, folder, 2, by="entropy", progress=Heard(quiet=True))
+    assert (
+        len(said) == 2 and said[1].startswith("5 of 5 images without a mask are much larger") and "(10 x 12)" in said[1]
+    )

@@ -336,7 +336,7 @@ class Dataset:
         """Hash over names and contents of the images, independent of their order."""
         total = _blake()
         for name, digest in sorted((item.name, self.content_hash(i)) for i, item in enumerate(self.items)):
-            total.update(f"{name}\0{digest}\n".encode())
+            total.update(f"{name}\0{digest}\n".encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
     def readable(self, progress: Callable[[int, int], object] | None = None) -> Dataset:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
+from maskwright.errors import shown
+
 T = TypeVar("T")
 
 
@@ -31,9 +33,9 @@ class Progress:
         self.terminal = not quiet and sys.stderr.isatty()
 
     def say(self, text: str) -> None:
-        """Prints one line."""
+        """Prints one line; control characters of file names are shown and not obeyed."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(shown(text, lines=True), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:

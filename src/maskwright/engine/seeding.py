@@ -17,7 +17,9 @@ import torch
 def derive(seed: int, *salt: int | str) -> int:
     """A 63-bit seed from a seed and the words or numbers that say what it is for."""
     text = "\x1f".join(str(s) for s in (seed, *salt))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little") >> 1
+    )
 
 
 def generator(seed: int, *salt: int | str, device: str | torch.device = "cpu") -> torch.Generator:

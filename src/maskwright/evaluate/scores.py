@@ -125,7 +125,7 @@ def _plain(x: Any) -> Any:
 
 def hash_names(names: Iterable[str]) -> str:
     """sha256 of names of images, in any order: of one list it is the same wherever and however it was written."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(names)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def class_names(classes: int | Sequence[str]) -> list[str]:
