@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +157,9 @@ def suggest(
                 "give a run folder of mean_teacher, or of another method with a teacher, or choose --by entropy",
             )  # fmt: skip
     images = _opened(data, labels, void, range)
+    if progress is not None:
+        for sentence in images.notices:
+            progress.say(sentence)
     everything = images if labeled is None else images.labeled(labeled)
     images = everything if split is None else everything.split(split)
     if labeled is not None:  # those labelled outside the split are known all the same
@@ -224,10 +227,12 @@ def probe(
     """
     from maskwright.engine.luss_probe import probe_encoder
 
-    return probe_encoder(
-        encoder, _opened(data, labels, void, range), protocol, bank=bank, split=split, weights=weights, out=out,
+    images = _opened(data, labels, void, range)
+    scores = probe_encoder(
+        encoder, images, protocol, bank=bank, split=split, weights=weights, out=out,
         device=device, settings=settings, steps=steps, seed=seed, train=train,
     )  # fmt: skip
+    return replace(scores, notes=[*dict.fromkeys((*images.notices, *scores.notes))])
 
 
 def train(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, shown
 
 app = typer.Typer(
     name="maskwright",
@@ -45,7 +45,7 @@ def doctor(
 
     with Progress(quiet=json).counter("examining") as count:
         diagnosis = examine(data, progress=count, reading=Reading.parse(labels, void, range))
-    _print_json(diagnosis.to_json()) if json else typer.echo(diagnosis.text())
+    _print_json(diagnosis.to_json()) if json else _echo(diagnosis.text())
 
 
 @app.command()
@@ -134,6 +134,8 @@ def predict(
     if split is not None:
         data = data.split(split)
     bar = Progress()
+    for sentence in data.notices:
+        bar.say(sentence)
     done = loaded.predict_folder(
         data,
         out,
@@ -186,7 +188,7 @@ def suggest(
     for name, why in found.skipped:
         bar.say(f"skipped {name}: {why}")
     for row in found:
-        typer.echo(f"{row.rank:4d}  {row.score:8.4f}  {row.name}")
+        _echo(f"{row.rank:4d}  {row.score:8.4f}  {row.name}")
     bar.say(f"{len(found)} of {found.pool} images without a mask, by {found.by}: {out / 'sheet.png'}")
 
 
@@ -212,7 +214,7 @@ def evaluate(
         predictions, truth, protocol=protocol, split=split, labels=labels, void=void, range=range,
         predicted_labels=predicted_labels,
     )  # fmt: skip
-    typer.echo(scores.table())
+    _echo(scores.table())
     if json is not None:
         write_json(json, scores.to_json())
 
@@ -243,7 +245,7 @@ def probe(
         encoder, data, protocol, bank=bank, split=split, weights=weights, out=out, steps=steps, seed=seed,
         device=device, settings=dict(_key_value(s) for s in set_ or []), labels=labels, void=void, range=range,
     )  # fmt: skip
-    typer.echo(scores.table())
+    _echo(scores.table())
     if json is not None:
         write_json(json, scores.to_json())
 
@@ -261,11 +263,14 @@ def demo(
 def _images(path: str):
     """A dataset from a folder, or from one image."""
     from maskwright import api
+    from maskwright.data.scan import is_regular, is_utf8
 
-    if Path(path).is_file():
+    if is_regular(path):
         from maskwright.data.folder import Dataset, Item
 
         image = Path(path)
+        if not is_utf8(image.name):
+            raise MaskwrightError(f"the name of {path} is not UTF-8 text", "a name that can be written", "rename it")
         return Dataset(image.parent, [Item(image.stem, image)])
     return api.open_folder(path)
 
@@ -285,6 +290,10 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
     if not values or not all(0.05 <= v <= 10 for v in values):
         raise MaskwrightError(f"{name} {text}", "numbers from 0.05 to 10 joined by commas", f"{name} 0.75,1,1.25")
     return values
+
+
+def _echo(text: str) -> None:
+    typer.echo(shown(text, lines=True))
 
 
 def _print_json(value: object) -> None:
@@ -316,7 +325,7 @@ def main() -> None:
 
 def _stop(line: str) -> NoReturn:
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"maskwright: {line}", file=sys.stderr)
+        print(f"maskwright: {shown(line)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from maskwright.errors import shown
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 EXAMPLES = 5
@@ -36,7 +38,7 @@ class Finding:
     @property
     def sentence(self) -> str:
         """What was found and what mends it, as verbs other than the doctor say it."""
-        return f"{self.message}; {self.repair}" if self.repair else self.message
+        return shown(f"{self.message}; {self.repair}" if self.repair else self.message)
 
     def to_json(self) -> dict[str, Any]:
         """The finding as JSON values."""
@@ -136,12 +138,12 @@ class Diagnosis:
             return ["Nothing is wrong with it."]
         lines: list[str] = []
         for f in self.findings:
-            lines.append(f"{f.severity}: {f.message} [{f.kind}]")
+            lines.append(shown(f"{f.severity}: {f.message} [{f.kind}]"))
             if f.examples:
                 more = ", ..." if f.count > len(f.examples) == EXAMPLES else ""
-                lines.append(f"    {', '.join(f.examples)}{more}")
+                lines.append(shown(f"    {', '.join(f.examples)}{more}"))
             if f.repair:
-                lines.append(f"    repair: {f.repair}")
+                lines.append(shown(f"    repair: {f.repair}"))
         counts = {s: sum(f.severity == s for f in self.findings) for s in SEVERITIES}
         said = ", ".join(f"{n} {s}{'s' if n != 1 else ''}" for s, n in counts.items() if n)
         return [*lines, "", said]

@@ -27,7 +27,7 @@ from maskwright.data.scan import (
     names_below,
     same_form,
 )
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, shown
 
 
 def _words(text: str) -> frozenset[str]:
@@ -71,7 +71,10 @@ _PHOTOGRAPHS = _words(
     "heic heif avif jxl mpo cr2 cr3 crw nef arw dng orf rw2 raf pef srw psd xcf svg exr hdr j2k jpf jpx dcm tga pcx "
     "dds ico xbm pbm pnm pam ppt mp4 avi mov mkv"
 )
+_NO_DATA = "no data"
+_LOOKS = "looks like label maps"
 _DEPTH = 3
+_MOST_GROUPS = 10
 _SUFFIXES = IMAGE_SUFFIXES
 _MASKS = frozenset(MASK_SUFFIXES)
 
@@ -236,6 +239,8 @@ class _Recogniser:
             )
         if not below and "images" in folder.folders:
             return [self._documented(by_split[""]["mask"])]
+        if not below and (flat := self._documented_flat(by_split[""]["mask"])) is not None:
+            return [flat]
         pairs = {word: self._pair(below, word, roles) for word, roles in by_split.items()}
         areas = [area for area in pairs.values() if area is not None]
         if areas:
@@ -276,6 +281,24 @@ class _Recogniser:
         self._how.append(f"images from images, masks from {fitting[0]}")
         return Area("images", fitting[0])
 
+    def _documented_flat(self, candidates: list[str]) -> Area | None:
+        """Images directly in the folder, or in folders of classes, with masks/ beside them; None where names differ."""
+        if "masks" not in self.top.folders:
+            return None
+        left = self._results | {"masks", "splits"}
+        others = [c for c in candidates if c != "masks"]
+        images = names_below(self.top, _SUFFIXES, without=left).found
+        masks = self._mask_names("masks").found
+        forms = {same_form(name) for name in images}
+        if not any(same_form(mask) in forms for mask in masks):
+            return None
+        inside = {o: [p for n, p in images.items() if n.startswith(f"{o}/")] for o in others}
+        for other, paths in inside.items():
+            if paths and self._places_that_fit(images, other):
+                alike, looked = share_of_label_maps(paths, colours=True)
+                left |= {other} if 2 * alike > looked else set()
+        return Area("", "masks", without=left)
+
     def _pair(self, below: str, word: str, roles: Mapping[str, list[str]]) -> Area | None:
         """The images and masks of a folder (or of one split in it), if there is one pair whose names meet."""
         images, masks = roles["image"], roles["mask"]
@@ -307,8 +330,6 @@ class _Recogniser:
         images = names_below(folder, _SUFFIXES, without=left | own).found
         fitting = [m for mask in masks for m in self._places_that_fit(images, mask)]
         without = left | {m[len(below) + 1 if below else 0 :].partition("/")[0] for m in fitting}
-        if not below and "masks" in folder.folders and self._mask_names("masks").found:
-            return Area("", "masks", without=without | {"masks"})
         if len(fitting) > 1:
             raise self._ask([below or "."], fitting)
         if not fitting:
@@ -477,7 +498,7 @@ class _Recogniser:
                 for name in names:
                     del self.found.images[name]
                     suspects.pop(name, None)
-                self.found.aside.append((f"{folder}/", f"looks like label maps of {other or 'the images beside it'}"))
+                self.found.aside.append((f"{folder}/", f"{_LOOKS} of {other or 'the images beside it'}"))
                 message = f"{folder}/ holds {len(names)} files that look like label maps, named as images elsewhere"
                 repair = (
                     f"rename {folder} to masks (and {other} to images) if they are masks"
@@ -565,37 +586,43 @@ class _Recogniser:
 
     def _whole_folder(self, below: str) -> None:
         kinds: Counter[str] = Counter()
+        result = _plain(below.rpartition("/")[2]) in RESULTS
+        papers = True
         try:
             for _, place in self._at(below).walk():
-                kinds.update(_suffix(f).lstrip(".").upper() or "without suffix" for f in place.files)
+                result = result or bool(RESULT_FILES & set(place.files))
+                papers = papers and not place.odd and all(map(_PAPERS.fullmatch, place.files))
+                kinds.update(_suffix(f)[1:].upper() or "without suffix" for f in place.files)
+                kinds.update(reason for _, reason in place.odd)
         except MaskwrightError:
             self.found.aside.append((f"{below}/", "cannot be read"))
             return
-        result = _plain(below.rpartition("/")[2]) in RESULTS or any(
-            RESULT_FILES & set(place.files) for _, place in self._at(below).walk()
-        )
-        if result:
-            self.found.aside.append((f"{below}/", "results"))
-        elif kinds:
-            shown = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) + (", ..." if len(kinds) > 3 else "")
-            self.found.aside.append((f"{below}/", f"{shown}; not read"))
+        if kinds:
+            counts = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) + (", ..." if len(kinds) > 3 else "")
+            reason = "results" if result else _NO_DATA if papers else f"{counts}; not read"
+            self.found.aside.append((f"{below}/", reason))
 
     def _say_aside(self) -> None:
         groups: dict[str, list[str]] = defaultdict(list)
         for file, reason in self.found.aside:
-            if not _PAPERS.fullmatch(file.rpartition("/")[2]) and not reason.startswith("looks like label maps"):
-                groups[reason].append(file)
+            quiet = reason == _NO_DATA or reason.startswith(_LOOKS) or _PAPERS.fullmatch(file.rpartition("/")[2])
+            if not quiet:
+                groups[reason].append(shown(file))
         if not groups:
             return
         files = [file for members in groups.values() for file in members]
         parts = []
-        for reason, members in list(groups.items())[:6]:
-            shown = ", ".join(members[:3]) + (f", ... {len(members)} in all" if len(members) > 3 else "")
-            parts.append(f"{shown} ({reason})")
-        if len(groups) > 6:
-            parts.append(f"and {sum(map(len, list(groups.values())[6:]))} more")
-        what = "1 file or folder is" if len(files) == 1 else f"{len(files)} files or folders are"
-        message = f"{what} left aside: {'; '.join(parts)}"
+        for reason, members in list(groups.items())[:_MOST_GROUPS]:
+            first = ", ".join(members[:3]) + (f", ... {len(members)} in all" if len(members) > 3 else "")
+            parts.append(f"{first} ({reason})")
+        if len(groups) > _MOST_GROUPS:
+            parts.append(f"and {sum(map(len, list(groups.values())[_MOST_GROUPS:]))} more")
+        folders = sum(file.endswith("/") for file in files)
+        what = [
+            f"{n} {kind}{'s' if n > 1 else ''}" for n, kind in ((len(files) - folders, "file"), (folders, "folder"))
+        ]
+        said = " and ".join(w for w in what if not w.startswith("0"))
+        message = f"{said} {'is' if len(files) == 1 else 'are'} left aside: {'; '.join(parts)}"
         severity: Severity = "note" if set(groups) <= {"results"} else "warning"
         self.found.findings.append(finding("left-aside", severity, files, message, _repair(groups)))
 
@@ -605,7 +632,7 @@ class _Recogniser:
             message = "; ".join(dict.fromkeys(self._how))
             found.findings.insert(0, Finding("layout", "note", 0, (), message))
         if found.lone:
-            some = found.lone[0] + (", ..." if len(found.lone) > 1 else "")
+            some = shown(found.lone[0]) + (", ..." if len(found.lone) > 1 else "")
             message = f"{len(found.lone)} masks have no image of the same name and are not used ({some})"
             found.findings.append(
                 finding("mask-without-image", "warning", found.lone, message, "rename them as their images")

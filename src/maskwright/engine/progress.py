@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
+from maskwright.errors import shown
+
 T = TypeVar("T")
 
 
@@ -33,7 +35,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Prints one line."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(shown(text, lines=True), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from maskwright.data.reading import Reading
+from maskwright.data.recognise import recognise
+from maskwright.data.scan import Folder, is_regular, names_below, same_form
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.judging import judge
 from maskwright.evaluate.luss import LussMatching
@@ -188,7 +190,8 @@ def evaluate_folder(
             "masks/NAME.png for at least one",
             "add masks",
         )
-    judged = [(name, i) for name, i in present if (folder / f"{name}.png").is_file()]
+    made = _index_files(folder)
+    judged = [(name, i) for name, i in present if same_form(name) in made]
     missing = len(present) - len(judged)
     if missing and (not allow_missing or not judged):
         kept = {name for name, _ in judged}
@@ -203,7 +206,7 @@ def evaluate_folder(
     done = [0]
 
     def pairs(pool: ThreadPoolExecutor) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        paths = iter([folder / f"{name}.png" for name, _ in judged])
+        paths = iter([made[same_form(name)] for name, _ in judged])
         waiting = [pool.submit(_read_prediction, path) for path in islice(paths, _LOOKAHEAD)]
         for name, i in judged:
             pred = waiting.pop(0).result()
@@ -213,7 +216,7 @@ def evaluate_folder(
             if progress is not None:
                 progress(done[0], passes * len(judged))
 
-    notes = []
+    notes = list(source.notices)
     if missing:
         notes.append(f"{missing} of {len(present)} images left out: no prediction")
     if len(present) < len(source.names):
@@ -222,6 +225,11 @@ def evaluate_folder(
     with ThreadPoolExecutor(1) as pool, source.ledger.purpose("evaluate"):
         scores = judge(lambda: pairs(pool), names, chosen, ignore, matching, other, notes)
     return replace(scores, split=split, names_hash=hash_names(name for name, _ in judged))
+
+
+def _index_files(folder: Path) -> dict[str, Path]:
+    """Index PNGs below a folder by the form in which names are compared."""
+    return {same_form(name): path for name, path in names_below(Folder(folder), frozenset({".png"})).found.items()}
 
 
 def _read_prediction(path: Path) -> np.ndarray:
@@ -244,15 +252,16 @@ class _MaskFolder:
     def __init__(self, folder: Path) -> None:
         from maskwright.data.ledger import Ledger
 
-        self._paths = {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*.png"))}
+        self._paths = names_below(Folder(folder), frozenset({".png"})).found
         self.names = list(self._paths)
         self.classes: Any = None
         self.ledger = Ledger()
+        self.notices: list[str] = []
         table = folder.parent / "classes.txt"
-        if table.is_file():
+        if is_regular(table):
             from maskwright.data.classes import read_classes
 
-            self.classes = read_classes(table)
+            self.classes = read_classes(table, self.notices)
 
     def has_mask(self, i: int) -> bool:
         return True
@@ -274,7 +283,7 @@ def _open_truth(truth: Any, split: str | None, reading: Reading) -> Any:
         if split is None:
             return _MaskFolder(path)
         path = path.parent  # splits and classes lie beside the masks
-    elif path.is_dir() and not any(parts) and split is None and any(path.glob("*.png")):
+    elif path.is_dir() and not any(parts) and split is None and any(path.glob("*.png")) and not recognise(path).masks:
         return _MaskFolder(path)
     from maskwright.data.layouts import open_data
 
