@@ -144,6 +144,7 @@ def suggest(
         MaskwrightError: on bad input, or where a strategy needs two networks and there is one.
     """
     from maskwright.engine.devices import pick_device
+    from maskwright.engine.progress import Progress
     from maskwright.predict.model import Model
     from maskwright.predict.suggest import suggest as find
 
@@ -157,7 +158,7 @@ def suggest(
                 "give a run folder of mean_teacher, or of another method with a teacher, or choose --by entropy",
             )  # fmt: skip
     images = _opened(data, labels, void, range)
-    if progress is not None:
+    if isinstance(progress, Progress):
         for sentence in images.notices:
             progress.say(sentence)
     everything = images if labeled is None else images.labeled(labeled)
@@ -494,7 +495,8 @@ def _context(
         backbone=network, source=domain, progress=bar, notes=list(run.record.get("notes", [])),
     )  # fmt: skip
     told = [digest and labels_note(images, labeled, digest), reason and f"Method: {reason}."]
-    for sentence in (*images.notices, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
+    of_source = [f"Source: {sentence}" for sentence in domain.notices] if domain is not None else []
+    for sentence in (*images.notices, *of_source, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
         if sentence:
             context.note(sentence)
     return context

@@ -208,7 +208,44 @@ def test_photographs_that_look_like_label_maps(tmp_path) -> None:
     shutil.rmtree(tmp_path / "one")
     data = open_folder(tmp_path)
     assert len(data) == 3
-    said(data, "3 of 3 images that were looked at look like label maps")
+    said(data, "3 of 3 images without a mask that were looked at look like label maps")
+
+
+def test_predictions_beside_folders_of_images_and_masks(tmp_path) -> None:
+    fill(tmp_path, "a/images/p{}.jpg", "a/masks/p{}.png")
+    for i in range(3):
+        mask(tmp_path / "found" / f"p{i}.png")
+    said(open_folder(tmp_path), "look like label maps", "the first found/p0")
+
+
+def test_images_without_masks_beside_others_with_masks_are_asked_about(tmp_path) -> None:
+    fill(tmp_path, "train/images/p{}.jpg", "train/masks/p{}.png")
+    photo(tmp_path / "images" / "figure.jpg")
+    with pytest.raises(MaskwrightError, match="images without masks in images, and images with masks in train/images"):
+        open_folder(tmp_path)
+    assert open_folder(tmp_path / "train").labels_present()["masks"] == 3  # the one repair
+    (tmp_path / "images").rename(tmp_path.parent / "figures")  # the other
+    assert open_folder(tmp_path).split("train").labels_present()["masks"] == 3
+
+
+def test_a_folder_beside_that_cannot_be_listed(tmp_path, monkeypatch) -> None:
+    """As lost+found at the top of a disk: it is named, and does not stop the reading."""
+    fill(tmp_path, "images/p{}.jpg", "masks/p{}.png")
+    (tmp_path / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if "lost+found" in os.fspath(path):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    data = open_folder(tmp_path)
+    assert data.labels_present()["masks"] == 3
+    said(data, "lost+found/ (cannot be read)")
+    (tmp_path / "images" / "lost+found").mkdir()
+    with pytest.raises(MaskwrightError, match="cannot read"):
+        open_folder(tmp_path)
 
 
 def test_what_looks_like_labels(tmp_path) -> None:
@@ -326,3 +363,53 @@ def test_nothing_vanishes(files: list[tuple[str, str]]) -> None:
             above = {path[: i + 1] for i, c in enumerate(path) if c == "/"}
             known = path in read | named or above & named or file in skipped
             assert known or path.startswith("splits/"), (path, found)
+
+
+def test_probe_and_suggest_say_what_opening_found(tmp_path, monkeypatch, capsys) -> None:
+    """The other verbs are in test_scan.py, which runs them."""
+    from maskwright import api
+    from maskwright.engine import luss_probe
+    from maskwright.engine.progress import Progress
+    from maskwright.evaluate.protocols import evaluate_arrays
+    from maskwright.predict import suggest
+
+    fill(tmp_path, "Images/p{}.jpg", "Masks/p{}.png")
+    ids = np.zeros((2, 2), np.uint8)
+    scores = evaluate_arrays([(ids, ids)], 2)
+    monkeypatch.setattr(luss_probe, "probe_encoder", lambda *given, **options: scores)
+    assert api.probe("backbone", tmp_path).notes[0] == "images from Images, masks from Masks"
+    monkeypatch.setattr(suggest, "suggest", lambda *given, **options: None)
+    monkeypatch.setattr(api, "load", lambda *given, **options: None)
+    api.suggest("model", tmp_path, 1, by="entropy", device="cpu", progress=Progress())
+    assert "images from Images, masks from Masks" in capsys.readouterr().err
+
+
+def test_the_truth_of_an_evaluation(tmp_path) -> None:
+    """What it leaves out is a note; masks beside photographs are the truth, not the photographs."""
+    from maskwright import api
+
+    fill(tmp_path / "beside", "p{}.jpg", "p{}_mask.png")
+    predictions = tmp_path / "predicted"
+    for i in range(4):
+        mask(predictions / f"p{i}.png")
+    scores = api.evaluate(predictions, tmp_path / "beside")
+    assert scores.images == 3 and scores.miou == 1 and any("named with _mask" in n for n in scores.notes)
+    documented = fill(tmp_path / "set", "images/p{}.jpg", "masks/p{}.png")
+    (documented / "images" / "p2.jpg").unlink()
+    scores = api.evaluate(predictions, documented)
+    assert scores.images == 2 and any("1 masks have no image" in n for n in scores.notes)
+
+
+def test_the_doctor_of_a_layout(tmp_path) -> None:
+    """`doctor LAYOUT:PATH`, its masks and its splits, and a missing folder in one line."""
+    fill(tmp_path, "JPEGImages/p{}.jpg", "SegmentationClass/p{}.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("p0\np1\n")
+    found = examine(f"voc:{tmp_path}")
+    assert found.labels["masks"] == 3 and found.labels["splits"]["train"] == 2 and len(found.labels["classes"]) == 21
+    for spec, words in ((f"voc:{tmp_path}/none", "does not exist"), (f"vok:{tmp_path}", "did you mean 'voc'")):
+        with pytest.raises(MaskwrightError, match=words):
+            examine(spec)
+    with pytest.raises(MaskwrightError, match=r"cannot read|does not exist"):
+        examine("voc" + "x" * 5000)

@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from maskwright.data.findings import Finding, Severity, finding
@@ -137,12 +138,14 @@ def plain_stem(file: str) -> str:
 
 def _without_ending(stem: str, endings: Sequence[str]) -> tuple[str, str]:
     """(stem without its ending, the ending as it is written); the ending is "" where there is none."""
-    lower = stem.lower()
-    for ending in endings:
-        size = len(ending)
-        if len(lower) > size and lower.endswith(ending[1:]) and lower[-size] in "_-. ":
-            return stem[:-size], stem[-size:]
-    return stem, ""
+    found = _pattern(tuple(endings)).search(stem)
+    return (stem[: found.start()], found[0]) if found else (stem, "")
+
+
+@cache
+def _pattern(endings: tuple[str, ...]) -> re.Pattern[str]:
+    words = "|".join(re.escape(ending[1:]) for ending in endings)
+    return re.compile(rf"(?<=.)[_\-. ](?:{words})\Z", re.IGNORECASE | re.DOTALL)
 
 
 def _plain(name: str) -> str:
@@ -183,7 +186,8 @@ class _Recogniser:
         areas = self._areas("", 0) or [self._flat()]
         leftover: dict[Area, Names] = {}
         for area in areas:
-            names = names_below(self._at(area.images), _SUFFIXES, without=area.without)
+            whole = self._names.get((area.images, False)) if not area.without else None
+            names = whole or names_below(self._at(area.images), _SUFFIXES, without=area.without)
             leftover[area] = names
             masks = self._mask_names(area.masks) if area.masks is not None else None
             if masks is not None and masks.found:
@@ -197,8 +201,7 @@ class _Recogniser:
             if area.split:
                 found.splits.setdefault(area.split, []).extend(area.prefix + name for name in names.found)
         found.images = dict(sorted(found.images.items()))
-        if not found.masks and not found.lone:
-            self._doubts(areas)
+        self._doubts(areas)
         self._left_aside(areas, leftover)
         self._say()
         return found
@@ -223,7 +226,7 @@ class _Recogniser:
     def _areas(self, below: str, depth: int) -> list[Area]:
         """The areas of a folder whose parts have names that say what they hold; none where names say nothing."""
         folder = self._at(below)
-        if id(folder) in self._visited:  # a link that leads back up
+        if id(folder) in self._visited or not folder.readable:  # a link may lead back up
             return []
         self._visited.add(id(folder))
         by_split: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -253,15 +256,16 @@ class _Recogniser:
         if depth >= _DEPTH or any(_suffix(f) in _SUFFIXES for f in folder.files):
             return []
         places = [_join(below, name) for name in folder.folders if below or name not in ("masks", "splits")]
-        for place in places:
-            if place not in self._results:
-                areas += self._areas(place, depth + 1)
+        areas = self._areas_in(places, depth)
         if areas:
             for place in places:
                 taken = any(a.images == place or a.images.startswith(f"{place}/") for a in areas)
                 if not taken and place not in self._results:
                     areas.append(self._unlabelled_sibling(place))
         return areas
+
+    def _areas_in(self, places: Sequence[str], depth: int) -> list[Area]:
+        return [area for place in places if place not in self._results for area in self._areas(place, depth + 1)]
 
     def _unlabelled_sibling(self, below: str) -> Area:
         """The images of a folder beside folders that hold images and masks."""
@@ -273,9 +277,18 @@ class _Recogniser:
     def _documented(self, candidates: list[str]) -> Area:
         if "masks" in self.top.folders and self._mask_names("masks").found:
             return Area("images", "masks")
-        fitting = self._fitting("images", [c for c in candidates if c != "masks"])
+        others = [c for c in candidates if c != "masks"]
+        fitting = self._fitting("images", others) if others else []
         if len(fitting) > 1:
             raise self._ask(["images"], fitting)
+        if not fitting and "masks" not in self.top.folders:
+            elsewhere = self._areas_in([n for n in self.top.folders if n not in ("images", "splits")], 0)
+            if elsewhere:
+                raise MaskwrightError(
+                    f"{self.root} has images without masks in images, and images with masks in {elsewhere[0].images}",
+                    "one of them",
+                    f"move images out of {self.root}, or name {self.root / elsewhere[0].images.rpartition('/')[0]}",
+                )
         if not fitting:
             return Area("images", "masks" if "masks" in self.top.folders else None)
         self._how.append(f"images from images, masks from {fitting[0]}")
@@ -362,7 +375,7 @@ class _Recogniser:
     def _result_folders(self) -> frozenset[str]:
         """Folders below the root that hold results: runs, and by their name predictions beside photographs."""
         folder = self.top
-        runs = {below for below, place in folder.walk() if below and RESULT_FILES & set(place.files)}
+        runs = {below for below, place in folder.walk(strict=False) if below and RESULT_FILES & set(place.files)}
         named = {name for name in folder.folders if _plain(name) in RESULTS}
         others = any(_suffix(f) in _SUFFIXES for f in folder.files) or any(
             n not in named and n not in ("masks", "splits") for n in folder.folders
@@ -490,10 +503,10 @@ class _Recogniser:
 
     def _doubts(self, areas: Sequence[Area]) -> None:
         """Label maps among images without masks: never counted as photographs without a word."""
-        suspects = {n: p for n, p in self.found.images.items() if not _is_jpeg(p)}
+        suspects = {n: p for n, p in self.found.images.items() if n not in self.found.masks and not _is_jpeg(p)}
         if not suspects:
             return
-        if areas[0].images == "":
+        if areas[0].images == "" and not self.found.masks:
             for folder, other, names in self._paired_folders(suspects):
                 for name in names:
                     del self.found.images[name]
@@ -507,15 +520,24 @@ class _Recogniser:
                 )
                 repair += "; if they are photographs, put both folders into images/"
                 self.found.findings.append(finding("looks-like-labels", "warning", names, message, repair))
-        paths = list(suspects.values())
-        alike, looked = share_of_label_maps(paths, colours=False) if paths else (0, 0)
-        if alike:
+        by_folder: dict[str, list[str]] = defaultdict(list)
+        for name in suspects:
+            by_folder[name.rpartition("/")[0]].append(name)
+        folders = list(by_folder)[:: max(1, -(-len(by_folder) // SAMPLE))]
+        looked, maps = 0, []
+        for folder in folders:
+            names = by_folder[folder]
+            for name in names[:: max(1, -(-len(names) * len(folders) // SAMPLE))]:
+                looked += 1
+                if share_of_label_maps([suspects[name]], colours=False)[0]:
+                    maps.append(name)
+        if maps:
             message = (
-                f"{alike} of {looked} images that were looked at look like label maps (few values in flat areas); "
-                "they are read as photographs"
+                f"{len(maps)} of {looked} images without a mask that were looked at look like label maps "
+                f"(few values in flat areas), the first {shown(maps[0])}; they are read as photographs"
             )
-            repair = "put masks into masks/, named as their images, and the photographs into images/"
-            self.found.findings.append(finding("looks-like-labels", "warning", list(suspects)[:1], message, repair))
+            repair = "if they are masks, put them into masks/, named as their images, and the photographs into images/"
+            self.found.findings.append(finding("looks-like-labels", "warning", maps, message, repair))
 
     def _paired_folders(self, suspects: Mapping[str, Path]) -> list[tuple[str, str, list[str]]]:
         """(folder, folder of the images of the same names, names of its files) of folders of label maps."""
