@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +168,9 @@ def suggest(
                 "give a run folder of mean_teacher, or of another method with a teacher, or choose --by entropy",
             )  # fmt: skip
     images = _opened(data, labels, void, range)
+    if isinstance(progress, Progress):
+        for sentence in images.notices:
+            progress.say(sentence)
     everything = images if labeled is None else images.labeled(labeled)
     images = everything if split is None else everything.split(split)
     if labeled is not None:  # those labelled outside the split are known all the same
@@ -238,18 +241,16 @@ def probe(
     """
     from maskwright.data.understanding import understand
     from maskwright.engine.luss_probe import probe_encoder
-    from maskwright.engine.progress import Progress
 
     images = _opened(data, labels, void, range)
     used = dict.fromkeys([*images.split(bank).names, *images.split(split).names])
     # Only masks that are learned from or judged are looked at.
     images = understand(images.subset(images.index(name) for name in used), masks=True)
-    for sentence in images.notices:
-        Progress().say(sentence)
-    return probe_encoder(
+    scores = probe_encoder(
         encoder, images, protocol, bank=bank, split=split, weights=weights, out=out,
         device=device, settings=settings, steps=steps, seed=seed, train=train,
     )  # fmt: skip
+    return replace(scores, notes=[*dict.fromkeys((*images.notices, *scores.notes))])
 
 
 def train(

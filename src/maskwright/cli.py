@@ -139,6 +139,8 @@ def predict(
     if split is not None:
         data = data.split(split)
     bar = Progress()
+    for sentence in data.notices:
+        bar.say(sentence)
     done = loaded.predict_folder(
         data,
         out,
@@ -269,11 +271,14 @@ def demo(
 def _images(path: str):
     """A dataset from a folder, or from one image."""
     from maskwright import api
+    from maskwright.data.scan import is_regular, is_utf8
 
-    if Path(path).is_file():
+    if is_regular(path):
         from maskwright.data.folder import Dataset, Item
 
         image = Path(path)
+        if not is_utf8(image.name):
+            raise MaskwrightError(f"the name of {path} is not UTF-8 text", "a name that can be written", "rename it")
         return Dataset(image.parent, [Item(image.stem, image)])
     return api.open_folder(path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,44 @@ def test_table() -> None:
     assert table.colorize(ids).tolist() == [[[0, 0, 0], [128, 0, 0]], [[0, 128, 0], [255, 255, 255]]]
     with pytest.raises(ValueError, match="shape"):
         ClassTable(("a", "b"), np.zeros((3, 3), np.uint8))
+
+
+def test_lists_of_labelme(tmp_path) -> None:
+    """`__ignore__` has id -1 there and `_background_` 0, so the line is dropped and the others keep their ids."""
+    path = tmp_path / "classes.txt"
+    path.write_text("__ignore__\n_background_\ncat\n")
+    said: list[str] = []
+    table = read_classes(path, said)
+    assert table.names == ("background", "cat") and read_classes(path) == table
+    assert "begins with __ignore__" in said[0] and "class 0 is '_background_'" in said[0]
+    assert "background here" in said[1] and len(said) == 2
+    path.write_text("__ignore__\ncat\n\ndog\n")
+    with pytest.raises(MaskwrightError, match=r"line 3 of .* is blank"):
+        read_classes(path)
+    path.write_text("_background_\nbackground\n")
+    assert read_classes(path).names == ("_background_", "background")
+
+
+@pytest.mark.parametrize(("lines", "id"), [("void\ncat\n", 0), ("cat\nUnlabelled\n", 1), ("cat\n__ignore__\n", 1)])
+def test_classes_of_a_doubtful_name(tmp_path, lines: str, id: int) -> None:
+    """They count as classes; the sentence names the option that leaves them out, which silences it."""
+    path = tmp_path / "classes.txt"
+    path.write_text(lines)
+    said: list[str] = []
+    assert len(read_classes(path, said)) == 2
+    assert len(said) == 1 and said[0].endswith(f"--void {id}")
+    said.clear()
+    read_classes(path, said, (id,))
+    assert said == []
+
+
+def test_sixty_thousand_names(tmp_path) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_text("".join(f"class {i}\n" for i in range(60_000)))
+    start = time.perf_counter()
+    table = read_classes(path)
+    assert len(table) == 60_000 and len(ClassTable.numbered(60_000)) == 60_000
+    assert time.perf_counter() - start < 5
+    path.write_text("".join(f"class {i}\n" for i in range(60_000)) + "class 7\n")
+    with pytest.raises(MaskwrightError, match="as ids 7 and 60000"):
+        read_classes(path)

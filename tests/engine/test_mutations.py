@@ -160,8 +160,13 @@ def test_records(tmp_path, what):
     assert refused >= 3
 
 
-@pytest.mark.parametrize("state", [[], {"train": []}, {"train": {"masks": "a"}}, {"train": {"masks": [[]]}}, {"x": {}},
-                                   {"train": {"select": []}}, {"masks": {"train": ["a"]}}, {"train": {"masks": [1]}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "state",
+    [
+        [], {"train": []}, {"train": {"masks": "a"}}, {"train": {"masks": [[]]}}, {"x": {}}, {"train": {"select": []}},
+        {"masks": {"train": ["a"]}}, {"train": {"masks": [1]}},
+    ],
+)  # fmt: skip
 def test_states_of_no_ledger(state):
     ledger = Ledger()
     ledger.note("tags", "a")

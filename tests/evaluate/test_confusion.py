@@ -134,3 +134,8 @@ def test_merge_dict_and_views() -> None:
     bools = ConfusionMatrix(2, 2)
     bools.update(np.array([True, False]), np.array([True, True]))
     assert bools.counts.tolist() == [[0, 1], [0, 1]]
+
+
+def test_a_table_that_no_memory_holds() -> None:
+    with pytest.raises(MaskwrightError, match=r"60000 predicted ids by 60000 classes needs 26 GiB"):
+        ConfusionMatrix(60_000, 60_000)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, shown
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -143,12 +143,12 @@ class Diagnosis:
             return ["Nothing is wrong with it."]
         lines: list[str] = []
         for f in self.findings:
-            lines.append(f"{f.severity}: {f.message} [{f.kind}]")
+            lines.append(shown(f"{f.severity}: {f.message} [{f.kind}]"))
             if f.examples:
                 more = ", ..." if f.count > len(f.examples) == EXAMPLES else ""
-                lines.append(f"    {', '.join(f.examples)}{more}")
+                lines.append(shown(f"    {', '.join(f.examples)}{more}"))
             if f.repair:
-                lines.append(f"    repair: {f.repair}")
+                lines.append(shown(f"    repair: {f.repair}"))
         counts = {s: sum(f.severity == s for f in self.findings) for s in SEVERITIES}
         said = ", ".join(f"{n} {s}{'s' if n != 1 else ''}" for s, n in counts.items() if n)
         return [*lines, "", said]

@@ -1,14 +1,14 @@
 """A dataset is a folder: photographs, and whatever labels there are beside them.
 
     DATA/images/NAME.jpg|png|...      the only thing that must exist (images may also lie directly in DATA)
-    DATA/masks/NAME.png               for some images or all; an image without a mask is unlabelled, never an
-    error DATA/tags.csv                     name,tags (separated by ;)
+    DATA/masks/NAME.png               for some images or all; an image without a mask is unlabelled, never an error
+    DATA/tags.csv                     name,tags (separated by ;)
     DATA/captions.csv                 name,caption (several rows an image allowed)
     DATA/classes.txt                  one class name a line, line number = id
     DATA/splits/NAME.txt              one image name a line
 
 Folders may be nested; the name of an image is then its path below images/ without suffix, with "/" between
-folders.
+folders. Other usual arrangements are recognised and said, see `recognise`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def looks_like_labels(path: Path, *, colours: bool) -> bool:
             image = open_pillow(file)
             if image.width * image.height > MOST_PIXELS or not (colours or image.mode in _INDEX_MODES):
                 return False
-            values, lossy = _values(image), image.format in ("JPEG", "MPO")
+            lossy = image.format in ("JPEG", "MPO")
+            values = np.asarray(image.convert("L")) if lossy else _values(image)
     except DECODER_ERRORS:
         return False
     if lossy:
@@ -62,8 +63,6 @@ def _values(image: Image.Image) -> np.ndarray:
 
 def _flat_but_blurred(values: np.ndarray) -> bool:
     """As label maps look after JPEG: nearly all pixels near one of a few values."""
-    if values.max(initial=0) > 255:
-        values = (values >> 8) & 255  # of the green channel
     if int(values.max(initial=0)) - int(values.min(initial=255)) < 16:
         return False  # a sheet of one colour says nothing
     near = np.abs(np.diff(values.astype(np.int16), axis=1)) <= 2

@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from maskwright.data.findings import Finding, Severity, finding
@@ -27,7 +28,7 @@ from maskwright.data.scan import (
     names_below,
     same_form,
 )
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, shown
 
 
 def _words(text: str) -> frozenset[str]:
@@ -71,7 +72,10 @@ _PHOTOGRAPHS = _words(
     "heic heif avif jxl mpo cr2 cr3 crw nef arw dng orf rw2 raf pef srw psd xcf svg exr hdr j2k jpf jpx dcm tga pcx "
     "dds ico xbm pbm pnm pam ppt mp4 avi mov mkv"
 )
+_NO_DATA = "no data"
+_LOOKS = "looks like label maps"
 _DEPTH = 3
+_MOST_GROUPS = 10
 _SUFFIXES = IMAGE_SUFFIXES
 _MASKS = frozenset(MASK_SUFFIXES)
 
@@ -134,12 +138,14 @@ def plain_stem(file: str) -> str:
 
 def _without_ending(stem: str, endings: Sequence[str]) -> tuple[str, str]:
     """(stem without its ending, the ending as it is written); the ending is "" where there is none."""
-    lower = stem.lower()
-    for ending in endings:
-        size = len(ending)
-        if len(lower) > size and lower.endswith(ending[1:]) and lower[-size] in "_-. ":
-            return stem[:-size], stem[-size:]
-    return stem, ""
+    found = _pattern(tuple(endings)).search(stem)
+    return (stem[: found.start()], found[0]) if found else (stem, "")
+
+
+@cache
+def _pattern(endings: tuple[str, ...]) -> re.Pattern[str]:
+    words = "|".join(re.escape(ending[1:]) for ending in endings)
+    return re.compile(rf"(?<=.)[_\-. ](?:{words})\Z", re.IGNORECASE | re.DOTALL)
 
 
 def _plain(name: str) -> str:
@@ -180,7 +186,8 @@ class _Recogniser:
         areas = self._areas("", 0) or [self._flat()]
         leftover: dict[Area, Names] = {}
         for area in areas:
-            names = names_below(self._at(area.images), _SUFFIXES, without=area.without)
+            whole = self._names.get((area.images, False)) if not area.without else None
+            names = whole or names_below(self._at(area.images), _SUFFIXES, without=area.without)
             leftover[area] = names
             masks = self._mask_names(area.masks) if area.masks is not None else None
             if masks is not None and masks.found:
@@ -194,8 +201,7 @@ class _Recogniser:
             if area.split:
                 found.splits.setdefault(area.split, []).extend(area.prefix + name for name in names.found)
         found.images = dict(sorted(found.images.items()))
-        if not found.masks and not found.lone:
-            self._doubts(areas)
+        self._doubts(areas)
         self._left_aside(areas, leftover)
         self._say()
         return found
@@ -220,7 +226,7 @@ class _Recogniser:
     def _areas(self, below: str, depth: int) -> list[Area]:
         """The areas of a folder whose parts have names that say what they hold; none where names say nothing."""
         folder = self._at(below)
-        if id(folder) in self._visited:  # a link that leads back up
+        if id(folder) in self._visited or not folder.readable:  # a link may lead back up
             return []
         self._visited.add(id(folder))
         by_split: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -236,6 +242,8 @@ class _Recogniser:
             )
         if not below and "images" in folder.folders:
             return [self._documented(by_split[""]["mask"])]
+        if not below and (flat := self._documented_flat(by_split[""]["mask"])) is not None:
+            return [flat]
         pairs = {word: self._pair(below, word, roles) for word, roles in by_split.items()}
         areas = [area for area in pairs.values() if area is not None]
         if areas:
@@ -248,15 +256,16 @@ class _Recogniser:
         if depth >= _DEPTH or any(_suffix(f) in _SUFFIXES for f in folder.files):
             return []
         places = [_join(below, name) for name in folder.folders if below or name not in ("masks", "splits")]
-        for place in places:
-            if place not in self._results:
-                areas += self._areas(place, depth + 1)
+        areas = self._areas_in(places, depth)
         if areas:
             for place in places:
                 taken = any(a.images == place or a.images.startswith(f"{place}/") for a in areas)
                 if not taken and place not in self._results:
                     areas.append(self._unlabelled_sibling(place))
         return areas
+
+    def _areas_in(self, places: Sequence[str], depth: int) -> list[Area]:
+        return [area for place in places if place not in self._results for area in self._areas(place, depth + 1)]
 
     def _unlabelled_sibling(self, below: str) -> Area:
         """The images of a folder beside folders that hold images and masks."""
@@ -268,13 +277,40 @@ class _Recogniser:
     def _documented(self, candidates: list[str]) -> Area:
         if "masks" in self.top.folders and self._mask_names("masks").found:
             return Area("images", "masks")
-        fitting = self._fitting("images", [c for c in candidates if c != "masks"])
+        others = [c for c in candidates if c != "masks"]
+        fitting = self._fitting("images", others) if others else []
         if len(fitting) > 1:
             raise self._ask(["images"], fitting)
+        if not fitting and "masks" not in self.top.folders:
+            elsewhere = self._areas_in([n for n in self.top.folders if n not in ("images", "splits")], 0)
+            if elsewhere:
+                raise MaskwrightError(
+                    f"{self.root} has images without masks in images, and images with masks in {elsewhere[0].images}",
+                    "one of them",
+                    f"move images out of {self.root}, or name {self.root / elsewhere[0].images.rpartition('/')[0]}",
+                )
         if not fitting:
             return Area("images", "masks" if "masks" in self.top.folders else None)
         self._how.append(f"images from images, masks from {fitting[0]}")
         return Area("images", fitting[0])
+
+    def _documented_flat(self, candidates: list[str]) -> Area | None:
+        """Images directly in the folder, or in folders of classes, with masks/ beside them; None where names differ."""
+        if "masks" not in self.top.folders:
+            return None
+        left = self._results | {"masks", "splits"}
+        others = [c for c in candidates if c != "masks"]
+        images = names_below(self.top, _SUFFIXES, without=left).found
+        masks = self._mask_names("masks").found
+        forms = {same_form(name) for name in images}
+        if not any(same_form(mask) in forms for mask in masks):
+            return None
+        inside = {o: [p for n, p in images.items() if n.startswith(f"{o}/")] for o in others}
+        for other, paths in inside.items():
+            if paths and self._places_that_fit(images, other):
+                alike, looked = share_of_label_maps(paths, colours=True)
+                left |= {other} if 2 * alike > looked else set()
+        return Area("", "masks", without=left)
 
     def _pair(self, below: str, word: str, roles: Mapping[str, list[str]]) -> Area | None:
         """The images and masks of a folder (or of one split in it), if there is one pair whose names meet."""
@@ -307,8 +343,6 @@ class _Recogniser:
         images = names_below(folder, _SUFFIXES, without=left | own).found
         fitting = [m for mask in masks for m in self._places_that_fit(images, mask)]
         without = left | {m[len(below) + 1 if below else 0 :].partition("/")[0] for m in fitting}
-        if not below and "masks" in folder.folders and self._mask_names("masks").found:
-            return Area("", "masks", without=without | {"masks"})
         if len(fitting) > 1:
             raise self._ask([below or "."], fitting)
         if not fitting:
@@ -341,7 +375,7 @@ class _Recogniser:
     def _result_folders(self) -> frozenset[str]:
         """Folders below the root that hold results: runs, and by their name predictions beside photographs."""
         folder = self.top
-        runs = {below for below, place in folder.walk() if below and RESULT_FILES & set(place.files)}
+        runs = {below for below, place in folder.walk(strict=False) if below and RESULT_FILES & set(place.files)}
         named = {name for name in folder.folders if _plain(name) in RESULTS}
         others = any(_suffix(f) in _SUFFIXES for f in folder.files) or any(
             n not in named and n not in ("masks", "splits") for n in folder.folders
@@ -469,15 +503,15 @@ class _Recogniser:
 
     def _doubts(self, areas: Sequence[Area]) -> None:
         """Label maps among images without masks: never counted as photographs without a word."""
-        suspects = {n: p for n, p in self.found.images.items() if not _is_jpeg(p)}
+        suspects = {n: p for n, p in self.found.images.items() if n not in self.found.masks and not _is_jpeg(p)}
         if not suspects:
             return
-        if areas[0].images == "":
+        if areas[0].images == "" and not self.found.masks:
             for folder, other, names in self._paired_folders(suspects):
                 for name in names:
                     del self.found.images[name]
                     suspects.pop(name, None)
-                self.found.aside.append((f"{folder}/", f"looks like label maps of {other or 'the images beside it'}"))
+                self.found.aside.append((f"{folder}/", f"{_LOOKS} of {other or 'the images beside it'}"))
                 message = f"{folder}/ holds {len(names)} files that look like label maps, named as images elsewhere"
                 repair = (
                     f"rename {folder} to masks (and {other} to images) if they are masks"
@@ -486,15 +520,24 @@ class _Recogniser:
                 )
                 repair += "; if they are photographs, put both folders into images/"
                 self.found.findings.append(finding("looks-like-labels", "warning", names, message, repair))
-        paths = list(suspects.values())
-        alike, looked = share_of_label_maps(paths, colours=False) if paths else (0, 0)
-        if alike:
+        by_folder: dict[str, list[str]] = defaultdict(list)
+        for name in suspects:
+            by_folder[name.rpartition("/")[0]].append(name)
+        folders = list(by_folder)[:: max(1, -(-len(by_folder) // SAMPLE))]
+        looked, maps = 0, []
+        for folder in folders:
+            names = by_folder[folder]
+            for name in names[:: max(1, -(-len(names) * len(folders) // SAMPLE))]:
+                looked += 1
+                if share_of_label_maps([suspects[name]], colours=False)[0]:
+                    maps.append(name)
+        if maps:
             message = (
-                f"{alike} of {looked} images that were looked at look like label maps (few values in flat areas); "
-                "they are read as photographs"
+                f"{len(maps)} of {looked} images without a mask that were looked at look like label maps "
+                f"(few values in flat areas), the first {shown(maps[0])}; they are read as photographs"
             )
-            repair = "put masks into masks/, named as their images, and the photographs into images/"
-            self.found.findings.append(finding("looks-like-labels", "warning", list(suspects)[:1], message, repair))
+            repair = "if they are masks, put them into masks/, named as their images, and the photographs into images/"
+            self.found.findings.append(finding("looks-like-labels", "warning", maps, message, repair))
 
     def _paired_folders(self, suspects: Mapping[str, Path]) -> list[tuple[str, str, list[str]]]:
         """(folder, folder of the images of the same names, names of its files) of folders of label maps."""
@@ -565,37 +608,43 @@ class _Recogniser:
 
     def _whole_folder(self, below: str) -> None:
         kinds: Counter[str] = Counter()
+        result = _plain(below.rpartition("/")[2]) in RESULTS
+        papers = True
         try:
             for _, place in self._at(below).walk():
-                kinds.update(_suffix(f).lstrip(".").upper() or "without suffix" for f in place.files)
+                result = result or bool(RESULT_FILES & set(place.files))
+                papers = papers and not place.odd and all(map(_PAPERS.fullmatch, place.files))
+                kinds.update(_suffix(f)[1:].upper() or "without suffix" for f in place.files)
+                kinds.update(reason for _, reason in place.odd)
         except MaskwrightError:
             self.found.aside.append((f"{below}/", "cannot be read"))
             return
-        result = _plain(below.rpartition("/")[2]) in RESULTS or any(
-            RESULT_FILES & set(place.files) for _, place in self._at(below).walk()
-        )
-        if result:
-            self.found.aside.append((f"{below}/", "results"))
-        elif kinds:
-            shown = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) + (", ..." if len(kinds) > 3 else "")
-            self.found.aside.append((f"{below}/", f"{shown}; not read"))
+        if kinds:
+            counts = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) + (", ..." if len(kinds) > 3 else "")
+            reason = "results" if result else _NO_DATA if papers else f"{counts}; not read"
+            self.found.aside.append((f"{below}/", reason))
 
     def _say_aside(self) -> None:
         groups: dict[str, list[str]] = defaultdict(list)
         for file, reason in self.found.aside:
-            if not _PAPERS.fullmatch(file.rpartition("/")[2]) and not reason.startswith("looks like label maps"):
-                groups[reason].append(file)
+            quiet = reason == _NO_DATA or reason.startswith(_LOOKS) or _PAPERS.fullmatch(file.rpartition("/")[2])
+            if not quiet:
+                groups[reason].append(shown(file))
         if not groups:
             return
         files = [file for members in groups.values() for file in members]
         parts = []
-        for reason, members in list(groups.items())[:6]:
-            shown = ", ".join(members[:3]) + (f", ... {len(members)} in all" if len(members) > 3 else "")
-            parts.append(f"{shown} ({reason})")
-        if len(groups) > 6:
-            parts.append(f"and {sum(map(len, list(groups.values())[6:]))} more")
-        what = "1 file or folder is" if len(files) == 1 else f"{len(files)} files or folders are"
-        message = f"{what} left aside: {'; '.join(parts)}"
+        for reason, members in list(groups.items())[:_MOST_GROUPS]:
+            first = ", ".join(members[:3]) + (f", ... {len(members)} in all" if len(members) > 3 else "")
+            parts.append(f"{first} ({reason})")
+        if len(groups) > _MOST_GROUPS:
+            parts.append(f"and {sum(map(len, list(groups.values())[_MOST_GROUPS:]))} more")
+        folders = sum(file.endswith("/") for file in files)
+        what = [
+            f"{n} {kind}{'s' if n > 1 else ''}" for n, kind in ((len(files) - folders, "file"), (folders, "folder"))
+        ]
+        said = " and ".join(w for w in what if not w.startswith("0"))
+        message = f"{said} {'is' if len(files) == 1 else 'are'} left aside: {'; '.join(parts)}"
         severity: Severity = "note" if set(groups) <= {"results"} else "warning"
         self.found.findings.append(finding("left-aside", severity, files, message, _repair(groups)))
 
@@ -605,7 +654,7 @@ class _Recogniser:
             message = "; ".join(dict.fromkeys(self._how))
             found.findings.insert(0, Finding("layout", "note", 0, (), message))
         if found.lone:
-            some = found.lone[0] + (", ..." if len(found.lone) > 1 else "")
+            some = shown(found.lone[0]) + (", ..." if len(found.lone) > 1 else "")
             message = f"{len(found.lone)} masks have no image of the same name and are not used ({some})"
             found.findings.append(
                 finding("mask-without-image", "warning", found.lone, message, "rename them as their images")

@@ -127,17 +127,27 @@ class Folder:
         path = os.path.join(self.path, name)
         return self._known.get(os.path.realpath(path)) or Folder(path, self._known)
 
-    def walk(self, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, Folder]]:
+    @property
+    def readable(self) -> bool:
+        """Whether its entries can be listed."""
+        try:
+            return self._entries is not None
+        except MaskwrightError:
+            return False
+
+    def walk(self, without: frozenset[str] = frozenset(), *, strict: bool = True) -> Iterator[tuple[str, Folder]]:
         """(path below this folder, folder), itself as "" first; a folder that several links lead to comes once.
 
         Args:
             without: paths below this folder that are left out with all in them.
+            strict: raise `MaskwrightError` at a folder that cannot be listed; otherwise it is passed by.
         """
         seen: set[int] = set()
         waiting: list[tuple[str, Folder]] = [("", self)]
         while waiting:
             below, folder = waiting.pop()
-            if id(folder) in seen:  # a link that leads back up, or to where we were
+            # A link may lead back up, or to where we were.
+            if id(folder) in seen or not (strict or folder.readable):
                 continue
             seen.add(id(folder))
             yield below, folder
@@ -199,7 +209,7 @@ def names_below(
     forms: dict[str, str] = {}
     for below, place in folder.walk(without):
         prefix = f"{below}/" if below else ""
-        base = os.path.join(folder.path, below)
+        base = Path(folder.path, below)
         names.odd += [(prefix + name, reason) for name, reason in place.odd]
         for file in sorted(place.files, key=lambda f: (_rank(f, order), f)) if order else place.files:
             stem, suffix = os.path.splitext(file)
@@ -212,7 +222,7 @@ def names_below(
                 same = "the same name" if first == name else "the same name in another Unicode form"
                 names.taken.append((prefix + file, f"{names.found[first].name} has {same}"))
                 continue
-            names.found[name] = Path(base, file)
+            names.found[name] = base / file
             if not name.isascii():
                 forms[same_form(name)] = name
     names.found = dict(sorted(names.found.items()))
@@ -227,7 +237,7 @@ def _rank(file: str, order: Sequence[str]) -> int:
 def odd_below(root: Path) -> list[tuple[str, str]]:
     """(path below, reason) of what lies below a folder and is no regular file with a name in UTF-8."""
     found: list[tuple[str, str]] = []
-    for below, folder in Folder(root).walk():
+    for below, folder in Folder(root).walk(strict=False):
         found += [(f"{below}/{name}" if below else name, reason) for name, reason in folder.odd]
     return found
 

@@ -23,6 +23,7 @@ _INTERLEAVED = 4
 # Above this many cells the interleaved tables would leave the second-level cache, which costs more than they
 # save.
 _LARGEST_INTERLEAVED = 1 << 16
+_MOST_CELLS = 1 << 29
 
 
 @njit(cache=True, nogil=True)
@@ -84,6 +85,7 @@ class ConfusionMatrix:
 
     Raises:
         ValueError: `predicted` or `classes` is not in 1..65535.
+        MaskwrightError: the table would take more than 4 GiB.
     """
 
     def __init__(
@@ -98,6 +100,12 @@ class ConfusionMatrix:
             self.ignore = tuple(int(i) for i in np.atleast_1d(np.asarray(ignore, dtype=np.int64)))
         self._width = self.classes + 2  # one column for ignored and one for out-of-range truth
         cells = (self.predicted + 1) * self._width
+        if cells > _MOST_CELLS:
+            raise MaskwrightError(
+                f"a table of {self.predicted} predicted ids by {self.classes} classes needs {cells >> 27} GiB",
+                "at most 4 GiB, some 23,000 ids by as many classes",
+                "leave classes that no mask holds out of the end of classes.txt",
+            )
         self._tables = np.zeros((_INTERLEAVED if cells <= _LARGEST_INTERLEAVED else 1, cells), dtype=np.int64)
         self._lookups: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 

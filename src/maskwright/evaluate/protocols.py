@@ -27,7 +27,7 @@ from maskwright.data.layouts import open_data
 from maskwright.data.masks import read_mask_rg, read_stored
 from maskwright.data.reading import Reading
 from maskwright.data.recognise import recognise
-from maskwright.data.scan import Folder, names_below, same_form
+from maskwright.data.scan import Folder, is_regular, names_below, same_form
 from maskwright.data.understanding import highest_id, understand
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.judging import judge
@@ -348,9 +348,10 @@ def _some(names: Sequence[str]) -> str:
 def _mask_folder(folder: Path, reading: Reading) -> Dataset:
     """A folder of masks alone as a dataset: each mask stands for its image too."""
     table = folder.parent / "classes.txt"
-    classes = read_classes(table) if table.is_file() else None
+    notices: list[str] = []
+    classes = read_classes(table, notices) if is_regular(table) else None
     items = [Item(name, path, path) for name, path in names_below(Folder(folder), frozenset({".png"})).found.items()]
-    return Dataset(folder, items, classes=classes, reading=reading)
+    return Dataset(folder, items, classes=classes, reading=reading, notices=notices)
 
 
 def _bare(folder: Path) -> bool:
