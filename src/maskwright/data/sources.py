@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.data.folder import Dataset, ignore_of
+from maskwright.data.folder import Dataset
 from maskwright.data.images import read_image
+from maskwright.data.label_rules import ignore_of
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.data.views import View
 from maskwright.errors import MaskwrightError

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from maskwright.data.classes import ClassTable
 from maskwright.data.files import write_json
-from maskwright.data.folder import Dataset, ignore_of
+from maskwright.data.folder import Dataset
+from maskwright.data.label_rules import ignore_of
 from maskwright.data.scan import nearest
 from maskwright.errors import MaskwrightError
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from maskwright.data.files import atomic_write
-from maskwright.data.folder import Dataset, ignore_of
+from maskwright.data.folder import Dataset
+from maskwright.data.label_rules import ignore_of
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.data.tag_targets import TagTargets
 from maskwright.engine.config import option
