@@ -58,8 +58,11 @@ def doctor(
 
         with bar.counter("mending") as count:
             changes = mend(open_data(data, said), fix, progress=count)
-        changes.append(f"{len(changes)} changes, listed in {fix / 'changes.txt'}; the copy:")
-        data, said = str(fix), Reading(range=said.range)
+        changes.append(
+            f"{len(changes)} changes, listed in {fix / 'changes.txt'}; where a verb asks what the copy's values mean, "
+            "they are ids: --labels ids; the copy:"
+        )
+        data, said = str(fix), Reading(labels="ids", range=said.range)
     with bar.counter("examining") as count:
         diagnosis = examine(data, progress=count, reading=said)
     if json:

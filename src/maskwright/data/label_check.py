@@ -15,7 +15,7 @@ from maskwright.data.label_rules import VOID, LabelRule
 from maskwright.data.label_values import Seen, ValueCheck, listed, masks_counted, told
 from maskwright.data.masks import read_mask
 from maskwright.data.survey import Survey
-from maskwright.data.turned import clearly_unturned
+from maskwright.data.turned import unturned
 from maskwright.errors import MaskwrightError
 
 FILE_KINDS = frozenset(
@@ -121,15 +121,15 @@ def _size_findings(data: Dataset, seen: Sequence[Seen]) -> list[Finding]:
     found = []
     paired = [s for s in seen if s.survey.size is not None and s.survey.image_size is not None]
     wrong = [s for s in paired if s.survey.size != s.survey.image_size]
-    unturned = [s for s in wrong if is_unturned(s.survey)]
+    stored = [s for s in wrong if is_unturned(s.survey)]
     other = [s for s in wrong if not is_unturned(s.survey)]
     fix = f"{told(' --fix OUT', data)} turns them in a copy"
-    if unturned:
+    if stored:
         message = (
-            f"{masks_counted(len(unturned))} fit their image as it is stored, not as its EXIF tag turns it: "
+            f"{masks_counted(len(stored))} fit their image as it is stored, not as its EXIF tag turns it: "
             "they were drawn on the unturned picture"
         )
-        found.append(finding("mask-not-turned", "error", [s.name for s in unturned], message, fix))
+        found.append(finding("mask-not-turned", "error", [s.name for s in stored], message, fix))
     if other:
         first = other[0].survey
         assert first.size is not None and first.image_size is not None
@@ -152,10 +152,8 @@ def _size_findings(data: Dataset, seen: Sequence[Seen]) -> list[Finding]:
 
 
 def _worse_turned(seen: Sequence[Seen]) -> list[str]:
-    scores = [s.survey.turn for s in seen if s.survey.turn is not None]
-    if not clearly_unturned(scores):
-        return []
-    return [s.name for s in seen if s.survey.turn is not None and s.survey.turn[1] > s.survey.turn[0]]
+    fits = [(s.name, s.survey.turn) for s in seen if s.survey.turn is not None]
+    return [name for (name, _), worse in zip(fits, unturned([turn for _, turn in fits])) if worse]
 
 
 def unturned_by_edges(data: Dataset, surveys: Mapping[int, Survey]) -> set[str]:
