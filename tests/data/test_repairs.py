@@ -193,6 +193,16 @@ def test_a_source_whose_masks_are_asked_about_is_mended_by_the_printed_command(t
     np.testing.assert_array_equal(api._understood_source(tmp_path / "out").mask(0), TRUE[0])
 
 
+def test_train_asks_before_anything_is_made(tmp_path: Path, monkeypatch, capsys) -> None:
+    root = write_set(tmp_path / "set", lambda i, t: grey(255 * t))
+    words = ("train", root, "--method", "supervised", "--weights", "random", "--out", tmp_path / "run")
+    assert run(monkeypatch, *words) == 2
+    assert "--labels binary255" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    wide = write_set(tmp_path / "wide", lambda i, t: grey(t * 3), "")
+    assert run(monkeypatch, "train", wide, *words[2:], "--classes", 2) == 2
+    assert "add --classes 4" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_the_doctor_says_errors_by_its_exit_code(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", lambda i, t: grey(255 * t))
     words = [sys.executable, "-m", "maskwright.cli", "doctor", str(root), "--json"]

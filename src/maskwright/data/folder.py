@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,12 +199,8 @@ class Dataset:
         return derived
 
     def with_rule(self, rule: LabelRule | None, *, checked: bool) -> Dataset:
-        """The same dataset whose mask values were understood.
-
-        Args:
-            rule: makes ids of stored values; None: the reader of masks does.
-            checked: whether each mask that may be read was seen to be whole and to fit its image.
-        """
+        """The same dataset whose mask values were understood: the rule makes ids of them, or the reader where it is
+        None; `checked` says that each mask that may be read was seen to be whole and to fit its image."""
         derived = self.with_items(self.items)
         derived.rule, derived.understood, derived.checked = rule, True, checked
         return derived
@@ -380,6 +377,8 @@ class Dataset:
             from maskwright.data.understanding import understand_masks
 
             settled = understand_masks(self, files=False)
+            for sentence in settled.notices[len(self.notices) :]:
+                warnings.warn(sentence, stacklevel=2)
             self.rule, self.understood, self.notices = settled.rule, True, settled.notices
         ids = self.rule.read(item.mask) if self.rule is not None else self.readers.mask(item.mask)
         self.ledger.note("masks", item.name)

@@ -66,7 +66,7 @@ class MaskLabels:
             raise MaskwrightError(
                 f"the mask of {self.data.items[i].name} has class {int(known.max())}",
                 f"0 to {self.classes - 1}, or {ignore} for ignore",
-                "raise --classes, or repair the mask",
+                f"add --classes {int(known.max()) + 1}, or --void {int(known.max())},{ignore} if it means no class",
             )
         return LabelMap.from_mask(ids, ignore)
 
