@@ -60,6 +60,12 @@ def weights_root(data_root: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests remember of their files goes into a folder of theirs."""
+    os.environ.setdefault("MASKWRIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def tiny_folder(tmp_path: Path) -> Path:
     """A dataset folder of eight 48x64 pictures of two-coloured scenes with masks, tags, captions and splits."""

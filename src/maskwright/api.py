@@ -400,6 +400,7 @@ def _backbone_unused(cls: Any, config: Any) -> str:
 
 def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[ClassTable, str]:
     from maskwright.data.classes import ClassTable
+    from maskwright.data.understanding import highest_id
 
     if classes is not None and classes < 1:
         raise MaskwrightError(f"--classes {classes}", "at least 1")
@@ -414,10 +415,13 @@ def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[Cla
             f"--classes {classes} and a class table of {len(known.names)}", "the same number", "leave --classes out"
         )
     if classes is not None:
+        if named and images.checked and (top := highest_id(images, note=False)) >= classes:
+            raise MaskwrightError(
+                f"--classes {classes} and masks with ids up to {top}", "a class for each id",
+                f"add --classes {top + 1}, or --void if ids from {classes} on mean no class",
+            )  # fmt: skip
         return ClassTable.numbered(classes), f"{classes} {'classes' if named else 'clusters'}, as asked"
     if named and images.labels_present()["masks"]:
-        from maskwright.data.understanding import highest_id
-
         count = highest_id(images) + 1
         return ClassTable.numbered(count), f"{count}, up to the highest id in the masks that may be read"
     return (

@@ -39,16 +39,43 @@ def doctor(
     labels: Labels = None,
     void: Void = None,
     range: Range = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a mended copy of the folder here, and say what was changed.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Say what labels a folder holds and what is wrong with it, each finding with its repair."""
+    """Say what labels a folder holds and what is wrong with it, each finding with its repair.
+
+    The exit code is 2 where an error was found.
+    """
     from maskwright.data.doctor import examine
     from maskwright.data.reading import Reading
     from maskwright.engine.progress import Progress
 
-    with Progress(quiet=json).counter("examining") as count:
-        diagnosis = examine(data, progress=count, reading=Reading.parse(labels, void, range))
-    _print_json(diagnosis.to_json()) if json else _echo(diagnosis.text())
+    said = Reading.parse(labels, void, range)
+    bar = Progress(quiet=json)
+    changes: list[str] = []
+    if fix is not None:
+        from maskwright.data.layouts import open_data
+        from maskwright.data.mending import mend
+
+        with bar.counter("mending") as count:
+            changes = mend(open_data(data, said), fix, progress=count)
+        changes.append(
+            f"{len(changes)} changes, listed in {fix / 'changes.txt'}; where a verb asks what the copy's values mean, "
+            "they are ids: --labels ids; the copy:"
+        )
+        data, said = str(fix), Reading(labels="ids", range=said.range)
+    with bar.counter("examining") as count:
+        diagnosis = examine(data, progress=count, reading=said)
+    if json:
+        _print_json({**diagnosis.to_json(), "changes": changes} if fix is not None else diagnosis.to_json())
+    else:
+        for line in changes:
+            _echo(line)
+        _echo(diagnosis.text())
+    if not diagnosis.healthy:
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -263,6 +263,15 @@ def test_saliency_figures() -> None:
     assert scores.extra["f_measure"] == pytest.approx(0.5) and scores.per_class[1]["iou"] == pytest.approx(1 / 3)
 
 
+def test_arrays_of_0_and_255_are_asked_about() -> None:
+    true = np.array([[0, 255, 255]], np.uint8)
+    for protocol in ("direct", "saliency", "hungarian"):
+        with pytest.raises(MaskwrightError, match="whether 255 is the object"):
+            evaluate_arrays([(true, true)], 2, protocol)
+    assert evaluate_arrays([(true * 0, true)], 2, ignore=255).pixel_accuracy == 1
+    assert evaluate_arrays([(true // 255, true // 255)], 2).miou == 1
+
+
 def test_seeds() -> None:
     pairs = scenes(5, 5)
     runs = [evaluate_arrays(scenes(5, 5, seed=s), 5, "hungarian") for s in range(3)]

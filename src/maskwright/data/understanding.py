@@ -54,8 +54,12 @@ def understand_masks(
     return data.with_rule(checked.rule, checked=files).with_notices(*checked.notices())
 
 
-def highest_id(data: Dataset) -> int:
-    """The highest class id of the masks that may be read, at least 0; each is noted in the ledger.
+def highest_id(data: Dataset, *, note: bool = True) -> int:
+    """The highest class id of the masks that may be read, at least 0.
+
+    Args:
+        data: the images.
+        note: note each mask in the ledger, because the number of classes is learned from them.
 
     Raises:
         MaskwrightError: as `understand`.
@@ -63,6 +67,7 @@ def highest_id(data: Dataset) -> int:
     data = understand(data, masks=True)
     highest = 0
     for i, seen in survey_masks(data).items():
-        data.ledger.note("masks", data.names[i])
+        if note:
+            data.ledger.note("masks", data.items[i].name)
         highest = max(highest, *(v for v in seen.meaning(data.rule).values() if v != VOID), 0)
     return highest

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.data.classes import IGNORE16
-from maskwright.data.folder import Dataset, ignore_of
+from maskwright.data.folder import Dataset
+from maskwright.data.label_rules import ignore_of
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.engine.distributed import broadcast_object, gather_objects, rank, share
 from maskwright.engine.instance import SwAV, synchronised

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from maskwright.data.artefacts import Damage, read_arrays, unreadable, write_arrays
 from maskwright.data.files import file_for
-from maskwright.data.folder import Dataset, ignore_of
+from maskwright.data.folder import Dataset
+from maskwright.data.label_rules import ignore_of
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.data.tag_targets import TagTargets
 from maskwright.engine.config import option

@@ -50,7 +50,7 @@ def _check(name: str, pred: np.ndarray, true: np.ndarray) -> None:
         raise MaskwrightError(
             f"prediction {name} has shape {pred.shape}, its truth {true.shape}",
             "the same height and width",
-            "predict at the image's size, or resize the ids with nearest neighbour",
+            "predict these images again, or resize the ids with nearest neighbour",
         )
 
 
@@ -226,7 +226,9 @@ def _moved_up(true: np.ndarray, classes: int, ignore: int | Sequence[int] | None
     highest = int(true[keep].max()) if keep.any() else 0
     if highest >= classes:
         raise MaskwrightError(
-            f"true id {highest} in a mask of {classes} classes", f"0 to {classes - 1}", "see the doctor"
+            f"true id {highest} in a mask of {classes} classes",
+            f"0 to {classes - 1}",
+            "run maskwright doctor on the truth",
         )
     return np.where(keep, true.astype(np.int64) + 1, 65535).astype(np.uint16)
 
@@ -246,7 +248,7 @@ def _judge_saliency(
             raise MaskwrightError(
                 f"id {largest} in {name}",
                 "0 (background) and 1 (foreground)",
-                "make the masks binary, 0 and 1",
+                "choose --protocol direct for more classes, or add --labels binary255 if the masks are drawn 0 and 255",
             )
         p, t = pred == 1, true == 1
         binary.update(p, t, valid)

@@ -21,8 +21,8 @@ import numpy as np
 from maskwright.data.classes import read_classes
 from maskwright.data.files import file_for
 from maskwright.data.folder import Dataset, Item
-from maskwright.data.label_check import binary_finding
 from maskwright.data.label_rules import LabelRule
+from maskwright.data.label_values import binary_finding
 from maskwright.data.layouts import open_data
 from maskwright.data.masks import read_mask_rg, read_stored
 from maskwright.data.reading import Reading
