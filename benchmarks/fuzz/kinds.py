@@ -95,7 +95,7 @@ def prepare(bases: Path, methods: Sequence[str]) -> None:
     """Fills a folder with a data set and finished and half-finished runs.
 
     MASKWRIGHT_CACHE must name an empty folder. Each run METHOD lies there finished, and as METHOD-at-STAGE, as if the
-    process had been killed before that stage; runs with training steps also as METHOD-inside, in the middle of their last training.
+    process had been killed before that stage; and as METHOD-inside, in the middle of its last training if it has one.
     """
     from maskwright.engine import loop, records
 
