@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -170,3 +171,28 @@ def _png(file: BinaryIO) -> Header:
     if size is None:
         raise SyntaxError("PNG without a header chunk")
     return Header("png", size, orientation)
+
+
+def check_png(data: bytes) -> None:
+    """Compares the checksum of every chunk of a PNG with its contents; decoders let wrong ones pass.
+
+    Args:
+        data: the whole file.
+
+    Raises:
+        SyntaxError: not a PNG, a chunk whose checksum is wrong, or an end before the last chunk (IEND).
+    """
+    if data[:8] != _PNG:
+        raise SyntaxError("not a PNG")
+    view, place = memoryview(data), 8
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise SyntaxError(f"wrong checksum of chunk {kind.decode('ascii', 'replace')}")
+        if kind == b"IEND":
+            return
+        place = end + 4
+    raise SyntaxError("it ends before its last chunk")
