@@ -156,7 +156,7 @@ def suggest(
                 f"{model} holds one network, which agrees with itself", "a run that trained a student and its teacher",
                 "give a run folder of mean_teacher, or of another method with a teacher, or choose --by entropy",
             )  # fmt: skip
-    images = _opened(data, labels, void, range)
+    images = loaded.read_as_trained(_opened(data, labels, void, range))
     everything = images if labeled is None else images.labeled(labeled)
     images = everything if split is None else everything.split(split)
     if labeled is not None:  # those labelled outside the split are known all the same
@@ -466,7 +466,7 @@ def _context(
         "labeled": str(labeled) if labeled is not None else None,
         "labeled_hash": digest or None,
         "source": None if domain is None else domain.fingerprint(),
-        "reading": images.reading.to_json(),
+        "reading": images.settled_reading.to_json(),
         "versions": versions(),
         "device": str(fabric.device),
         "processes": fabric.world_size,
@@ -524,7 +524,7 @@ def _run(method: Any, context: Context, report: bool) -> Model:
         "data": run.record["data"]["fingerprint"],
         "image_size": _median_size(context.data),
         "refine": method.refinement,
-        "reading": context.data.reading.to_json(),
+        "reading": context.data.settled_reading.to_json(),
     }
     if run.writes:
         save_bundle(run.path / MODEL, segmenter, extra)

@@ -21,6 +21,7 @@ from maskwright.data.leaks import duplicate_findings, leak_findings, read_splits
 from maskwright.data.looks import Look, look_at
 from maskwright.data.masks import ColourMaskError, LossyMaskError
 from maskwright.data.phash import find_alike
+from maskwright.data.picture_facts import alpha_findings, examine_pictures
 from maskwright.data.reading import Reading
 from maskwright.data.scan import masks_below, threaded
 from maskwright.data.tables import NameIndex, read_captions, read_tags
@@ -49,6 +50,7 @@ def examine(
         dataset = scan_folder(data, problems)
     if reading is not None:
         dataset = dataset.with_reading(reading)
+    dataset, of_headers = examine_pictures(dataset)
     looks: list[Look] = []
     for look in threaded(lambda i: look_at(dataset, i), range(len(dataset))):
         looks.append(look)
@@ -62,6 +64,8 @@ def examine(
             for p in problems
         ),
         *_image_findings(dataset, looks),
+        *of_headers,
+        *alpha_findings([(look.name, look.alpha) for look in looks]),
         *_mask_findings(dataset, looks),
         *_id_findings(dataset, looks),
         *_table_findings(dataset),

@@ -10,7 +10,7 @@ import numpy as np
 from maskwright.data.classes import default_palette
 from maskwright.data.folder import Dataset, Item
 from maskwright.data.headers import open_pillow
-from maskwright.data.images import DECODER_ERRORS, read_header, read_image, read_small
+from maskwright.data.images import DECODER_ERRORS, AlphaKind, glance
 from maskwright.data.masks import ColourMaskError
 from maskwright.data.phash import Print, perceptual_hash
 from maskwright.errors import MaskwrightError
@@ -32,6 +32,7 @@ class Look:
     counts: dict[int, int] = field(default_factory=dict)
     wide: bool = False
     palette_colours: bool = False
+    alpha: AlphaKind = "none"
 
 
 def look_at(dataset: Dataset, i: int) -> Look:
@@ -40,10 +41,10 @@ def look_at(dataset: Dataset, i: int) -> Look:
     try:
         look.digest = dataset.content_hash(i)
         look.size = dataset.size(i)
-        if dataset.readers.image is read_image:
-            header = read_header(item.image)
-            look.stored, look.turned = header.stored, header.orientation >= 5
-            small = read_small(item.image)
+        if dataset.readers.image is None:
+            seen = glance(item.image, range=dataset.value_range)
+            look.stored, look.turned = seen.header.stored, seen.header.orientation >= 5
+            look.alpha, small = seen.alpha, seen.small
         else:
             small = dataset.readers.image(item.image)
         look.print = perceptual_hash(small)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from maskwright.data.folder import Dataset
+from maskwright.data.picture_facts import scaled
 
 
 def understand(data: Dataset, *, masks: bool, progress: Callable[[int, int], object] | None = None) -> Dataset:
@@ -25,4 +26,4 @@ def understand(data: Dataset, *, masks: bool, progress: Callable[[int, int], obj
     Raises:
         MaskwrightError: what the values mean is not certain; names the option that says it.
     """
-    return data
+    return scaled(data)
