@@ -167,7 +167,7 @@ def suggest(
                 f"{model} holds one network, which agrees with itself", "a run that trained a student and its teacher",
                 "give a run folder of mean_teacher, or of another method with a teacher, or choose --by entropy",
             )  # fmt: skip
-    images = _opened(data, labels, void, range)
+    images = loaded.read_as_trained(_opened(data, labels, void, range))
     if isinstance(progress, Progress):
         for sentence in images.notices:
             progress.say(sentence)
@@ -508,7 +508,7 @@ def _context(
         "labeled": str(labeled) if labeled is not None else None,
         "labeled_hash": digest or None,
         "source": None if domain is None else domain.fingerprint(),
-        "reading": images.reading.to_json(),
+        "reading": images.settled_reading.to_json(),
         "versions": versions(),
         "device": str(fabric.device),
         "processes": fabric.world_size,
@@ -586,7 +586,7 @@ def _run_to_the_end(method: Any, context: Context, report: bool) -> Model:
         "data": run.record["data"]["fingerprint"],
         **_trained_sizes(context.data),
         "refine": method.refinement,
-        "reading": context.data.reading.to_json(),
+        "reading": context.data.settled_reading.to_json(),
     }
     if run.writes:
         save_bundle(run.path / MODEL, segmenter, extra)

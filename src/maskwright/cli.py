@@ -154,6 +154,7 @@ def predict(
     confidence: Annotated[bool, typer.Option("--confidence", help="Write confidence maps too.")] = False,
     overlays: Annotated[bool, typer.Option("--overlays", help="Write overlays too.")] = False,
     tags: Annotated[bool, typer.Option("--tags", help="Find nothing in an image but what it is tagged with.")] = False,
+    range: Range = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Write OUT/NAME.png for each image."""
@@ -178,6 +179,7 @@ def predict(
         confidence=confidence,
         overlays=overlays,
         tags=tags,
+        range=range,
         progress=bar,
     )
     if tags:

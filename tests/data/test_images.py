@@ -123,7 +123,11 @@ def test_transparency_lies_on_white(tmp_path) -> None:
     assert (read_image(tmp_path / "la.png")[:, :40] == 255).all()
     keyed = Image.fromarray(np.full((4, 4, 3), (10, 20, 30), np.uint8))
     keyed.save(tmp_path / "key.png", transparency=(10, 20, 30))
-    assert (read_image(tmp_path / "key.png") == 255).all()
+    assert (read_image(tmp_path / "key.png") == (10, 20, 30)).all()  # transparent everywhere: ignored
+    keyed.putpixel((1, 1), (7, 8, 9))
+    keyed.save(tmp_path / "key.png", transparency=(10, 20, 30))
+    assert (read_image(tmp_path / "key.png")[0] == 255).all()
+    assert read_image(tmp_path / "key.png")[1, 1].tolist() == [7, 8, 9]
 
 
 def test_palette_grey_and_one_bit(tmp_path) -> None:
@@ -135,8 +139,10 @@ def test_palette_grey_and_one_bit(tmp_path) -> None:
     clear = np.zeros((4, 4), np.uint8)
     image = Image.fromarray(clear)
     image.putpalette([5, 5, 5, 9, 9, 9])
+    image.putpixel((2, 0), 1)
     image.save(tmp_path / "t.png", transparency=0)
-    assert (read_image(tmp_path / "t.png") == 255).all()
+    assert (read_image(tmp_path / "t.png")[1:] == 255).all()
+    assert read_image(tmp_path / "t.png")[0, 2].tolist() == [9, 9, 9]
     Image.fromarray(scene()[..., 0]).save(tmp_path / "g.png")
     assert np.array_equal(read_image(tmp_path / "g.png"), np.repeat(scene()[..., :1], 3, axis=2))
     bits = scene()[..., 0] > 128
@@ -151,10 +157,12 @@ def test_more_than_8_bits(tmp_path) -> None:
         got = read_image(tmp_path / f"a.{suffix}")
         assert np.abs(got[..., 0] - ramp / 257).max() <= 0.5 + 1e-3
     twelve = (ramp // 16).astype(np.uint16)
-    Image.fromarray(twelve).save(tmp_path / "b.tif")
-    assert np.abs(read_image(tmp_path / "b.tif")[..., 2] - twelve * (255 / 4095)).max() <= 0.5 + 1e-3
+    Image.fromarray(twelve).save(tmp_path / "b.tif")  # nothing in the file says that 4095 is white
+    assert np.abs(read_image(tmp_path / "b.tif")[..., 2] - twelve / 257).max() <= 0.5 + 1e-3
+    said = read_image(tmp_path / "b.tif", range=(0, 4095))
+    assert np.abs(said[..., 2] - twelve * (255 / 4095)).max() <= 0.5 + 1e-3
     Image.fromarray((ramp // 257).astype(np.uint16)).save(tmp_path / "c.tif")
-    assert np.array_equal(read_image(tmp_path / "c.tif")[..., 0], ramp // 257)
+    assert np.array_equal(read_image(tmp_path / "c.tif", range=(0, 255))[..., 0], ramp // 257)
     Image.fromarray((ramp / 65535).astype(np.float32)).save(tmp_path / "d.tif")
     assert np.abs(read_image(tmp_path / "d.tif")[..., 0] - ramp / 257).max() <= 0.5 + 1e-3
 

@@ -21,6 +21,7 @@ from maskwright.data.layouts import layout_of, open_data
 from maskwright.data.leaks import duplicate_findings, leak_findings, read_splits
 from maskwright.data.looks import Look, look_at
 from maskwright.data.phash import find_alike
+from maskwright.data.picture_facts import alpha_findings, examine_pictures
 from maskwright.data.reading import Reading
 from maskwright.data.recognise import plain_stem
 from maskwright.data.scan import threaded
@@ -51,6 +52,7 @@ def examine(
         dataset = open_data(data, reading)
     else:
         dataset = scan_folder(data, problems, reading)
+    dataset, of_headers = examine_pictures(dataset)
     looks: list[Look] = []
     with Surveyor(dataset, fresh=True) as surveyor:  # a person asks: what is remembered of masks is looked at anew
         for look in threaded(lambda i: look_at(dataset, i, surveyor), range(len(dataset))):
@@ -66,6 +68,8 @@ def examine(
             for p in problems
         ),
         *_image_findings(dataset, looks),
+        *of_headers,
+        *alpha_findings([(look.name, look.alpha) for look in looks]),
         *_pair_findings(dataset),
         *checked.findings,
         *_table_findings(dataset),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +25,11 @@ import numpy as np
 
 from maskwright.data.classes import ClassTable, read_classes
 from maskwright.data.findings import Finding
+from maskwright.data.headers import Header, check_regular
 from maskwright.data.images import (
     IMAGE_SUFFIXES,
-    image_size,
+    image_error,
+    read_header,
     read_image,
     read_resized,
     resize_window,
@@ -37,9 +40,12 @@ from maskwright.data.ledger import Ledger
 from maskwright.data.masks import COLOURS_FILE, read_mask
 from maskwright.data.reading import Reading
 from maskwright.data.recognise import recognise
+from maskwright.data.scale import Scale, survey_scale
 from maskwright.data.scan import check_folder, is_regular, is_utf8, nearest, threaded
 from maskwright.data.tables import NameIndex, read_captions, read_names, read_tags
 from maskwright.errors import MaskwrightError, unknown
+
+_surveying = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +72,19 @@ class Readers:
     """How the files of a dataset are read. Layouts with encodings of their own put their functions here.
 
     Attributes:
-        image: path -> uint8 (H, W, 3).
-        size: path -> (H, W) of what `image` gives.
+        image: path -> uint8 (H, W, 3); None: the files are images as `data.images` reads them, with all that this can:
+            parts, smaller decodes, and the range of the data set for those of more than 8 bits.
+        size: path -> (H, W) of what `image` gives; None: from the header.
         mask: path -> uint8 or uint16 (H, W).
-        verify: path -> None, raises `MaskwrightError` where `image` would.
+        verify: path -> None, raises `MaskwrightError` where `image` would; None: the file is decoded.
 
     All must be functions at the top of a module, so that worker processes can receive them.
     """
 
-    image: Callable[[Path], np.ndarray] = read_image
-    size: Callable[[Path], tuple[int, int]] = image_size
+    image: Callable[[Path], np.ndarray] | None = None
+    size: Callable[[Path], tuple[int, int]] | None = None
     mask: Callable[[Path], np.ndarray] = read_mask
-    verify: Callable[[Path], object] = verify_image
+    verify: Callable[[Path], object] | None = None
 
 
 class Dataset:
@@ -98,6 +105,10 @@ class Dataset:
         aside: (file or folder/, reason) of what lies in the folder and is not read, below the root.
         lone: mask files, below the root, of no image.
         findings: what opening the folder found; the doctor tells it, and `notices` hold its sentences.
+
+    Attributes:
+        scale: the range of images of more than 8 bits, once it is settled (`picture_facts.scaled`); until then it is
+            found when the first of them is read.
     """
 
     def __init__(
@@ -136,6 +147,11 @@ class Dataset:
         self._places: dict[str, int] | None = None
         self._finder: NameIndex | None = None
         self._hashes: dict[tuple[str, int, int], str] = {}
+        self.scale: Scale | None = None
+        self._headers: dict[str, tuple[int, int, Header]] = {}
+        # Of the folder as it was opened: a split is read as the whole is.
+        self._surveyed: list[Scale | None] = []
+        self._whole: tuple[Item, ...] = self.items
 
     def __len__(self) -> int:
         return len(self.items)
@@ -195,6 +211,8 @@ class Dataset:
         )
         derived._finder, derived._hashes = self._finder, self._hashes
         derived.rule, derived.understood, derived.checked = self.rule, self.understood, self.checked
+        derived.scale, derived._headers = self.scale, self._headers
+        derived._surveyed, derived._whole = self._surveyed, self._whole
         return derived
 
     def with_classes(self, classes: ClassTable | None) -> Dataset:
@@ -216,6 +234,12 @@ class Dataset:
         None; `checked` says that each mask that may be read was seen to be whole and to fit its image."""
         derived = self.with_items(self.items)
         derived.rule, derived.understood, derived.checked = rule, True, checked
+        return derived
+
+    def with_scale(self, scale: Scale | None) -> Dataset:
+        """The same dataset with the range of its images of more than 8 bits; what was said goes before it."""
+        derived = self.with_items(self.items)
+        derived.scale = scale
         return derived
 
     def with_notices(self, *sentences: str) -> Dataset:
@@ -298,18 +322,58 @@ class Dataset:
 
     def image(self, i: int) -> np.ndarray:
         """Image `i`, uint8 (H, W, 3), EXIF orientation applied. Raises `MaskwrightError` if unreadable."""
-        return self.readers.image(self.items[i].image)
+        path = self.items[i].image
+        return read_image(path, range=self.value_range) if self.readers.image is None else self.readers.image(path)
 
     def size(self, i: int) -> tuple[int, int]:
         """(H, W) of image `i`, without decoding it."""
-        return self.readers.size(self.items[i].image)
+        return self.header(i).size if self.readers.size is None else self.readers.size(self.items[i].image)
+
+    def header(self, i: int) -> Header:
+        """What the header of image file `i` says; kept while the file is unchanged. Raises `MaskwrightError`."""
+        return self._header_of(self.items[i].image)
+
+    def _header_of(self, path: str | os.PathLike[str]) -> Header:
+        key = os.fspath(path)
+        try:
+            state = os.stat(key)
+        except OSError as error:
+            raise image_error(path, error) from error
+        known = self._headers.get(key)
+        if known is None or known[:2] != (state.st_size, state.st_mtime_ns):
+            known = self._headers[key] = (state.st_size, state.st_mtime_ns, read_header(path))
+        return known[2]
+
+    def value_range(self) -> tuple[float, float] | None:
+        """(low, high), the stored values that become 0 and 255 in images of more than 8 bits; None: there are none.
+
+        What was said, else `.scale`, else what a survey of the folder gives. Raises as `scale.survey_scale`.
+        """
+        if self.reading.range is not None:
+            return self.reading.range
+        scale = self.scale or self.survey()
+        return None if scale is None else scale.span
+
+    def survey(self) -> Scale | None:
+        """The scale of the folder's images of more than 8 bits, None if it has none; found once."""
+        with _surveying:
+            if not self._surveyed:
+                self._surveyed.append(survey_scale([i.image for i in self._whole], header=self._header_of))
+            return self._surveyed[0]
+
+    @property
+    def settled_reading(self) -> Reading:
+        """What was said of the files' values, with the range that holds for them where `.scale` is settled."""
+        if self.scale is None or self.reading.range is not None:
+            return self.reading
+        return replace(self.reading, range=self.scale.span)
 
     def resized(self, i: int, size: tuple[int, int], window: tuple[int, int, int, int] | None = None) -> np.ndarray:
         """Image `i`, or a window (top, left, height, width) of it, resized to (h, w) as `images.read_resized`
         does."""
         path = self.items[i].image
-        if self.readers.image is read_image:
-            return read_resized(path, size, window)
+        if self.readers.image is None:
+            return read_resized(path, size, window, range=self.value_range)
         image = self.readers.image(path)
         return resize_window(image, window or (0, 0, *image.shape[:2]), size)
 
@@ -319,6 +383,7 @@ class Dataset:
         path = self.items[i].image
         try:
             state = path.stat()
+            check_regular(path, state)
             key = (str(path), state.st_size, state.st_mtime_ns)
             if key not in self._hashes:
                 with open(path, "rb") as file:
@@ -363,7 +428,7 @@ class Dataset:
 
     def _problem(self, item: Item) -> str | None:
         try:
-            self.readers.verify(item.image)
+            (self.readers.verify or verify_image)(item.image)
         except MaskwrightError as error:
             return error.found
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskwright.data.folder import Dataset
-from maskwright.data.images import read_image, read_small
+from maskwright.data.images import AlphaKind, glance
 from maskwright.data.phash import Print, perceptual_hash
 from maskwright.data.survey import Survey, Surveyor
 from maskwright.errors import MaskwrightError
@@ -21,6 +21,7 @@ class Look:
     print: Print | None = None
     image_problem: MaskwrightError | None = None
     mask: Survey | None = None
+    alpha: AlphaKind = "none"
 
 
 def look_at(dataset: Dataset, i: int, surveyor: Surveyor) -> Look:
@@ -30,8 +31,9 @@ def look_at(dataset: Dataset, i: int, surveyor: Surveyor) -> Look:
     try:
         look.digest = dataset.content_hash(i)
         look.size = dataset.size(i)
-        if dataset.readers.image is read_image:
-            small = read_small(item.image)
+        if dataset.readers.image is None:
+            seen = glance(item.image, range=dataset.value_range)
+            look.alpha, small = seen.alpha, seen.small
         else:
             small = dataset.readers.image(item.image)
         look.print = perceptual_hash(small)

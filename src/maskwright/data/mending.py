@@ -21,7 +21,7 @@ from maskwright.data.images import orient
 from maskwright.data.label_check import FILE_KINDS, check_labels, is_unturned, unturned_by_edges
 from maskwright.data.label_rules import LabelRule, ignore_of
 from maskwright.data.masks import write_mask
-from maskwright.data.scan import masks_below, threaded
+from maskwright.data.scan import threaded
 from maskwright.data.survey import Survey, survey_masks
 from maskwright.errors import MaskwrightError
 
@@ -95,10 +95,8 @@ def _copy_rest(data: Dataset, work: Path) -> list[str]:
     for split in data.split_names:
         names, _ = data.list_names(split)
         write_text(work / "splits" / f"{split}.txt", "".join(f"{name}\n" for name in names))
-    known = {*data.known_names, *(name for name, _ in data.skipped)}
-    lone = [path for name, path in masks_below(data.root).items() if name not in known]
-    lines = [f"not copied: {path} (no image of its name)" for path in lone]
-    return lines + [f"not copied: {name} ({reason})" for name, reason in data.skipped]
+    lines = [f"not copied: {file} (no image of its name)" for file in data.lone]
+    return lines + [f"not copied: {name} ({reason})" for name, reason in (*data.skipped, *data.aside)]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from maskwright.data.folder import Dataset
-from maskwright.data.images import read_image
 from maskwright.data.label_rules import ignore_of
 from maskwright.data.labels import LabelMap, LabelStore
 from maskwright.data.views import View
@@ -115,8 +114,8 @@ class BothLabels:
 
 def read_view(data: Dataset, i: int, view: View) -> np.ndarray:
     """What a view shows of image `i`, uint8 (h, w, 3); no more is decoded than it needs where the file allows it."""
-    if data.readers.image is read_image:
-        return view.read(data.items[i].image)
+    if data.readers.image is None:
+        return view.read(data.items[i].image, range=data.value_range)
     rendered = view.render(data.image(i))
     assert isinstance(rendered, np.ndarray)
     return rendered

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from maskwright.data.folder import Dataset
 from maskwright.data.label_check import FILE_KINDS, check_labels
 from maskwright.data.label_rules import VOID
+from maskwright.data.picture_facts import scaled
 from maskwright.data.survey import survey_masks
 
 
@@ -28,6 +29,7 @@ def understand(data: Dataset, *, masks: bool, progress: Callable[[int, int], obj
     Raises:
         MaskwrightError: what the values mean is not certain; names the option that says it.
     """
+    data = scaled(data)
     if masks and not data.checked:
         data = understand_masks(data, progress)
     return data

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data import rendering
+from maskwright.data.deep import Range
 from maskwright.data.images import image_size, read_image, read_resized
 
 Size = tuple[int, int]
@@ -178,11 +179,15 @@ class View:
             return self._render(image[None], mode, antialias, fill)[0]
         return self._render(image, mode, antialias, fill)
 
-    def read(self, path: str | os.PathLike[str]) -> np.ndarray:
+    def read(self, path: str | os.PathLike[str], *, range: Range = None) -> np.ndarray:
         """The pixels of this view straight from an image file, uint8 (h, w, 3).
 
         Where the view is a whole-pixel window inside the image, mirrored or not, no more is decoded and
         resized than it needs (`images.read_resized`); otherwise the whole image is decoded and rendered.
+
+        Args:
+            path: the file.
+            range: of images of more than 8 bits, as for `images.read_image`.
 
         Raises:
             MaskwrightError: an unreadable file.
@@ -197,10 +202,10 @@ class View:
                     raise ValueError(f"an image of {found} pixels for a view of a source of {self.source_size}")
                 top, left = int(rows.start), int(columns.start)
                 window = (top, left, int(rows.end) - top, int(columns.end) - left)
-                pixels = read_resized(path, self.size, window)
+                pixels = read_resized(path, self.size, window, range=range)
                 mirrored = pixels[:: -1 if rows.flipped else 1, :: -1 if columns.flipped else 1]
                 return np.ascontiguousarray(mirrored)
-        rendered = self.render(read_image(path))
+        rendered = self.render(read_image(path, range=range))
         assert isinstance(rendered, np.ndarray)
         return rendered
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ import torch
 from PIL import Image
 
 from maskwright.data.classes import ClassTable
+from maskwright.data.deep import Range
 from maskwright.data.files import file_for
 from maskwright.data.folder import Dataset, open_folder
-from maskwright.data.images import read_image, to_rgb
+from maskwright.data.images import picture_of, read_image, to_rgb
 from maskwright.data.masks import write_mask
+from maskwright.data.reading import Reading
+from maskwright.data.scale import Scale
 from maskwright.data.scan import threaded
 from maskwright.data.tag_targets import find_targets
+from maskwright.data.understanding import understand
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.segmenter import Segmenter
@@ -71,7 +75,7 @@ class FolderSummary:
         shares: share of the area of all masks that each class has, float64 (C,).
         seconds: wall time.
         tagged: number of images whose tags limited what was found.
-        notices: what was chosen or found on the way, in sentences; `progress` said them as well.
+        notices: what was guessed of the images, chosen, or left aside, in sentences; `progress` said them as well.
     """
 
     out: Path
@@ -128,12 +132,14 @@ class Model:
         scales: Sequence[float] = (1.0,),
         precision: str = "fp32",
         only: Sequence[int | str] | None = None,
+        range: str | Iterable[float] | None = None,
         settings: dict[str, Any] | None = None,
     ) -> Result:
         """Segments one picture of any size.
 
         Args:
-            image: a file, a Pillow image, or uint8 (H, W, 3) RGB or (H, W) grey.
+            image: a file or a Pillow image, turned as its EXIF tag says, or uint8 (H, W, 3) RGB or (H, W) grey, taken
+                as it is.
             refine: "none", "crf", "guided", or "auto" for what the model's method does.
             tile: see it in windows of this many pixels; 0: whole; None: in windows where the picture is much larger
                 than those trained on (`predict.tiles`), and the result's `tile` says so.
@@ -142,12 +148,15 @@ class Model:
             scales: average over the input sizes that these factors give.
             precision: "fp32" or "bf16".
             only: names or ids of the classes that may occur, the background among them where there is one.
+            range: (low, high), the stored values that become black and white in a file of more than 8 bits; None: those
+                of the model's training, else of the file's type where its values use enough of it.
             settings: options of the refinement.
 
         Raises:
-            MaskwrightError: the file cannot be read, the array is no picture, or an option is out of range.
+            MaskwrightError: the file cannot be read, the array is no picture, nothing says what its values mean, or an
+                option is out of range.
         """
-        pixels = as_picture(image)
+        pixels = as_picture(image, self.value_range(range))
         found = predict_mask(
             self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales,
             refine=self.refinement(refine, pixels.shape[:2]),
@@ -192,7 +201,27 @@ class Model:
 
     def probabilities(self, image: str | os.PathLike[str] | np.ndarray | Image.Image, **options: Any) -> np.ndarray:
         """Class probabilities of one picture, float32 (C, H, W); options as for `predict_probs`."""
-        return predict_probs(self.segmenter, as_picture(image), device=self.device, **options)
+        return predict_probs(self.segmenter, as_picture(image, self.value_range()), device=self.device, **options)
+
+    def value_range(self, said: str | Iterable[float] | None = None) -> tuple[float, float] | None:
+        """The range of images of more than 8 bits: what is said, else that of the images it was trained on, or None."""
+        if said is not None:
+            return Reading.parse(range=said).range
+        return Reading.from_json(self.extra.get("reading")).range
+
+    def read_as_trained(self, data: Dataset, range: str | Iterable[float] | None = None) -> Dataset:
+        """The data set whose images of more than 8 bits are read as those of the training were, if it had any.
+
+        Args:
+            data: the images; what was said of their values goes before.
+            range: what is said now.
+        """
+        if range is not None:
+            return data.with_reading(replace(data.reading, range=self.value_range(range)))
+        trained = self.value_range()
+        if data.reading.range is not None or trained is None:
+            return data
+        return data.with_scale(Scale(*trained, "the model was trained so"))
 
     def predict_folder(
         self,
@@ -208,6 +237,7 @@ class Model:
         overlap: float = 0.25,
         scales: Sequence[float] = (1.0,),
         precision: str = "fp32",
+        range: str | Iterable[float] | None = None,
         settings: dict[str, Any] | None = None,
         progress: Any = None,
     ) -> FolderSummary:
@@ -223,6 +253,7 @@ class Model:
                 called confidence-2 and overlays-2.
             tags: in images that have tags nothing else is found than these and the class that no tag names.
             tile, refine, flips, overlap, scales, precision, settings: as for `predict`.
+            range: as for `predict`; where neither it nor the training gives one, it is found over all the images.
             progress: an `engine.progress.Progress`, or a function of (done, total), or None.
 
         Raises:
@@ -234,6 +265,7 @@ class Model:
         data = images if isinstance(images, Dataset) else open_folder(images)
         out = Path(out)
         check_out(out, data)
+        data = understand(self.read_as_trained(data, range), masks=False)
         outputs = place_outputs(out, data, confidence=confidence, overlays=overlays)
         tagged = self.tagged(data) if tags else {}
         start = time.perf_counter()
@@ -335,16 +367,20 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def as_picture(image: str | os.PathLike[str] | np.ndarray | Image.Image) -> np.ndarray:
+def as_picture(image: str | os.PathLike[str] | np.ndarray | Image.Image, range: Range = None) -> np.ndarray:
     """uint8 (H, W, 3) of a file, a Pillow image or an array (grey and RGBA arrays are converted).
 
+    Args:
+        image: the picture; files and Pillow images are turned as their EXIF tag says.
+        range: of files and Pillow images of more than 8 bits.
+
     Raises:
-        MaskwrightError: it is no picture.
+        MaskwrightError: it is no picture, or has more than 8 bits and nothing says which values are black and white.
     """
     if isinstance(image, str | os.PathLike):
-        return read_image(image)
+        return read_image(image, range=range, sure=True)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return picture_of(image, range=range, sure=True)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size:
         if image.ndim == 2:
             return np.repeat(image[..., None], 3, axis=2)
