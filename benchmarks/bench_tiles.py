@@ -5,7 +5,7 @@
 Trains `supervised` briefly on CamVid (480 x 360). Then two kinds of large picture are predicted whole and in the tiles
 that `predict` would choose: mosaics of n x n test photographs (more things, each as large as in training) and test
 photographs enlarged n times (the same things, each larger). Size alone does not tell the two apart: the table shows
-what the choice costs on either side, and the mean confidence, which does not tell them apart either."""
+what the choice gains and costs, and the mean confidence of both views."""
 
 from __future__ import annotations
 
