@@ -15,15 +15,16 @@ import numpy as np
 
 from maskwright.data.classes import ClassTable
 from maskwright.data.findings import SEVERITIES, Diagnosis, Finding, finding
-from maskwright.data.folder import Dataset, ignore_of, scan_folder
+from maskwright.data.folder import Dataset, ignore_of
+from maskwright.data.folder_names import plain_stem
 from maskwright.data.images import IMAGE_SUFFIXES, TooLargeError
 from maskwright.data.layouts import layout_of, open_data
 from maskwright.data.leaks import duplicate_findings, leak_findings, read_splits
 from maskwright.data.looks import Look, look_at
 from maskwright.data.masks import ColourMaskError, LossyMaskError
+from maskwright.data.opening import scan_folder
 from maskwright.data.phash import find_alike
 from maskwright.data.reading import Reading
-from maskwright.data.recognise import plain_stem
 from maskwright.data.scan import threaded
 from maskwright.data.tables import NameIndex, read_captions, read_tags
 from maskwright.errors import MaskwrightError
