@@ -16,8 +16,9 @@ from PIL import Image
 
 from maskwright.data.doctor import examine
 from maskwright.data.folder import Dataset, open_folder
+from maskwright.data.folder_names import plain_stem
 from maskwright.data.label_maps import looks_like_labels
-from maskwright.data.recognise import plain_stem, recognise
+from maskwright.data.recognise import recognise
 from maskwright.errors import MaskwrightError
 
 SIZE = (24, 32)
@@ -307,6 +308,17 @@ def test_files_left_aside_are_named(tmp_path) -> None:
     (tmp_path / "images" / "p0.jpg").unlink()
     with pytest.raises(MaskwrightError, match=r"holds no images, but .* other files or folders"):
         open_folder(tmp_path)
+
+
+def test_lists_of_class_names_that_labelme_writes(tmp_path) -> None:
+    """They have other names; the repair is to rename them."""
+    fill(tmp_path, "images/p{}.jpg", "masks/p{}.png")
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nleaf\n")
+    said(open_folder(tmp_path), "labels.txt (class names are read from classes.txt); rename it to classes.txt")
+    (tmp_path / "labels.txt").rename(tmp_path / "classes.txt")
+    data = open_folder(tmp_path)
+    assert data.classes is not None and data.classes.names == ("background", "leaf") and data.mask(0).max() == 1
+    assert [f.message for f in examine(tmp_path).of_kind("notice")] == list(data.notices)
 
 
 def test_masks_without_image_are_named(tmp_path) -> None:

@@ -13,17 +13,18 @@ from dataclasses import replace
 from typing import Any
 
 from maskwright.data.findings import SEVERITIES, Diagnosis, Finding, finding
-from maskwright.data.folder import Dataset, scan_folder
+from maskwright.data.folder import Dataset
+from maskwright.data.folder_names import plain_stem
 from maskwright.data.images import IMAGE_SUFFIXES, TooLargeError
 from maskwright.data.label_check import check_labels
 from maskwright.data.label_rules import LabelRule
 from maskwright.data.layouts import layout_of, open_data
 from maskwright.data.leaks import duplicate_findings, leak_findings, read_splits
 from maskwright.data.looks import Look, look_at
+from maskwright.data.opening import scan_folder
 from maskwright.data.phash import find_alike
 from maskwright.data.picture_facts import alpha_findings, examine_pictures
 from maskwright.data.reading import Reading
-from maskwright.data.recognise import plain_stem
 from maskwright.data.scan import threaded
 from maskwright.data.survey import Survey, Surveyor
 from maskwright.data.tables import NameIndex, read_captions, read_tags

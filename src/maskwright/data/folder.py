@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskwright.data.classes import ClassTable, read_classes
+from maskwright.data.classes import ClassTable
 from maskwright.data.findings import Finding
 from maskwright.data.headers import Header, check_regular
 from maskwright.data.images import (
@@ -35,14 +35,13 @@ from maskwright.data.images import (
     resize_window,
     verify_image,
 )
-from maskwright.data.label_rules import LabelRule, check_ids, drawn_in
+from maskwright.data.label_rules import LabelRule, check_ids
 from maskwright.data.ledger import Ledger
-from maskwright.data.masks import COLOURS_FILE, read_mask
+from maskwright.data.masks import read_mask
 from maskwright.data.reading import Reading
-from maskwright.data.recognise import recognise
 from maskwright.data.scale import Scale, survey_scale
-from maskwright.data.scan import check_folder, is_regular, is_utf8, nearest, threaded
-from maskwright.data.tables import NameIndex, read_captions, read_names, read_tags
+from maskwright.data.scan import is_regular, is_utf8, nearest, threaded
+from maskwright.data.tables import NameIndex, read_names
 from maskwright.errors import MaskwrightError, unknown
 
 _surveying = threading.RLock()
@@ -515,70 +514,9 @@ def open_folder(path: str | os.PathLike[str]) -> Dataset:
         MaskwrightError: the folder is missing, unreadable or without images, can be read in two ways, or one of its
             tables is damaged.
     """
+    from maskwright.data.opening import scan_folder
+
     return scan_folder(path, problems=None)
-
-
-def scan_folder(
-    path: str | os.PathLike[str], problems: list[MaskwrightError] | None, reading: Reading | None = None
-) -> Dataset:
-    """As `open_folder`; errors in tables are added to `problems` instead of raised if it is a list."""
-    root = Path(path)
-    check_folder(root)
-    reading = reading or Reading()
-    here = recognise(root)
-    if not here.images:
-        aside = "; ".join(f"{file} ({reason})" for file, reason in here.aside[:3])
-        raise MaskwrightError(
-            f"{root} holds no images" + (f", but {len(here.aside)} other files or folders: {aside}" if aside else ""),
-            f"images in {root / 'images'} or directly in it ({', '.join(sorted(IMAGE_SUFFIXES))})",
-            "put some there or name another folder",
-        )
-    finder = NameIndex(here.images, IMAGE_SUFFIXES)
-    tags = _labels(root / "tags.csv", read_tags, finder, problems)
-    captions = _labels(root / "captions.csv", read_captions, finder, problems)
-    notices = [f.said() for f in here.findings]
-    classes: ClassTable | None = None
-    if is_regular(root / "classes.txt"):
-        try:
-            classes = read_classes(root / "classes.txt", notices, reading.void or ())
-        except MaskwrightError as error:
-            if problems is None:
-                raise
-            problems.append(error)
-    classes = drawn_in(classes, root / COLOURS_FILE)
-    items = [Item(n, p, here.masks.get(n), tags.get(n), captions.get(n, ())) for n, p in here.images.items()]
-    # A list that lies in splits/ says more than the name of a folder.
-    splits = {s: n for s, n in here.splits.items() if not is_regular(root / "splits" / f"{s}.txt")}
-    dataset = Dataset(
-        root, items, classes=classes, splits=splits or None, skipped=here.skipped, reading=reading, notices=notices,
-        aside=here.aside, lone=here.lone, findings=here.findings,
-    )  # fmt: skip
-    dataset._finder = finder
-    return dataset
-
-
-def _labels(
-    path: Path,
-    read: Callable[[Path], dict[str, tuple[str, ...]]],
-    finder: NameIndex,
-    problems: list[MaskwrightError] | None,
-) -> dict[str, tuple[str, ...]]:
-    """{image: labels} of a table, rows of no image left out (the doctor tells of them)."""
-    if not is_regular(path):
-        return {}
-    try:
-        rows = read(path)
-    except MaskwrightError as error:
-        if problems is None:
-            raise
-        problems.append(error)
-        return {}
-    joined: dict[str, tuple[str, ...]] = {}
-    for line, labels in rows.items():
-        name = finder.find(line)
-        if name is not None:
-            joined[name] = joined.get(name, ()) + labels
-    return joined
 
 
 def _blake() -> hashlib._Hash:

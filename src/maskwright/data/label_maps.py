@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from maskwright.data.findings import Finding, finding
 from maskwright.data.headers import open_pillow
 from maskwright.data.images import DECODER_ERRORS
+from maskwright.errors import shown
 
 MOST_VALUES = 64
 """Distinct values that a label map has at most; smooth edges may add more between two values."""
@@ -75,3 +78,66 @@ def share_of_label_maps(paths: Sequence[Path], *, colours: bool, most: int = SAM
     step = max(1, -(-len(paths) // most))
     chosen = paths[::step]
     return sum(looks_like_labels(path, colours=colours) for path in chosen), len(chosen)
+
+
+def paired_folders(images: Iterable[str], suspects: Mapping[str, Path]) -> list[tuple[str, str, list[str]]]:
+    """(folder, folder of the images of the same names, names of its files) of folders of label maps.
+
+    Args:
+        images: names of all images.
+        suspects: {name: file} of those that may be label maps.
+    """
+    members: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in images:
+        folder, _, last = name.rpartition("/")
+        members[folder][last] = name
+    if len(members) < 2:
+        return []
+    where: dict[str, list[str]] = defaultdict(list)
+    for folder, lasts in members.items():
+        for last in lasts:
+            where[last].append(folder)
+    found: list[tuple[str, str, list[str]]] = []
+    looks = 0
+    for folder, lasts in members.items():
+        if looks >= SAMPLE:
+            break
+        if not folder or not all(n in suspects for n in lasts.values()):
+            continue
+        others = Counter(f for last in lasts for f in where[last] if f != folder)
+        others = Counter({f: n for f, n in others.items() if f not in {g for g, _, _ in found}})
+        if not others or 2 * others.most_common(1)[0][1] < len(lasts):
+            continue
+        paths = [suspects[n] for n in lasts.values()]
+        alike, looked = share_of_label_maps(paths, colours=True, most=2)
+        looks += looked
+        if 2 * alike > looked:
+            found.append((folder, others.most_common(1)[0][0], list(lasts.values())))
+    return found
+
+
+def label_map_findings(suspects: Mapping[str, Path]) -> list[Finding]:
+    """Whether images without a mask look like label maps; a few of each of a few folders are looked at.
+
+    Args:
+        suspects: {name: file}.
+    """
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for name in suspects:
+        by_folder[name.rpartition("/")[0]].append(name)
+    folders = list(by_folder)[:: max(1, -(-len(by_folder) // SAMPLE))]
+    looked, maps = 0, []
+    for folder in folders:
+        names = by_folder[folder]
+        for name in names[:: max(1, -(-len(names) * len(folders) // SAMPLE))]:
+            looked += 1
+            if share_of_label_maps([suspects[name]], colours=False)[0]:
+                maps.append(name)
+    if maps:
+        message = (
+            f"{len(maps)} of {looked} images without a mask that were looked at look like label maps "
+            f"(few values in flat areas), the first {shown(maps[0])}; they are read as photographs"
+        )
+        repair = "if they are masks, put them into masks/, named as their images, and the photographs into images/"
+        return [finding("looks-like-labels", "warning", maps, message, repair)]
+    return []

@@ -8,74 +8,33 @@ readings are possible it asks. Whatever is neither image nor mask nor table is n
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-from maskwright.data.findings import Finding, Severity, finding
-from maskwright.data.images import IMAGE_SUFFIXES
-from maskwright.data.label_maps import SAMPLE, share_of_label_maps
-from maskwright.data.masks import MASK_SUFFIXES
-from maskwright.data.scan import (
-    NO_TARGET,
-    NOT_REGULAR,
-    NOT_UTF8,
-    Folder,
-    Names,
-    names_below,
-    same_form,
+from maskwright.data.aside import LOOKS, TABLES, aside_findings, reason_of, reason_of_folder
+from maskwright.data.findings import Finding, finding
+from maskwright.data.folder_names import (
+    MASK_ENDINGS,
+    RESULT_FILES,
+    RESULTS,
+    base_of,
+    is_jpeg,
+    meet,
+    plain,
+    role_of,
+    suffix_of,
+    without_ending,
 )
+from maskwright.data.images import IMAGE_SUFFIXES
+from maskwright.data.label_maps import SAMPLE, label_map_findings, paired_folders, share_of_label_maps
+from maskwright.data.masks import MASK_SUFFIXES
+from maskwright.data.scan import Folder, Names, names_below, same_form
 from maskwright.errors import MaskwrightError, shown
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-IMAGE_FOLDERS = _words(
-    "images image imgs img imgdir photos photo photographs pictures picture pics jpegimages jpegs leftimg8bit rgb "
-    "frames tiles input inputs original originals raw"
-)
-"""What folders of photographs are called, without case and signs between words."""
-MASK_FOLDERS = _words(
-    "masks mask maskdir labels label labelmaps labelimages annotations annotation annots annot anndir gt gts "
-    "groundtruth groundtruths truth segmentation segmentations seg segs segmentationclass segmentationclasspng "
-    "segmentationclassaug segmaps targets target maskspng pngmasks trimaps"
-)
-"""What folders of masks are called, without case and signs between words."""
-SPLIT_WORDS = ("training", "train", "validation", "valid", "val", "testing", "test", "dev")
-"""What folders of a split are called, longer words first."""
-MASK_ENDINGS = (
-    "_segmentation", "_labelids", "_labels", "_label", "_masks", "_mask", "_gt", "_seg", "_segm", "_l", "_annotation",
-    "_groundtruth", "_truth",
-)  # fmt: skip
-"""What the name of a mask adds to that of its image, lower case; "-", "." and a blank do as well as "_"."""
-IMAGE_ENDINGS = ("_image", "_img", "_rgb", "_sat", "_photo", "_leftimg8bit")
-"""What the name of an image may have where the mask's has one of `MASK_ENDINGS`."""
-RESULTS = _words(
-    "results result predictions prediction predicted preds pred outputs output runs run overlays confidence checkpoints"
-)
-"""What folders of results are called; they hold no photographs to learn from."""
-RESULT_FILES = frozenset({"run.json", "model.safetensors"})
-"""A folder with one of these is a run."""
-TABLES = frozenset({"classes.txt", "tags.csv", "captions.csv", "colors.txt"})
-"""The tables of a dataset folder."""
-CLASS_LISTS = frozenset({"labels.txt", "label.txt", "class_names.txt", "classnames.txt", "names.txt", "obj.names"})
-_PAPERS = re.compile(
-    r"(?i)(readme|licen[cs]e|notice|citation|changelog|copying)([^/]*)|.*\.(md|rst|pdf|html?|docx?|sh|py|ipynb|log|url|sha\d*|"
-    r"md5)|thumbs\.db|desktop\.ini|icon\r"
-)
-_PHOTOGRAPHS = _words(
-    "heic heif avif jxl mpo cr2 cr3 crw nef arw dng orf rw2 raf pef srw psd xcf svg exr hdr j2k jpf jpx dcm tga pcx "
-    "dds ico xbm pbm pnm pam ppt mp4 avi mov mkv"
-)
-_NO_DATA = "no data"
-_LOOKS = "looks like label maps"
 _DEPTH = 3
-_MOST_GROUPS = 10
+"""Folders in one another that are searched for images and masks, at most."""
 _SUFFIXES = IMAGE_SUFFIXES
 _MASKS = frozenset(MASK_SUFFIXES)
 
@@ -129,43 +88,6 @@ def recognise(root: Path) -> Found:
         MaskwrightError: two readings are possible, or a folder cannot be read.
     """
     return _Recogniser(root).recognise()
-
-
-def plain_stem(file: str) -> str:
-    """A mask's file name in lower case, without folder, suffix and ending (`_mask`, `_gt`, ...)."""
-    return _without_ending(os.path.splitext(os.path.basename(file))[0].lower(), MASK_ENDINGS)[0]
-
-
-def _without_ending(stem: str, endings: Sequence[str]) -> tuple[str, str]:
-    """(stem without its ending, the ending as it is written); the ending is "" where there is none."""
-    found = _pattern(tuple(endings)).search(stem)
-    return (stem[: found.start()], found[0]) if found else (stem, "")
-
-
-@cache
-def _pattern(endings: tuple[str, ...]) -> re.Pattern[str]:
-    words = "|".join(re.escape(ending[1:]) for ending in endings)
-    return re.compile(rf"(?<=.)[_\-. ](?:{words})\Z", re.IGNORECASE | re.DOTALL)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_.\-]+", "", name.casefold())
-
-
-def _role(name: str) -> tuple[str, str]:
-    """(split word or "", "image", "mask" or "split") that a folder's name says; ("", "") where it says nothing."""
-    plain = _plain(name)
-    for word in ("", *SPLIT_WORDS):
-        rests = [plain.removeprefix(word)] if plain.startswith(word) else []
-        rests += [plain.removesuffix(word)] if plain.endswith(word) else []
-        for rest in rests:
-            if rest in IMAGE_FOLDERS:
-                return word, "image"
-            if rest in MASK_FOLDERS:
-                return word, "mask"
-            if word and not rest:
-                return word, "split"
-    return "", ""
 
 
 def _join(*parts: str) -> str:
@@ -231,7 +153,7 @@ class _Recogniser:
         self._visited.add(id(folder))
         by_split: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for name in folder.folders:
-            word, role = _role(name)
+            word, role = role_of(name)
             if role and _join(below, name) not in self._results:
                 by_split[word][role].append(_join(below, name))
         if not below and "leftImg8bit" in folder.folders and {"gtFine", "gtCoarse"} & set(folder.folders):
@@ -253,7 +175,7 @@ class _Recogniser:
                     if word and pairs[word] is None and len(places) == 1:
                         areas.append(Area(places[0], None, _join(below, word) + "/", word))
             return sorted(areas, key=lambda a: a.images)
-        if depth >= _DEPTH or any(_suffix(f) in _SUFFIXES for f in folder.files):
+        if depth >= _DEPTH or any(suffix_of(f) in _SUFFIXES for f in folder.files):
             return []
         places = [_join(below, name) for name in folder.folders if below or name not in ("masks", "splits")]
         areas = self._areas_in(places, depth)
@@ -269,9 +191,9 @@ class _Recogniser:
 
     def _unlabelled_sibling(self, below: str) -> Area:
         """The images of a folder beside folders that hold images and masks."""
-        word, role = _role(below.rpartition("/")[2])
+        word, role = role_of(below.rpartition("/")[2])
         split = word if role == "split" else ""
-        inner = [n for n in self._at(below).folders if _role(n) == ("", "image")]
+        inner = [n for n in self._at(below).folders if role_of(n) == ("", "image")]
         return Area(_join(below, *inner) if len(inner) == 1 else below, None, f"{below}/", split, self._within(below))
 
     def _documented(self, candidates: list[str]) -> Area:
@@ -329,14 +251,14 @@ class _Recogniser:
         image, mask = next(iter(fitting)), every[0]
         self._how.append(f"images from {image}, masks from {mask}")
         own = below.rpartition("/")[2]
-        split = word or (_role(own)[0] if _role(own)[1] == "split" else "")
+        split = word or (role_of(own)[0] if role_of(own)[1] == "split" else "")
         prefix = _join(below, word)
         return Area(image, mask, f"{prefix}/" if prefix else "", split)
 
     def _loose_with_masks(self, below: str, masks: list[str]) -> Area | None:
         """Images that lie in the folder itself, or in folders of classes, beside a folder of masks."""
         folder = self._at(below)
-        if below and not any(_suffix(f) in _SUFFIXES for f in folder.files):
+        if below and not any(suffix_of(f) in _SUFFIXES for f in folder.files):
             return None
         left = self._within(below) | (frozenset() if below else {"splits"})
         own = frozenset(m.rpartition("/")[2] for m in masks)
@@ -348,7 +270,7 @@ class _Recogniser:
         if not fitting:
             return None
         self._how.append(f"images from {below or 'the folder itself'}, masks from {fitting[0]}")
-        word, role = _role(below.rpartition("/")[2])
+        word, role = role_of(below.rpartition("/")[2])
         return Area(below, fitting[0], f"{below}/" if below else "", word if role == "split" else "", without)
 
     def _fitting(self, image: str, masks: list[str]) -> list[str]:
@@ -376,8 +298,8 @@ class _Recogniser:
         """Folders below the root that hold results: runs, and by their name predictions beside photographs."""
         folder = self.top
         runs = {below for below, place in folder.walk(strict=False) if below and RESULT_FILES & set(place.files)}
-        named = {name for name in folder.folders if _plain(name) in RESULTS}
-        others = any(_suffix(f) in _SUFFIXES for f in folder.files) or any(
+        named = {name for name in folder.folders if plain(name) in RESULTS}
+        others = any(suffix_of(f) in _SUFFIXES for f in folder.files) or any(
             n not in named and n not in ("masks", "splits") for n in folder.folders
         )
         return frozenset(runs | (named if others else set()))
@@ -415,7 +337,7 @@ class _Recogniser:
         if ending:
             self._how.append(f"masks in {area.masks} are named as their images with {ending}")
         unpaired = [n for n in names.found if n not in pairs]
-        odd = [n for n in unpaired if _base_of(n, names.found) is not None]
+        odd = [n for n in unpaired if base_of(n, names.found) is not None]
         if odd:
             likely, looked = share_of_label_maps([names.found[n] for n in odd], colours=True)
             if 2 * likely > looked:
@@ -432,21 +354,21 @@ class _Recogniser:
     def _masks_beside(self, area: Area, names: Names) -> None:
         """Masks that lie beside their images: NAME_mask.png, or NAME.png beside NAME.jpg."""
         self._with_ending(area, names)
-        self._of_another_suffix(area, names)
+        self._of_anothersuffix_of(area, names)
 
     def _with_ending(self, area: Area, names: Names) -> None:
         found = self.found
-        bases = {n: b for n in names.found if (b := _base_of(n, names.found)) is not None}
+        bases = {n: b for n in names.found if (b := base_of(n, names.found)) is not None}
         if not bases:
             return
-        endings = Counter(_without_ending(n, MASK_ENDINGS)[1] for n in bases)
+        endings = Counter(without_ending(n, MASK_ENDINGS)[1] for n in bases)
         likely = set()
         for ending in endings:
-            paths = [names.found[n] for n in bases if _without_ending(n, MASK_ENDINGS)[1] == ending]
+            paths = [names.found[n] for n in bases if without_ending(n, MASK_ENDINGS)[1] == ending]
             alike, looked = share_of_label_maps(paths, colours=True, most=max(2, SAMPLE // len(endings)))
             if 2 * alike > looked:
                 likely.add(ending)
-        bases = {n: b for n, b in bases.items() if _without_ending(n, MASK_ENDINGS)[1] in likely}
+        bases = {n: b for n, b in bases.items() if without_ending(n, MASK_ENDINGS)[1] in likely}
         doubled = [b for b, n in Counter(bases.values()).items() if n > 1]
         if doubled:
             both = [names.found[n].name for n, b in bases.items() if b == doubled[0]]
@@ -457,7 +379,7 @@ class _Recogniser:
         if not bases:
             return
         # With the ending but without an image: a mask all the same.
-        alone = [n for n in names.found if n not in bases and _without_ending(n, MASK_ENDINGS)[1] in likely]
+        alone = [n for n in names.found if n not in bases and without_ending(n, MASK_ENDINGS)[1] in likely]
         for name in alone:
             found.lone.append(_join(area.images, self._below(names.found.pop(name), area.images)))
         for name, base in bases.items():
@@ -465,7 +387,7 @@ class _Recogniser:
         said = " and ".join(sorted(likely))
         self._how.append(f"{len(bases)} masks beside their images, named with {said}")
 
-    def _of_another_suffix(self, area: Area, names: Names) -> None:
+    def _of_anothersuffix_of(self, area: Area, names: Names) -> None:
         """Of two files of one name in a folder, the one that is a label map is the mask of the other."""
         beside: dict[tuple[str, str], list[tuple[str, Path, Path]]] = defaultdict(list)
         folder = self.root / area.images
@@ -481,7 +403,7 @@ class _Recogniser:
                 for paths in (firsts, seconds)
                 for alike, looked in [share_of_label_maps(paths, colours=True, most=SAMPLE // 2)]
             ]
-            lossy = [_is_jpeg(paths[0]) for paths in (firsts, seconds)]
+            lossy = [is_jpeg(paths[0]) for paths in (firsts, seconds)]
             maps = [found and not blurred for found, blurred in zip(maps, lossy)]
             if maps[0] == maps[1]:
                 continue
@@ -503,15 +425,15 @@ class _Recogniser:
 
     def _doubts(self, areas: Sequence[Area]) -> None:
         """Label maps among images without masks: never counted as photographs without a word."""
-        suspects = {n: p for n, p in self.found.images.items() if n not in self.found.masks and not _is_jpeg(p)}
+        suspects = {n: p for n, p in self.found.images.items() if n not in self.found.masks and not is_jpeg(p)}
         if not suspects:
             return
         if areas[0].images == "" and not self.found.masks:
-            for folder, other, names in self._paired_folders(suspects):
+            for folder, other, names in paired_folders(self.found.images, suspects):
                 for name in names:
                     del self.found.images[name]
                     suspects.pop(name, None)
-                self.found.aside.append((f"{folder}/", f"{_LOOKS} of {other or 'the images beside it'}"))
+                self.found.aside.append((f"{folder}/", f"{LOOKS} of {other or 'the images beside it'}"))
                 message = f"{folder}/ holds {len(names)} files that look like label maps, named as images elsewhere"
                 repair = (
                     f"rename {folder} to masks (and {other} to images) if they are masks"
@@ -520,52 +442,7 @@ class _Recogniser:
                 )
                 repair += "; if they are photographs, put both folders into images/"
                 self.found.findings.append(finding("looks-like-labels", "warning", names, message, repair))
-        by_folder: dict[str, list[str]] = defaultdict(list)
-        for name in suspects:
-            by_folder[name.rpartition("/")[0]].append(name)
-        folders = list(by_folder)[:: max(1, -(-len(by_folder) // SAMPLE))]
-        looked, maps = 0, []
-        for folder in folders:
-            names = by_folder[folder]
-            for name in names[:: max(1, -(-len(names) * len(folders) // SAMPLE))]:
-                looked += 1
-                if share_of_label_maps([suspects[name]], colours=False)[0]:
-                    maps.append(name)
-        if maps:
-            message = (
-                f"{len(maps)} of {looked} images without a mask that were looked at look like label maps "
-                f"(few values in flat areas), the first {shown(maps[0])}; they are read as photographs"
-            )
-            repair = "if they are masks, put them into masks/, named as their images, and the photographs into images/"
-            self.found.findings.append(finding("looks-like-labels", "warning", maps, message, repair))
-
-    def _paired_folders(self, suspects: Mapping[str, Path]) -> list[tuple[str, str, list[str]]]:
-        """(folder, folder of the images of the same names, names of its files) of folders of label maps."""
-        members: dict[str, dict[str, str]] = defaultdict(dict)
-        for name in self.found.images:
-            folder, _, last = name.rpartition("/")
-            members[folder][last] = name
-        if len(members) < 2:
-            return []
-        where: dict[str, list[str]] = defaultdict(list)
-        for folder, lasts in members.items():
-            for last in lasts:
-                where[last].append(folder)
-        found: list[tuple[str, str, list[str]]] = []
-        looks = 0
-        for folder, lasts in members.items():
-            if not folder or not all(n in suspects for n in lasts.values()):
-                continue
-            others = Counter(f for last in lasts for f in where[last] if f != folder)
-            others = Counter({f: n for f, n in others.items() if f not in {g for g, _, _ in found}})
-            if not others or 2 * others.most_common(1)[0][1] < len(lasts) or looks >= SAMPLE:
-                continue
-            paths = [suspects[n] for n in lasts.values()]
-            alike, looked = share_of_label_maps(paths, colours=True, most=2)
-            looks += looked
-            if 2 * alike > looked:
-                found.append((folder, others.most_common(1)[0][0], list(lasts.values())))
-        return found
+        self.found.findings += label_map_findings(suspects)
 
     # ------------------------------------------------------------------ what is left aside
 
@@ -574,18 +451,16 @@ class _Recogniser:
         for area in areas:
             names = leftover[area]
             tables = TABLES if not area.images else frozenset()
-            aside += [(_join(area.images, f), _reason(f)) for f in names.other if f not in tables]
+            aside += [(_join(area.images, f), reason_of(f)) for f in names.other if f not in tables]
             aside += [(_join(area.images, f), reason) for f, reason in names.odd]
         for below in dict.fromkeys(a.masks for a in areas if a.masks is not None):
             names = self._mask_names(below)
-            aside += [(_join(below, f), _reason(f)) for f in names.other]
+            aside += [(_join(below, f), reason_of(f)) for f in names.other]
             aside += [(_join(below, f), reason) for f, reason in (*names.odd, *names.taken)]
         used = {a.images for a in areas} | {a.masks for a in areas if a.masks is not None}
         without = {_join(a.images, w) for a in areas for w in a.without} - used
         self._rest("", used, without, inside=False)
-        if not self.found.images:
-            return
-        self._say_aside()
+        self.found.findings += aside_findings(aside)
 
     def _rest(self, below: str, used: set[str], without: set[str], *, inside: bool) -> None:
         """Names what lies outside of the folders that were read."""
@@ -593,60 +468,19 @@ class _Recogniser:
         inside = inside or below in used
         if not inside:
             for file in folder.files:
-                if (below == "splits" and _suffix(file) == ".txt") or (not below and file in TABLES):
+                if (below == "splits" and suffix_of(file) == ".txt") or (not below and file in TABLES):
                     continue
-                self.found.aside.append((_join(below, file), _reason(file)))
+                self.found.aside.append((_join(below, file), reason_of(file)))
             self.found.aside += [(_join(below, name), reason) for name, reason in folder.odd]
         for name in folder.folders:
             place = _join(below, name)
             if place == "splits" or any(u == place or u.startswith(f"{place}/") for u in used):
                 self._rest(place, used, without, inside=inside and place not in without)
             elif any(w == place for w in without) or not inside:
-                self._whole_folder(place)
+                reason = reason_of_folder(name, folder.folders[name])
+                self.found.aside += [(f"{place}/", reason)] if reason else []
             elif any(w.startswith(f"{place}/") for w in without):
                 self._rest(place, used, without, inside=True)
-
-    def _whole_folder(self, below: str) -> None:
-        kinds: Counter[str] = Counter()
-        result = _plain(below.rpartition("/")[2]) in RESULTS
-        papers = True
-        try:
-            for _, place in self._at(below).walk():
-                result = result or bool(RESULT_FILES & set(place.files))
-                papers = papers and not place.odd and all(map(_PAPERS.fullmatch, place.files))
-                kinds.update(_suffix(f)[1:].upper() or "without suffix" for f in place.files)
-                kinds.update(reason for _, reason in place.odd)
-        except MaskwrightError:
-            self.found.aside.append((f"{below}/", "cannot be read"))
-            return
-        if kinds:
-            counts = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) + (", ..." if len(kinds) > 3 else "")
-            reason = "results" if result else _NO_DATA if papers else f"{counts}; not read"
-            self.found.aside.append((f"{below}/", reason))
-
-    def _say_aside(self) -> None:
-        groups: dict[str, list[str]] = defaultdict(list)
-        for file, reason in self.found.aside:
-            quiet = reason == _NO_DATA or reason.startswith(_LOOKS) or _PAPERS.fullmatch(file.rpartition("/")[2])
-            if not quiet:
-                groups[reason].append(shown(file))
-        if not groups:
-            return
-        files = [file for members in groups.values() for file in members]
-        parts = []
-        for reason, members in list(groups.items())[:_MOST_GROUPS]:
-            first = ", ".join(members[:3]) + (f", ... {len(members)} in all" if len(members) > 3 else "")
-            parts.append(f"{first} ({reason})")
-        if len(groups) > _MOST_GROUPS:
-            parts.append(f"and {sum(map(len, list(groups.values())[_MOST_GROUPS:]))} more")
-        folders = sum(file.endswith("/") for file in files)
-        what = [
-            f"{n} {kind}{'s' if n > 1 else ''}" for n, kind in ((len(files) - folders, "file"), (folders, "folder"))
-        ]
-        said = " and ".join(w for w in what if not w.startswith("0"))
-        message = f"{said} {'is' if len(files) == 1 else 'are'} left aside: {'; '.join(parts)}"
-        severity: Severity = "note" if set(groups) <= {"results"} else "warning"
-        self.found.findings.append(finding("left-aside", severity, files, message, _repair(groups)))
 
     def _say(self) -> None:
         found = self.found
@@ -659,83 +493,3 @@ class _Recogniser:
             found.findings.append(
                 finding("mask-without-image", "warning", found.lone, message, "rename them as their images")
             )
-
-
-def meet(images: Mapping[str, Path], masks: Mapping[str, Path]) -> tuple[dict[str, str], str, tuple[str, str] | None]:
-    """Which mask belongs to which image.
-
-    Names meet whatever their Unicode form. Only where not one is the same, the endings of `MASK_ENDINGS` and
-    `IMAGE_ENDINGS` are left out, and the case.
-
-    Returns:
-        ({name of the image: name of the mask}, the masks' ending where one was left out, two masks of one image).
-    """
-    forms = {same_form(name): name for name in images}
-    pairs = {forms[form]: mask for mask in masks if (form := same_form(mask)) in forms}
-    if pairs or not masks:
-        return pairs, "", None
-    bases: dict[str, str | None] = {}
-    for name in images:
-        base = _without_ending(same_form(name), IMAGE_ENDINGS)[0].casefold()
-        bases[base] = None if base in bases else name
-    endings: Counter[str] = Counter()
-    for mask in masks:
-        stem, ending = _without_ending(same_form(mask), MASK_ENDINGS)
-        image = bases.get(stem.casefold())
-        if image is None:
-            continue
-        if image in pairs:
-            return pairs, "", (pairs[image], mask)
-        pairs[image] = mask
-        endings[ending or "another case"] += 1
-    return pairs, " or ".join(e for e, _ in endings.most_common()), None
-
-
-def _base_of(name: str, images: Mapping[str, Path]) -> str | None:
-    """The image whose mask a file is by its name's ending, in the same folder; None where there is none."""
-    base, ending = _without_ending(name, MASK_ENDINGS)
-    if not ending or base.endswith("/"):
-        return None
-    if base in images:
-        return base
-    return next((base + e for e in IMAGE_ENDINGS if base + e in images), None)
-
-
-def _suffix(file: str) -> str:
-    return os.path.splitext(file)[1].lower()
-
-
-def _is_jpeg(path: Path) -> bool:
-    return path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
-
-
-def _reason(file: str) -> str:
-    """Why a regular file that is no table is left aside."""
-    suffix = _suffix(file)
-    if suffix in _SUFFIXES:
-        return "outside of the folders that are read"
-    if file.rpartition("/")[2].lower() in CLASS_LISTS:
-        return "class names are read from classes.txt"
-    return f"{suffix[1:].upper()} is not read" if suffix else "files without suffix are not read"
-
-
-def _repair(groups: Iterable[str]) -> str:
-    """What mends it, for the kinds of files that are left aside."""
-    repairs: dict[str, None] = {}
-    for reason in groups:
-        kind = reason.removesuffix(" is not read").lower()
-        if reason == NOT_UTF8:
-            repairs["rename those whose names are not UTF-8"] = None
-        elif reason in (NOT_REGULAR, NO_TARGET):
-            repairs["put the files themselves there"] = None
-        elif "same name" in reason:
-            repairs["give each a name of its own"] = None
-        elif reason.startswith("class names"):
-            repairs["rename it to classes.txt"] = None
-        elif reason.startswith("outside"):
-            repairs["move photographs into the folder that is read"] = None
-        elif kind in _PHOTOGRAPHS:
-            repairs["convert them to JPEG or PNG"] = None
-        elif kind in ("npy", "npz", "mat", "json", "xml", "txt", "yaml", "yml", "csv"):
-            repairs["export labels as index PNG into masks/"] = None
-    return "; ".join(repairs)
