@@ -156,7 +156,7 @@ def test_doctor(maskwright, tmp_path):
     data = write_tiny_folder(tmp_path / "tiny")
     (data / "images" / "empty.jpg").write_bytes(b"")
     code, out, _ = maskwright("doctor", data, "--json")
-    assert code == 0 and "empty" in json.dumps(json.loads(out))
+    assert code == 2 and "empty" in json.dumps(json.loads(out))
 
 
 def test_one_image(maskwright, trained, tmp_path):
