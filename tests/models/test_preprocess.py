@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maskwright.errors import MaskwrightError
-from maskwright.models.preprocess import MAX_ASPECT, Preprocess
+from maskwright.models.preprocess import MAX_ASPECT, STRIP_PIXELS, Preprocess
 from maskwright.models.provenance import Provenance
 
 
@@ -47,6 +49,25 @@ def test_target_size_invariants(h: int, w: int, short: int, multiple: int):
         assert abs(min(th, tw) - short) <= multiple / 2 or min(th, tw) == multiple
         assert abs(tw - th * w / h) <= multiple * (1 + w / h)
     assert Preprocess(short_side=short, multiple_of=multiple).target_size((w, h)) == (tw, th)
+
+
+def test_strips_keep_their_area_and_photographs_their_size():
+    """Up to an aspect of 16 sizes are what they always were, by the rule written out; strips stay near their area."""
+    rng = np.random.default_rng(0)
+    for _ in range(20_000):
+        multiple, short = int(rng.choice([1, 8, 14, 16, 32, 64])), int(rng.choice([0, 224, 320, 518]))
+        h, w = (int(v) for v in np.exp(rng.uniform(0, np.log(40_000), 2)))
+        preprocess = Preprocess(short_side=short or None, multiple_of=multiple)
+        got = preprocess.target_size((h, w))
+        scale = min(short / min(h, w), (MAX_ASPECT / (h * w)) ** 0.5 * short) if short else 1.0
+        usual = tuple(max(1, math.floor(v * scale / multiple + 0.5)) * multiple for v in (h, w))
+        if max(h, w) <= MAX_ASPECT * min(h, w):
+            assert got == usual
+        else:
+            assert got[0] <= usual[0] and got[1] <= usual[1] and min(got) == min(usual)
+            wanted = max(h * w * scale * scale, MAX_ASPECT * min(got) ** 2)
+            assert got[0] * got[1] <= wanted + multiple * min(got)
+    assert Preprocess(short_side=320, multiple_of=32).target_size((1, 100_000)) == (32, STRIP_PIXELS // 32)
 
 
 def test_resize_is_pil_within_a_grey_level():

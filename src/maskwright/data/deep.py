@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
 from maskwright.data import tiff
-from maskwright.data.headers import Header, open_pillow
+from maskwright.data.headers import Header, open_pillow, open_regular
 from maskwright.errors import MaskwrightError
 
 Span = tuple[float, float]
@@ -70,7 +70,10 @@ def read_deep(path: str | os.PathLike[str], data: bytes | None, header: Header) 
         return _of_png(source, header)
     if header.kind == "ppm":
         return Deep(_of_pnm(Path(path).read_bytes() if data is None else data, header))
-    with open_pillow(source) as image:  # JPEG 2000: Pillow moves values to the upper end of 16 bits
+    with (
+        _stream(source) as file,
+        open_pillow(file) as image,
+    ):  # JPEG 2000: Pillow moves values to the upper end of 16 bits
         image.load()
         return Deep(np.asarray(image)[..., None] >> np.uint16(16 - header.bits))
 
@@ -95,15 +98,18 @@ def _of_png(source: Path | BytesIO, header: Header) -> Deep:
 
 def _pass(source: Path | BytesIO, mode: str | None, raw: str | None) -> tuple[np.ndarray, object]:
     """The pixels as Pillow unpacks them under another description of their bytes, and the transparent colour."""
-    if isinstance(source, BytesIO):
-        source.seek(0)
-    with open_pillow(source) as image:
+    with _stream(source) as file, open_pillow(file) as image:
         if raw is not None:
             image.tile = [_described(tile, raw) for tile in image.tile]  # type: ignore[attr-defined]
         if mode is not None:
             image._mode = mode
         image.load()
         return np.asarray(image), image.info.get("transparency")
+
+
+def _stream(source: Path | BytesIO) -> BinaryIO:
+    """An open file of its own. What Pillow opens by name it maps into memory, a turned TIFF with its sides swapped."""
+    return open_regular(source) if isinstance(source, Path) else BytesIO(source.getbuffer())
 
 
 def _described(tile: tuple, raw: str) -> tuple:
@@ -146,7 +152,7 @@ def _of_tiff(path: str | os.PathLike[str], page: tiff.TiffPage, data: bytes | No
 def _through_pillow(path: str | os.PathLike[str], page: tiff.TiffPage, source: Path | BytesIO) -> np.ndarray:
     """(H, W, bands) of a TIFF whose compression only Pillow reads, where it has a mode for it."""
     try:
-        with open_pillow(source) as image:
+        with _stream(source) as file, open_pillow(file) as image:
             mode = image.mode
     except OSError as error:
         raise tiff.unsupported(path, page) from error

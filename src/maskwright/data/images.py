@@ -583,13 +583,15 @@ def _shallow(
     path: str | os.PathLike[str], data: bytes | None, header: Header, shrink: int
 ) -> tuple[np.ndarray, AlphaKind]:
     """Pixels of 8 bits or fewer, as stored."""
-    try:
-        opened = open_pillow(BytesIO(data) if data is not None else Path(path))
-    except Image.UnidentifiedImageError:
-        if header.tiff is None:
-            raise
-        return flatten(read_deep(path, data, header), (0.0, 255.0))
-    with opened:
+    # Not by its name: Pillow would map it into memory, with the sides of a turned TIFF swapped.
+    file = open_regular(path) if data is None else BytesIO(data)
+    with file:
+        try:
+            opened = open_pillow(file)
+        except Image.UnidentifiedImageError:
+            if header.tiff is None:
+                raise
+            return flatten(read_deep(path, data, header), (0.0, 255.0))
         opened.load()
         if header.tiff is None:
             return _flat(opened, shrink)

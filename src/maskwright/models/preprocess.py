@@ -29,6 +29,9 @@ MAX_ASPECT = 16
 """Images longer than this many times their width are scaled to the area of one of this aspect: a strip of 1
 x 5000 pixels brought to a short side of 320 would have 1.6 million columns."""
 
+STRIP_PIXELS = 1 << 19
+"""Input pixels of a strip that is narrower than one multiple, at most."""
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -79,7 +82,9 @@ class Preprocess:
             size: (H, W) of the image, pixels.
 
         Returns:
-            (h, w), multiples of `multiple_of`. 360 x 480 at short_side 320 and multiple 16 gives 320 x 432.
+            (h, w), multiples of `multiple_of`. 360 x 480 at short_side 320 and multiple 16 gives 320 x 432. A strip
+            longer than `MAX_ASPECT` times its width is shortened where rounding up its width
+            would multiply its area.
         """
         height, width = size
         if height < 1 or width < 1:
@@ -92,7 +97,10 @@ class Preprocess:
             scale = min(scale, math.sqrt(MAX_ASPECT / (height * width)) * self.short_side)
         if self.long_side is not None:
             scale = min(scale, self.long_side / max(height, width))
-        return self._round(height * scale), self._round(width * scale)
+        rounded = self._round(height * scale), self._round(width * scale)
+        if max(height, width) <= MAX_ASPECT * min(height, width):
+            return rounded
+        return strip_size(rounded, (height * scale, width * scale), self.multiple_of)
 
     def _round(self, length: float) -> int:
         return max(1, math.floor(length / self.multiple_of + 0.5)) * self.multiple_of
@@ -179,6 +187,30 @@ class Preprocess:
             return cls(**values)
         except ValueError as error:
             raise MaskwrightError(f"preprocess is not usable: {error}") from error
+
+
+def strip_size(rounded: tuple[int, int], wanted: tuple[float, float], multiple: int) -> tuple[int, int]:
+    """Size of a long strip's input whose short side was rounded up to a whole multiple.
+
+    The long side is shortened until the area is that which was wanted, but not below `MAX_ASPECT` times the short side.
+    Where the short side was less than one multiple there is nothing to see but stripes: `STRIP_PIXELS` are enough.
+
+    Args:
+        rounded: (h, w), multiples of `multiple`.
+        wanted: (h, w) before rounding.
+        multiple: of both sides.
+
+    Returns:
+        (h, w), multiples of `multiple`, neither larger than `rounded`.
+    """
+    short, long = min(rounded), max(rounded)
+    area = wanted[0] * wanted[1]
+    if short == multiple and min(wanted) < short:
+        area = min(area, STRIP_PIXELS)
+    area = max(area, MAX_ASPECT * short * short)
+    fitting = max(1, math.floor(area / short / multiple + 0.5)) * multiple
+    long = min(long, fitting)
+    return (short, long) if rounded[0] <= rounded[1] else (long, short)
 
 
 def resize_uint8(image: np.ndarray | torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -30,6 +30,8 @@ MAX_BYTES = 1 << 30
 """Bytes that a prediction may take beside the image, the network and the result."""
 BLOCK_ROWS = 256
 """Rows of a block: large enough for matrix products, small enough for the cache."""
+BLOCK_COLS = 16 * BLOCK_ROWS
+"""Columns of a block at most: the matrix that resizes a strip's columns has as many rows."""
 MARGIN = 128
 """Pixels of context around a block that is refined on its own: twice the CRF's usual spatial deviation."""
 BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 23}
@@ -273,7 +275,7 @@ class _Windows:
             # Four arrays of a block's probabilities live at once; beyond 32 MiB they leave the cache for nothing.
             pixels = max(4096, min(max_bytes // 4, 32 << 20) // (16 * self.classes))
             rows = min(height, BLOCK_ROWS)
-            return rows, min(width, max(1, pixels // rows))
+            return rows, min(width, BLOCK_COLS, max(1, pixels // rows))
         # A lattice of the CRF takes about 200 bytes a pixel and holds the classes some six times over.
         pixels = max_bytes // 2 // (200 + 24 * self.classes)
         if height * width <= pixels:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from maskwright.errors import MaskwrightError
+from maskwright.models.preprocess import MAX_ASPECT, strip_size
 
 SHRUNK = 0.5
 """An image seen at less than this part of the scale of training is tiled: training crops reach down to about half."""
@@ -214,8 +215,15 @@ def make_plan(
         seen = segmenter.preprocess.target_size((tile, tile))
         target = (rows.length * seen[0] / tile, cols.length * seen[1] / tile)
     multiple = math.lcm(segmenter.preprocess.multiple_of, segmenter.multiple_of)
-    inputs = tuple((_whole(target[0] * s, multiple), _whole(target[1] * s, multiple)) for s in scales)
+    inputs = tuple(_input_size((target[0] * s, target[1] * s), multiple) for s in scales)
     return Plan(rows, cols, inputs, tile)
+
+
+def _input_size(target: tuple[float, float], multiple: int) -> tuple[int, int]:
+    rounded = _whole(target[0], multiple), _whole(target[1], multiple)
+    if max(target) <= MAX_ASPECT * min(target):
+        return rounded
+    return strip_size(rounded, target, multiple)
 
 
 def _whole(length: float, multiple: int) -> int:
