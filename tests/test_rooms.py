@@ -100,12 +100,6 @@ def test_methods_never_import_each_other():
             assert not others, f"{name} imports {others}"
 
 
-def test_files_are_of_a_readable_length():
-    long = {name: n for name, path in modules() if (n := len(path.read_text().splitlines())) > 500}
-    assert not {k for k in long if not k.startswith("data.tables")}, long
-    assert len((PACKAGE / "engine" / "loop.py").read_text().splitlines()) < 300
-
-
 def test_every_module_says_what_it_is():
     for name, path in modules():
         tree = ast.parse(path.read_text())
