@@ -19,7 +19,7 @@ from maskwright.app.pictures import PREVIEWS, figure, swatch
 from maskwright.app.plots import bar, curve, format_number
 from maskwright.data.artefacts import Damage, parse_json, read_record
 from maskwright.data.classes import ClassTable, default_palette
-from maskwright.data.files import write_text
+from maskwright.data.files import write_bytes
 from maskwright.models.provenance import NO_LABELS
 
 REPORT = "report.html"
@@ -69,7 +69,8 @@ def write_report(run_folder: str | Path, record: Mapping[str, Any] | None = None
     sections.append(
         f"<footer>Made by maskwright{' ' + made if made else ''}. This file needs nothing beside it.</footer>"
     )
-    write_text(folder / REPORT, frame(f"{_method_title(run)}: run report", "\n".join(s for s in sections if s)))
+    page = frame(f"{_method_title(run)}: run report", "\n".join(s for s in sections if s))
+    write_bytes(folder / REPORT, page.encode("utf-8", "replace"))  # a file name may be no UTF-8
     return folder / REPORT
 
 

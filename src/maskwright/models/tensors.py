@@ -69,7 +69,7 @@ def load_tensors(path: Path, expected: Mapping[str, str | tuple[str, str]], repa
         found = {k: ("f" if v.is_floating_point() else "i", tuple(v.shape)) for k, v in tensors.items()}
         must_fit(found, {k: ("f", v) if isinstance(v, str) else v for k, v in expected.items()})
         for name in expected:
-            if tensors[name].is_floating_point() and not math.isfinite(float(tensors[name].double().sum())):
+            if tensors[name].is_floating_point() and not math.isfinite(float(tensors[name].sum(dtype=torch.float64))):
                 raise Damage(f"{name} has values that are not finite")
     except (SafetensorError, OSError, Damage) as error:
         raise unreadable(path, error, "what its stage wrote", repair) from error
