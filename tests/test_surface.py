@@ -15,11 +15,11 @@ import maskwright as mw
 from maskwright import api
 from maskwright.app.report import write_report
 from maskwright.engine.progress import Progress
-from maskwright.engine.records import save_tensors
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.scores import hash_names
 from maskwright.methods.supervised import SupervisedConfig
 from maskwright.models.backbones import build_backbone
+from maskwright.models.tensors import save_tensors
 
 SMALL = {"crop": 32, "batch": 2}
 
@@ -71,8 +71,8 @@ def test_masks_that_are_simply_present_are_counted_and_hashed(tmp_path, capfd):
     shutil.copy(data / "masks" / f"{masks_of(data)[0]}.png", data / "masks" / "picture_07.png")
     with pytest.raises(MaskwrightError) as error:
         train(data, run, resume=True)
-    assert "masks of other images" in str(error.value) and digest[:12] in str(error.value)
-    assert error.value.expected and "put masks/" in error.value.repair and "\n" not in str(error.value)
+    assert "the masks of 1 image are new (first: picture_07)" in str(error.value)
+    assert error.value.expected and "put them back" in error.value.repair and "\n" not in str(error.value)
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     (data / "masks" / "picture_07.png").unlink()
     train(data, run, resume=True)
@@ -81,11 +81,11 @@ def test_masks_that_are_simply_present_are_counted_and_hashed(tmp_path, capfd):
 def test_a_run_recorded_without_the_hash_of_its_masks_is_resumed(tmp_path):
     data, run = write_tiny_folder(tmp_path / "tiny"), tmp_path / "run"
     train(data, run)
-    forget(run, "provenance", "backbone_unused", labeled_hash=None)
+    forget(run, "checksum", "provenance", "backbone_unused", labeled_hash=None)
     train(data, run, resume=True)
     assert record_of(run)["labeled_hash"] == hash_names(masks_of(data))
     (data / "masks" / "picture_07.png").unlink()
-    with pytest.raises(MaskwrightError, match="masks of other images"):
+    with pytest.raises(MaskwrightError, match=r"the masks of 1 image are gone \(first: picture_07\)"):
         train(data, run, resume=True)
 
 
@@ -143,7 +143,7 @@ def test_a_network_with_an_encoder_of_its_own_is_what_the_record_tells(tmp_path,
     assert "Its features come from ddrnet23_slim, whose weights saw: no labels." in page and unused in page
     assert "ImageNet" not in page and "mobilenetv3" not in page.split("The command")[0]
 
-    forget(run, "provenance", "backbone_unused")  # a record of before tells what it told
+    forget(run, "checksum", "provenance", "backbone_unused")  # a record of before tells what it told
     assert "weights saw: ImageNet-1k classes" in write_report(run).read_text()
     train(data, run, weights=file, resume=True, **network)
     assert record_of(run)["provenance"] == record["provenance"]

@@ -328,12 +328,12 @@ def train(
             raise MaskwrightError(f"--backbone {backbone} and --set encoder={encoder}", "one of the two")
         backbone = encoder
 
-    context, told = _context(
+    context = _context(
         images, cls.name, config, bar, out=out, source=source, split=split, labeled=labeled, classes=classes,
         backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, resume=resume, reason=reason,
     )  # fmt: skip
     try:
-        return _run(cls, config, context, told, report)
+        return _run(cls, config, context, report)
     finally:
         context.run.release()
 
@@ -457,7 +457,7 @@ def _backbone(
 def _context(
     images: Dataset, method: str, config: Any, bar: Progress, *, out: Any, source: Any, split: Any, labeled: Any,
     classes: Any, backbone: str, weights: Any, steps: int | None, seed: int, device: str, resume: bool, reason: str,
-) -> tuple[Context, list[str]]:  # fmt: skip
+) -> Context:  # fmt: skip
     from maskwright.data.files import file_for
     from maskwright.data.identity import label_identity
     from maskwright.data.understanding import understand
@@ -538,7 +538,8 @@ def _context(
     sentences = (
         *images.notices, *of_source, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."
     )  # fmt: skip
-    return context, [sentence for sentence in sentences if sentence]
+    context.opening = [sentence for sentence in sentences if sentence]
+    return context
 
 
 def _trained_sizes(images: Dataset, most: int = 500) -> dict[str, list[int]]:
@@ -552,12 +553,12 @@ def _trained_sizes(images: Dataset, most: int = 500) -> dict[str, list[int]]:
     }
 
 
-def _run(cls: Any, config: Any, context: Context, told: Iterable[str], report: bool) -> Model:
+def _run(cls: Any, config: Any, context: Context, report: bool) -> Model:
     """Stages, model and report; however it ends, the run's record says so."""
     from maskwright.engine.records import FAILED, INTERRUPTED
 
     try:
-        for sentence in told:
+        for sentence in context.opening:
             context.note(sentence)
         return _run_to_the_end(cls(config, context), context, report)
     except BaseException as error:

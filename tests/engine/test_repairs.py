@@ -105,9 +105,10 @@ def test_maps_of_class_activations(finished, tmp_path):
     shutil.copytree(done, run)
     shutil.rmtree(run / "seeds")
     damage(next((run / "cams" / "maps").glob("*.npz")))
-    found = re.search(r"delete (\S+) and repeat the command with --resume", told(data, run, "cam"))
-    assert found[1] == str(run / "cams")
-    shutil.rmtree(found[1])
+    found = re.fullmatch(r"delete (\S+) and (\S+), and repeat the command with --resume", told(data, run, "cam"))
+    for path in found.groups():
+        assert Path(path).is_relative_to(run / "cams")
+        Path(path).unlink()
     train(data, run, "cam", resume=True)
     assert same(done, run)
 

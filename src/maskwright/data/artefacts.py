@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.data.files import atomic_write, write_json
+from maskwright.data.files import atomic_write, write_bytes
 from maskwright.errors import MaskwrightError
 
 CHECKSUM = "checksum"
@@ -187,7 +187,12 @@ def write_record(path: str | os.PathLike[str], value: Mapping[str, Any], *, dura
     if CHECKSUM in value:
         raise ValueError(f"a record with a field {CHECKSUM!r} of its own")
     plain = json.loads(json.dumps(dict(value), allow_nan=False))
-    write_json(path, plain | {CHECKSUM: _sum_of(plain)}, durable=durable)
+    full = plain | {CHECKSUM: _sum_of(plain)}
+    try:
+        text = json.dumps(full, indent=2, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8
+        text = json.dumps(full, indent=2).encode()
+    write_bytes(path, text + b"\n", durable=durable)
 
 
 def parse_record(text: str | bytes, shape: Any = dict) -> dict[str, Any]:

@@ -154,8 +154,9 @@ class CamStore:
             if (np.diff(keys) <= 0).any() or (keys < 0).any() or min(height, width) < 1:
                 raise Damage("ids or sizes that no image has")
         except Damage as error:
-            stage = f"delete {self.folder.parent} and repeat the command with --resume"
-            raise unreadable(path, error, f"the maps of {name}", stage) from error
+            mark = self.folder.parent / "stage.json"
+            repair = f"delete {path} and {mark}, and repeat the command with --resume"
+            raise unreadable(path, error, f"the maps of {name}", repair) from error
         return ImageCams(torch.from_numpy(keys), torch.from_numpy(found["maps"].astype(np.float32)), (height, width))
 
 

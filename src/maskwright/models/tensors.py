@@ -38,6 +38,11 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None =
     return f"{crc:08x}"
 
 
+def _is_finite(x: Tensor) -> bool:
+    # One sum says it in a tenth of the time, unless it overflows.
+    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes an artefact as safetensors with its checksum, beside and renamed."""
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -69,8 +74,8 @@ def load_tensors(path: Path, expected: Mapping[str, str | tuple[str, str]], repa
         found = {k: ("f" if v.is_floating_point() else "i", tuple(v.shape)) for k, v in tensors.items()}
         must_fit(found, {k: ("f", v) if isinstance(v, str) else v for k, v in expected.items()})
         for name in expected:
-            if tensors[name].is_floating_point() and not math.isfinite(float(tensors[name].double().sum())):
+            if tensors[name].is_floating_point() and not _is_finite(tensors[name]):
                 raise Damage(f"{name} has values that are not finite")
-    except (SafetensorError, OSError, Damage) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise unreadable(path, error, "what its stage wrote", repair) from error
     return tensors
