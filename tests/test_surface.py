@@ -7,8 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
@@ -176,3 +178,21 @@ def test_a_backbone_that_is_used_is_told_as_before(tmp_path):
     config = mw.METHODS["cam"].Config(network="ddrnet23_slim")
     assert api._backbone_unused(mw.METHODS["cam"], config) == "", "its classifier stands on it"
     assert api._backbone_unused(mw.METHODS["supervised"], SupervisedConfig()) == ""
+
+
+def test_the_range_of_deep_images_is_kept_in_run_and_model(tmp_path):
+    """A 12-bit series in 16 bits: what was measured at training holds for what the model sees later."""
+    (tmp_path / "deep" / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        values = rng.integers(0, 4096, (40, 48)).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path / "deep" / "images" / f"{i}.png")
+    model = train(tmp_path / "deep", tmp_path / "run", "kmeans", classes=2, settings={})
+    record = record_of(tmp_path / "run")
+    assert record["reading"]["range"] == [0, 4095]
+    assert any("0 is black and 4095 white" in note for note in record["notes"])
+    assert model.value_range() == mw.load(tmp_path / "run").value_range() == (0, 4095)
+    dark = Image.fromarray((values // 8).astype(np.uint16))
+    dark.save(tmp_path / "dark.png")
+    read = np.floor(np.asarray(dark) * (255 / 4095) + 0.5).astype(np.uint8)
+    assert np.array_equal(model.predict(tmp_path / "dark.png").mask, model.predict(read).mask)

@@ -14,14 +14,13 @@ from PIL import Image, ImageOps
 
 from maskwright.data.images import (
     image_size,
-    orient,
     read_header,
     read_image,
     read_resized,
     read_small,
-    resize,
     verify_image,
 )
+from maskwright.data.turning import orient, resize
 from maskwright.errors import MaskwrightError
 
 

@@ -120,7 +120,7 @@ def test_what_is_said_goes_before(tmp_path) -> None:
 def test_8_bits_cost_nothing_and_say_nothing(tiny_folder, monkeypatch) -> None:
     data = understand(open_folder(tiny_folder), masks=False)
     assert data.notices == () and data.scale is None and data.settled_reading.range is None
-    monkeypatch.setattr("maskwright.data.folder.survey_scale", lambda *a, **k: pytest.fail("no survey is needed"))
+    monkeypatch.setattr("maskwright.data.readers.survey_scale", lambda *a, **k: pytest.fail("no survey is needed"))
     again = open_folder(tiny_folder)
     again.image(0), again.resized(1, (8, 8)), again.readable()
     unused = understand(open_folder(tiny_folder).with_reading(Reading.parse(range="0,9")), masks=False)

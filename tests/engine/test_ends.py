@@ -19,7 +19,7 @@ from tests.engine.encoders import CountingEncoder, preprocess
 from tests.engine.test_records import RECORD_OF
 
 import maskwright as mw
-from maskwright.data.files import collect_scratch
+from maskwright.data.files import sweep, temporary_beside
 from maskwright.data.folder import open_folder
 from maskwright.data.remembered import cache_root
 from maskwright.engine.cache import FeatureCache
@@ -109,19 +109,19 @@ def test_a_request_to_stop_is_an_interrupt(data, tmp_path):
     assert "Traceback" not in said
 
 
-def test_scratch_of_the_dead_is_collected(tmp_path):
-    dead, own = f".a.{DEAD.pid}-0123abcd.tmp.png", f".a.{os.getpid()}-0123abcd.tmp.png"
-    names = [dead, own, f".checkpoint.pt.{DEAD.pid}-0123abcd.tmp", ".b.tmp", "a.tmp", f"a.{DEAD.pid}-0123abcd.tmp"]
-    (tmp_path / "below").mkdir()
-    for name in names:
-        (tmp_path / "below" / name).touch()
-    assert collect_scratch(tmp_path) == 0, "they are young"
-    for name in names:
-        os.utime(tmp_path / "below" / name, (time.time() - 90,) * 2)
-    assert collect_scratch(tmp_path, deep=False) == 0
-    assert collect_scratch(tmp_path) == 2
-    assert sorted(p.name for p in (tmp_path / "below").iterdir()) == sorted({*names} - {names[0], names[2]})
-    assert collect_scratch(tmp_path / "missing") == 0
+def test_scratch_of_the_dead_is_collected(tmp_path, monkeypatch):
+    below = tmp_path / "below"
+    below.mkdir()
+    own = temporary_beside(below / "a.png")
+    with monkeypatch.context() as as_dead:
+        as_dead.setattr(os, "getpid", lambda: DEAD.pid)
+        dead = [temporary_beside(below / name) for name in ("a.png", "checkpoint.pt")]
+    others = [below / name for name in (".b.tmp", "a.tmp", f".a.{DEAD.pid}-0123abcd.tmp", dead[0].name[1:])]
+    for path in (own, *dead, *others):
+        path.touch()
+    assert sweep([tmp_path]) == 0
+    assert sweep([tmp_path, tmp_path / "missing"], deep=True) == 2
+    assert sorted(below.iterdir()) == sorted([own, *others])
 
 
 def test_a_resumed_run_and_its_cache_are_tidied(data, tmp_path):

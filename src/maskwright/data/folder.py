@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,6 @@ from maskwright.data.findings import Finding
 from maskwright.data.headers import Header, check_regular
 from maskwright.data.images import (
     IMAGE_SUFFIXES,
-    image_error,
-    read_header,
     read_image,
     read_resized,
     resize_window,
@@ -37,53 +34,12 @@ from maskwright.data.images import (
 )
 from maskwright.data.label_rules import LabelRule, check_ids
 from maskwright.data.ledger import Ledger
-from maskwright.data.masks import read_mask
+from maskwright.data.readers import Item, KnownFiles, Readers
 from maskwright.data.reading import Reading
-from maskwright.data.scale import Scale, survey_scale
+from maskwright.data.scale import Scale
 from maskwright.data.scan import is_regular, is_utf8, nearest, threaded
 from maskwright.data.tables import NameIndex, read_names
 from maskwright.errors import MaskwrightError, unknown
-
-_surveying = threading.RLock()
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image and where its labels lie.
-
-    Attributes:
-        name: path below images/ without suffix.
-        image: the image file.
-        mask: the mask file, None where there is none or it is hidden.
-        tags: class names in the image; None: no statement, (): a row without tags.
-        captions: descriptions of the image.
-    """
-
-    name: str
-    image: Path
-    mask: Path | None = None
-    tags: tuple[str, ...] | None = None
-    captions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Readers:
-    """How the files of a dataset are read. Layouts with encodings of their own put their functions here.
-
-    Attributes:
-        image: path -> uint8 (H, W, 3); None: the files are images as `data.images` reads them, with all that this can:
-            parts, smaller decodes, and the range of the data set for those of more than 8 bits.
-        size: path -> (H, W) of what `image` gives; None: from the header.
-        mask: path -> uint8 or uint16 (H, W).
-        verify: path -> None, raises `MaskwrightError` where `image` would; None: the file is decoded.
-
-    All must be functions at the top of a module, so that worker processes can receive them.
-    """
-
-    image: Callable[[Path], np.ndarray] | None = None
-    size: Callable[[Path], tuple[int, int]] | None = None
-    mask: Callable[[Path], np.ndarray] = read_mask
-    verify: Callable[[Path], object] | None = None
 
 
 class Dataset:
@@ -147,10 +103,8 @@ class Dataset:
         self._finder: NameIndex | None = None
         self._hashes: dict[tuple[str, int, int], str] = {}
         self.scale: Scale | None = None
-        self._headers: dict[str, tuple[int, int, Header]] = {}
         # Of the folder as it was opened: a split is read as the whole is.
-        self._surveyed: list[Scale | None] = []
-        self._whole: tuple[Item, ...] = self.items
+        self._known_files = KnownFiles([item.image for item in self.items])
 
     def __len__(self) -> int:
         return len(self.items)
@@ -210,8 +164,7 @@ class Dataset:
         )
         derived._finder, derived._hashes = self._finder, self._hashes
         derived.rule, derived.understood, derived.checked = self.rule, self.understood, self.checked
-        derived.scale, derived._headers = self.scale, self._headers
-        derived._surveyed, derived._whole = self._surveyed, self._whole
+        derived.scale, derived._known_files = self.scale, self._known_files
         return derived
 
     def with_classes(self, classes: ClassTable | None) -> Dataset:
@@ -330,18 +283,7 @@ class Dataset:
 
     def header(self, i: int) -> Header:
         """What the header of image file `i` says; kept while the file is unchanged. Raises `MaskwrightError`."""
-        return self._header_of(self.items[i].image)
-
-    def _header_of(self, path: str | os.PathLike[str]) -> Header:
-        key = os.fspath(path)
-        try:
-            state = os.stat(key)
-        except OSError as error:
-            raise image_error(path, error) from error
-        known = self._headers.get(key)
-        if known is None or known[:2] != (state.st_size, state.st_mtime_ns):
-            known = self._headers[key] = (state.st_size, state.st_mtime_ns, read_header(path))
-        return known[2]
+        return self._known_files.header(self.items[i].image)
 
     def value_range(self) -> tuple[float, float] | None:
         """(low, high), the stored values that become 0 and 255 in images of more than 8 bits; None: there are none.
@@ -355,10 +297,7 @@ class Dataset:
 
     def survey(self) -> Scale | None:
         """The scale of the folder's images of more than 8 bits, None if it has none; found once."""
-        with _surveying:
-            if not self._surveyed:
-                self._surveyed.append(survey_scale([i.image for i in self._whole], header=self._header_of))
-            return self._surveyed[0]
+        return self._known_files.scale()
 
     @property
     def settled_reading(self) -> Reading:

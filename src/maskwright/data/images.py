@@ -22,12 +22,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import struct
 import threading
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -35,6 +32,9 @@ from PIL import Image, ImageFile, ImageOps, features
 
 from maskwright.data.deep import AlphaKind, Deep, Range, Span, flatten, read_deep, sure_span, type_span
 from maskwright.data.headers import Header, check_png, most_pixels, open_pillow, open_regular, parse_header
+from maskwright.data.image_errors import DECODER_ERRORS, image_error
+from maskwright.data.turning import edge_offset, inverse, orient, orient_view, resize_window
+from maskwright.data.turning import resize as resize
 from maskwright.errors import MaskwrightError
 
 IMAGE_SUFFIXES = frozenset(
@@ -67,8 +67,6 @@ STRIP_PIXELS = 1 << 24
 WHOLE_FILE = 1 << 26
 """Files of more bytes are not held in memory while they are decoded."""
 
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"GIF8", b"RIFF")
-
 _DAMAGE = re.compile(
     r"premature end|bad (Huffman|arithmetic) code|instead of RST|(\d+) extraneous bytes before marker", re.I
 )
@@ -76,22 +74,6 @@ _DAMAGE = re.compile(
 
 
 _one_large = threading.Lock()
-
-DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    AttributeError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow's decoders raise on damaged files."""
 
 
 class TooLargeError(MaskwrightError):
@@ -182,82 +164,10 @@ def read_resized(
     image, factor, _ = _decode(path, data, header, factor, range=range)
     # A partial pixel at the stored right or bottom edge would lie at the start of a mirrored image; undo by
     # offset.
-    offset_y, offset_x = _edge_offset(header, image.shape[:2], factor)
+    offset_y, offset_x = edge_offset(header, image.shape[:2], factor)
     image = orient_view(image, header.orientation)
     box = (top / factor + offset_y, left / factor + offset_x)
     return resize_window(image, (*box, height / factor, width / factor), size)
-
-
-def resize_window(image: np.ndarray, window: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
-    """Resizes a window of an image bilinearly with antialiasing.
-
-    Windows on whole pixels go through torch's uint8 kernel, others through Pillow's, which takes fractions.
-
-    Args:
-        image: uint8 (H, W, 3).
-        window: (top, left, height, width) in pixels, fractions allowed.
-        size: (h, w) of the result.
-
-    Returns:
-        uint8 (h, w, 3), its own memory.
-    """
-    top, left, height, width = window
-    if all(float(v).is_integer() for v in window):
-        part = image[int(top) : int(top + height), int(left) : int(left + width)]
-        return np.array(part, order="C") if part.shape[:2] == tuple(size) else resize(part, size)
-    # Cut the whole pixels around the window first: Pillow then copies that part only.
-    y0, x0 = int(top), int(left)
-    part = image[y0 : int(np.ceil(top + height)) + 1, x0 : int(np.ceil(left + width)) + 1]
-    right, bottom = min(left - x0 + width, part.shape[1]), min(top - y0 + height, part.shape[0])
-    source = Image.fromarray(np.ascontiguousarray(part))
-    box = (left - x0, top - y0, right, bottom)
-    return np.array(source.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box))
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes bilinearly with antialiasing (within 1 grey level of Pillow's bilinear filter, faster).
-
-    Args:
-        image: uint8 (H, W, 3).
-        size: (h, w).
-
-    Returns:
-        uint8 (h, w, 3).
-    """
-    # Torch takes two seconds to import, which sizes and the doctor do not need.
-    import torch
-    from torch.nn.functional import interpolate
-
-    # A permuted view of (1, H, W, 3) is channels_last, for which torch has a vectorised uint8 kernel whose result is
-    # channels_last too; adding the batch axis after the permutation loses that, and 0.15 ms to copies.
-    x = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
-    y = interpolate(x, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
-    return np.ascontiguousarray(y.permute(0, 2, 3, 1)[0].numpy())
-
-
-def orient_view(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns an image as EXIF orientation 1 to 8 says, without copying.
-
-    Args:
-        image: (H, W) or (H, W, 3) as stored.
-        orientation: 1 to 8 (CIPA DC-008, tag 0x0112).
-
-    Returns:
-        The view as seen, (H, W, ...) or (W, H, ...) from orientation 5 on.
-    """
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return image
-
-
-def orient(image: np.ndarray, orientation: int) -> np.ndarray:
-    """As `orient_view`, contiguous in memory and writable."""
-    turned = np.ascontiguousarray(orient_view(image, orientation))
-    return turned if turned.flags.writeable else turned.copy()
 
 
 @dataclass(frozen=True)
@@ -322,33 +232,6 @@ def stored_values(path: str | os.PathLike[str]) -> np.ndarray:
             return read_deep(path, data, header).colours
     except DECODER_ERRORS as error:
         raise image_error(path, error) from error
-
-
-def image_error(path: str | os.PathLike[str], error: BaseException) -> MaskwrightError:
-    """The one-line error for a file that is not a readable image."""
-    path = Path(path)
-    repair = "delete it or export it again"
-    if isinstance(error, MaskwrightError):
-        return error
-    if isinstance(error, FileNotFoundError):
-        return MaskwrightError(f"{path} does not exist", "an image", "check the name")
-    if isinstance(error, PermissionError | IsADirectoryError):
-        return MaskwrightError(f"cannot read {path}: {error.strerror}", "an image", "check the name and its rights")
-    try:
-        with open_regular(path) as file:
-            start = file.read(512)
-    except OSError as problem:
-        return MaskwrightError(f"cannot read {path}: {problem.strerror}", "an image", "check the disk")
-    if not start:
-        return MaskwrightError(f"{path} has 0 bytes", "an image", repair)
-    unknown = isinstance(error, Image.UnidentifiedImageError) and not start.startswith(_SIGNATURES)
-    if unknown or not start.strip(b"\0"):
-        what = "is text, not an image" if _is_text(start) else "is not an image of a known format"
-        return MaskwrightError(f"{path} {what}", "a JPEG, PNG, TIFF or WebP image", repair)
-    reason = str(error).strip().rstrip(".") or type(error).__name__
-    if isinstance(error, Image.UnidentifiedImageError):
-        reason = "its header is not whole"
-    return MaskwrightError(f"{path} is damaged or truncated ({reason[:100]})", "a whole image", repair)
 
 
 def picture_of(image: Image.Image, *, range: Range = None, sure: bool = False) -> np.ndarray:
@@ -478,14 +361,6 @@ def _span(path: str | os.PathLike[str], header: Header, values: np.ndarray, rang
     return sure_span(path, header, values) if sure else type_span(header, values)
 
 
-def _is_text(start: bytes) -> bool:
-    try:
-        text = start.decode("utf-8", errors="strict" if len(start) < 512 else "ignore")
-    except UnicodeDecodeError:
-        return False
-    return all(c.isprintable() or c.isspace() for c in text)
-
-
 def _checked(path: str | os.PathLike[str], header: Header) -> Header:
     if min(header.stored) < 1:
         raise MaskwrightError(
@@ -602,7 +477,7 @@ def _shallow(
             bands = turned.split()
             turned = bands[0] if turned.mode == "LA" else Image.merge("RGB", bands[:3])
         image, alpha = _flat(turned, shrink)
-        return orient_view(image, _inverse(header.orientation)), alpha
+        return orient_view(image, inverse(header.orientation)), alpha
 
 
 def _is_damage(warning: str, data: bytes) -> bool:
@@ -614,21 +489,3 @@ def _is_damage(warning: str, data: bytes) -> bool:
     end = data.rfind(b"\xff\xd9")
     left_over = data[max(0, end - int(found[2])) : end]
     return len(set(left_over)) > 1
-
-
-def _inverse(orientation: int) -> int:
-    """The orientation that undoes another: quarter turns swap, the rest are their own inverse."""
-    return {6: 8, 8: 6}.get(orientation, orientation)
-
-
-def _edge_offset(header: Header, decoded: tuple[int, int], factor: int) -> tuple[float, float]:
-    """How far the first seen row and column lie inside the decoded array, in decoded pixels.
-
-    At 1/factor the last stored row or column may cover less than a whole pixel of the image. Mirroring brings
-    it to the front.
-    """
-    spare = (decoded[0] - header.stored[0] / factor, decoded[1] - header.stored[1] / factor)
-    o = header.orientation
-    flips_rows, flips_columns = o in (3, 4, 7, 8), o in (2, 3, 6, 7)
-    rows, columns = (spare[1], spare[0]) if o >= 5 else spare
-    return (rows if flips_rows else 0.0), (columns if flips_columns else 0.0)

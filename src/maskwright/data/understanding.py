@@ -15,12 +15,15 @@ from maskwright.data.picture_facts import scaled
 from maskwright.data.survey import survey_masks
 
 
-def understand(data: Dataset, *, masks: bool, progress: Callable[[int, int], object] | None = None) -> Dataset:
+def understand(
+    data: Dataset, *, masks: bool, images: bool = True, progress: Callable[[int, int], object] | None = None
+) -> Dataset:
     """The data set with its values understood.
 
     Args:
         data: the images; only masks that may be read are looked at.
         masks: whether masks will be read. Without, none is opened.
+        images: whether pixels of images will be read. Without, only their sizes are of interest.
         progress: called with (done, total) after each file that is looked at.
 
     Returns:
@@ -29,7 +32,7 @@ def understand(data: Dataset, *, masks: bool, progress: Callable[[int, int], obj
     Raises:
         MaskwrightError: what the values mean is not certain; names the option that says it.
     """
-    data = scaled(data)
+    data = scaled(data) if images else data
     if masks and not data.checked:
         data = understand_masks(data, progress)
     return data

@@ -219,7 +219,7 @@ def evaluate_folder(
         )
     notes = _left_out(source, present, judged, spare, whole=split is None)
     # Only masks that are judged are looked at.
-    source = understand(source.subset(i for _, i in judged), masks=True)
+    source = understand(source.subset(i for _, i in judged), masks=True, images=False)
     notes += source.notices
     judged = [(name, i) for i, (name, _) in enumerate(judged)]
     rule, said = _prediction_rule(folder, [found[name] for name, _ in judged], source, predicted or Reading())
@@ -297,7 +297,7 @@ def _prediction_rule(
     items = [Item(f"{k:06d}", path, path) for k, path in enumerate(paths)]
     data = Dataset(folder, items, classes=truth.classes, reading=predicted)
     try:
-        data = understand(data, masks=True)
+        data = understand(data, masks=True, images=False)
     except MaskwrightError as error:
         repair = error.repair.replace("--labels", "--predicted-labels")
         raise MaskwrightError(f"predictions in {folder}: {error.found}", error.expected, repair) from error
