@@ -19,6 +19,8 @@ from typing import Any
 
 from numpy.random import Generator
 
+from benchmarks.fuzz.seals import sealed
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -63,9 +65,12 @@ def mutate(data: bytes, form: str, rng: Generator, others: Sequence[bytes] = ())
     weights = [w for w, _ in kinds]
     operation = kinds[rng.choice(len(kinds), p=[w / sum(weights) for w in weights])][1]
     try:
-        return operation(data, rng)
+        mutant = operation(data, rng)
     except (ValueError, IndexError, KeyError, struct.error, zipfile.BadZipFile):  # it has no such structure
-        return _bytes(data, rng)
+        mutant = _bytes(data, rng)
+    if rng.random() < 0.3 and not mutant.sealed and (again := sealed(mutant.data, form)) is not None:
+        return Mutant(again, f"{mutant.says}, checksum right", sealed=True)
+    return mutant
 
 
 # ---------------------------------------------------------------------- bytes
