@@ -33,9 +33,10 @@ def sealed(data: bytes, form: str) -> bytes | None:
 
 
 def _safetensors(data: bytes) -> bytes | None:
-    from maskwright.models.tensors import CHECKSUM, checksum
     from safetensors import SafetensorError
     from safetensors.torch import load
+
+    from maskwright.models.tensors import CHECKSUM, checksum
 
     try:
         length = struct.unpack("<Q", data[:8])[0]

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -386,12 +387,16 @@ def test_probe_and_suggest_say_what_opening_found(tmp_path, monkeypatch, capsys)
     from maskwright.predict import suggest
 
     fill(tmp_path, "Images/p{}.jpg", "Masks/p{}.png")
+    (tmp_path / "splits").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "splits" / f"{split}.txt").write_text("p0\np1\n")
     ids = np.zeros((2, 2), np.uint8)
     scores = evaluate_arrays([(ids, ids)], 2)
     monkeypatch.setattr(luss_probe, "probe_encoder", lambda *given, **options: scores)
     assert api.probe("backbone", tmp_path).notes[0] == "images from Images, masks from Masks"
     monkeypatch.setattr(suggest, "suggest", lambda *given, **options: None)
-    monkeypatch.setattr(api, "load", lambda *given, **options: None)
+    model = SimpleNamespace(read_as_trained=lambda data: data)
+    monkeypatch.setattr(api, "load", lambda *given, **options: model)
     api.suggest("model", tmp_path, 1, by="entropy", device="cpu", progress=Progress())
     assert "images from Images, masks from Masks" in capsys.readouterr().err
 

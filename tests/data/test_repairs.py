@@ -210,3 +210,22 @@ def test_the_doctor_says_errors_by_its_exit_code(tmp_path: Path) -> None:
     assert done.returncode == 2 and '"binary-mask"' in done.stdout and not done.stderr
     done = subprocess.run([*words, "--labels", "binary255"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_pages_of_an_image_become_images(tmp_path: Path, monkeypatch, capsys) -> None:
+    root = tmp_path / "set"
+    (root / "images" / "deep").mkdir(parents=True)
+    (root / "splits").mkdir()
+    frames = [Image.fromarray(np.full((8, 9, 3), 40 * k, np.uint8)) for k in range(1, 4)]
+    frames[0].save(root / "images" / "deep" / "stack.tif", save_all=True, append_images=frames[1:])
+    frames[0].save(root / "images" / "one.png")
+    (root / "splits" / "train.txt").write_text("deep/stack\none\n")
+    (repair,) = [f.repair for f in examine(root).findings if f.kind == "pages"]
+    words = shlex.split(repair[: repair.index(" writes")].replace("OUT", str(tmp_path / "out")))
+    assert words[0] == "maskwright" and run(monkeypatch, *words[1:]) == 0
+    assert "its 3 pages are images" in capsys.readouterr().out
+    copy = open_folder(tmp_path / "out")
+    assert not [f for f in examine(tmp_path / "out").findings if f.kind == "pages"]
+    pages = [f"deep/stack_{k}" for k in (1, 2, 3)]
+    assert copy.names == [*pages, "one"] and copy.split("train").names == [*pages, "one"]
+    assert [int(copy.image(i).mean()) for i in range(3)] == [40, 80, 120]

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -124,14 +123,14 @@ def test_scratch_of_the_dead_is_collected(tmp_path, monkeypatch):
     assert sorted(below.iterdir()) == sorted([own, *others])
 
 
-def test_a_resumed_run_and_its_cache_are_tidied(data, tmp_path):
+def test_a_resumed_run_and_its_cache_are_tidied(data, tmp_path, monkeypatch):
     kmeans(data, tmp_path / "run")
-    left = [tmp_path / "run" / "cluster" / f".x.{DEAD.pid}-0123abcd.tmp.safetensors"]
     features = next((tmp_path / "cache" / "features").iterdir())
-    left.append(features / f".y.{DEAD.pid}-0123abcd.tmp.npy")
+    with monkeypatch.context() as as_dead:
+        as_dead.setattr(os, "getpid", lambda: DEAD.pid)
+        left = [temporary_beside(tmp_path / "run" / "cluster" / "x.safetensors"), temporary_beside(features / "y.npy")]
     for path in left:
         path.touch()
-    os.utime(left[1], (time.time() - 90,) * 2)
     kmeans(data, tmp_path / "run", resume=True)
     assert not any(path.exists() for path in left)
 

@@ -107,7 +107,7 @@ def test_targets_are_read_back(data, tmp_path):
     targets = find_targets(data, data.classes)
     targets.save(tmp_path)
     assert TagTargets.load(tmp_path) == targets
-    with pytest.raises(MaskwrightError, match="left no tags"):
+    with pytest.raises(MaskwrightError, match="tags of the nowhere stage"):
         TagTargets.load(tmp_path / "nowhere")
 
 

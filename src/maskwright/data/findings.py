@@ -42,8 +42,7 @@ class Finding:
 
     def said(self) -> str:
         """The finding as a sentence that a verb says."""
-        sentence = f"{self.message[:1].upper()}{self.message[1:]}"
-        return f"{sentence}; {self.repair}." if self.repair else f"{sentence}."
+        return f"{self.message}; {self.repair}" if self.repair else self.message
 
     def to_json(self) -> dict[str, Any]:
         """The finding as JSON values."""

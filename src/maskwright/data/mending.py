@@ -9,20 +9,23 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable
-from maskwright.data.files import write_text
+from maskwright.data.files import file_for, write_text
 from maskwright.data.folder import Dataset, Item
-from maskwright.data.images import orient
+from maskwright.data.images import IMAGE_SUFFIXES, orient
 from maskwright.data.label_check import FILE_KINDS, check_labels, is_unturned, unturned_by_edges
 from maskwright.data.label_rules import LabelRule, ignore_of
 from maskwright.data.masks import write_mask
+from maskwright.data.names import written
+from maskwright.data.picture_facts import write_pages
 from maskwright.data.scan import threaded
 from maskwright.data.survey import Survey, survey_masks
+from maskwright.data.tables import NameIndex
 from maskwright.errors import MaskwrightError
 
 CHANGES = "changes.txt"
@@ -55,17 +58,25 @@ def mend(data: Dataset, out: str | os.PathLike[str], progress: Callable[[int, in
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name[:60]}-", dir=target.parent))
     try:
-        lines = _copy_rest(data, work)
+        lines: list[str] = []
+        pages: dict[str, list[str]] = {}
 
         def one(i: int) -> list[str]:
             item = data.items[i]
-            _copy(item.image, work / "images" / f"{item.name}{item.image.suffix}")
+            image = work / "images" / f"{item.name}{item.image.suffix}"
+            if i not in surveys and _pages(data, i) > 1:
+                made = [path.relative_to(work / "images") for path in write_pages(item.image, image.parent)]
+                if made:
+                    pages[item.name] = [path.with_suffix("").as_posix() for path in made]
+                    return [f"images/{item.name}{item.image.suffix}: its {len(made)} pages are images: {made[0]}, ..."]
+            _copy(item.image, image)
             return _mask(data, item, surveys[i], checked.rule, item.name in turned, work) if i in surveys else []
 
         for done, said in enumerate(threaded(one, range(len(data))), 1):
             lines += said
             if progress is not None:
                 progress(done, len(data))
+        lines += _copy_rest(data, work, pages)
         write_text(work / CHANGES, "".join(f"{line}\n" for line in lines))
         work.chmod(0o755)
         if target.is_dir():
@@ -85,16 +96,28 @@ def _check_place(out: Path, root: Path) -> None:
         raise MaskwrightError(f"{out} lies in {root}", "a place outside it", "name another with --fix")
 
 
-def _copy_rest(data: Dataset, work: Path) -> list[str]:
-    """Tables and lists; says what is not copied."""
+def _pages(data: Dataset, i: int) -> int:
+    """Pages or frames of an image file; 1 where its header cannot be read, or the layout has a reader of its own."""
+    if data.readers.image is not None:
+        return 1
+    try:
+        return data.header(i).pages
+    except MaskwrightError:
+        return 1
+
+
+def _copy_rest(data: Dataset, work: Path, pages: Mapping[str, list[str]]) -> list[str]:
+    """Tables and lists, in which the pages of an image stand for it; says what is not copied."""
     for table in _TABLES:
         if (data.root / table).is_file():
             _copy(data.root / table, work / table)
     if data.classes is not None and not (work / "classes.txt").exists():
         write_text(work / "classes.txt", "".join(f"{name}\n" for name in data.classes.names))
+    finder = NameIndex(data.known_names, IMAGE_SUFFIXES)
     for split in data.split_names:
-        names, _ = data.list_names(split)
-        write_text(work / "splits" / f"{split}.txt", "".join(f"{name}\n" for name in names))
+        lines_of, _ = data.list_names(split)
+        names = [name for line in lines_of for name in pages.get(finder.find(line) or "", [line])]
+        write_text(work / "splits" / f"{split}.txt", "".join(f"{written(name)}\n" for name in names))
     lines = [f"not copied: {file} (no image of its name)" for file in data.lone]
     return lines + [f"not copied: {name} ({reason})" for name, reason in (*data.skipped, *data.aside)]
 
@@ -112,7 +135,7 @@ def _copy(source: Path, target: Path) -> None:
 def _mask(data: Dataset, item: Item, seen: Survey, rule: LabelRule | None, turn: bool, work: Path) -> list[str]:
     """Writes one mask; says what changed."""
     assert item.mask is not None
-    target = work / "masks" / f"{item.name}.png"
+    target = file_for(work / "masks", item.name, ".png")
     if seen.problem is not None:
         _copy(item.mask, target.with_name(f"{target.stem}{item.mask.suffix}"))
         return [f"left as it is: masks/{item.name}{item.mask.suffix} ({seen.problem.found})"]

@@ -81,7 +81,9 @@ def header_findings(data: Dataset, heads: Sequence[Header | None]) -> list[Findi
             f"{_images(len(paged), 'has', 'have')} several pages or frames, of which only the first is read: "
             f"{_names([f'{data.items[i].name} ({counts[i]})' for i in paged])}"
         )
-        repair = "write each page that counts as an image of its own"
+        repair = (
+            f"maskwright doctor {data.root} --fix OUT writes a copy with each page as an image, where it has no mask"
+        )
         found.append(finding("pages", "warning", [data.items[i].name for i in paged], message, repair))
     wide = [i for i, head in enumerate(heads) if head is not None and head.extra_bands]
     if wide:
