@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maskwright.data.folder import Dataset
     from maskwright.engine.context import Context
     from maskwright.engine.progress import Progress
+    from maskwright.engine.records import RunFolder
     from maskwright.evaluate.scores import Scores
     from maskwright.models.backbones import Backbone
     from maskwright.models.segmenter import Segmenter
@@ -313,12 +314,12 @@ def train(
             raise MaskwrightError(f"--backbone {backbone} and --set encoder={encoder}", "one of the two")
         backbone = encoder
 
-    context, told = _context(
+    context = _context(
         images, cls.name, config, bar, out=out, source=source, split=split, labeled=labeled, classes=classes,
         backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, resume=resume, reason=reason,
     )  # fmt: skip
     try:
-        return _run(cls, config, context, told, report)
+        return _run(cls, config, context, report)
     finally:
         context.run.release()
 
@@ -435,7 +436,7 @@ def _backbone(
 def _context(
     images: Dataset, method: str, config: Any, bar: Progress, *, out: Any, source: Any, split: Any, labeled: Any,
     classes: Any, backbone: str, weights: Any, steps: int | None, seed: int, device: str, resume: bool, reason: str,
-) -> tuple[Context, list[str]]:  # fmt: skip
+) -> Context:  # fmt: skip
     from maskwright.data.identity import label_identity
     from maskwright.data.understanding import understand
     from maskwright.engine.cache import FeatureCache
@@ -511,8 +512,11 @@ def _context(
         backbone=network, source=domain, progress=bar, notes=list(run.record.get("notes", [])),
     )  # fmt: skip
     told = [digest and labels_note(images, labeled, digest), reason and f"Method: {reason}."]
-    sentences = (*images.notices, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}.")
-    return context, [sentence for sentence in sentences if sentence]
+    with _recorded(run):
+        for sentence in (*images.notices, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
+            if sentence:
+                context.note(sentence)
+    return context
 
 
 def _median_size(images: Dataset, most: int = 500) -> list[int]:
@@ -521,18 +525,24 @@ def _median_size(images: Dataset, most: int = 500) -> list[int]:
     return [sorted(s[k] for s in sizes)[len(sizes) // 2] for k in (0, 1)]
 
 
-def _run(cls: Any, config: Any, context: Context, told: Iterable[str], report: bool) -> Model:
-    """Stages, model and report; however it ends, the run's record says so."""
+@contextlib.contextmanager
+def _recorded(run: RunFolder) -> Iterator[None]:
+    """However the block ends before its end, the run's record says so."""
     from maskwright.engine.records import FAILED, INTERRUPTED
 
     try:
-        for sentence in told:
-            context.note(sentence)
-        return _run_to_the_end(cls(config, context), context, report)
+        yield
     except BaseException as error:
         with contextlib.suppress(MaskwrightError):  # on a full disk the first error is the one to tell
-            context.run.save(status=INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED)
+            run.save(status=INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED)
+        run.release()
         raise
+
+
+def _run(cls: Any, config: Any, context: Context, report: bool) -> Model:
+    """Stages, model and report."""
+    with _recorded(context.run):
+        return _run_to_the_end(cls(config, context), context, report)
 
 
 def _run_to_the_end(method: Any, context: Context, report: bool) -> Model:
