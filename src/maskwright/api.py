@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from maskwright.data.folder import Dataset
     from maskwright.engine.context import Context
     from maskwright.engine.progress import Progress
+    from maskwright.engine.records import RunFolder
     from maskwright.evaluate.scores import Scores
     from maskwright.models.backbones import Backbone
     from maskwright.models.segmenter import Segmenter
@@ -535,10 +536,10 @@ def _context(
     )  # fmt: skip
     told = [digest and labels_note(images, labeled, digest), reason and f"Method: {reason}."]
     of_source = [f"Source: {sentence}" for sentence in (domain.notices if domain is not None else ())]
-    sentences = (
-        *images.notices, *of_source, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."
-    )  # fmt: skip
-    context.opening = [sentence for sentence in sentences if sentence]
+    with _recorded(run):
+        for sentence in (*images.notices, *of_source, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
+            if sentence:
+                context.note(sentence)
     return context
 
 
@@ -553,18 +554,24 @@ def _trained_sizes(images: Dataset, most: int = 500) -> dict[str, list[int]]:
     }
 
 
-def _run(cls: Any, config: Any, context: Context, report: bool) -> Model:
-    """Stages, model and report; however it ends, the run's record says so."""
+@contextlib.contextmanager
+def _recorded(run: RunFolder) -> Iterator[None]:
+    """However the block ends before its end, the run's record says so."""
     from maskwright.engine.records import FAILED, INTERRUPTED
 
     try:
-        for sentence in context.opening:
-            context.note(sentence)
-        return _run_to_the_end(cls(config, context), context, report)
+        yield
     except BaseException as error:
         with contextlib.suppress(MaskwrightError):  # on a full disk the first error is the one to tell
-            context.run.save(status=INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED)
+            run.save(status=INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED)
+        run.release()
         raise
+
+
+def _run(cls: Any, config: Any, context: Context, report: bool) -> Model:
+    """Stages, model and report."""
+    with _recorded(context.run):
+        return _run_to_the_end(cls(config, context), context, report)
 
 
 def _run_to_the_end(method: Any, context: Context, report: bool) -> Model:

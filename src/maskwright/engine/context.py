@@ -57,7 +57,6 @@ class Context:
         source: a labelled folder of another domain, or None.
         progress: how work shows itself.
         notes: sentences for the report.
-        opening: what is to be said before the first stage: what was guessed of the data, labels, backbone, classes.
     """
 
     data: Dataset
@@ -71,7 +70,6 @@ class Context:
     source: Dataset | None = None
     progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
-    opening: list[str] = field(default_factory=list)
 
     @property
     def classes(self) -> int:
