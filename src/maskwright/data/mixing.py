@@ -143,11 +143,13 @@ def unimatch_box(
     p: float = 0.5,
     area: tuple[float, float] = (0.02, 0.4),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    redraw: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
     """UniMatch's and ST++'s box: True inside, where the donor's pixels (or CutOut's noise) come.
 
-    The area is drawn once; aspect and corner are redrawn until the box lies inside.
+    Aspect and corner are redrawn until the box lies inside, and in ST++ the area with them, so that small boxes, which
+    fit in more places, are more frequent: of a square 0.138 on average, where UniMatch has 0.21.
 
     Args:
         batch: masks.
@@ -155,6 +157,7 @@ def unimatch_box(
         p: chance that there is a box at all.
         area: range of its share of the image, uniform.
         aspect: range of height over width, uniform.
+        redraw: whether the area is drawn anew with each place (ST++), or once a box (UniMatch).
         generator: CPU generator.
     """
     height, width = size
@@ -162,8 +165,10 @@ def unimatch_box(
     for k in range(batch):
         if float(torch.rand((), generator=generator)) >= p:
             continue
-        pixels = _uniform(*area, generator) * height * width
+        pixels = 0.0 if redraw else _uniform(*area, generator) * height * width
         while True:
+            if redraw:
+                pixels = _uniform(*area, generator) * height * width
             ratio = _uniform(*aspect, generator)
             w, h = int(math.sqrt(pixels / ratio)), int(math.sqrt(pixels * ratio))
             if h > height or w > width:
