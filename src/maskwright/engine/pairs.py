@@ -59,7 +59,8 @@ class PairConfig:
     )
     pair_alphas: tuple[float, ...] = option(
         (),
-        "psa: a class is sure that beats (1 - max)^first, background of ^second that beats all (published: 4,24); "
+        "psa: a class is sure that beats (1 - max)^first, background of ^second that beats all (published: 4,24 "
+        "or 4,32); "
         "empty: the exponents that draw the line where pair_thresholds would",
         low=0.01,
         high=1000,
