@@ -80,6 +80,8 @@ ENTRIES = (
     Entry("ecssd-box", "ecssd_part", "box", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-fiedler", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
           settings={"object": "fiedler", "self_train": "false"}, objects=True, seeds=(0,)),
+    Entry("ecssd-fiedler_border", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
+          settings={"object": "fiedler_border", "self_train": "false"}, objects=True, seeds=(0,)),
     Entry("ecssd-border", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
           settings={"self_train": "false"}, objects=True, seeds=(0,)),
     Entry("ecssd-border-unrefined", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
