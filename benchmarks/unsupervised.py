@@ -73,6 +73,7 @@ ENTRIES = (
     Entry("camvid-deep_spectral", "camvid", "deep_spectral"),
     Entry("camvid-stego", "camvid", "stego"),
     Entry("camvid-stego-without_crf", "camvid", "stego", run_of="camvid-stego", refine="none"),
+    Entry("camvid-stego-cells", "camvid", "stego", settings={"sampling": "cells"}),
     Entry("camvid-stego-fixed_shifts", "camvid", "stego", settings={"auto_shift": "false"}, refine="none", seeds=(0,)),
     Entry("camvid-kmeans-block4", "camvid", "kmeans", settings=FINE),
     Entry("camvid-stego-block4", "camvid", "stego", settings=FINE, refine="none", seeds=(0,)),
