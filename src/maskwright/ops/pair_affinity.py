@@ -226,31 +226,3 @@ def affinity_loss(a: Tensor, pairs: PairLabels) -> Tensor:
     for term, chosen, weight in parts:
         total = total + weight * (term * chosen).sum() / (chosen.sum() + EPS)
     return total
-
-
-def displacement_loss(d: Tensor, pairs: PairLabels, radius: int) -> tuple[Tensor, Tensor]:
-    """L_D of IRN: displacements of one object end in one point, those of the background agree.
-
-    d_i - d_j = x_j - x_i for pairs of one class, d_i = d_j for pairs of background, as mean absolute errors.
-
-    Args:
-        d: (B, 2, h, w), displacement (y, x) of each cell, in cells.
-        pairs: labels of the pairs.
-        radius: that of the pairs.
-
-    Returns:
-        The term of the classes and that of the background.
-
-    Raises:
-        ValueError: a wrong shape.
-    """
-    if d.dim() != 4 or d.shape[1] != 2 or pairs.same.shape[1] != len(_offsets(radius)):
-        raise ValueError(f"displacements {tuple(d.shape)} for pairs {tuple(pairs.same.shape)}, expected (B, 2, h, w)")
-    d = d.float()
-    same, ground = d.new_zeros(()), d.new_zeros(())
-    for p, near, far in _ends(radius, d.shape[-2], d.shape[-1]):
-        gap = d[(..., *near)] - d[(..., *far)]
-        step = d.new_tensor(_offsets(radius)[p])[:, None, None]
-        same = same + ((gap - step).abs() * pairs.same[(slice(None), p, *near)][:, None]).sum()
-        ground = ground + (gap.abs() * pairs.background[(slice(None), p, *near)][:, None]).sum()
-    return same / (2 * pairs.same.sum() + EPS), ground / (2 * pairs.background.sum() + EPS)

@@ -19,8 +19,8 @@ central pixel. Paths between pixels are wide enough that a diagonal boundary can
 background threshold of IRN's walked maps is found without masks too; PSA needs none, as its background walks along.
 A walk's length is in proportion to the cells of the photograph's grid, and the published 256 at 375 x 500 pixels: one
 of fixed length spreads over a larger share of a smaller photograph. IRN's exponent is 20 instead of 10, as boundaries
-learned from a tenth of the crops are lower and more leaks through them. The displacement field is trained only when
-asked for (`displacement`): it separates instances and shares nothing with the boundaries; its mean is a running one.
+learned from a tenth of the crops are lower and more leaks through them. IRN's displacement field, which separates
+instances and shares nothing with the boundaries, is left out.
 
 What the originals get wrong: their optimiser's argument `momentum` is the power of the learning-rate schedule, so both
 are trained with plain SGD; here `affinity_momentum` is one. Powers of dense matrices take 550 MB for a photograph of

@@ -68,6 +68,7 @@ class SeamConfig(WalkConfig):
     er: float = option(1.0, "weight of L_ER", low=0)
     er_ramp: float = option(0.5, "share of the steps over which that weight grows from 0; SEAM: 0", low=0, high=1)
     ecr: float = option(1.0, "weight of L_ECR", low=0)
+    tag_dropout: float = option(0.5, "chance of a channel to be dropped before the classifier", low=0, high=0.95)
     norm: str = option("minmax", "range of each map: minmax (SEAM), or by its maximum", choices=NORMS)
     walk: str = option("none", "then a random walk along a learned affinity", choices=("none", *VARIANTS))
 
