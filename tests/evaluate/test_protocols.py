@@ -243,6 +243,20 @@ def test_luss_on_folders_equals_the_evaluator(tiny_folder: Path, tmp_path: Path)
     assert fixed.miou == scores.miou and fixed.matching.startswith("given")
 
 
+def test_luss_says_how_many_ids_are_tied() -> None:
+    """Two ids that always come together with two classes may be either; a third is sure."""
+    true = np.array([[1, 1, 2, 2], [1, 1, 2, 2]], np.uint8)
+    other = np.full((2, 4), 3, np.uint8)
+    names = ["other", "cat", "dog", "cow"]
+    scores = evaluate_arrays([(true, true), (other, other)], names, "luss")
+    assert any(n.startswith("2 of 3 predicted ids are tied") and "hang on that rule" in n for n in scores.notes)
+    assert "2 of 3 predicted ids are tied" in scores.table()
+    alone = [(np.where(true == k, true, 0), np.where(true == k, true, 0)) for k in (1, 2)]
+    sure = evaluate_arrays([(true, true), (other, other), *alone], names, "luss")
+    assert any(n == "0 of 3 predicted ids are tied in the matching" for n in sure.notes)
+    assert not any("tied" in n for n in evaluate_arrays([(true, true)], names, "luss", matching=sure.mapping).notes)
+
+
 def test_luss_without_an_other_class_moves_ids_up() -> None:
     true = np.array([[0, 0, 1, 1, 255]], np.uint8)
     pred = np.array([[2, 2, 1, 1, 0]], np.uint8)
