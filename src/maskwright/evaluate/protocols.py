@@ -157,7 +157,8 @@ def evaluate_folder(
     """Judges a folder of index PNGs against a data set.
 
     Args:
-        predictions: folder with NAME.png for every image, of the size of its truth.
+        predictions: folder with NAME.png for every image, of the size of its truth; where all names begin with a
+            split's folder, as of ImageNet-S, also without it (WNID/NAME.png), as the benchmark's tools write them.
         truth: a `Dataset`, a dataset folder, "layout:PATH", or a folder of masks alone.
         protocol: a name of `PROTOCOLS`.
         split: only the images of this split of the truth.
@@ -188,7 +189,8 @@ def evaluate_folder(
             "masks/NAME.png for at least one",
             "add masks",
         )
-    judged = [(name, i) for name, i in present if (folder / f"{name}.png").is_file()]
+    file_of = _prediction_files(folder, [name for name, _ in present])
+    judged = [(name, i) for name, i in present if file_of[name].is_file()]
     missing = len(present) - len(judged)
     if missing and (not allow_missing or not judged):
         kept = {name for name, _ in judged}
@@ -203,7 +205,7 @@ def evaluate_folder(
     done = [0]
 
     def pairs(pool: ThreadPoolExecutor) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        paths = iter([folder / f"{name}.png" for name, _ in judged])
+        paths = iter([file_of[name] for name, _ in judged])
         waiting = [pool.submit(_read_prediction, path) for path in islice(paths, _LOOKAHEAD)]
         for name, i in judged:
             pred = waiting.pop(0).result()
@@ -222,6 +224,19 @@ def evaluate_folder(
     with ThreadPoolExecutor(1) as pool, source.ledger.purpose("evaluate"):
         scores = judge(lambda: pairs(pool), names, chosen, ignore, matching, other, notes)
     return replace(scores, split=split, names_hash=hash_names(name for name, _ in judged))
+
+
+def _prediction_files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Where the prediction of each image lies: NAME.png, or without the first folder of all names where none does."""
+    whole = {name: folder / f"{name}.png" for name in names}
+    tails = {name: name.partition("/")[2] for name in names}
+    if any(path.is_file() for path in whole.values()) or not all(tails.values()):
+        return whole
+    below = {name: folder / f"{tail}.png" for name, tail in tails.items()}
+    # Two splits may share a tail: then it does not say which image is meant.
+    if len(set(tails.values())) < len(names) or not any(path.is_file() for path in below.values()):
+        return whole
+    return below
 
 
 def _read_prediction(path: Path) -> np.ndarray:
