@@ -6,6 +6,12 @@ written as custom gradients that hold one map an offset: the plain graph of IRN'
 Legend: B batch, D width, (h, w) grid, P offsets in a half plane (`ops.walk.pair_offsets`). A pair's value lies at its
 first pixel, which is the upper one; where the second lies outside the grid, a pair counts nowhere.
 
+Deviates: both papers' code takes only pairs whose first pixel lies inside a window that is a radius smaller than the
+crop at the left, the right and the bottom, because each first pixel then has all its partners; here every pair in the
+crop counts. On the masks of 24 photographs the window holds 77 to 85 % of the pairs (49 to 86 % over sizes and radii),
+mostly fewer of the background. The loss differs by less than 1 %, and its gradient points the same way (cosine 0.93 to
+0.96) with something at the rim, where there was nothing.
+
 Sources: Ahn and Kwak, Learning Pixel-level Semantic Affinity (PSA), CVPR 2018; Ahn, Cho and Kwak, Inter-pixel
 Relations (IRN), CVPR 2019.
 """
