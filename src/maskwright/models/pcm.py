@@ -103,7 +103,8 @@ class PixelCorrelation(Part):
         Returns:
             float32 (B, E, h w).
         """
-        seen = F.adaptive_avg_pool2d(x.detach().float(), size)
+        # Sampled as by the authors, corner to corner, and not averaged: the module sees single pixels.
+        seen = F.interpolate(x.detach().float(), size, mode="bilinear", align_corners=True)
         f3 = _resized(self.f3(fine.detach().float()).relu(), size)
         f4 = _resized(self.f4(coarse.detach().float()).relu(), size)
         return F.normalize(self.f9(torch.cat([seen, f3, f4], dim=1)).flatten(2), dim=1)
