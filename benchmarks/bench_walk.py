@@ -16,7 +16,7 @@ CLASSES = 3
 
 def _dense(scores: np.ndarray, affinity: object, beta: float, squarings: int) -> np.ndarray:
     """The transition as a matrix of all pairs, squared again and again, as published code does."""
-    t = transition_matrix(affinity, beta).toarray()
+    t = transition_matrix(affinity, beta).toarray().astype(np.float32)  # as published code has it
     for _ in range(squarings):
         t = t @ t
     return scores @ t
@@ -39,7 +39,7 @@ def rows() -> list[Row]:
             large, x = graph(SIDE), rng.random((CLASSES, SIDE * SIDE)).astype(np.float32)
             (seconds,) = side_by_side(lambda: random_walk(x, large, beta, 2**squarings), repeats=3)  # noqa: B023
             # All squarings cost the same, half a minute each: one is timed.
-            t = transition_matrix(large, beta).toarray()
+            t = transition_matrix(large, beta).toarray().astype(np.float32)
             start = time.perf_counter()
             np.matmul(t, t)
             other = (time.perf_counter() - start) * squarings

@@ -31,6 +31,7 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "full": ("supervised", {}),
     "photometric": ("mean_teacher", {"perturb": "photometric"}),
     "cutout": ("mean_teacher", {"perturb": "cutout"}),
+    "cutout_hole": ("mean_teacher", {"perturb": "cutout_hole"}),
     "cutmix": ("mean_teacher", {"perturb": "cutmix"}),
     "classmix": ("mean_teacher", {"perturb": "classmix"}),
     "complexmix": ("mean_teacher", {"perturb": "complexmix"}),

@@ -8,6 +8,7 @@ it was not chosen blindly on these photographs."""
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,6 @@ from benchmarks.records import data_root
 from maskwright import api
 from maskwright.engine.seeds import CamStore, ImageCams, find_threshold, sweep_thresholds
 from maskwright.engine.tags import tag_preprocess
-from maskwright.engine.walking import STEPS
 
 
 def main() -> None:
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=7, help="photographs that are walked, one of so many")
     parser.add_argument("--betas", default="10,20,30", help="exponents of the affinity")
     parser.add_argument("--steps", default="0", help="lengths; 0: in proportion to the cells, -1: the published one")
+    parser.add_argument("--alphas", default="0", help="psa: powers of the background; 0: from the threshold found")
     options = parser.parse_args()
     torch.set_num_threads(1)
     everything = api.open_folder(data_root() / options.data)
@@ -62,13 +63,15 @@ def main() -> None:
         print(f"boundaries: median {median:.3f}, one of twenty above {high:.3f}")
     print(f"{len(chosen)} photographs, {kind}; mIoU at the threshold found and at the best one")
     judge("no walk", {i: cams.maps for i, cams in raw.items()}, walked=False)
-    for steps in map(int, options.steps.split(",")):
-        for beta in map(float, options.betas.split(",")):
-            method.config.walk_beta = beta
-            method.config.walk_steps = STEPS[kind] if steps < 0 else steps
-            length = {-1: "published", 0: "in proportion"}.get(steps, str(steps))
-            maps = {i: method.walked(network, inputs[i], raw[i]) for i in chosen}
-            judge(f"beta {beta:g}, length {length}", maps, walked=True)
+    lists = (options.steps, options.betas, options.alphas)
+    for steps, beta, alpha in itertools.product(*(map(float, values.split(",")) for values in lists)):
+        c = method.config
+        c.walk_beta, c.walk_alpha = beta, alpha
+        c.walk_steps = method.published[kind] if steps < 0 else int(steps)
+        length = {-1: f"published {c.walk_steps}", 0: "in proportion"}.get(int(steps), str(int(steps)))
+        power = f", alpha {alpha:g}" if alpha else ""
+        maps = {i: method.walked(network, inputs[i], raw[i]) for i in chosen}
+        judge(f"beta {beta:g}, length {length}{power}", maps, walked=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,27 @@ def test_unimatch_boxes():
     assert mixing.unimatch_box(50, (20, 400), p=1.0, generator=generator()).flatten(1).any(1).all()
 
 
+def areas_that_fit(redraw: bool) -> tuple[float, float]:
+    """Mean of a square's box and how many exceed 0.3, by integration: (h, w) fits in (1 - h) (1 - w) of places."""
+    a = torch.linspace(0.02, 0.4, 2001, dtype=torch.float64)[:, None]
+    ratio = torch.linspace(0.3, 1 / 0.3, 2001, dtype=torch.float64)
+    fits = ((1 - (a * ratio).sqrt()).clamp(min=0) * (1 - (a / ratio).sqrt()).clamp(min=0)).mean(1)
+    weight = fits / fits.sum() if redraw else torch.full_like(fits, 1 / len(fits))
+    return float((weight * a[:, 0]).sum()), float(weight[a[:, 0] > 0.3].sum())
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_area_of_boxes_that_must_fit(redraw):
+    mean_area, large = areas_that_fit(redraw)
+    assert (mean_area, large) == pytest.approx((0.142, 0.086) if redraw else (0.21, 0.263), abs=0.001)
+    masks = mixing.unimatch_box(4000, (96, 96), p=1.0, redraw=redraw, generator=generator())
+    area = masks.float().mean((1, 2))
+    # Sides are rounded down to pixels, which takes a fiftieth of such boxes: 0.138 and 0.079 in the papers' crops.
+    assert float(area.mean()) == pytest.approx(mean_area, rel=0.06)
+    assert float((area > 0.3).float().mean()) == pytest.approx(large, abs=0.025)
+    assert mixing.unimatch_box(50, (20, 400), p=1.0, redraw=redraw, generator=generator()).flatten(1).any(1).all()
+
+
 @CASES
 @given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from(["floor", "ceil"]))
 def test_class_mask_is_a_union_of_whole_regions(seed, classes, rule):

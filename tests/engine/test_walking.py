@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskwright.engine import walking
 from maskwright.engine.config import configure
 from maskwright.engine.pairs import power_at, sure_by_power, sure_by_threshold, sure_labels
 from maskwright.engine.seeds import ImageCams
 from maskwright.engine.walking import WalkConfig, walk_length, walk_with_boundaries, walk_with_features
 from maskwright.errors import MaskwrightError
+from maskwright.methods import METHODS
 from maskwright.ops.walk import affinity_from_edges, local_feature_affinity, random_walk
 
 
@@ -121,9 +125,32 @@ def test_contradictions():
 
 
 def test_the_published_length_at_the_published_size_and_in_proportion():
-    assert walk_length("irn", 94 * 125) == 256 and walk_length("psa", 47 * 63) == 64
-    assert walk_length("irn", 47 * 125) == 128 and walk_length("psa", 4 * 47 * 63) == 256
+    assert walk_length("irn", 94 * 125) == 256 and walk_length("psa", 47 * 63) == 256
+    assert walk_length("irn", 47 * 125) == 128 and walk_length("psa", 4 * 47 * 63) == 1024
     assert walk_length("irn", 1) == walk_length("psa", 0) == 1
+
+
+def test_constants_are_each_papers_own():
+    """AffinityNet walks 2^8 steps with a background of power 16; SEAM's copy of it 2^6 with 6."""
+    assert METHODS["affinity"].published == {"irn": 2**8, "psa": 2**8}
+    assert METHODS["seam"].published == {"irn": 2**8, "psa": 2**6}
+    cams, f = torch.rand(1, 8, 8), torch.randn(3, 4, 4)
+    assert torch.equal(walk_with_features(cams, f), walk_with_features(cams, f, 5, 8.0, 2**8, 16.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "steps"), [("affinity", {"variant": "psa"}, 256), ("seam", {"walk": "psa"}, 64)]
+)
+def test_default_length_of_a_methods_walk(monkeypatch, name, settings, steps):
+    """On a photograph of 376 x 504 pixels, which has 47 x 63 cells."""
+    method = object.__new__(METHODS[name])
+    method.config = configure(METHODS[name].Config, {**settings, "walk_alpha": 6.0, "precision": "fp32"})
+    monkeypatch.setattr(METHODS[name], "precision", lambda self: contextlib.nullcontext())
+    seen = []
+    monkeypatch.setattr(walking, "walk_with_features", lambda *a: seen.append(a[4]) or a[0])
+    cams = ImageCams(torch.tensor([1]), torch.rand(1, 8, 8), (376, 504))
+    method.walked(lambda x: torch.zeros(1, 2, 47, 63), torch.zeros(3, 376, 504), cams)
+    assert seen == [steps]
 
 
 @pytest.mark.parametrize("kind", ["irn", "psa"])

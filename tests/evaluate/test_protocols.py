@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from maskwright.data.folder import open_folder
+from maskwright.data.layouts import open_data
 from maskwright.data.masks import write_mask, write_mask_rg
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.luss import LussEvaluator, LussMatcher
@@ -243,6 +244,20 @@ def test_luss_on_folders_equals_the_evaluator(tiny_folder: Path, tmp_path: Path)
     assert fixed.miou == scores.miou and fixed.matching.startswith("given")
 
 
+def test_luss_says_how_many_ids_are_tied() -> None:
+    """Two ids that always come together with two classes may be either; a third is sure."""
+    true = np.array([[1, 1, 2, 2], [1, 1, 2, 2]], np.uint8)
+    other = np.full((2, 4), 3, np.uint8)
+    names = ["other", "cat", "dog", "cow"]
+    scores = evaluate_arrays([(true, true), (other, other)], names, "luss")
+    assert any(n.startswith("2 of 3 predicted ids are tied") and "hang on that rule" in n for n in scores.notes)
+    assert "2 of 3 predicted ids are tied" in scores.table()
+    alone = [(np.where(true == k, true, 0), np.where(true == k, true, 0)) for k in (1, 2)]
+    sure = evaluate_arrays([(true, true), (other, other), *alone], names, "luss")
+    assert any(n == "0 of 3 predicted ids are tied in the matching" for n in sure.notes)
+    assert not any("tied" in n for n in evaluate_arrays([(true, true)], names, "luss", matching=sure.mapping).notes)
+
+
 def test_luss_without_an_other_class_moves_ids_up() -> None:
     true = np.array([[0, 0, 1, 1, 255]], np.uint8)
     pred = np.array([[2, 2, 1, 1, 0]], np.uint8)
@@ -290,3 +305,26 @@ def test_seeds() -> None:
         seeds_summary([])
     with pytest.raises(MaskwrightError, match="no images"):
         evaluate_arrays([], 3)
+
+
+@pytest.mark.parametrize("prefix", ["validation/", ""])
+def test_predictions_of_imagenet_s_with_or_without_the_folder_of_their_split(tmp_path: Path, prefix: str) -> None:
+    """The benchmark's tools write WNID/NAME.png; ours name the split before that."""
+    rng = np.random.default_rng(0)
+    wnids = [f"n{k:08d}" for k in range(3)]
+    for k, wnid in enumerate(wnids):
+        true = np.where(rng.random((6, 8)) < 0.5, k + 1, 0).astype(np.uint16)
+        for split, name in (("validation", "v"), ("train", "t")):
+            image = tmp_path / "data" / split / wnid / f"{name}.JPEG"
+            image.parent.mkdir(parents=True)
+            Image.new("RGB", (8, 6)).save(image)
+        for root in (tmp_path / "data" / "validation-segmentation", tmp_path / "masks" / f"{prefix}"):
+            (root / wnid).mkdir(parents=True, exist_ok=True)
+            write_mask_rg(root / wnid / "v.png", true)
+    truth = open_data(f"imagenet_s:{tmp_path / 'data'}")
+    for split in ("validation", None):
+        scores = evaluate_folder(tmp_path / "masks", truth, "luss", split=split)
+        assert scores.images == 3 and scores.miou == pytest.approx(1)
+    (tmp_path / "masks" / prefix / wnids[0] / "v.png").unlink()
+    with pytest.raises(MaskwrightError, match=rf"1 of 3 predictions.*validation/{wnids[0]}/v\.png"):
+        evaluate_folder(tmp_path / "masks", truth, "luss", split="validation")

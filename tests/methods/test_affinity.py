@@ -17,6 +17,7 @@ from maskwright.engine.loop import CHECKPOINT
 from maskwright.engine.progress import Progress
 from maskwright.engine.seeds import CamStore
 from maskwright.engine.tag_pipeline import read_threshold
+from maskwright.errors import MaskwrightError
 
 SMALL = {
     "batch": 2, "crop": 32, "tag_crop": 64, "tag_batch": 4, "scales": (0.5, 1.0), "precision": "fp32",
@@ -68,12 +69,13 @@ def test_psa_walks_with_its_background(data, tmp_path):
     assert read_threshold(tmp_path / "asked" / "seeds") == 0.4
 
 
-def test_displacements_are_trained_when_asked_for(data, tmp_path):
-    run(data, tmp_path / "run", displacement=True, pair_thresholds=(0.2, 0.4))
+def test_boundaries_are_trained_alone(data, tmp_path):
+    run(data, tmp_path / "run", pair_thresholds=(0.2, 0.4))
     state = load_checkpoint(tmp_path / "run" / "affinity" / CHECKPOINT)
-    assert state is not None and any("field" in k for k in state["parts"]["module.network"])
-    lines = [json.loads(t) for t in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all({"l_aff", "dp_fg", "dp_bg"} <= set(m) for m in lines if m["stage"] == "affinity")
+    assert state is not None
+    assert {k.split(".")[0] for k in state["parts"]["module.network"]} == {"backbone", "edge"}
+    with pytest.raises(MaskwrightError, match="displacement"):
+        run(data, tmp_path / "other", displacement=True)
 
 
 def test_without_a_background_class_only_classes_make_pairs(data, tmp_path):

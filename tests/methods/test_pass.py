@@ -152,12 +152,13 @@ def test_p2p_gives_no_gradient_to_the_target_branch():
         target = u2.clone()
     loss = p2p_loss(u1, u2, grid, grid, net.predictor)
     loss.backward()
-    # u2 is a target of the first term only through its values: its gradient is that of its own prediction.
+    # u2 is a target of the first term only through its values: its gradient is that of the predictions.
     half = u2.grad.clone()
     v2 = target.requires_grad_(True)
     s1, s2 = (F.grid_sample(u, grid, align_corners=False) for u in (u1.detach(), v2))
-    net.predictor(s1)
-    (-F.cosine_similarity(net.predictor(s2), s1, dim=1).mean() / 2).backward()
+    p1, p2 = net.predictor(torch.cat([s1, s2])).chunk(2)
+    t1, t2 = s1.detach(), s2.detach()
+    (-(F.cosine_similarity(p1, t2, dim=1).mean() + F.cosine_similarity(p2, t1, dim=1).mean()) / 2).backward()
     torch.testing.assert_close(half, v2.grad, atol=1e-6, rtol=1e-3)
 
 
@@ -220,6 +221,42 @@ def test_a_preset_sets_defaults_and_a_given_option_wins():
         configure(P.PassConfig, {"preset": "imagenet_50"})
     with pytest.raises(MaskwrightError, match="deep to shallow"):
         configure(P.PassConfig, {"d2s": "2,3"})
+
+
+def test_the_gate_and_the_last_stage_have_the_released_crops_and_rates(data, tmp_path, monkeypatch):
+    """scripts/luss50_pass.sh: two crops from 0.08, rate 6 to 0.0006; RandomResizedCrop's 0.08 in fine-tuning."""
+    for name, final in (("imagenet_s50", 0.0006 / 6.0), ("imagenet_s300", 0.0006 / 0.6)):
+        c = P.PassConfig(preset=name)
+        assert (c.attention_local_crops, c.attention_scale_min, c.finetune_scale_min) == (0, 0.08, 0.08)
+        assert c.attention_final == pytest.approx(final)
+    seen = {}
+
+    def fit(self, training, stage, folder, steps):
+        crops = training.crops.crops if stage != "finetune" else training.scale
+        seen[stage] = (crops, training.schedule(steps))
+
+    made = object.__new__(P.Pass)
+    folder = mw.open_folder(data)
+    made.config = P.PassConfig(
+        preset="imagenet_s50", crop=32, local_crop=32, batch=4, hidden=16, prototypes=8, threads=1
+    )
+    backbone = build_backbone("resnet18", "random")
+    made.context = type("Context", (), {
+        "data": folder, "backbone": backbone, "device": torch.device("cpu"), "seed": 0, "steps": 10, "fit": fit,
+        "table": ClassTable.numbered(3), "run": type("Run", (), {"writes": False, "path": tmp_path}),
+    })()  # fmt: skip
+    monkeypatch.setattr(P.Pass, "pretrained", lambda self, stage="pretrain": made.network().eval())
+    learned = {"module.instance": {"prototypes.weight": torch.randn(8, made.config.dim)}}
+    monkeypatch.setattr(P.Pass, "artefact", lambda self, stage: learned)
+    made.attend(tmp_path)
+    LabelStore(tmp_path / "label" / "labels", made.context.table).write(
+        folder.names[0], LabelMap.unlabeled(folder.size(0)), folder.items[0].image
+    )
+    made.finetune(tmp_path)
+    side = made.sides[0]
+    assert seen["attention"][0] == [(2, (side, side), (0.08, 1.0))]
+    assert seen["attention"][1] == pytest.approx(1e-4)
+    assert seen["finetune"] == ((0.08, 1.0), pytest.approx(1e-3))
 
 
 def test_crops_do_not_depend_on_threads(data):

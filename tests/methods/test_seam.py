@@ -52,6 +52,15 @@ def training(data, **options) -> SeamTraining:
     return SeamTraining(context, configure(SeamConfig, settings), find_targets(data, data.classes), 10)
 
 
+def test_norms_are_not_trained_and_half_of_what_the_classifier_sees_is_dropped(data):
+    t = training(data)
+    assert t.network.drop.p == 0.5
+    norms = [m for m in t.network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms and not any(p.requires_grad for m in norms for p in m.parameters())
+    trained = {id(p) for g in t.optimizers["network"].param_groups for p in g["params"]}
+    assert not trained & {id(p) for m in norms for p in m.parameters()}
+
+
 def draw(b: int, c: int, seed: int = 0, side: int = 6) -> torch.Tensor:
     return torch.rand(b, c, side, side, generator=torch.Generator().manual_seed(seed))
 
@@ -123,7 +132,7 @@ def test_cross_regularization_against_a_slow_version():
 
 
 def test_identical_branches_have_no_equivariance_loss(data):
-    train = training(data, rescale=1.0)
+    train = training(data, rescale=1.0, tag_dropout=0.0)
     batch = train.batch([0, 1, 2, 3], torch.Generator().manual_seed(0))
     assert torch.equal(batch.x, batch.x2) and train.small == train.crop
     terms = train.losses(batch, 0)

@@ -135,11 +135,42 @@ def test_weights_balance_the_pull_of_the_pairings():
     assert [p / pull[0] for p in pull] == pytest.approx([v / wanted[0] for v in wanted])
 
 
-def test_samples_lie_on_the_map():
+@pytest.mark.parametrize("sampling", ["corners", "cells"])
+def test_samples_lie_on_the_map(sampling):
+    """Centre j of w lies at -1 + 2 j / (w - 1) where the outer centres are the ends, else at -1 + 2 (j + 1/2) / w."""
     angle = torch.arange(8.0).expand(1, 1, 4, 8) / 8
-    points = torch.tensor([[[-1 + 2 * (j + 0.5) / 8, 0.0] for j in range(8)]])
-    found = S.sample(torch.cat([angle.cos(), angle.sin()], 1), points)[0]
+    at = [-1 + 2 * j / 7 if sampling == "corners" else -1 + 2 * (j + 0.5) / 8 for j in range(8)]
+    points = torch.tensor([[[x, 0.0] for x in at]])
+    found = S.sample(torch.cat([angle.cos(), angle.sin()], 1), points, sampling)[0]
     assert torch.allclose(torch.atan2(found[1], found[0]), torch.arange(8.0) / 8, atol=1e-6)
+
+
+def test_by_default_no_point_is_clamped_to_the_rim():
+    """On 14 x 14 cells half-pixel centres clamp 1 - (13 / 14)^2 = 14 % of the points, the authors' sampling none."""
+    row, column = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
+    place = torch.stack([row.cos(), row.sin(), column.cos(), column.sin()])[None] + 10  # unlike at every place
+    points = torch.rand(1, 20_000, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for sampling, share in (("corners", 0.0), ("cells", 1 - (13 / 14) ** 2)):
+        found = S.sample(place, points, sampling)
+        again = S.sample(place, points.clamp(-13 / 14, 13 / 14), sampling)
+        clamped = torch.isclose(found, again, atol=1e-7).all(1)[0] & (points.abs() > 13 / 14).any(2)[0]
+        assert float(clamped.float().mean()) == pytest.approx(share, abs=0.01)
+    assert S.StegoConfig().sampling == "corners"
+
+
+def test_the_step_samples_as_configured(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        S, "sample", lambda x, points, sampling: seen.append(sampling) or S.normalize(x.flatten(2)[..., :9])
+    )
+    for sampling in ("corners", "cells"):
+        seen.clear()
+        t = object.__new__(S.Distillation)
+        t.config, t.b, t.w = S.StegoConfig(sampling=sampling), dict.fromkeys(S.PAIRS, 0.1), dict.fromkeys(S.PAIRS, 1.0)
+        t.head, t.probe = S.StegoHead(4, 3, 0.0), S.ClusterProbe(2, 3)
+        points = torch.rand(2, 9, 2)
+        t.losses({"x": torch.randn(2, 4, 5, 5), "y": torch.randn(2, 4, 5, 5), "p": points, "q": points}, 0)
+        assert len(seen) == 6 and set(seen) == {sampling}
 
 
 def test_window_of_a_larger_map():

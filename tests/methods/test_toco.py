@@ -83,25 +83,55 @@ def test_only_tokens_of_one_image_are_compared():
 
 
 @examples(max_examples=10)
-@given(st.integers(0, 999), st.floats(0.1, 2))
+@given(st.integers(0, 999), st.floats(0.3, 2))
 def test_class_token_contrast_against_a_loop(seed, temperature):
+    """Dot products of projections as they are, the mean over an image's positives and then over images."""
     g = torch.Generator().manual_seed(seed)
-    p, q = torch.randn(2, 2, 6, generator=g), torch.randn(2, 5, 6, generator=g)
-    pos, neg = torch.rand(2, 2, 5, generator=g) < 0.5, torch.rand(2, 5, generator=g) < 0.5
-    terms = []
-    for b in range(2):
+    p, q = torch.randn(3, 2, 6, generator=g), torch.randn(3, 5, 6, generator=g)
+    pos, neg = torch.rand(3, 5, generator=g) < 0.5, torch.rand(3, 5, generator=g) < 0.5
+    images = []
+    for b in range(3):
+        terms = []
         for i in range(2):
-            e = [math.exp(float(F.cosine_similarity(p[b, i], v, dim=0)) / temperature) for v in q[b]]
+            e = [math.exp(sum(float(x) * float(y) for x, y in zip(p[b, i], v)) / temperature) for v in q[b]]
             rest = sum(v for v, n in zip(e, neg[b]) if n)
-            terms += [-math.log(v / (v + rest + 1e-4)) for v, k in zip(e, pos[b, i]) if k]
-    found = toco.L_ctc(p, q, pos, neg, temperature)
-    assert float(found) == pytest.approx(np.mean(terms) if terms else 0, abs=1e-5)
+            terms += [-math.log(v / (v + rest + 1e-4)) for v, k in zip(e, pos[b]) if k]
+        images.append(np.mean(terms) if terms else 0.0)
+    assert float(toco.L_ctc(p, q, pos, neg, temperature)) == pytest.approx(np.mean(images), rel=1e-4, abs=1e-5)
+
+
+def test_projections_keep_their_length_in_the_contrast():
+    """With the paper's widths they are about 2 long; as cosines they would give a quarter of the gradient."""
+    torch.manual_seed(0)
+    projector = toco.Projector(64)
+    z = projector(torch.randn(20, 64)).detach()
+    assert 1.7 < float(z.norm(dim=1).mean()) < 2.3
+    p, q = z[:4].view(2, 2, -1), z[4:].view(2, 8, -1).clone().requires_grad_(True)
+    pos = torch.tensor([[True] * 5 + [False] * 3] * 2)
+    grads = []
+    for a, b in ((p, q), (F.normalize(p, dim=-1), F.normalize(q, dim=-1))):
+        grads.append(torch.autograd.grad(toco.L_ctc(a, b, pos, ~pos), q)[0].norm())
+    assert float(grads[0] / grads[1]) > 3
+
+
+def test_large_views_are_positives_of_themselves_and_of_each_other(training, monkeypatch):
+    """And small ones where they do not show background."""
+    batch, caught = batch_of(training), []
+    monkeypatch.setattr(toco, "L_ctc", lambda p, q, pos, neg, t: caught.append((p, q, pos, neg)) or q.sum())
+    vectors = torch.randn(3, training.network.width)
+    roi = torch.zeros(3, 48, 48)
+    roi[1] = 1.0
+    training.class_contrast(batch, vectors, roi, batch.valid)
+    p, q, pos, neg = caught[0]
+    assert p.shape[:2] == (3, 2) and q.shape[:2] == pos.shape == neg.shape == (3, 7)
+    assert pos[:, :2].all() and torch.equal(pos, ~neg)
+    assert neg[0, 2:].all() and pos[1].all() and neg[2, 2:].all()
 
 
 def test_class_token_contrast_moves_the_student_alone():
     p, q = torch.randn(2, 2, 6, requires_grad=True), torch.randn(2, 3, 6, requires_grad=True)
     neg = torch.tensor([[False, False, True]] * 2)
-    pos = ~neg[:, None].expand(2, 2, 3)
+    pos = ~neg
     loss = toco.L_ctc(p, q, pos, neg)
     loss.backward()
     assert p.grad is None and (q.grad.abs().sum(-1) > 0).all()
@@ -142,7 +172,7 @@ def test_energy_spares_what_is_sure():
 
 def test_rates_rise_and_fall():
     factor = toco.warm_poly(100, 10)
-    assert factor(0) == pytest.approx(1 / 60) and factor(5) == pytest.approx(0.5 * (1 + 1 / 60))
+    assert factor(0) == pytest.approx(1e-6) and factor(5) == pytest.approx(0.5 * (1 + 1e-6))
     assert factor(10) == pytest.approx(0.9**0.9) and factor(50) == pytest.approx(0.5**0.9)
     assert 0 < factor(99) == factor(200) and all(factor(t) > factor(t + 1) for t in range(10, 98))
     assert toco.warm_poly(10, 0)(0) == 1
@@ -192,12 +222,15 @@ def test_maps_over_scales_against_a_loop(training):
         out = training.network(batch.x)
     found = training.multi_scale(batch, (out.cams, out.cams_aux))
     for k in (0, 1):
-        total = torch.zeros(3, 2, 24, 24)
+        total = torch.zeros(3, 2, 48, 48)
         for side in (48, 32):  # half of 48 is 1.5 patches, rounded up
             x = F.interpolate(batch.x, (side, side), mode="bilinear", align_corners=False)
             with torch.no_grad():
-                a, b = training.network.class_maps(x)[k], training.network.class_maps(x.flip(-1))[k].flip(-1)
-            total += F.interpolate(torch.maximum(a, b), (24, 24), mode="bilinear", align_corners=False)
+                pair = [training.network(x), training.network(x.flip(-1))]
+            signed = [out.cams_aux if k else out.cams for out in pair]
+            assert (signed[0] < 0).any()
+            a, b = (F.interpolate(maps, (48, 48), mode="bilinear", align_corners=False) for maps in signed)
+            total += torch.maximum(a, b.flip(-1)).clamp(min=0)
         low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
         expected = (total - low) / (high - low + 1e-5) * batch.y[..., None, None]
         assert torch.allclose(found[k], expected, atol=1e-3) and not found[k].requires_grad

@@ -99,15 +99,34 @@ def test_frozen_stages_get_no_gradient_and_the_later_ones_do(name):
     trained = [n for n, p in b.model.named_parameters() if p.requires_grad]
     expected = {
         CNN: ("conv_stem", "blocks.0", "blocks.1"),
-        "resnet18": ("conv1", "layer1"),
+        "resnet18": ("conv1", "bn1", "layer1", "layer2"),
         VIT: ("patch_embed", "blocks.1."),
     }
     assert all(any(n.startswith(e) for n in frozen) for e in expected[name])
-    later = {CNN: "blocks.2", "resnet18": "layer2", VIT: "blocks.2."}[name]
+    later = {CNN: "blocks.2", "resnet18": "layer3", VIT: "blocks.2."}[name]
     assert any(n.startswith(later) for n in trained) and not any(n.startswith(later) for n in frozen)
     untouched = backbone(name)
     freeze_stages(untouched, 0)
     assert all(p.requires_grad for p in untouched.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("resnet18", {"conv1", "bn1", "layer1", "layer2"}),  # IRN detaches what the second stage gives
+        ("resnet38d", {"conv1a", "b2", "b2_1", "b2_2"}),  # PSA's and SEAM's `not_training`
+        (CNN, {"conv_stem", "bn1", "blocks.0", "blocks.1"}),
+    ],
+)
+def test_by_default_each_network_freezes_what_its_paper_does(name, frozen):
+    b = backbone(name)
+    freeze_stages(b, -1)
+    depth = 2 if name == CNN else 1
+    found = {".".join(n.split(".")[: depth if n.startswith("blocks") else 1]) for n, p in b.model.named_parameters()
+             if not p.requires_grad}  # fmt: skip
+    assert found == frozen
+    whole = {n for n, p in b.model.named_parameters() if any(n.startswith(f"{f}.") for f in frozen) and p.requires_grad}
+    assert not whole, "norms in what is frozen are frozen too"
 
 
 def test_levels_are_the_stages(network):

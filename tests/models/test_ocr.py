@@ -69,14 +69,108 @@ def test_decoder_joins_regions_of_another_size():
 def test_streams_are_joined_at_a_quarter():
     decoder = HRNetDecoder([2, 3]).eval()
     fine, coarse = torch.randn(1, 2, 8, 8), torch.randn(1, 3, 4, 4)
-    wide = F.interpolate(coarse, (8, 8), mode="bilinear", align_corners=False)
-    assert torch.equal(decoder([fine, coarse]), decoder.fuse(torch.cat([fine, wide], 1)))
+    wide = enlarged(coarse.double(), (8, 8)).float()
+    torch.testing.assert_close(decoder([fine, coarse]), decoder.fuse(torch.cat([fine, wide], 1)))
     encoder = HRNetEncoder(SMALL)
     assert [m.shape[-1] for m in encoder(torch.randn(2, 3, 64, 64))] == [16, 8, 4, 2]
     with pytest.raises(ValueError, match="multiples of 32"):
         encoder(torch.randn(1, 3, 48, 64))
     with pytest.raises(MaskwrightError, match="unknown HRNet"):
         HRNetEncoder("resnet18")
+
+
+def linear(n: int, m: int) -> torch.Tensor:
+    """The matrix (m, n) of linear interpolation that maps ends to ends, in float64."""
+    out = torch.zeros(m, n, dtype=torch.float64)
+    for i in range(m):
+        x = i * (n - 1) / (m - 1)
+        low = min(int(x), n - 2) if n > 1 else 0
+        out[i, low] += 1 - (x - low)
+        if n > 1:
+            out[i, low + 1] += x - low
+    return out
+
+
+def enlarged(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return linear(x.shape[-2], size[0]) @ x @ linear(x.shape[-1], size[1]).T
+
+
+def authors_streams(trunk, x: torch.Tensor) -> list[torch.Tensor]:
+    """The forward pass of the authors' segmentation network with a trunk's weights, in its own precision."""
+    x = trunk.act1(trunk.bn1(trunk.conv1(x)))
+    x = trunk.layer1(trunk.act2(trunk.bn2(trunk.conv2(x))))
+    streams = [x]
+    for transition, stage in zip((trunk.transition1, trunk.transition2, trunk.transition3),
+                                 (trunk.stage2, trunk.stage3, trunk.stage4)):  # fmt: skip
+        coarsest = streams[-1]
+        streams = [
+            (streams[i] if i < len(streams) else coarsest) if isinstance(t, torch.nn.Identity) else t(coarsest)
+            for i, t in enumerate(transition)
+        ]
+        for module in stage:
+            maps = [branch(m) for branch, m in zip(module.branches, streams)]
+            streams = []
+            for i, row in enumerate(module.fuse_layers):
+                total = maps[i].clone()
+                for j, layer in enumerate(row):
+                    if j > i:
+                        total += enlarged(layer[1](layer[0](maps[j])), tuple(maps[i].shape[-2:]))
+                    elif j < i:
+                        total += layer(maps[j])
+                streams.append(total.clamp(min=0))
+    return streams
+
+
+@pytest.mark.parametrize("name", ["hrnet", "ocr"])
+def test_one_state_dict_gives_what_the_authors_network_gives(name):
+    """Coarse streams are enlarged bilinearly with aligned corners; timm's trunk, which repeats pixels, differs."""
+    torch.manual_seed(0)
+    network = build_network(name, build_backbone(SMALL, "random"), 5).double().eval()
+    for key, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            noise = torch.rand_like(tensor)
+            tensor.copy_(noise + 0.5 if tensor.ndim == 1 and "bias" not in key and "mean" not in key else tensor + 0.1)
+    x = torch.randn(2, 3, 64, 96).double()
+    with torch.no_grad():
+        streams = authors_streams(network.encoder.trunk, x)
+        wide = torch.cat([streams[0], *(enlarged(m, (16, 24)) for m in streams[1:])], 1)
+        decoder = network.decoder
+        if name == "hrnet":
+            embedding = decoder.fuse(wide)
+        else:
+            pixels, block = decoder.conv3x3_ocr(wide), decoder.object_context_block
+            vectors = gather_regions(pixels, decoder.aux_head(wide))
+            y = object_attention(block.f_pixel(pixels), block.f_object(vectors), block.f_down(vectors))
+            embedding = decoder.conv_bn_dropout(torch.cat([block.f_up(y), pixels], 1))
+        slow = network.classify(embedding)
+        got = network.classify(network.decode(network.features(x)))
+        torch.testing.assert_close(got, slow, rtol=1e-9, atol=1e-9)
+        for module in network.encoder.trunk.modules():
+            if isinstance(module, torch.nn.Upsample):
+                module.mode, module.align_corners = "nearest", None
+        repeated = network.classify(network.decode(network.features(x)))
+    assert (repeated - slow).norm() > 0.01 * (slow - slow.mean((2, 3), keepdim=True)).norm()
+
+
+def test_bundles_from_before_keep_their_network():
+    """A part that does not name its way of enlarging was trained with repeated pixels and half-pixel centres."""
+    before = {"kind": "HRNetEncoder", "architecture": SMALL}
+    encoder = HRNetEncoder.from_spec(before)
+    assert encoder.exchange == "nearest"
+    assert {m.mode for m in encoder.trunk.modules() if isinstance(m, torch.nn.Upsample)} == {"nearest"}
+    again = HRNetEncoder.from_spec(HRNetEncoder(SMALL).spec())
+    assert {m.mode for m in again.trunk.modules() if isinstance(m, torch.nn.Upsample)} == {"bilinear"}
+    fine, coarse = torch.randn(1, 2, 8, 8), torch.randn(1, 3, 4, 4)
+    decoder = HRNetDecoder.from_spec({"kind": "HRNetDecoder", "widths": [2, 3]}).eval()
+    wide = F.interpolate(coarse, (8, 8), mode="bilinear", align_corners=False)
+    assert torch.equal(decoder([fine, coarse]), decoder.fuse(torch.cat([fine, wide], 1)))
+    spec = OCRDecoder([8, 6], [0], [1], 3, mid=8, key=4, aligned=True).spec()
+    assert (
+        OCRDecoder.from_spec(spec).aligned
+        and not OCRDecoder.from_spec({k: spec[k] for k in spec if k != "aligned"}).aligned
+    )
+    with pytest.raises(ValueError, match="exchange"):
+        HRNetEncoder(SMALL, "bicubic")
 
 
 def official_name(name: str, ocr: bool) -> str:

@@ -81,6 +81,32 @@ def test_module_refines_towards_pixels_that_look_alike_and_can_be_rebuilt():
     assert torch.equal(twin(x, fine, coarse, maps), out)
 
 
+def test_the_image_is_sampled_corner_to_corner():
+    """With features of the maps' size the module is the authors': means over pixels that look alike."""
+    torch.manual_seed(0)
+    module = PixelCorrelation(8, 12).double()
+    x, fine, coarse = (
+        torch.randn(1, c, s, s, dtype=torch.float64)
+        for c, s in (
+            (
+                3,
+                33,
+            ),
+            (8, 5),
+            (12, 5),
+        )
+    )
+    maps = torch.rand(1, 4, 5, 5, dtype=torch.float64)
+    seen = x[:, :, ::8, ::8]  # the pixels on a grid that has both corners
+    rows = [F.conv2d(fine, module.f3.weight).relu(), F.conv2d(coarse, module.f4.weight).relu()]
+    f = F.conv2d(torch.cat([seen, *rows], 1), module.f9.weight).flatten(2)[0]
+    f = f / (f.norm(dim=0, keepdim=True) + 1e-5)
+    a = (f.T @ f).clamp(min=0)
+    expected = (maps.flatten(2)[0] @ (a / (a.sum(0, keepdim=True) + 1e-5))).view(1, 4, 5, 5)
+    single = module.float()(*(t.float() for t in (x, fine, coarse, maps)))
+    torch.testing.assert_close(single, expected.float(), rtol=1e-4, atol=1e-5)
+
+
 def test_gradient_reaches_the_module_and_nothing_else():
     module = PixelCorrelation(8, 12)
     inputs = [torch.randn(1, c, 4, 4, requires_grad=True) for c in (3, 8, 12, 5)]

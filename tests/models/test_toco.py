@@ -103,3 +103,13 @@ def test_refuses_what_has_no_tokens():
     for layer in (-1, -7, 5, 9):
         with pytest.raises(MaskwrightError, match="aux_layer"):
             TocoNetwork(build_backbone("test_vit", "random"), 2, 3, aux_layer=layer)
+
+
+def test_the_branch_has_no_biases_and_bundles_from_before_keep_theirs(network):
+    names = [name for name, _ in network.largefov.named_parameters()]
+    assert names == ["conv6.weight", "conv7.weight"]
+    bias = network.segment.linear.bias
+    assert not bias.any() and not bias.requires_grad
+    before = TokenLargeFOV.from_spec({"kind": "TokenLargeFOV", "width": 3, "hidden": 4, "dilation": 5})
+    assert before.conv6.bias is not None
+    assert TokenLargeFOV.from_spec(TokenLargeFOV(3, 4, 5).spec()).conv6.bias is None

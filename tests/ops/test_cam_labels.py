@@ -1,4 +1,4 @@
-"""Labels of class maps by two thresholds, and that one refinement gives those of two."""
+"""Labels of class maps by two thresholds, before and after refinement."""
 
 from __future__ import annotations
 
@@ -24,23 +24,40 @@ def test_classes_background_and_what_lies_between():
 
 @examples(max_examples=5)
 @given(st.integers(0, 99))
-def test_one_refinement_gives_the_labels_of_two_with_a_background_channel(seed):
+def test_labels_of_two_refinements_of_softmaxed_scores(seed):
+    """The authors' way: background and maps through a softmax, a refinement for each of the background's scores."""
     g = torch.Generator().manual_seed(seed)
     high, low, rounds = 0.6, 0.3, 3
     images = torch.rand(2, 3, 9, 11, generator=g)
     tags = torch.tensor([[1, 0, 1], [0, 1, 0]])
     cams = torch.rand(2, 3, 9, 11, generator=g) * tags[..., None, None]
-    for b in range(2):  # the paper's way: the background's score beside the maps, one run for each
+    found = refined_cam_labels(cams, tags, images, high, low, rounds=rounds)
+    for b in range(2):
         own = tags[b].bool()
         ids = torch.cat([torch.zeros(1, dtype=torch.int64), own.nonzero()[:, 0] + 1])
         tops = []
         for score in (high, low):
-            stacked = torch.cat([torch.full((1, 1, 9, 11), score), cams[b : b + 1, own]], 1)
+            stacked = torch.cat([torch.full((1, 1, 9, 11), score), cams[b : b + 1, own]], 1).exp()
+            stacked = stacked / stacked.sum(1, keepdim=True)
             top = pixel_adaptive_refine(stacked, images[b : b + 1], iterations=rounds, original_sum=True)
             tops.append(ids[top[0].argmax(0)])
         expected = torch.where(tops[0] > 0, tops[0], torch.where(tops[0] + tops[1] == 0, 0, IGNORE))
-        found = refined_cam_labels(cams, tags, images, high, low, rounds=rounds)[b]
-        assert torch.equal(found, expected)
+        assert torch.equal(found[b], expected)
+
+
+def test_the_softmax_decides_labels():
+    """Maps that are refined as they are and compared afterwards give other labels, on a few pixels of a hundred."""
+    g = torch.Generator().manual_seed(0)
+    images, tags = torch.rand(1, 3, 40, 40, generator=g), torch.ones(1, 3)
+    cams = torch.rand(1, 3, 40, 40, generator=g)
+    found = refined_cam_labels(cams, tags, images, 0.6, 0.3, rounds=3)
+    plain = cam_labels(pixel_adaptive_refine(cams, images, iterations=3), 0.6, 0.3)
+    assert 0.002 < float((found != plain).float().mean()) < 0.2
+
+
+def test_thresholds_in_the_wrong_order_are_refused():
+    with pytest.raises(ValueError, match="low"):
+        refined_cam_labels(torch.zeros(1, 1, 4, 4), torch.ones(1, 1), torch.rand(1, 3, 4, 4), 0.2, 0.3)
 
 
 def test_an_image_without_tags_is_background():

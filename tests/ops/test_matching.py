@@ -20,6 +20,7 @@ from maskwright.ops.matching import (
     one_to_one,
     precision,
     precision_matrix,
+    tied,
 )
 
 tables = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(0, 9)).flatmap(
@@ -46,6 +47,21 @@ def brute_force(scores: np.ndarray) -> np.ndarray:
 @given(counts=tables)
 def test_hungarian_equals_all_permutations(counts: np.ndarray):
     assert np.array_equal(hungarian(counts), brute_force(counts))
+
+
+@settings(max_examples=150, deadline=None)
+@given(counts=tables)
+def test_tied_ids_equal_all_permutations(counts: np.ndarray):
+    """An id is tied where two matchings of the largest sum give it different classes, no class being one of them."""
+    k, c = counts.shape
+    size = max(k, c)
+    padded = np.zeros((size, size), counts.dtype)
+    padded[:k, :c] = counts
+    found = {}
+    for columns in permutations(range(size)):
+        found[tuple(min(j, c) for j in columns[:k])] = int(padded[np.arange(size), columns].sum())
+    best = [key for key, value in found.items() if value == max(found.values())]
+    assert tied(counts).tolist() == [len({key[i] for key in best}) > 1 for i in range(k)]
 
 
 @settings(max_examples=60, deadline=None)

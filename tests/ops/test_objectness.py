@@ -29,13 +29,31 @@ def test_planted_object_is_found_even_at_the_border(box):
     assert soft.min() >= 0 and soft.max() <= 1
     found = soft.numpy() > otsu_threshold(soft.numpy())
     assert np.array_equal(found, mask.numpy())
-    assert torch.equal(fiedler_side(vectors[:, 1], (10, 14)), mask)
+    for rule in ("smaller", "border"):
+        assert torch.equal(fiedler_side(vectors[:, 1], (10, 14), rule), mask)
 
 
 def test_sign_of_vectors_does_not_matter():
     values, vectors = torch.tensor([0.0, 0.1, 0.3, 0.7]), torch.randn(72, 4)
     flipped = vectors * torch.tensor([1.0, -1.0, -1.0, 1.0])
     assert torch.allclose(border_distance(values, vectors, (8, 9)), border_distance(values, flipped, (8, 9)), atol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_papers_side_is_the_smaller_one_whatever_touches_the_border(sign):
+    """Ground seen above and below an object: the object is larger, and its rule takes the ground."""
+    vector = torch.full((6, 8), -1.0)
+    vector[1:5] = 1.0  # four of six rows, half of the border
+    vector[0, :2] = vector[5, :2] = 1.0
+    assert torch.equal(fiedler_side(sign * vector.flatten(), (6, 8)), vector < 0)
+    inner = torch.full((6, 8), -1.0)
+    inner[1:5, :7] = 1.0
+    assert torch.equal(fiedler_side(sign * inner.flatten(), (6, 8)), inner < 0)
+    assert torch.equal(fiedler_side(sign * inner.flatten(), (6, 8), "border"), inner > 0)
+    half = torch.cat([torch.ones(4), -torch.ones(4)])
+    assert torch.equal(fiedler_side(half, (2, 4)).flatten(), half > 0)
+    with pytest.raises(ValueError, match="rule"):
+        fiedler_side(half, (2, 4), "larger")  # type: ignore[arg-type]
 
 
 def test_nothing_to_see():

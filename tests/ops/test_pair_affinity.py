@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +14,6 @@ from maskwright.ops.pair_affinity import (
     PairLabels,
     affinity_loss,
     boundary_affinity,
-    displacement_loss,
     feature_affinity,
     pair_labels,
 )
@@ -133,32 +131,6 @@ def test_perfect_affinities_cost_nothing():
     assert abs(float(affinity_loss(perfect, pairs))) < 1e-4 < float(affinity_loss(1 - perfect, pairs))
 
 
-def test_displacement_loss_against_a_slow_version():
-    generator = torch.Generator().manual_seed(2)
-    d = torch.randn(2, 2, 5, 6, generator=generator)
-    pairs = pair_labels(torch.randint(0, 2, (2, 5, 6), generator=generator), torch.ones(2, 5, 6).bool(), 0, 4)
-    same, ground = [], []
-    for b in range(2):
-        for p, one, two in pairs_of(5, 6, 4):
-            gap = (d[(b, slice(None), *one)] - d[(b, slice(None), *two)]).numpy()
-            step = np.array(two) - np.array(one)
-            if pairs.same[(b, p, *one)]:
-                same.append(np.abs(gap - step).mean())
-            if pairs.background[(b, p, *one)]:
-                ground.append(np.abs(gap).mean())
-    got = displacement_loss(d, pairs, 4)
-    assert float(got[0]) == pytest.approx(np.mean(same), rel=1e-4)
-    assert float(got[1]) == pytest.approx(np.mean(ground), rel=1e-4)
-
-
-def test_displacements_to_one_point_cost_nothing():
-    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(7.0), indexing="ij")
-    to_centre = torch.stack([2.5 - y, 3 - x])[None]
-    ids = torch.ones(1, 6, 7, dtype=torch.int64)
-    same, ground = displacement_loss(to_centre, pair_labels(ids, ids.bool(), 0, 4), 4)
-    assert float(same) < 1e-6 and float(ground) == 0
-
-
 def test_refuses():
     with pytest.raises(ValueError, match="features"):
         feature_affinity(torch.zeros(3, 4, 5))
@@ -168,6 +140,3 @@ def test_refuses():
         feature_affinity(torch.zeros(1, 3, 4, 5), 1)
     with pytest.raises(ValueError, match="ids"):
         pair_labels(torch.zeros(1, 3, 4), torch.zeros(1, 3, 5), 0, 3)
-    pairs = pair_labels(torch.zeros(1, 3, 4), torch.ones(1, 3, 4).bool(), 0, 3)
-    with pytest.raises(ValueError, match="displacements"):
-        displacement_loss(torch.zeros(1, 3, 3, 4), pairs, 3)

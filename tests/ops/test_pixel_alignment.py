@@ -63,6 +63,36 @@ def test_p2p_is_the_loop(seed):
     assert float(p2p_loss(u1, u2, g1, g2, predictor)) == pytest.approx(slow_p2p(u1, u2, g1, g2, predictor), abs=1e-6)
 
 
+def batch_normed(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    """1x1 convolution, batch norm over everything that is given, ReLU, 1x1 convolution: written out."""
+    y = torch.einsum("oc,bchw->bohw", w1, x)
+    mean = y.mean((0, 2, 3), keepdim=True)
+    y = (y - mean) / (((y - mean) ** 2).mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+    return torch.einsum("oc,bchw->bohw", w2, y.clamp(min=0))
+
+
+def test_the_predictors_statistics_are_those_of_both_views_and_move_once():
+    g = torch.Generator().manual_seed(0)
+    u1, u2 = (torch.randn(3, 5, 4, 4, generator=g).double() * scale + scale for scale in (1.0, 3.0))
+    grid = torch.rand(3, 4, 4, 2, generator=g).double() * 1.4 - 0.7
+    w1, w2 = (torch.randn(5, 5, generator=g).double() for _ in range(2))
+    norm = nn.BatchNorm2d(5).double()
+    predictor = nn.Sequential(nn.Conv2d(5, 5, 1, bias=False), norm, nn.ReLU(), nn.Conv2d(5, 5, 1, bias=False)).double()
+    with torch.no_grad():
+        predictor[0].weight.copy_(w1[..., None, None])
+        predictor[3].weight.copy_(w2[..., None, None])
+    s1, s2 = sample_grid(u1, grid), sample_grid(u2, grid)
+    p = batch_normed(torch.cat([s1, s2]), w1, w2)
+    expected = -(F.cosine_similarity(p[:3], s2, dim=1).mean() + F.cosine_similarity(p[3:], s1, dim=1).mean()) / 2
+    assert float(p2p_loss(u1, u2, grid, grid, predictor).detach()) == pytest.approx(float(expected), rel=1e-9)
+    inside = torch.einsum("oc,bchw->bohw", w1, torch.cat([s1, s2]))
+    torch.testing.assert_close(norm.running_mean, 0.1 * inside.mean((0, 2, 3)))
+    assert int(norm.num_batches_tracked) == 1
+    apart = [batch_normed(s, w1, w2) for s in (s1, s2)]
+    other = -(F.cosine_similarity(apart[0], s2, dim=1).mean() + F.cosine_similarity(apart[1], s1, dim=1).mean()) / 2
+    assert abs(float(other - expected)) > 0.01
+
+
 def test_identical_crops_give_minus_one():
     view = View.identity((40, 60)).crop(3, 5, 30, 40).resize(56, 56)
     u = torch.randn(2, 8, 7, 7)

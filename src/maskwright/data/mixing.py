@@ -86,26 +86,28 @@ def box_mask(
     *,
     area: tuple[float, float] = (0.5, 0.5),
     boxes: int = 1,
+    keep: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
     """French et al.'s boxes of random aspect: all True, toggled inside each box (where two overlap, toggled
-    back).
+    back); with `keep` all False, toggled inside.
 
     With r ~ U(area) and u ~ U(0, 1), the height is r^u, the width r / height, both over sqrt(boxes). CutMix
-    takes one box of area 0.5; CutOut r ~ U(0, 1); CPS three boxes with r ~ U(0.25, 0.5).
+    takes one box of area 0.5; CutOut r ~ U(0, 1) and keeps the box; CPS three boxes with r ~ U(0.25, 0.5).
 
     Args:
         batch: masks.
         size: (H, W).
         area: range of r, share of the image.
         boxes: boxes a mask.
+        keep: whether the boxes are what is True.
         generator: CPU generator.
 
     Returns:
         bool (batch, H, W).
     """
     height, width = size
-    mask = torch.ones(batch, height, width, dtype=torch.bool)
+    mask = torch.full((batch, height, width), not keep)
     shrink = math.sqrt(1 / boxes)
     for k in range(batch):
         for _ in range(boxes):
@@ -143,11 +145,13 @@ def unimatch_box(
     p: float = 0.5,
     area: tuple[float, float] = (0.02, 0.4),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    redraw: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
     """UniMatch's and ST++'s box: True inside, where the donor's pixels (or CutOut's noise) come.
 
-    The area is drawn once; aspect and corner are redrawn until the box lies inside.
+    Aspect and corner are redrawn until the box lies inside, and in ST++ the area with them, so that small boxes, which
+    fit in more places, are more frequent: of a square 0.138 on average, where UniMatch has 0.21.
 
     Args:
         batch: masks.
@@ -155,6 +159,7 @@ def unimatch_box(
         p: chance that there is a box at all.
         area: range of its share of the image, uniform.
         aspect: range of height over width, uniform.
+        redraw: whether the area is drawn anew with each place (ST++), or once a box (UniMatch).
         generator: CPU generator.
     """
     height, width = size
@@ -162,8 +167,10 @@ def unimatch_box(
     for k in range(batch):
         if float(torch.rand((), generator=generator)) >= p:
             continue
-        pixels = _uniform(*area, generator) * height * width
+        pixels = 0.0 if redraw else _uniform(*area, generator) * height * width
         while True:
+            if redraw:
+                pixels = _uniform(*area, generator) * height * width
             ratio = _uniform(*aspect, generator)
             w, h = int(math.sqrt(pixels / ratio)), int(math.sqrt(pixels * ratio))
             if h > height or w > width:
@@ -334,7 +341,8 @@ def _named(function: Callable[..., Tensor], **fixed: Any) -> Callable[..., Tenso
 # Masks that need no labels, called with (batch, (H, W), generator).
 MASKS: dict[str, Callable[..., Tensor]] = {
     "cutmix": _named(box_mask, area=(0.5, 0.5), boxes=1),
-    "cutout": _named(box_mask, area=(0.0, 1.0), boxes=1),
+    "cutout": _named(box_mask, area=(0.0, 1.0), boxes=1, keep=True),
+    "cutout_hole": _named(box_mask, area=(0.0, 1.0), boxes=1),
     "cps": _named(box_mask, area=(0.25, 0.5), boxes=3),
     "half_box": _named(half_box_mask),
     "unimatch": _named(unimatch_box),

@@ -33,7 +33,6 @@ from maskwright.ops.crf import CRF_SETTINGS, dense_crf
 from maskwright.ops.pair_affinity import (
     affinity_loss,
     boundary_affinity,
-    displacement_loss,
     feature_affinity,
     pair_labels,
 )
@@ -59,7 +58,8 @@ class PairConfig:
     )
     pair_alphas: tuple[float, ...] = option(
         (),
-        "psa: a class is sure that beats (1 - max)^first, background of ^second that beats all (published: 4,24); "
+        "psa: a class is sure that beats (1 - max)^first, background of ^second that beats all (published: 4,24 "
+        "or 4,32); "
         "empty: the exponents that draw the line where pair_thresholds would",
         low=0.01,
         high=1000,
@@ -72,9 +72,6 @@ class PairConfig:
     )
     affinity_radius: int = option(
         0, "pairs closer than this are learned from, cells; 0: 10 for irn, 5 for psa", low=0, high=32
-    )
-    displacement: bool = option(
-        False, "irn: train the displacement field too; it serves instances and shares nothing with the boundaries"
     )
 
     def check(self) -> None:
@@ -187,7 +184,7 @@ def make_affinity_network(context: Context, config: Any, kind: str) -> Any:
     """An untrained `BoundaryNet` or `AffinityNet` on a copy of the run's backbone."""
     stride = config.output_stride or None
     if kind == "irn":
-        return BoundaryNet(context.backbone, stride, config.displacement)
+        return BoundaryNet(context.backbone, stride)
     return AffinityNet(context.backbone, stride, config.tag_freeze)
 
 
@@ -228,14 +225,10 @@ class PairTraining(TagTraining):
         return PairBatch(x, y.ids.to(self.device), y.valid.to(self.device))
 
     def losses(self, batch: PairBatch, step: int) -> dict[str, Tensor]:  # type: ignore[override]
-        """L_aff, and L_D where displacements are trained."""
+        """L_aff."""
         pairs = pair_labels(batch.ids, batch.valid, self.targets.background, self.radius)
         with self.autocast():
             out = self.network(batch.x)
         if self.kind == "psa":
             return {"loss": affinity_loss(feature_affinity(out, self.radius), pairs)}
-        l_aff = affinity_loss(boundary_affinity(out.edge.float().sigmoid(), self.radius), pairs)
-        if out.displacement is None:
-            return {"loss": l_aff}
-        dp_fg, dp_bg = displacement_loss(out.displacement, pairs, self.radius)
-        return {"loss": l_aff + (dp_fg + dp_bg) / 2, "l_aff": l_aff, "dp_fg": dp_fg, "dp_bg": dp_bg}
+        return {"loss": affinity_loss(boundary_affinity(out.float().sigmoid(), self.radius), pairs)}

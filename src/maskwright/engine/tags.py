@@ -62,7 +62,10 @@ class TagConfig:
     tag_encoder_lr: float = option(0.1, "the pretrained layers' rate as a share of tag_lr", low=0, high=10)
     tag_weight_decay: float = option(1e-4, "on all weights but norms and biases", low=0)
     tag_dropout: float = option(0.0, "chance of a channel to be dropped before the classifier", low=0, high=0.95)
-    tag_freeze: int = option(2, "stem and so many first stages without gradient; half the cost of training", low=0)
+    tag_freeze: int = option(
+        -1, "stem and so many first stages without gradient, half the cost of training; 0: none; -1: as the papers, "
+        "two of a ResNet (IRN) and of others, one of ResNet-38d (SEAM)", low=-1,
+    )  # fmt: skip
     output_stride: int = option(16, "pixels a cell of the maps; 0: as the network is", choices=(0, 8, 16, 32))
 
     def check(self) -> None:

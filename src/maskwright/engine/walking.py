@@ -11,10 +11,11 @@ Legend: K tags of one image, (h, w) grid of the walk, N = h w.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +34,10 @@ from maskwright.ops.walk import affinity_from_edges, local_feature_affinity, ran
 
 BETA = {"irn": 20.0, "psa": 8.0}
 """Exponents of the affinity. IRN's code has 10, for boundaries that ten times as many crops have sharpened."""
-STEPS = {"irn": 256, "psa": 64}
-"""Published lengths of the walk, for photographs of 375 x 500 pixels."""
+STEPS = {"irn": 256, "psa": 256}
+"""Published lengths of the walk (both 2^8), for photographs of 375 x 500 pixels."""
+ALPHA = 16.0
+"""AffinityNet's power of the background that walks; its sure pixels come from 4 and 24 or 32."""
 CELLS = {"irn": 94 * 125, "psa": 47 * 63}
 """Cells of such a photograph, which has one for every fourth and every eighth pixel."""
 
@@ -48,12 +51,12 @@ class WalkConfig(PipelineConfig, PairConfig):
         0.0, "exponent of the affinity; 0: 20 for irn (published: 10), 8 for psa", low=0, high=1000
     )
     walk_steps: int = option(
-        0, "length of the walk; 0: the published 256 of irn, 64 of psa at 375 x 500 pixels, in proportion to the cells",
+        0, "length of the walk; 0: the published 256 (SEAM's psa: 64) at 375 x 500 pixels, in proportion to the cells",
         low=0, high=100_000,
     )  # fmt: skip
     walk_alpha: float = option(
         0.0,
-        "psa: (1 - max)^alpha walks as the background (published: 6); 0: from the threshold found",
+        "psa: (1 - max)^alpha walks as the background (published: 16, SEAM 6); 0: from the threshold found",
         low=0,
         high=1000,
     )
@@ -64,7 +67,7 @@ class WalkConfig(PipelineConfig, PairConfig):
         PairConfig.check(self)
 
 
-def walk_length(kind: str, cells: int) -> int:
+def walk_length(kind: str, cells: int, published: Mapping[str, int] = STEPS) -> int:
     """Steps after which a walk has spread over the same share of a grid as the published one of theirs.
 
     The square of a walk's spread grows with its steps, so they are in proportion to the grid's cells.
@@ -72,11 +75,12 @@ def walk_length(kind: str, cells: int) -> int:
     Args:
         kind: "irn" or "psa".
         cells: N = h w.
+        published: length of each kind at `CELLS`.
 
     Returns:
         At least 1.
     """
-    return max(1, round(STEPS[kind] * cells / CELLS[kind]))
+    return max(1, round(published[kind] * cells / CELLS[kind]))
 
 
 def walk_with_boundaries(cams: Tensor, edge: Tensor, radius: int = 5, beta: float = 10.0, steps: int = 256) -> Tensor:
@@ -100,7 +104,7 @@ def walk_with_boundaries(cams: Tensor, edge: Tensor, radius: int = 5, beta: floa
 
 
 def walk_with_features(
-    cams: Tensor, features: Tensor, radius: int = 5, beta: float = 8.0, steps: int = 64, alpha: float = 6.0
+    cams: Tensor, features: Tensor, radius: int = 5, beta: float = 8.0, steps: int = 256, alpha: float = ALPHA
 ) -> Tensor:
     """AffinityNet's walk, in which the background goes along.
 
@@ -128,7 +132,13 @@ def walk_with_features(
 
 
 class WalkMethod(TagMethod):
-    """A method whose maps may take a random walk before they become labels."""
+    """A method whose maps may take a random walk before they become labels.
+
+    Attributes:
+        published: length of each kind of walk in the method's paper, at 375 x 500 pixels.
+    """
+
+    published: ClassVar[Mapping[str, int]] = STEPS
 
     @property
     def walk_kind(self) -> str:
@@ -253,7 +263,7 @@ class WalkMethod(TagMethod):
             out = network.boundaries(x) if kind == "irn" else network(x[None])[0]
         out = out.float().cpu()
         cells = int(out.shape[-2] * out.shape[-1])
-        beta, steps = c.walk_beta or BETA[kind], c.walk_steps or walk_length(kind, cells)
+        beta, steps = c.walk_beta or BETA[kind], c.walk_steps or walk_length(kind, cells, self.published)
         if kind == "irn":
             return walk_with_boundaries(cams.maps, out, c.walk_radius, beta, steps)
         alpha = c.walk_alpha or power_at(self.raw_threshold)

@@ -195,6 +195,9 @@ def _judge_luss(
     if not table.images:
         raise MaskwrightError("no images to evaluate", "at least one prediction with its truth")
     used = np.flatnonzero(seen)
+    if given is None:
+        rule = ", where ties go to the lowest class: these figures hang on that rule" if found.tied else ""
+        notes.append(f"{found.tied} of {(used > 0).sum()} predicted ids are tied in the matching{rule}")
     left = int((found.mapping[used[used > 0]] == 0).sum())
     if left:
         notes.append(f"{left} predicted ids above 0 are matched to no class and count as 0 (other)")

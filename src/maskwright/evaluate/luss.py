@@ -38,7 +38,7 @@ from maskwright.evaluate.confusion import _unsigned
 from maskwright.evaluate.distance import EmbeddingBank, distance_matching, predict_by_distance
 from maskwright.evaluate.metrics import boundary_distance, boundary_map
 from maskwright.evaluate.saliency import f_from_counts
-from maskwright.ops.matching import one_to_one
+from maskwright.ops.matching import one_to_one, tied
 
 __all__ = [
     "EmbeddingBank",
@@ -99,12 +99,14 @@ class LussMatching:
         classes: C.
         images: number of images it was computed on, for the record.
         cost: variant of the cost.
+        tied: how many of the predicted ids that occur have another class in an equally good matching.
     """
 
     mapping: np.ndarray
     classes: int
     images: int = 0
     cost: str = "imagenet_s"
+    tied: int = 0
 
     def __post_init__(self) -> None:
         m = np.asarray(self.mapping, dtype=np.int64)
@@ -139,7 +141,9 @@ class LussMatching:
     def to_json(self) -> dict[str, Any]:
         """The matching as JSON values; `from_json` reads them."""
         mapping = {str(k): int(v) for k, v in enumerate(self.mapping)}
-        return {"cost": self.cost, "classes": self.classes, "images": self.images, "mapping": mapping}
+        return {
+            "cost": self.cost, "classes": self.classes, "images": self.images, "tied": self.tied, "mapping": mapping
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any] | str | bytes) -> LussMatching:
@@ -148,7 +152,8 @@ class LussMatching:
             state = parse_json(record) if isinstance(record, str | bytes) else record
             pairs = {int(k): int(v) for k, v in state["mapping"].items()}
             mapping = np.array([pairs[k] for k in range(len(pairs))], dtype=np.int64)
-            return cls(mapping, int(state["classes"]), int(state["images"]), str(state["cost"]))
+            tied_ids = int(state.get("tied", 0))
+            return cls(mapping, int(state["classes"]), int(state["images"]), str(state["cost"]), tied_ids)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise MaskwrightError(
                 f"a matching that cannot be read ({error})",
@@ -212,13 +217,15 @@ class LussMatcher:
         Args:
             cost: "imagenet_s" is 1 - M / N for M images together of N, "pass" is -M. Both are least where the
                 sum of M is largest, so it is solved in whole numbers, and equal optima are told apart by the
-                rule of `ops.matching`, not by rounding: the released tools may choose another of them.
+                rule of `ops.matching`, not by rounding: the released tools may choose another of them. On few
+                images figures hang on it: `tied` counts the ids whose class it decides.
         """
         if cost not in ("imagenet_s", "pass"):
             raise unknown("cost", cost, ("imagenet_s", "pass"))
         mapping = np.zeros(len(self.together) + 1, dtype=np.int64)
         mapping[1:] = one_to_one(self.together) + 1
-        return LussMatching(mapping, self.classes, self.images, cost)
+        ties = int((tied(self.together) & self.together.any(1)).sum())
+        return LussMatching(mapping, self.classes, self.images, cost, ties)
 
 
 @njit(cache=True, nogil=True)

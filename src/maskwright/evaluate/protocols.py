@@ -173,7 +173,8 @@ def evaluate_folder(
     """Judges a folder of index PNGs against a data set.
 
     Args:
-        predictions: folder with NAME.png for every image, of the size of its truth.
+        predictions: folder with NAME.png for every image, of the size of its truth; where all names begin with a
+            split's folder, as of ImageNet-S, also without it (WNID/NAME.png), as the benchmark's tools write them.
         truth: a `Dataset`, a dataset folder, "layout:PATH", or a folder of masks alone.
         protocol: a name of `PROTOCOLS`.
         split: only the images of this split of the truth.
@@ -254,6 +255,15 @@ def evaluate_folder(
     return replace(scores, split=split, names_hash=hash_names(name for name, _ in judged))
 
 
+def _without_first_folder(names: Sequence[str]) -> dict[str, str]:
+    """{name below the first folder: name} where every name has one and these differ; else empty.
+
+    Splits that share a tail would not say which image is meant.
+    """
+    tails = {name.partition("/")[2]: name for name in names}
+    return tails if len(tails) == len(names) and all(tails) else {}
+
+
 def _read_prediction(path: Path, rule: LabelRule) -> tuple[np.ndarray, frozenset[int], bool]:
     """A prediction's ids, its distinct values where those are to be watched (else empty), and whether it is grey in
     three equal channels."""
@@ -306,13 +316,20 @@ def _prediction_rule(
 
 
 def _predictions_below(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """Index PNG of a folder by the name of the image that they are of, and the names of files of no such image."""
+    """Index PNG of a folder by the name of the image that they are of, and the names of files of no such image.
+
+    Where none lies at NAME.png, predictions may lie without the first folder of all names (directly under WNID/).
+    """
     files = {same_form(name): path for name, path in names_below(Folder(folder), frozenset({".png"})).found.items()}
     found: dict[str, Path] = {}
     for name in names:
         file = same_form(file_for(folder, name, ".png").relative_to(folder).with_suffix("").as_posix())
         if file in files:
             found[name] = files.pop(file)
+    if not found:
+        for tail, name in _without_first_folder(names).items():
+            if same_form(tail) in files:
+                found[name] = files.pop(same_form(tail))
     return found, list(files)
 
 

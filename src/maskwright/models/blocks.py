@@ -102,10 +102,10 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(m.bias)
 
 
-def join(maps: Sequence[Tensor]) -> Tensor:
-    """Feature maps (B, D_i, h_i, w_i) side by side at the size of the first."""
+def join(maps: Sequence[Tensor], aligned: bool = False) -> Tensor:
+    """Feature maps (B, D_i, h_i, w_i) side by side at the size of the first, enlarged with aligned corners or not."""
     size = maps[0].shape[-2:]
-    same = [m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps]
+    same = [m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=aligned) for m in maps]
     return torch.cat(same, dim=1) if len(same) > 1 else same[0]
 
 

@@ -34,6 +34,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "GELU": nn.GELU,
     "Identity": nn.Identity,
 }
+STEMS = ("act1", "bn1", "stem")
+"""First parts of the names under which networks list their stem."""
+PAPERS_FROZEN = {"resnet38d": 1}
+"""Stages that are frozen where the option says -1, if not two."""
 
 
 class PretrainedHead(Part):
@@ -103,7 +107,7 @@ class CamNetwork(nn.Module):
         output_stride: 8, 16 or 32: convolutional networks are dilated to keep at least this resolution; None leaves
             them as they are. Transformers keep their patches, and networks that cannot be dilated their stride.
         dropout: chance of a whole channel to be dropped before the classifier in training.
-        frozen_stages: the stem and so many stages (blocks) get no gradient.
+        frozen_stages: the stem and so many stages (blocks) get no gradient, as for `freeze_stages`.
 
     Raises:
         ValueError: no tags.
@@ -246,18 +250,35 @@ def copy_backbone(backbone: Backbone, output_stride: int | None = None) -> Backb
 
 
 def freeze_stages(backbone: Backbone, stages: int) -> None:
-    """No gradient for the stem and the first `stages` stages (blocks of a transformer); 0 freezes nothing."""
+    """No gradient for the stem and the first stages, their norms included.
+
+    Args:
+        backbone: any.
+        stages: how many beside the stem (blocks of a transformer); 0 freezes nothing, the stem neither. -1 is what the
+            papers freeze: two of a ResNet (IRN), one of ResNet-38d (PSA, SEAM), and two of others.
+    """
+    if stages < 0:
+        stages = PAPERS_FROZEN.get(backbone.architecture, 2)
     if stages < 1:
         return
     model: Any = backbone.model
     info = model.feature_info
     records = info if isinstance(info, list) else info.get_dicts()
-    last = records[min(stages, len(records)) - 1]["module"]
+    # Some networks list what leaves their stem as if it were a stage.
+    listed = stages + (str(records[0]["module"]).split(".")[0] in STEMS or records[0]["module"] == "features.norm0")
+    last = records[min(listed, len(records)) - 1]["module"]
     modules = list(model.named_modules())
     inside = [k for k, (name, _) in enumerate(modules) if name == last or name.startswith(f"{last}.")]
     for _, module in modules[: max(inside, default=-1) + 1]:
         for p in module.parameters(recurse=False):
             p.requires_grad_(False)
+
+
+def freeze_norm_weights(module: nn.Module) -> None:
+    """No gradient for scales and shifts of batch norms: PSA and SEAM train none of them."""
+    for m in module.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.requires_grad_(False)
 
 
 def activation_maps(network: CamNetwork, x: Tensor, tags: Tensor, variant: str = "cam", layer: int = -1) -> Tensor:

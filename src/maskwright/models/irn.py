@@ -1,7 +1,10 @@
-"""Networks that tell whether two nearby pixels are of one thing: IRN's boundaries and displacements on a frozen
-backbone, and AffinityNet's features on a trained one.
+"""Networks that tell whether two nearby pixels are of one thing: IRN's boundaries on a frozen backbone, and
+AffinityNet's features on a trained one.
 
 Ahn, Cho and Kwak, Inter-pixel Relations (IRN), CVPR 2019; Ahn and Kwak, AffinityNet (PSA), CVPR 2018.
+
+IRN's second branch, a displacement field that separates instances, is left out: it shares nothing with the boundaries,
+and no step of the walk reads it.
 
 Legend: B batch, S feature levels, D width, (H, W) input size, (h, w) grid.
 """
@@ -11,13 +14,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.models.cam import copy_backbone, freeze_stages
+from maskwright.models.cam import copy_backbone, freeze_norm_weights, freeze_stages
 from maskwright.models.dense import Backbone
 from maskwright.models.heads import Part
 from maskwright.models.pcm import attention_levels
@@ -39,41 +42,24 @@ class LevelHead(Part):
         widths: D of each level.
         hidden: channels that each contributes.
         groups: of their normalisation.
-        joint: width of a further layer over all of them; 0: none, as in IRN's boundary branch.
-        out: channels of the result.
-        bias: of the last convolution.
     """
 
-    fields = ("widths", "hidden", "groups", "joint", "out", "bias")
+    fields = ("widths", "hidden", "groups")
 
-    def __init__(
-        self,
-        widths: Sequence[int],
-        hidden: int = 32,
-        groups: int = 4,
-        joint: int = 0,
-        out: int = 1,
-        bias: bool = True,
-    ) -> None:
+    def __init__(self, widths: Sequence[int], hidden: int = 32, groups: int = 4) -> None:
         super().__init__()
         self.widths = [int(w) for w in widths]
-        self.hidden, self.groups, self.joint = int(hidden), int(groups), int(joint)
-        self.out, self.bias = int(out), bool(bias)
+        self.hidden, self.groups = int(hidden), int(groups)
         self.reduce = nn.ModuleList(
             nn.Sequential(nn.Conv2d(w, self.hidden, 1, bias=False), group_norm(self.hidden, self.groups))
             for w in self.widths
         )
-        width = self.hidden * len(self.widths)
-        self.mix: nn.Module = nn.Identity()
-        if self.joint:
-            conv = nn.Conv2d(width, self.joint, 1, bias=False)
-            self.mix = nn.Sequential(conv, group_norm(self.joint, 16), nn.ReLU())
-        self.last = nn.Conv2d(self.joint or width, self.out, 1, bias=self.bias)
+        self.last = nn.Conv2d(self.hidden * len(self.widths), 1, 1)
 
     def forward(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Maps (B, D_s, h_s, w_s) to (B, out, h, w)."""
+        """Maps (B, D_s, h_s, w_s) to (B, 1, h, w)."""
         maps = [_at(reduce(level), size).relu() for reduce, level in zip(self.reduce, levels)]
-        return self.last(self.mix(torch.cat(maps, dim=1)))
+        return self.last(torch.cat(maps, dim=1))
 
 
 def _at(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -83,59 +69,23 @@ def _at(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x.float(), size, mode="bilinear", align_corners=False, antialias=x.shape[-2] > size[0])
 
 
-class MeanShift(nn.Module):
-    """Takes the mean displacement of a data set off in evaluation, so that the field is zero on average.
-
-    Args:
-        momentum: share of a batch in the running mean.
-    """
-
-    def __init__(self, momentum: float = 0.02) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 2, h, w), shifted in evaluation."""
-        mean: Any = self.mean
-        if self.training:
-            with torch.no_grad():
-                mean.lerp_(x.detach().float().mean((0, 2, 3)), self.momentum)
-            return x
-        return x - mean.to(x.dtype)[:, None, None]
-
-
-class Relations(NamedTuple):
-    """What IRN says of images.
-
-    Attributes:
-        edge: (B, h, w), boundary logits.
-        displacement: (B, 2, h, w), where a cell's object has its centre (y, x), in cells; None where not asked for.
-    """
-
-    edge: Tensor
-    displacement: Tensor | None
-
-
 class BoundaryNet(nn.Module):
-    """IRN: boundary and displacement branches on all stages of a frozen backbone.
+    """IRN: a boundary branch on all stages of a frozen backbone.
+
+    As in the original the first level of a ResNet is what its max-pool gives, and the stage that would be coarser than
+    `output_stride` keeps its resolution by its stride alone, without dilation.
 
     Args:
         backbone: pretrained; it is copied, and neither its weights nor its statistics change.
-        output_stride: dilation of the copy, as for `models.cam.copy_backbone`.
-        displacement: the second branch too; it shares nothing with the first.
+        output_stride: of the copy, as for `models.cam.copy_backbone`.
     """
 
-    def __init__(self, backbone: Backbone, output_stride: int | None = 16, displacement: bool = False) -> None:
+    def __init__(self, backbone: Backbone, output_stride: int | None = 16) -> None:
         super().__init__()
         self.backbone = copy_backbone(backbone, output_stride).requires_grad_(False).eval()
+        _take_dilation(self.backbone.model, backbone.model)
         self.layers = list(self.backbone.stage_layers)
-        widths = [self.backbone.widths[k] for k in self.layers]
-        self.edge = LevelHead(widths, 32, 4)
-        self.field: LevelHead | None = None
-        if displacement:
-            self.field = LevelHead(widths, 64, 8, joint=256, out=2, bias=False)
-            self.shift = MeanShift()
+        self.edge = LevelHead([self.backbone.widths[k] for k in self.layers], 32, 4)
 
     @property
     def stride(self) -> int:
@@ -157,23 +107,33 @@ class BoundaryNet(nn.Module):
         """Nothing: the backbone's statistics are fixed, the branches have none."""
 
     def groups(self, lr: float, encoder_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """The boundary branch at `lr`, the displacement branch at ten times that."""
-        found = _groups(self.edge, lr, weight_decay)
-        return found + (_groups(self.field, 10 * lr, weight_decay) if self.field is not None else [])
+        """The boundary branch at `lr`."""
+        return _groups(self.edge, lr, weight_decay)
 
-    def forward(self, x: Tensor) -> Relations:
-        """Images (B, 3, H, W) to logits and displacements on a grid of every fourth pixel."""
+    @torch.no_grad()
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) to the maps (B, D_s, h_s, w_s) that boundaries are read from."""
+        levels = self.backbone.dense_many(x, self.layers)
+        pool = dict(self.backbone.model.named_children()).get("maxpool")  # of timm's ResNets, behind the stem
+        return levels if pool is None else [pool(levels[0]), *levels[1:]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to boundary logits (B, h, w) on a grid of every fourth pixel."""
         size = (-(-x.shape[-2] // GRID), -(-x.shape[-1] // GRID))
-        with torch.no_grad():
-            levels = self.backbone.dense_many(x, self.layers)
-        edge = self.edge(levels, size)[:, 0]
-        return Relations(edge, None if self.field is None else self.shift(self.field(levels, size)))
+        return self.edge(self.levels(x), size)[:, 0]
 
     @torch.no_grad()
     def boundaries(self, x: Tensor) -> Tensor:
         """Boundary probability (h, w) of one image (3, H, W), logits averaged with those of its mirror image."""
-        edge = self(torch.stack([x, x.flip(-1)])).edge.float()
+        edge = self(torch.stack([x, x.flip(-1)])).float()
         return ((edge[0] + edge[1].flip(-1)) / 2).sigmoid()
+
+
+def _take_dilation(model: nn.Module, source: nn.Module) -> None:
+    """Gives the convolutions of a dilated copy the dilation of the network that it is a copy of; strides stay."""
+    for conv, original in zip(model.modules(), source.modules(), strict=True):
+        if isinstance(conv, nn.Conv2d) and isinstance(original, nn.Conv2d) and conv.dilation != original.dilation:
+            conv.dilation, conv.padding = original.dilation, original.padding
 
 
 class AffinityNet(nn.Module):
@@ -182,7 +142,8 @@ class AffinityNet(nn.Module):
     Args:
         backbone: pretrained; it is copied and trained.
         output_stride: dilation of the copy.
-        frozen_stages: the stem and so many stages get no gradient.
+        frozen_stages: the stem and so many stages get no gradient, as for `freeze_stages`; scales and shifts of batch
+            norms get none anywhere.
         widths: channels that the levels contribute; their sum is D.
     """
 
@@ -196,6 +157,7 @@ class AffinityNet(nn.Module):
         super().__init__()
         self.backbone = copy_backbone(backbone, output_stride)
         freeze_stages(self.backbone, frozen_stages)
+        freeze_norm_weights(self.backbone)
         self.layers = [*attention_levels(self.backbone), self.backbone.layers - 1]
         self.reduce = nn.ModuleList(
             nn.Conv2d(self.backbone.widths[k], w, 1, bias=False) for k, w in zip(self.layers, widths)

@@ -281,7 +281,7 @@ def _ocr(
     if backbone is None or backbone.architecture.startswith("hrnet"):
         encoder, source = _hrnet_encoder("ocr", backbone, architecture)
         every = list(range(len(encoder.widths)))
-        decoder = OCRDecoder(encoder.widths, every, every, classes, mid, key)
+        decoder = OCRDecoder(encoder.widths, every, every, classes, mid, key, aligned=True)
     else:
         parts, source = _smp_parts("deeplabv3", backbone, classes, weights, {"encoder_output_stride": output_stride})
         encoder = parts.encoder

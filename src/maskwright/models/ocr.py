@@ -6,15 +6,18 @@ joined to its own features. Context is thus what objects there are, not where.
 
 The first guess is part of the decoder, since prediction needs it, and is supervised in training (`OCRAux`, weight 0.4).
 
-Deviates: maps are enlarged with `align_corners=False`; on other encoders than HRNet, as in the paper's variant on a
-dilated ResNet, pixels are read from the last map and regions from the one before.
+On HRNet maps are enlarged with aligned corners, as by the authors (`hrnet`). On other encoders, as in the paper's
+variant on a dilated ResNet, pixels are read from the last map and regions from the one before.
+
+Deviates: the logits themselves are enlarged with half-pixel centres, as those of all networks here.
 
 Legend: B batch, D pixel width, C classes, K key width, N = h w pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -93,9 +96,12 @@ class OCRDecoder(Part):
         region_kernel: kernel of the first guess's convolution, 1 on HRNet, 3 on a dilated ResNet.
         region_width: its width, or None for that of what it reads.
         dropout: probability of a channel of the embedding to be dropped in training.
+        aligned: whether maps that are joined are enlarged with aligned corners.
     """
 
-    fields = ("widths", "pixels", "regions", "classes", "mid", "key", "region_kernel", "region_width", "dropout")
+    fields = (
+        "widths", "pixels", "regions", "classes", "mid", "key", "region_kernel", "region_width", "dropout", "aligned"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -108,8 +114,10 @@ class OCRDecoder(Part):
         region_kernel: int = 1,
         region_width: int | None = None,
         dropout: float = 0.05,
+        aligned: bool = False,
     ) -> None:
         super().__init__()
+        self.aligned = bool(aligned)
         if region_kernel not in (1, 3):
             raise ValueError(f"region_kernel is {region_kernel}, expected 1 or 3")
         self.widths, self.pixels, self.regions = list(widths), list(pixels), list(regions)
@@ -135,13 +143,18 @@ class OCRDecoder(Part):
         self.handed = Handed()
         initialise(self)
 
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        """As of `Part`; a bundle that does not say was trained with half-pixel centres."""
+        return super().from_spec({"aligned": False, **spec})
+
     def region_logits(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps to the first guess, logits (B, C, h, w)."""
-        return self.aux_head(join([features[i] for i in self.regions]))
+        return self.aux_head(join([features[i] for i in self.regions], self.aligned))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps to (B, E, h, w)."""
-        pixels = self.conv3x3_ocr(join([features[i] for i in self.pixels]))
+        pixels = self.conv3x3_ocr(join([features[i] for i in self.pixels], self.aligned))
         regions = self.region_logits(features)
         self.handed.put(features, regions, self.training)
         if regions.shape[-2:] != pixels.shape[-2:]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.models.cam import CamNetwork, pool
+from maskwright.models.cam import CamNetwork, freeze_norm_weights, pool
 from maskwright.models.dense import Backbone
 from maskwright.models.heads import Part
 from maskwright.ops.cam import background_power, keep_tagged, normalize_cam, suppress_non_maximal
@@ -103,7 +103,8 @@ class PixelCorrelation(Part):
         Returns:
             float32 (B, E, h w).
         """
-        seen = F.adaptive_avg_pool2d(x.detach().float(), size)
+        # Sampled as by the authors, corner to corner, and not averaged: the module sees single pixels.
+        seen = F.interpolate(x.detach().float(), size, mode="bilinear", align_corners=True)
         f3 = _resized(self.f3(fine.detach().float()).relu(), size)
         f4 = _resized(self.f4(coarse.detach().float()).relu(), size)
         return F.normalize(self.f9(torch.cat([seen, f3, f4], dim=1)).flatten(2), dim=1)
@@ -173,7 +174,10 @@ class SeamOutput(NamedTuple):
 
 
 class SeamNetwork(CamNetwork):
-    """A `CamNetwork` with the pixel correlation module on two of its feature levels; arguments as there."""
+    """A `CamNetwork` with the pixel correlation module on two of its feature levels; arguments as there.
+
+    Scales and shifts of batch norms are not trained.
+    """
 
     def __init__(
         self,
@@ -184,6 +188,7 @@ class SeamNetwork(CamNetwork):
         frozen_stages: int = 0,
     ) -> None:
         super().__init__(backbone, tags, output_stride, dropout, frozen_stages)
+        freeze_norm_weights(self)
         self.attended = attention_levels(self.backbone)
         self.pcm = PixelCorrelation(*(self.backbone.widths[k] for k in self.attended))
 

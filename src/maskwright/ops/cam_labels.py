@@ -49,24 +49,33 @@ def refined_cam_labels(
 ) -> Tensor:
     """Labels of the maps after pixel-adaptive refinement, of each image's own tags only.
 
-    A constant background beside the maps would stay constant in the refinement, whose weights sum to 1: so the maps are
-    refined once and compared with both thresholds afterwards.
+    The background's score and the maps of the tags are brought to a sum of 1 by a softmax and refined, once with `high`
+    as the background's score and once with `low`: a class where it is the largest of the first, background where
+    it is the largest of both.
 
     Args:
         cams: (B, T, h, w) in [0, 1], zero for classes that are not tagged.
         tags: (B, T), 1 where tagged.
         images: (B, 3, h, w), any affine scale.
-        high: least value of a class.
-        low: greatest value of the background.
+        high: the background's score that classes must beat.
+        low: the background's score that none may beat where background is sure.
         valid: bool (B, h, w); IGNORE outside.
         rounds: of the refinement.
 
     Returns:
         int64 (B, h, w) as `cam_labels`, without gradient.
+
+    Raises:
+        ValueError: thresholds in the wrong order.
     """
-    refined = torch.zeros_like(cams)
+    if low > high:
+        raise ValueError(f"background up to {low} and classes from {high}, expected low <= high")
+    y = torch.zeros(len(cams), *cams.shape[-2:], dtype=torch.int64, device=cams.device)
     for b, own in enumerate(tags.bool()):
-        if own.any():
-            maps = cams[b : b + 1, own].detach()
-            refined[b, own] = pixel_adaptive_refine(maps, images[b : b + 1], iterations=rounds)[0]
-    return cam_labels(refined, high, low, valid)
+        ids = torch.cat([own.new_zeros(1, dtype=torch.int64), own.nonzero()[:, 0] + 1])
+        maps = cams[b, own].detach()
+        with_ground = torch.stack([torch.cat([torch.full_like(cams[b, :1], score), maps]) for score in (high, low)])
+        refined = pixel_adaptive_refine(with_ground.softmax(1), images[b].expand(2, -1, -1, -1), iterations=rounds)
+        strict, loose = ids[refined.argmax(1)]
+        y[b] = torch.where(strict > 0, strict, torch.where(loose == 0, 0, IGNORE))
+    return y if valid is None else y.masked_fill(~valid, IGNORE)

@@ -141,14 +141,39 @@ def one_to_one(scores: np.ndarray) -> np.ndarray:
         Column of each row, int64 (K,); -1 for rows without.
     """
     k, c = scores.shape
-    size = max(k, c)
-    square = np.zeros((size, size), np.int64)  # a column beyond C is "unmatched", a row beyond K takes what is left
-    square[:k, :c] = scores
-    mate = linear_sum_assignment(square.astype(np.float64), maximize=True)[1].astype(np.int64)
-    tight = _tight(square, mate)
+    mate, tight = _best_matching(scores)
     if tight is not None:
         mate = _lowest(tight, mate, k)
     return np.where(mate[:k] < c, mate[:k], -1)
+
+
+def tied(scores: np.ndarray) -> np.ndarray:
+    """Which rows have another column, or none, in some matching of the same largest sum: bool (K,).
+
+    Args:
+        scores: (K, C) int64, as for `one_to_one`.
+    """
+    k, c = scores.shape
+    mate, tight = _best_matching(scores)
+    if tight is None:
+        return np.zeros(k, bool)
+    leads = tight[:, mate]  # (n, n): row i could take what row j has
+    part = connected_components(leads, directed=True, connection="strong")[1]
+    # Such a trade is part of a whole one exactly where the two rows lie on a cycle.
+    column = np.where(mate < c, mate, -1)
+    trades = leads & (part[:, None] == part[None, :]) & (column[:, None] != column[None, :])
+    return trades[:k].any(1)
+
+
+def _best_matching(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """A matching (n,) of the largest sum and its tight pairs (n, n), with n = max(K, C): a column beyond C is
+    "unmatched", a row beyond K takes what is left."""
+    k, c = scores.shape
+    size = max(k, c)
+    square = np.zeros((size, size), np.int64)
+    square[:k, :c] = scores
+    mate = linear_sum_assignment(square.astype(np.float64), maximize=True)[1].astype(np.int64)
+    return mate, _tight(square, mate)
 
 
 def _tight(scores: np.ndarray, mate: np.ndarray) -> np.ndarray | None:

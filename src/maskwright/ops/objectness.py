@@ -8,6 +8,8 @@ by their weight."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,17 +53,24 @@ def border_distance(values: Tensor, vectors: Tensor, size: tuple[int, int], shar
     return ((d - d.min()) / spread).reshape(h, w)
 
 
-def fiedler_side(vector: Tensor, size: tuple[int, int]) -> Tensor:
-    """The side of the Fiedler vector that touches the border less, as a mask (h, w).
+def fiedler_side(vector: Tensor, size: tuple[int, int], rule: Literal["smaller", "border"] = "smaller") -> Tensor:
+    """One side of the Fiedler vector's sign as a mask (h, w).
 
     Args:
         vector: (N,) second eigenvector.
         size: (h, w), N = h w.
+        rule: the side with fewer nodes, the positive one of two halves (Deep Spectral Methods), or the one that touches
+            the border less.
+
+    Raises:
+        ValueError: an unknown rule.
     """
+    if rule not in ("smaller", "border"):
+        raise ValueError(f"rule {rule!r}, expected smaller or border")
     h, w = size
     side = vector > 0
-    edge = side[border_nodes(h, w).to(side.device)].float().mean()
-    return (side if edge <= 0.5 else ~side).reshape(h, w)
+    where = border_nodes(h, w).to(side.device) if rule == "border" else slice(None)
+    return (side if side[where].float().mean() <= 0.5 else ~side).reshape(h, w)
 
 
 def otsu_threshold(x: np.ndarray, bins: int = 256) -> float:

@@ -6,6 +6,12 @@ written as custom gradients that hold one map an offset: the plain graph of IRN'
 Legend: B batch, D width, (h, w) grid, P offsets in a half plane (`ops.walk.pair_offsets`). A pair's value lies at its
 first pixel, which is the upper one; where the second lies outside the grid, a pair counts nowhere.
 
+Deviates: both papers' code takes only pairs whose first pixel lies inside a window that is a radius smaller than the
+crop at the left, the right and the bottom, because each first pixel then has all its partners; here every pair in the
+crop counts. On the masks of 24 photographs the window holds 77 to 85 % of the pairs (49 to 86 % over sizes and radii),
+mostly fewer of the background. The loss differs by less than 1 %, and its gradient points the same way (cosine 0.93 to
+0.96) with something at the rim, where there was nothing.
+
 Sources: Ahn and Kwak, Learning Pixel-level Semantic Affinity (PSA), CVPR 2018; Ahn, Cho and Kwak, Inter-pixel
 Relations (IRN), CVPR 2019.
 """
@@ -226,31 +232,3 @@ def affinity_loss(a: Tensor, pairs: PairLabels) -> Tensor:
     for term, chosen, weight in parts:
         total = total + weight * (term * chosen).sum() / (chosen.sum() + EPS)
     return total
-
-
-def displacement_loss(d: Tensor, pairs: PairLabels, radius: int) -> tuple[Tensor, Tensor]:
-    """L_D of IRN: displacements of one object end in one point, those of the background agree.
-
-    d_i - d_j = x_j - x_i for pairs of one class, d_i = d_j for pairs of background, as mean absolute errors.
-
-    Args:
-        d: (B, 2, h, w), displacement (y, x) of each cell, in cells.
-        pairs: labels of the pairs.
-        radius: that of the pairs.
-
-    Returns:
-        The term of the classes and that of the background.
-
-    Raises:
-        ValueError: a wrong shape.
-    """
-    if d.dim() != 4 or d.shape[1] != 2 or pairs.same.shape[1] != len(_offsets(radius)):
-        raise ValueError(f"displacements {tuple(d.shape)} for pairs {tuple(pairs.same.shape)}, expected (B, 2, h, w)")
-    d = d.float()
-    same, ground = d.new_zeros(()), d.new_zeros(())
-    for p, near, far in _ends(radius, d.shape[-2], d.shape[-1]):
-        gap = d[(..., *near)] - d[(..., *far)]
-        step = d.new_tensor(_offsets(radius)[p])[:, None, None]
-        same = same + ((gap - step).abs() * pairs.same[(slice(None), p, *near)][:, None]).sum()
-        ground = ground + (gap.abs() * pairs.background[(slice(None), p, *near)][:, None]).sum()
-    return same / (2 * pairs.same.sum() + EPS), ground / (2 * pairs.background.sum() + EPS)

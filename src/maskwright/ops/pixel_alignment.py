@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,6 +49,8 @@ def alignment(p: Tensor, u: Tensor) -> Tensor:
 def p2p_loss(u1: Tensor, u2: Tensor, grid1: Tensor, grid2: Tensor, predictor: Callable[[Tensor], Tensor]) -> Tensor:
     """L_p2p = -1/2 [mean cos(p1, sg u2) + mean cos(p2, sg u1)], p = predictor(u) at the shared places.
 
+    The predictor sees both views at once, as in the original: their batch-norm statistics are common and move once.
+
     -1 for identical crops under an identity as predictor. Photographs whose crops share nothing give exactly 0 and no
     gradient, and still count in the mean, so that a batch's few overlaps are not weighed up.
 
@@ -56,7 +59,8 @@ def p2p_loss(u1: Tensor, u2: Tensor, grid1: Tensor, grid2: Tensor, predictor: Ca
         u2: of the second crops.
         grid1: the shared places in the first crops (B, G, G, 2).
         grid2: the same places in the second crops.
-        predictor: (B, d, G, G) to the same shape.
+        predictor: (2 B, d, G, G) to the same shape, first crops first.
     """
     s1, s2 = sample_grid(u1, grid1), sample_grid(u2, grid2)
-    return -(alignment(predictor(s1), s2) + alignment(predictor(s2), s1)) / 2
+    p1, p2 = predictor(torch.cat([s1, s2])).chunk(2)
+    return -(alignment(p1, s2) + alignment(p2, s1)) / 2

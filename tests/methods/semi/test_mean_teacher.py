@@ -93,7 +93,7 @@ def test_pixels_labels_confidence_and_validity_come_from_the_same_place(semi_con
     x, p, y = t.perturb(s, q, labels)
     assert torch.equal(s, before[0]) and torch.equal(q, before[1]) and torch.equal(labels.confidence, before[2])
     source = p[:, 0].long()
-    if perturb == "cutout":
+    if perturb.startswith("cutout"):
         hole = (x[:, 0] == 0) & (source > 0)
         assert hole.any() and not y.valid[hole].any()
         assert torch.equal(x[:, 0][~hole], p[:, 0][~hole])
@@ -104,6 +104,23 @@ def test_pixels_labels_confidence_and_validity_come_from_the_same_place(semi_con
     assert torch.allclose(y.confidence, labels.confidence.flatten()[source])
     mixed = source // 1024 != torch.arange(n)[:, None, None]
     assert mixed.any() == (perturb in ("cutmix", "cowmix", "classmix", "complexmix"))
+
+
+@pytest.mark.parametrize("perturb", ["cutout", "cutout_hole"])
+def test_cutout_keeps_a_box_or_empties_it(semi_context, perturb):
+    """French et al. keep the box: what is left is a rectangle, and asked about; the other name empties it."""
+    t = training(semi_context, perturb=perturb)
+    x, valid = torch.ones(40, 3, 32, 32), torch.ones(40, 32, 32, dtype=torch.bool)
+    labels = LabelMap(torch.zeros(40, 32, 32, dtype=torch.int64), torch.ones(40, 32, 32), valid)
+    torch.manual_seed(0)
+    out, _, y = t.perturb(x, torch.ones(40, 2, 32, 32), labels)
+    kept = out[:, 0] == 1
+    assert torch.equal(y.valid, kept)
+    box = kept if perturb == "cutout" else ~kept
+    # A box is the product of its rows and columns, and the rest of a picture never is, unless it is all or nothing.
+    filled = box.any(2)[:, :, None] & box.any(1)[:, None, :]
+    assert torch.equal(box, filled)
+    assert 0.35 < float(box.float().mean()) < 0.65
 
 
 def test_no_perturbation_and_an_equal_teacher_give_zero(semi_context):
@@ -143,13 +160,13 @@ def perturbed_by_hand(t, b):
     torch.manual_seed(1)
     if c.perturb == "photometric":
         return s, q, b.valid
-    if c.perturb in ("cutout", "cutmix", "cowmix"):
+    if c.perturb in ("cutout", "cutout_hole", "cutmix", "cowmix"):
         m = MASKS[{"cowmix": "cow"}.get(c.perturb, c.perturb)](3, (32, 32))
     else:
         labels = LabelMap(q.argmax(1), q.amax(1), b.valid)
         m = class_mask(labels) if c.perturb == "classmix" else complex_mask(labels, grid=c.grid, base=c.cells)
     assert all(0 < float(k.float().mean()) < 1 for k in m)
-    if c.perturb == "cutout":
+    if c.perturb.startswith("cutout"):
         return s * m[:, None], q, b.valid & m
     donor = torch.tensor([1, 2, 0])
     mixed = (torch.where(m[:, None], part, part[donor]) for part in (s, q, b.valid[:, None]))

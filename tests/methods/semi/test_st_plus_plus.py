@@ -164,6 +164,14 @@ def test_strong_changes_of_pseudo_labelled_crops_alone(semi_context, monkeypatch
     assert torch.equal(b.y.valid[:2], plain.y.valid)
 
 
+def test_the_box_of_noise_is_as_small_as_the_authors(semi_context):
+    """Their area is drawn anew with each place that is refused: 0.138 on average, 0.205 where it is drawn once."""
+    t = retraining(semi_context, cutout=1.0, strong="none")
+    pixels = torch.zeros(1000, 3, 64, 64, dtype=torch.uint8)
+    share = t.strengthen(pixels, torch.Generator().manual_seed(0))[1].float().mean((1, 2))
+    assert 0.12 < float(share.mean()) < 0.148 and float((share > 0.3).float().mean()) < 0.11
+
+
 def test_the_box_of_noise_has_no_label_and_the_rest_keeps_its_pixels(semi_context, monkeypatch):
     t = retraining(semi_context, cutout=1.0, strong="none")
     pixels = torch.full((6, 3, 64, 64), 7, dtype=torch.uint8)

@@ -17,10 +17,12 @@ instead of rectangles that are cut and turned back; cells that reach beyond the 
 negatives. The number of negatives is capped by the pixels there are. Learning rates, schedule, labelled crops and
 inference are those that all methods here share, logits are enlarged with align_corners=False, and the paper's variant
 with image-level labels is left out. A network whose input is no multiple of 8 is compared on the cells of its patches.
+Crops are blurred after their colours have changed and by a random width, where the authors blur first and by one width.
 What the original gets wrong: confidences come from a pass whose dropout is on, so that which side moves is partly a
-matter of chance (here it is off for unlabelled crops, in the decoder too); the row maximum of the first chunk of
-negatives is used for all later ones, so that exponentials can overflow; the number of negatives raises when it exceeds
-the pixels of a small batch.
+matter of chance (here it is off for unlabelled crops, in the decoder too); 1e-8 inside the logarithm ends the loss of a
+pixel at 18.4, from where on it has no gradient (with 25,000 negatives it can reach 30); the row maximum of the first
+chunk of negatives is used for all later ones, which is harmless at tau 0.1 and would overflow below 0.023; the number
+of negatives raises when it exceeds the pixels of a small batch.
 
 Legend: B labelled crops, U unlabelled pairs, S crop side, D width of the projection, (n, n) cells of a crop, N cells in
 overlaps, M negatives.

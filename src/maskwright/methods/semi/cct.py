@@ -15,16 +15,18 @@ encoder that hands over several would need K whole decoders and would leave the 
 encoder has no dropout; here it is off in a decoder that has one, as it would fall on z and on what z is said to be. One
 decoder of each kind by default, for processors; `counts=paper` has the paper's 30. Guided CutOut and the two masks need
 to know the background and are left out where no class has that name. Padding outside the photograph counts for nothing.
-Activity of a place, by which features are dropped, is the mean absolute value of its channels; bootstrapping grows
-linearly over the whole run. An auxiliary decoder ends in its last shuffle, without the ReLU behind it that lets a class
-whose logits are all negative never learn again. Optimiser, schedule, crops and inference are those that all methods
-here share; L_u is taken at the crop's size. An object's contour is all of its border, holes included, where the authors
-count the corners of its outer one. The image-level labels of the paper's weakly supervised variant are not used.
-What the original gets wrong: it takes class 0 for the background whatever it is (a road, in Cityscapes). The trial
-step of its adversarial direction, 1e-6 over a whole map, is lost in float32, and the backward pass inside its forward
-pass writes into the decoder's gradients. Dropping the strongest positions of a constant map leaves nothing of it. Its
-weight, 30, is that of a mean over 21 classes, and means ten times as much with two; here the sum over classes weighs
-30 / 21 whatever C is.
+A mask's cell takes its central pixel, where the authors take its upper left one (5 % of the cells of stride 8 differ on
+the masks of voc_part), and the first 1x1 convolution of an auxiliary decoder has a bias, which theirs lack. Activity of
+a place, by which features are dropped, is the mean absolute value of its channels; bootstrapping grows linearly over
+the whole run. An auxiliary decoder ends in its last shuffle, without the ReLU behind it that lets a class whose logits
+are all negative never learn again. Optimiser, schedule, crops and inference are those that all methods here share; L_u
+is taken at the crop's size. An object's contour is all of its border, holes included, where the authors count the
+corners of its outer one. The image-level labels of the paper's weakly supervised variant are not used.
+What the original gets wrong: it takes class 0 for the background whatever it is (a road, in Cityscapes). The trial step
+of its adversarial direction, 1e-6 over a whole map, is lost in float32, and the backward pass inside its forward pass
+writes into the decoder's gradients. Dropping the strongest positions of a constant map leaves nothing of it. Its
+weight, 30, is that of a mean over 21 classes, and means ten times as much with two; here the sum over classes weighs 30
+/ 21 whatever C is.
 
 Legend: B batch, C classes, S crop side, E width of the embedding, (h, w) its size, K auxiliary decoders.
 """

@@ -5,7 +5,8 @@ The student learns to reproduce, on a perturbed photograph, what an exponential 
 plain one. What the perturbation is makes the method, `--set perturb=`:
 
     photometric  colour and blur alone (the plain mean teacher)
-    cutout       a hole in the picture; nothing is asked inside it       French et al., BMVC 2020
+    cutout       a box of the picture is left, and asked about           French et al., BMVC 2020
+    cutout_hole  a hole in the picture; nothing is asked inside it       its inverse, DeVries and Taylor, 2017
     cutmix       a box of another photograph                             French et al., BMVC 2020
     cowmix       blobs of another photograph                             French et al., 2020, arXiv 2003.12022
     classmix     half of the classes of another photograph               Olsson et al., WACV 2021
@@ -14,7 +15,7 @@ plain one. What the perturbation is makes the method, `--set perturb=`:
 Deviates: all of them share one photometric recipe, one sampler and one schedule, so that they differ by their masks and
 losses alone; the teacher's batch norm is in evaluation mode unless `teacher_mode` says otherwise, and sureness is
 counted by image (`confidence`), where French et al. and ClassMix train the teacher's statistics and count by batch; it
-is the share of the valid pixels outside the hole, where French et al. take all, and 0.968 is the threshold, where they
+is the share of the valid pixels that are left, where French et al. take all, and 0.968 is the threshold, where they
 have 0.97. The plain mean teacher of the paper grows its weight over a ramp, leaves no pixel out and is asked for
 labelled crops too; `confidence=none`, `distance=square_mean`, `weight=100` and `ramp_up=0.3` come close, on unlabelled
 crops alone. ComplexMix has no official code: its mask draws half of the classes of each cell of a fixed grid anew,
@@ -39,9 +40,11 @@ from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, Sem
 from maskwright.engine.criteria import IGNORE
 from maskwright.ops.seg_losses import cross_entropy, kl_divergence, mse_probs
 
-PERTURBATIONS = ("photometric", "cutout", "cutmix", "cowmix", "classmix", "complexmix")
-MASK_OF = {"cutout": "cutout", "cutmix": "cutmix", "cowmix": "cow"}
+PERTURBATIONS = ("photometric", "cutout", "cutout_hole", "cutmix", "cowmix", "classmix", "complexmix")
+MASK_OF = {"cutout": "cutout", "cutout_hole": "cutout_hole", "cutmix": "cutmix", "cowmix": "cow"}
 """Perturbations by a mask that needs no labels, and that mask's name."""
+CUTOUTS = ("cutout", "cutout_hole")
+"""Perturbations that empty a part of the picture."""
 DISTANCES = ("auto", "square_sum", "square_mean", "kl", "hard")
 
 
@@ -111,7 +114,7 @@ class MeanTeacherTraining(SemiTraining):
     @property
     def mixes(self) -> bool:
         """All perturbations but those of one image alone."""
-        return self.config.perturb not in ("photometric", "cutout")
+        return self.config.perturb not in ("photometric", *CUTOUTS)
 
     def perturb(self, s: Tensor, q: Tensor, labels: LabelMap) -> tuple[Tensor, Tensor, LabelMap]:
         """The student's view with the probabilities and labels that belong to it.
@@ -130,7 +133,7 @@ class MeanTeacherTraining(SemiTraining):
             m = class_mask(labels)
         else:
             m = complex_mask(labels, grid=self.config.grid, base=self.config.cells)
-        if how == "cutout":
+        if how in CUTOUTS:
             return cut_out(s, m), q, labels.restrict(m)
         other = partner(len(s)).to(s.device)
         return mix(s, s[other], m), mix(q, q[other], m), labels.mix(labels[other], m)

@@ -222,7 +222,7 @@ class RetrainTraining(SegmentationTraining):
             New crops, and bool (B, S, S), where the box lies.
         """
         strong = self.recipe(pixels, random)
-        box = unimatch_box(len(pixels), (self.crop, self.crop), p=self.config.cutout, generator=random)
+        box = unimatch_box(len(pixels), (self.crop, self.crop), p=self.config.cutout, redraw=True, generator=random)
         return erase(strong, box, "noise", random), box
 
     def pseudo_crops(self, indices: Any, random: torch.Generator) -> Batch:

@@ -19,20 +19,24 @@ Deviates: L_u and L_c set in after a tenth of the steps, not after one of 80 epo
 first steps of a short run make no teacher; as the authors', it is a copy of the student until then. The teacher's batch
 norm is in training mode for pseudo-labels too, where the authors have it so for features and entropies alone: in
 evaluation mode it goes by running averages that a short run leaves poor, and what they mislabel is learnt to the last
-pixel (docs/semi.md; `teacher_mode=eval` and `ema_buffers=own` are the authors'). Entropy percentiles, |valid| and all
-pixels that count leave out what lies outside the photograph; drop_t and alpha_t fall with each step instead of each
-epoch; the ranks are capped by the number of classes, so that with three classes the third still has negatives. The
-queues' rows are unit vectors in half precision and all queues share a given number of rows (the paper: 30,000 each,
-50,000 for class 0); of more new rows than a queue holds random ones enter. The representation head has one 3x3
-convolution and no dropout, and starts from what the classifier sees, behind the decoder's last convolution. With one
-class in a step L_c is taken from the queues, where the authors' is 0. Optimiser, rates and schedule are those of all
-methods here, and the loss has no OHEM and no auxiliary head unless it is asked for; the averaged prototypes
-(`anchor_ema`), off in the authors' settings, are left out. CutMix pastes half of the picture of the next photograph, in
-half of the steps.
+pixel (docs/semi.md; `teacher_mode=eval` and `ema_buffers=own` are the authors'). A pixel at the percentile of drop_t
+itself is learnt, one a step, which the authors drop. Ranks and the anchors' probabilities are read off the logits at
+the crop's size, the authors' off those of the classifier, where at strides 4 and 8 a pixel in 150 to 200 has another
+likeliest class. Entropy percentiles, |valid| and all pixels that count leave out what lies outside the photograph;
+drop_t and alpha_t fall with each step instead of each epoch; the ranks are capped by the number of classes, so that
+with three classes the third still has negatives. The queues' rows are unit vectors in half precision and all queues
+share a given number of rows (the paper: 30,000 each, 50,000 for class 0); of more new rows than a queue holds random
+ones enter. The representation head has one 3x3 convolution and no dropout, and starts from what the classifier sees,
+behind the decoder's last convolution. With one class in a step L_c is taken from the queues, where the authors' is 0.
+Optimiser, rates and schedule are those of all methods here, and the loss has no OHEM and no auxiliary head unless it is
+asked for; the averaged prototypes (`anchor_ema`), off in the authors' settings, are left out. CutMix pastes half of the
+picture of the next photograph, in half of the steps.
 What the original gets wrong: the teacher shares storage with the student when it is first copied; percentiles are
-computed on the CPU in each step. Its negatives of class c are multiplied by the label's own channel c, which leaves
-none of the labelled pixels and few of the others, and anchors are looked up by position where queues are looked up by
-class; the published figures stand on that weaker term, and here the paper's rule holds.
+computed on the CPU in each step. Its one-hot labels are scattered with `unsqueeze(1)` where `unsqueeze(0)` is meant:
+the first image gets the labels of all images of the batch at once (multi-hot), the others none. Its negatives of class
+c are multiplied by the label's own channel c, which leaves none of the labelled pixels and few of the others, and
+anchors are looked up by position where queues are looked up by class; the published figures stand on that weaker term,
+and here the paper's rule holds.
 
 Legend: B labelled crops, U unlabelled crops, C classes, S crop side, D width of the representation, (h, w) its size,
 P = (B + U) h w pixels.

@@ -14,15 +14,14 @@ Deviates: v2 is the default on convolutional networks too, where its paper has t
 v1, whose network labels for itself, confirms its errors on photographs of other light (docs/semi.md). L = (L_x + lambda
 L_u) / (1 + lambda), the papers' half-half at lambda = 1 and supervised training (of fixmatch and v1 without dropout) at
 0; the unlabelled images' own masks are never opened, not even for their padding; in v1 only the unlabelled half of the
-batch goes through the decoder a second time (the authors' labelled half does too, and is thrown away); where the label
-comes from a pass in training mode (fixmatch, v1), dropout inside the network is off, as the authors' network has none
-and it would fall on labels; the threshold is 0.95 everywhere, also where v1's authors take 0 (Cityscapes). V2's last
-logits are enlarged with align_corners=False, where its authors have True, and its `lock_backbone` is `encoder_lr=0`
-with `freeze_norm` here. Optimiser and rates are those of all methods here, which on a transformer are v2's: AdamW with
-1/40 of the head's rate for the encoder.
+batch goes through the decoder a second time (the authors' labelled half does too; its logits are thrown away, but it
+enters the batch norm, which moves the loss by 5 to 7 %); where the label comes from a pass in training mode (fixmatch,
+v1), dropout inside the network is off, as the authors' network has none and it would fall on labels; the threshold is
+0.95 everywhere, also where v1's authors take 0 (Cityscapes). V2's last logits are enlarged with align_corners=False,
+where its authors have True, and its `lock_backbone` is `encoder_lr=0` with `freeze_norm` here. Optimiser and rates are
+those of all methods here, which on a transformer are v2's: AdamW with 1/40 of the head's rate for the encoder.
 What the originals get wrong: v2 takes as donors its batch in reverse, by which the middle image of an odd batch is
-mixed with itself; here it gets a neighbour. Both take square crops only, and their networks run on
-one kind of device.
+mixed with itself; here it gets a neighbour. Both take square crops only, and their networks run on one kind of device.
 
 Legend: B labelled crops, U unlabelled crops, C classes, S crop side.
 """

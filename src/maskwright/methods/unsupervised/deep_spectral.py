@@ -8,8 +8,9 @@ class for each of them; a segmentation head trained on these labels makes them c
 photographs.
 
 Deviates: the object is what lies far from the border in commute time over all vectors (`object=border`); the paper
-takes the positive side of the Fiedler vector (`object=fiedler`), which needs features whose first cut is the
-object. Segments are described by their mean feature, not by the class token of a crop. With scenes every segment is
+takes the smaller side of the Fiedler vector (`object=fiedler`; `fiedler_border` the side that touches the border less),
+which needs features whose first cut is the object. Object maps are sharpened by a guided filter where the paper has a
+CRF. Segments are described by their mean feature, not by the class token of a crop. With scenes every segment is
 clustered; with objects the segments that lie in the object are, and the rest is class 0. Self-training happens on
 frozen features.
 
@@ -26,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -58,6 +59,8 @@ from maskwright.ops.spectral import eigengap, spectral_embedding
 LABELS = "labels.safetensors"
 OBJECT_VECTORS = 6
 """Vectors, the constant one among them, that the object is found from: later ones split it into parts."""
+SEGMENT_RESTARTS = 10
+"""Starts of each photograph's k-means, scikit-learn's number when the paper's code was written."""
 BACKGROUND_NAMES = ("background", "other", "void", "ground")
 
 
@@ -70,8 +73,11 @@ class DeepSpectralConfig:
     kind: str | None = option(None, "what of a transformer block; none: its keys", choices=("tokens", "q", "k", "v"))
     color: float = option(10.0, "weight lambda of the colour affinity beside that of features", low=0.0)
     vectors: int = option(15, "eigenvectors k beside the constant one", low=1)
-    segments: int = option(15, "segments a photograph; 0 lets the eigengap choose", low=0)
-    object: str = option("border", "how the object is found", choices=("border", "fiedler"))
+    segments: int = option(15, "segments a photograph; 0: as many as eigenvalues lie below their largest gap", low=0)
+    object: str = option(
+        "border", "how the object is found: far from the border; the Fiedler vector's smaller side, as the paper; or "
+        "the side of it that touches the border less", choices=("border", "fiedler", "fiedler_border"),
+    )  # fmt: skip
     refine: bool = option(True, "sharpen object maps by a colour guided filter")
     background: str = option(
         "auto",
@@ -208,7 +214,8 @@ class DeepSpectral(Method):
             mask = self.object_mask(i, values, vectors)
             write_mask(file_for(folder / "objects", name, ".png"), mask.astype(np.uint8))
             write_mask(file_for(folder / "segments", name, ".png"), self.segment(i, values, vectors))
-            write_record(file_for(folder / "boxes", name, ".json"), {"box": bounding_box(largest_component(mask))})
+            box = bounding_box(largest_component(mask, connectivity=8))
+            write_record(file_for(folder / "boxes", name, ".json"), {"box": box})
         barrier()
         if self.context.run.writes:
             read, shape = self.context.run.artefact, {"box": ([int], None)}
@@ -218,8 +225,9 @@ class DeepSpectral(Method):
     def object_map(self, values: Tensor, vectors: Tensor) -> Tensor:
         """How much each grid position belongs to the object (h, w), in [0, 1]."""
         h, w, k = vectors.shape
-        if self.config.object == "fiedler" and k > 1:
-            return fiedler_side(vectors[..., 1].reshape(-1), (h, w)).float()
+        if self.config.object != "border" and k > 1:
+            rule: Literal["smaller", "border"] = "smaller" if self.config.object == "fiedler" else "border"
+            return fiedler_side(vectors[..., 1].reshape(-1), (h, w), rule).float()
         return border_distance(values[:OBJECT_VECTORS], vectors[..., :OBJECT_VECTORS].reshape(h * w, -1), (h, w))
 
     def object_mask(self, i: int, values: Tensor, vectors: Tensor) -> np.ndarray:
@@ -234,14 +242,14 @@ class DeepSpectral(Method):
     def segment(self, i: int, values: Tensor, vectors: Tensor) -> np.ndarray:
         """Segments of the grid, uint8 (h, w); 0 is the one with the greatest share of the border."""
         h, w, k = vectors.shape
-        n = self.config.segments or int(eigengap(values)) + 1
+        n = self.config.segments or int(eigengap(values))
         z = vectors.reshape(h * w, k)[:, 1:]
         n = min(n, h * w)
         if n < 2 or k < 2:
             return np.zeros((h, w), np.uint8)
         try:
             seed = derive(self.context.seed, "segments", self.names[i])
-            ids = kmeans(z, n, metric="euclidean", restarts=3, seed=seed % 2**31).labels
+            ids = kmeans(z, n, metric="euclidean", restarts=SEGMENT_RESTARTS, seed=seed % 2**31).labels
         except ValueError:  # a flat photograph has fewer distinct rows than segments
             return np.zeros((h, w), np.uint8)
         on_border = torch.bincount(ids[border_nodes(h, w)], minlength=n)

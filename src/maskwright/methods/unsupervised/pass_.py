@@ -82,17 +82,19 @@ WEIGHTS = "backbone.safetensors"
 CUSTOM: dict[str, Any] = {
     "crop": 224, "local_crop": 96, "local_crops": 6, "scale_min": 0.14, "hidden": 512, "prototypes": 500, "batch": 256,
     "epochs": 200, "lr": 0.6, "queue": 2048, "queue_epoch": 15, "frozen": 1001, "attention_epochs": 20,
-    "attention_lr": 6.0, "attention_queue": 3840, "finetune_epochs": 20, "finetune_lr": 0.6, "short_side": 256,
+    "attention_lr": 6.0, "attention_final": 1e-4, "attention_local_crops": 0, "attention_scale_min": 0.08,
+    "attention_queue": 3840, "finetune_epochs": 20, "finetune_lr": 0.6, "finetune_scale_min": 0.08, "short_side": 256,
     "finetune_share": 1.0, "restarts": 30, "backbone_share": 1.0, "freeze_norm": False,
 }  # fmt: skip
 S300 = CUSTOM | {
     "local_crops": 0, "scale_min": 0.08, "hidden": 2048, "prototypes": 3000, "epochs": 100, "queue": 3840,
-    "frozen": 5005, "attention_lr": 0.6,
+    "frozen": 5005, "attention_lr": 0.6, "attention_final": 1e-3,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": CUSTOM | {
         "crop": 128, "local_crop": 64, "local_crops": 2, "hidden": 256, "prototypes": 128, "batch": 32, "epochs": 24,
         "lr": 2.0, "queue": 256, "queue_epoch": 4, "frozen": 25, "attention_epochs": 8, "attention_lr": 6.0,
+        "attention_final": 1e-3, "attention_local_crops": 2, "attention_scale_min": 0.14, "finetune_scale_min": 0.14,
         "attention_queue": 256, "finetune_epochs": 12, "finetune_lr": 2.0, "finetune_share": 0.05, "short_side": 192,
         "restarts": 10, "backbone_share": 0.05, "freeze_norm": True,
     },
@@ -143,9 +145,15 @@ class PassConfig:
     weight_decay: float = option(1e-6, "on every tensor", low=0)
     attention_epochs: int = option(None, "passes of the gate's stage; --steps scales it (preset)", low=1)
     attention_lr: float = option(None, "LARC's factor there (preset)", low=0)
+    attention_final: float = option(None, "what is left of it at the stage's end, as a share (preset)", low=0, high=1)
+    attention_local_crops: int = option(None, "local crops of a photograph there (preset)", low=0, high=32)
+    attention_scale_min: float = option(
+        None, "least share of the area of a global crop there, greatest of a local one (preset)", low=0.051, high=1
+    )
     attention_queue: int = option(None, "queue there, from its first step (preset)", low=0)
     finetune_epochs: int = option(None, "passes over the pseudo-labels; 0: the clusters are the result (preset)", low=0)
     finetune_lr: float = option(None, "LARC's factor there (preset)", low=0)
+    finetune_scale_min: float = option(None, "least share of a crop's area there (preset)", low=0.01, high=1)
     finetune_share: float = option(None, "share of it for the backbone (preset)", low=0)
     short_side: int = option(
         None, "shorter side for clustering, labelling and prediction, pixels (preset)", low=32, high=MAX_SIDE
@@ -275,10 +283,15 @@ class Pass(Method):
         side = max(self.config.crop, 2 * cell)
         return -(-side // m) * m, -(-self.config.local_crop // m) * m
 
-    def crops(self) -> MultiCrops:
-        """The crops of pretraining and of the gate's stage."""
-        c, context, (side, local) = self.config, self.context, self.sides
-        groups = [(2, (side, side), (c.scale_min, 1.0)), (c.local_crops, (local, local), (0.05, c.scale_min))]
+    def crops(self, local: int, least: float) -> MultiCrops:
+        """Two global crops of at least so much of the area, and local ones of at most that.
+
+        Args:
+            local: local crops of a photograph; swav alone uses them.
+            least: share of the area.
+        """
+        c, context, (side, small) = self.config, self.context, self.sides
+        groups = [(2, (side, side), (least, 1.0)), (local, (small, small), (0.05, least))]
         return MultiCrops(
             context.data, groups[: 1 + (c.instance == "swav")], photometric("simclr"),
             Preprocess.for_backbone(context.backbone.provenance), context.device, grid=c.grid, threads=c.threads,
@@ -315,11 +328,11 @@ class Pass(Method):
         """The parts of a training stage's last checkpoint."""
         return stage_parts(self.checkpoint(stage))
 
-    def fit(self, training: Training, stage: str, folder: Path, steps: int, images: int) -> None:
-        """A training stage through the one loop: cosine to a thousandth, images in random order."""
+    def fit(self, training: Training, stage: str, folder: Path, steps: int, images: int, final: float = 1e-3) -> None:
+        """A training stage through the one loop: cosine to a thousandth or `final`, images in random order."""
         context = self.context
         training.sampler = Sampler(images, self.config.batch, seed=context.seed, world=world_size(), rank=rank())
-        training.schedule = cosine(steps, final=1e-3)
+        training.schedule = cosine(steps, final=final)
         context.fit(training, stage, folder, steps)
 
     # ------------------------------------------------------------------ the stages
@@ -344,7 +357,7 @@ class Pass(Method):
             )
         context.note(f"Pretraining starts from weights of {context.backbone.provenance.source}; "
                      f"labels they saw: {context.backbone.provenance.labels_seen}.")  # fmt: skip
-        training = Pretraining(network, instance.to(device), self.crops(), c)
+        training = Pretraining(network, instance.to(device), self.crops(c.local_crops, c.scale_min), c)
         self.fit(training, "pretrain", folder, steps, len(context.data))
         if context.run.writes:
             save_tensors(folder / WEIGHTS, network.backbone.model.state_dict())
@@ -365,10 +378,12 @@ class Pass(Method):
             learned = self.artefact("pretrain")["module.instance"]["prototypes.weight"]
             swav.prototypes.load_state_dict({"weight": learned})
         training = AttentionTraining(
-            network, attention.to(device), swav.to(device), self.crops(), lr=c.attention_lr,
+            network, attention.to(device), swav.to(device),
+            self.crops(c.attention_local_crops, c.attention_scale_min), lr=c.attention_lr,
             weight_decay=c.weight_decay, freeze_norm=c.freeze_norm,
         )  # fmt: skip
-        self.fit(training, "attention", folder, self.steps(c.attention_epochs), len(context.data))
+        steps = self.steps(c.attention_epochs)
+        self.fit(training, "attention", folder, steps, len(context.data), c.attention_final)
 
     @cached_property
     def attended(self) -> tuple[BackboneEncoder, PixelAttention | None]:
@@ -464,7 +479,7 @@ class Pass(Method):
         seed_step(context.seed, -1, stage="finetune")  # initial weights of the linear layer
         labels = StoredLabels(context.data, LabelStore(context.run.path / "label" / "labels", context.table))
         training = Finetuning(
-            self.unfinished().to(context.device), labels, crop=self.sides[0], scale=(c.scale_min, 1.0),
+            self.unfinished().to(context.device), labels, crop=self.sides[0], scale=(c.finetune_scale_min, 1.0),
             lr=c.finetune_lr, encoder_share=c.finetune_share, freeze_norm=c.freeze_norm, weight_decay=c.weight_decay,
             precision=self.precision,
         )  # fmt: skip

@@ -28,7 +28,7 @@ is the power of the learning-rate schedule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -41,7 +41,7 @@ from maskwright.engine.config import option
 from maskwright.engine.loop import Indices
 from maskwright.engine.seeding import seed_step
 from maskwright.engine.tags import TagTraining, multi_label_soft_margin
-from maskwright.engine.walking import WalkConfig, WalkMethod
+from maskwright.engine.walking import STEPS, WalkConfig, WalkMethod
 from maskwright.models.irn import VARIANTS
 from maskwright.models.pcm import SeamNetwork, SeamOutput
 from maskwright.ops.cam import NORMS, background_power, keep_tagged, normalize_cam, suppress_non_maximal
@@ -68,6 +68,7 @@ class SeamConfig(WalkConfig):
     er: float = option(1.0, "weight of L_ER", low=0)
     er_ramp: float = option(0.5, "share of the steps over which that weight grows from 0; SEAM: 0", low=0, high=1)
     ecr: float = option(1.0, "weight of L_ECR", low=0)
+    tag_dropout: float = option(0.5, "chance of a channel to be dropped before the classifier", low=0, high=0.95)
     norm: str = option("minmax", "range of each map: minmax (SEAM), or by its maximum", choices=NORMS)
     walk: str = option("none", "then a random walk along a learned affinity", choices=("none", *VARIANTS))
 
@@ -256,6 +257,8 @@ class Seam(WalkMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2004.04581"
     Config: ClassVar[type] = SeamConfig
     trainer: ClassVar[type[TagTraining]] = SeamTraining
+    # SEAM's copy of AffinityNet walks 2^6 steps with a background of power 6, AffinityNet 2^8 with 16.
+    published: ClassVar[Mapping[str, int]] = {**STEPS, "psa": 64}
 
     def network(self) -> SeamNetwork:
         """The classifier with its correlation module, untrained."""

@@ -11,17 +11,17 @@ the final class map, refined by the colours of the photograph, teaches a segment
     x -> tokens -> L_cls, L_cls_aux | aux map -> pairs -> L_ptc | aux map -> crops -> L_ctc | map, PAR -> L_seg, L_reg
 
 Deviates: L_reg is computed exactly on a small grid and divided by the sum of its affinities (`ops/dense_energy.py`),
-where the original needs a C++ lattice and a factor of 1e-7; its weight has another unit for that. Pixel-adaptive
-refinement runs once, with weights that sum to 1: a constant background score then stays what it is, and comparing
-refined maps with both scores afterwards gives the labels of the original's two runs; labels stay at half size. Means
-over pairs are means (the original adds 1 to their number), without pairs a term is 0. The auxiliary tokens pass the
-last normalisation. Batch, crop and steps are those of this family, smaller than the paper's 448 and 20000; warm-up and
-the start of L_seg are shares of the steps. What lies outside the photograph has no label and no crop. Retraining
-another network, on the branch's masks or on seeds from the class maps, is an option (`retrain`) that the paper has not.
+where the original needs a C++ lattice and a factor of 1e-7; its weight has another unit for that. The refinement's
+weights sum to 1, which leaves its labels as they are; they stay at half size. Means over pairs are means (the original
+adds 1 to their number), without pairs a term is 0. The auxiliary tokens pass the last normalisation. Batch, crop and
+steps are those of this family, smaller than the paper's 448 and 20000; warm-up and the start of L_seg are shares of the
+steps. What lies outside the photograph has no label and no crop. Retraining another network, on the branch's masks or
+on seeds from the class maps, is an option (`retrain`) that the paper has not.
 
 What the original gets wrong: its class token loss ends each loop with a further term of negatives alone, which counts
 once an image whatever the crops show; its refinement's weights sum to 1.01, so that maps grow with every round; it
-takes absolute cosines, so that opposite tokens of one class count as alike (kept: published results rest on it).
+takes absolute cosines, so that opposite tokens of one class count as alike (kept: published results rest on it). A
+large view's own projection is one of its positives, which its moving average then copies (kept).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class TocoConfig(PipelineConfig):
     momentum: float = option(0.9, "of the projector's moving average", low=0, high=1)
     local_crops: int = option(8, "small crops of each photograph", low=1)
     local_side: int = option(64, "their side, pixels, rounded up to whole patches (paper: 96 of 448)", low=8)
-    warmup: float = option(0.075, "share of the steps in which the rates grow from a sixtieth", low=0, high=0.9)
+    warmup: float = option(0.075, "share of the steps in which the rates grow from a millionth", low=0, high=0.9)
     seg_after: float = option(0.1, "share of the steps before L_seg and L_reg count", low=0, high=0.9)
     par_rounds: int = option(10, "rounds of pixel-adaptive refinement of the map that teaches the branch", low=0)
     reg_cells: int = option(48, "side of L_reg's grid; its cost grows with the fourth power", low=4, high=128)
@@ -144,22 +144,25 @@ def L_ptc(tokens: Tensor, y: Tensor) -> Tensor:
 
 
 def L_ctc(p: Tensor, q: Tensor, pos: Tensor, neg: Tensor, temperature: float = 0.5) -> Tensor:
-    """Class token contrast: -log e^(p.q / t) / (e^(p.q / t) + sum over q- of e^(p.q- / t) + eps), mean over positives.
+    """Class token contrast: -log e^(p.q / t) / (e^(p.q / t) + sum over q- of e^(p.q- / t) + eps).
+
+    Projections keep the length that they have, about 2 with the paper's widths; cosines in their place would be four
+    times as flat. The mean runs over the positives of an image, then over images.
 
     Args:
         p: projected class tokens of the large views, (B, G, E); no gradient.
         q: projected class tokens of all views, (B, V, E).
-        pos: bool (B, G, V), which are alike.
+        pos: bool (B, V), which are alike.
         neg: bool (B, V), which show background.
         temperature: t.
 
     Returns:
-        A number, 0 without positives.
+        A number; an image without positives counts as 0.
     """
-    p, q = F.normalize(p.detach().float(), dim=-1), F.normalize(q.float(), dim=-1)
-    e = (torch.einsum("bge,bve->bgv", p, q) / temperature).exp()
+    e = (torch.einsum("bge,bve->bgv", p.detach().float(), q.float()) / temperature).exp()
     rest = (e * neg[:, None]).sum(-1, keepdim=True)
-    return _mean((1 + (rest + 1e-4) / e).log(), pos)
+    terms = (1 + (rest + 1e-4) / e).log().mean(1)  # (B, V)
+    return ((terms * pos).sum(1) / pos.sum(1).clamp(min=1)).mean()
 
 
 def L_seg(logits: Tensor, ground: Tensor, things: Tensor) -> Tensor:
@@ -201,7 +204,7 @@ def _mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
-def warm_poly(steps: int, warmup: int, start: float = 1 / 60, power: float = 0.9) -> Callable[[int], float]:
+def warm_poly(steps: int, warmup: int, start: float = 1e-6, power: float = 0.9) -> Callable[[int], float]:
     """A linear rise from `start` over `warmup` steps, then the polynomial decay counted from the first step."""
 
     def factor(step: int) -> float:
@@ -275,24 +278,27 @@ class TocoTraining(TagTraining):
 
     @torch.no_grad()
     def multi_scale(self, batch: TocoBatch, once: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """CAM and auxiliary CAM over scales and flips, min-max, tagged classes only, (B, T, S/2, S/2) in [0, 1].
+        """CAM and auxiliary CAM over scales and flips, min-max, tagged classes only, (B, T, S, S) in [0, 1].
+
+        Maps are enlarged with their signs; the larger of image and mirror image is taken, and what is negative dropped,
+        after that.
 
         Args:
             batch: of images.
-            once: both maps at scale 1 without flip, which the training pass has computed already.
+            once: both signed maps at scale 1 without flip, which the training pass has computed already.
         """
-        m = self.network.multiple_of
+        m, size = self.network.multiple_of, (self.crop, self.crop)
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
         for scale in self.config.scales:
             side = max(1, int(self.crop * scale / m + 0.5)) * m
             x = batch.x if side == self.crop else resize_maps(batch.x, (side, side))
             with self.autocast():
-                plain = once if side == self.crop else self.network.class_maps(x)
-                mirrored = self.network.class_maps(x.flip(-1))
-            for maps, a, b in zip(found, plain, mirrored):
-                maps.append(fuse_flips(a.detach().float().relu(), b.float(), "max"))
-        fused = (keep_tagged(normalize_cam(fuse_scales(maps, self.grid), "minmax"), batch.y) for maps in found)
-        main, aux = fused
+                plain = once if side == self.crop else self.network.signed_maps(x)
+                mirrored = self.network.signed_maps(x.flip(-1))
+            for maps, *pair in zip(found, plain, mirrored):
+                a, b = (resize_maps(one.detach().float(), size) for one in pair)
+                maps.append(fuse_flips(a, b, "max").relu())
+        main, aux = (keep_tagged(normalize_cam(fuse_scales(maps, size), "minmax"), batch.y) for maps in found)
         return main, aux
 
     def crops(self, batch: TocoBatch, roi: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -315,8 +321,7 @@ class TocoTraining(TagTraining):
         q = self.projector(torch.cat([large, local.unflatten(0, ground.shape)], 1))
         p = self.teacher(large.detach())
         neg = torch.cat([ground.new_zeros(len(ground), 2), ground], 1)  # (B, 2 + V)
-        same = torch.eye(2, neg.shape[1], dtype=torch.bool, device=neg.device)  # a view is not its own positive
-        return L_ctc(p, q, ~neg[:, None] & ~same, neg, self.config.temperature)
+        return L_ctc(p, q, ~neg, neg, self.config.temperature)
 
     def segmentation_losses(self, batch: TocoBatch, features: Tensor, cams: Tensor, valid: Tensor) -> list[Tensor]:
         """L_seg and L_reg of the branch, taught by the refined map; both 0 before their time."""
@@ -324,7 +329,7 @@ class TocoTraining(TagTraining):
         with self.autocast():
             logits = self.network.segmentation(features)
         logits = resize_maps(logits.float(), self.grid)
-        images = resize_maps(batch.x, self.grid)
+        images, cams = resize_maps(batch.x, self.grid), resize_maps(cams, self.grid)
         y = refined_cam_labels(cams, batch.y, images, c.high, c.low, valid, c.par_rounds)
         l_seg = L_seg(logits, *split_ground(y, self.targets))
         if not c.w_reg:
@@ -346,7 +351,7 @@ class TocoTraining(TagTraining):
         cells = resize_maps(cams_aux, patches)
         known = F.adaptive_avg_pool2d(batch.valid[:, None].float(), patches)[:, 0] >= 0.5
         l_ptc = L_ptc(out.features, cam_labels(cells, c.high, c.low, known))
-        l_ctc = self.class_contrast(batch, out.vectors, cam_regions(cams_aux, c.high, c.low), valid)
+        l_ctc = self.class_contrast(batch, out.vectors, cam_regions(cams_aux, c.high, c.low), batch.valid)
 
         l_seg = l_reg = l_cls.new_zeros(())
         if step >= c.seg_after * self.steps:

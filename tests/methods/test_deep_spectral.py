@@ -1,0 +1,83 @@
+"""Deep Spectral Methods: how many segments, from which starts, and which object and box."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from maskwright.engine.config import configure
+from maskwright.methods.unsupervised import deep_spectral as D
+from maskwright.ops.spectral import spectral_embedding
+
+
+def method(tmp_path=None, **settings) -> D.DeepSpectral:
+    image = np.zeros((40, 60, 3), np.uint8)
+    found = object.__new__(D.DeepSpectral)
+    found.config = configure(D.DeepSpectralConfig, settings)
+    progress = SimpleNamespace(track=lambda items, *_: items)
+    data = SimpleNamespace(names=["a"], image=lambda i: image)
+    run = SimpleNamespace(path=tmp_path, writes=True)
+    found.context = SimpleNamespace(seed=0, data=data, run=run, progress=progress)
+    return found
+
+
+def blocks(parts: int, side: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spectrum of a grid whose columns fall into so many parts, each alike inside and unlike the others."""
+    part = (torch.arange(side) * parts // side).expand(side, side).flatten()
+    w = torch.where(part[:, None] == part[None], 1.0, 0.01)
+    values, vectors = spectral_embedding(w, 8, "dense")
+    return values.float(), vectors.float().reshape(side, side, -1)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4, 6])
+def test_the_eigengap_gives_as_many_segments_as_there_are_parts(parts):
+    """The authors: the index of the largest gap but the first, plus one, which is the number of values below it."""
+    values, vectors = blocks(parts)
+    gaps = np.diff(values.numpy())
+    assert 1 + int(np.argsort(-gaps)[np.argsort(-gaps) != 0][0]) == parts
+    ids = method(segments=0).segment(0, values, vectors)
+    assert len(np.unique(ids)) == parts
+    # Each part is whole: a segment too many would cut one of them at random.
+    assert all(len(np.unique(ids[:, x])) == 1 for x in range(12))
+
+
+def test_segments_have_ten_starts(monkeypatch):
+    seen = []
+    real = D.kmeans
+    monkeypatch.setattr(D, "kmeans", lambda *a, **k: seen.append(k["restarts"]) or real(*a, **k))
+    method(segments=3).segment(0, *blocks(3))
+    assert seen == [10]
+
+
+def test_objects_by_each_rule():
+    """A band of ground that is smaller than what it crosses, and a corner that the object shares with the border."""
+    vector = torch.full((6, 8), -1.0)
+    vector[1:5, :7] = 1.0
+    vectors = torch.stack([torch.ones(6, 8), vector, torch.rand(6, 8)], -1)
+    values = torch.tensor([0.0, 0.1, 0.9])
+    assert torch.equal(method(object="fiedler").object_map(values, vectors) > 0, vector < 0)
+    assert torch.equal(method(object="fiedler_border").object_map(values, vectors) > 0, vector > 0)
+    assert method().object_map(values, vectors).unique().numel() > 2
+
+
+def test_the_box_is_that_of_the_largest_part_whose_corners_touch(tmp_path, monkeypatch):
+    mask = np.zeros((40, 60), bool)
+    mask[2:10, 2:10] = mask[10:14, 10:14] = True  # 80 pixels that touch at a corner
+    mask[20:29, 30:38] = True  # 72 pixels
+    found = method(tmp_path)
+    monkeypatch.setattr(D.DeepSpectral, "_spectrum", lambda self, i: blocks(2))
+    monkeypatch.setattr(D.DeepSpectral, "object_mask", lambda self, *_: mask)
+    for name in ("objects", "segments", "boxes"):
+        (tmp_path / name).mkdir()
+    found.segments(tmp_path)
+    assert json.loads((tmp_path / "boxes.json").read_text())["a"] == [2, 2, 14, 14]
+    mask[2:10, 2:6] = False  # now 48 pixels in two parts that only a corner joins
+    mask[20:29, 30:38] = False
+    mask[30:37, 30:36] = True  # 42 pixels: more than either part, fewer than both
+    (tmp_path / "boxes" / "a.json").unlink()
+    found.segments(tmp_path)
+    assert json.loads((tmp_path / "boxes.json").read_text())["a"] == [2, 6, 14, 14]
