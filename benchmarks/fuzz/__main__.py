@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -92,28 +93,35 @@ def fuzz(options: argparse.Namespace, scratch: Path) -> int:
     slow: list[tuple[float, Report]] = []
     began = shown = time.monotonic()
     describe = Bench(kinds, bases, scratch / "described", options.seed)
-    for done, (report, took, cpu) in enumerate(run_all(bench, tasks, scratch, jobs=options.jobs), 1):
-        if not report.case:  # it died before it could say what it had in hand
-            case, mutant = describe.mutant(report.kind, report.number)
-            report = Report(report.kind, report.number, report.outcome, case.name, mutant.says, report.verb,
-                            report.place if report.outcome == "crash" else case.name, report.detail)  # fmt: skip
-        counts[report.kind][report.outcome] += 1
-        seconds[report.kind] += cpu  # type: ignore[assignment]
-        if report.outcome in FAILURES:
-            failed.append(report)
-            if options.keep is not None:
-                _keep(options.keep, describe, report)
-        if took > SLOW:
-            slow.append((took, report))
-        if options.only:
-            print(f"{report.kind}:{report.number} {report.outcome}: {report.case}; {report.change}; {report.verb}; "
-                  f"{report.place}; {report.detail}")  # fmt: skip
-        if time.monotonic() - shown > 30:
-            shown = time.monotonic()
-            print(f"  {done} of {len(tasks)}, {done / (shown - began):.1f}/s, {len(failed)} failed", file=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for done, (report, took, cpu) in enumerate(run_all(bench, tasks, scratch, jobs=options.jobs), 1):
+            if not report.case:  # it died before it could say what it had in hand
+                case, mutant = describe.mutant(report.kind, report.number)
+                report = Report(report.kind, report.number, report.outcome, case.name, mutant.says, report.verb,
+                                report.place if report.outcome == "crash" else case.name, report.detail)  # fmt: skip
+            counts[report.kind][report.outcome] += 1
+            seconds[report.kind] += cpu  # type: ignore[assignment]
+            if report.outcome in FAILURES:
+                failed.append(report)
+                if options.keep is not None:
+                    _keep(options.keep, describe, report)
+            if took > SLOW:
+                slow.append((took, report))
+            if options.only:
+                print(f"{report.kind}:{report.number} {report.outcome}: {report.case}; {report.change}; {report.verb}; "
+                      f"{report.place}; {report.detail}")  # fmt: skip
+            if time.monotonic() - shown > 30:
+                shown = time.monotonic()
+                print(
+                    f"  {done} of {len(tasks)}, {done / (shown - began):.1f}/s, {len(failed)} failed", file=sys.stderr
+                )
+    except KeyboardInterrupt:
+        print(f"interrupted before all {len(tasks)} were tried")
     took = time.monotonic() - began
     print(table(counts, seconds, OUTCOMES))
-    print(f"{len(tasks)} in {took:.0f} s, {len(tasks) / max(took, 1e-9):.1f} a second, {options.jobs} workers")
+    tried = sum(c.total() for c in counts.values())
+    print(f"{tried} in {took:.0f} s, {tried / max(took, 1e-9):.1f} a second, {options.jobs} workers")
     for line in distinct(failed, options.seed):
         print(line)
     for took, report in sorted(slow, key=lambda s: -s[0])[:20]:

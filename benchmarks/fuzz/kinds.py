@@ -202,8 +202,21 @@ def _folder(
 def image_cases(bases: Path) -> list[Case]:
     """Photographs of all forms."""
     files = inputs.pictures()
-    small = [inputs.encoded(inputs.Image.fromarray(inputs.scene(3, s)[0]), "PNG") for s in ((1, 1), (1, 4000), (9, 9))]
-    others = (*small, files["palette.png"], files["animated.gif"], files["rgb.jpg"], files["float.tif"], b"")
+    small = [inputs.encoded(inputs.Image.fromarray(inputs.scene(3, s)[0]), "PNG") for s in ((1, 1), (9, 9))]
+    line = inputs.encoded(inputs.Image.new("RGB", (100_000, 1), (90, 140, 90)), "PNG")
+    bomb = (
+        files["still.gif"][:6] + b"\x00\x7d\x00\x7d" + files["still.gif"][10:]
+    )  # 32,000 x 32,000, nearly all of it empty
+    others = (
+        *small,
+        line,
+        bomb,
+        files["palette.png"],
+        files["animated.gif"],
+        files["rgb.jpg"],
+        files["float.tif"],
+        b"",
+    )
     reading = (
         Verb("read", verbs.read),
         Verb("doctor", verbs.doctor, 2),

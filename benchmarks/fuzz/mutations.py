@@ -19,7 +19,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from benchmarks.fuzz.seals import sealed
+from benchmarks.fuzz.seals import TRAILER, sealed
 
 
 @dataclass(frozen=True)
@@ -425,9 +425,9 @@ def png_header(data: bytes, rng: Generator) -> Mutant:
     head = bytearray(chunks[0][1])
     kind = int(rng.integers(4))
     if kind == 0:
-        at = int(rng.choice([0, 4]))
         sizes = (0, 1, 7, 25, 4096, 32_000, 100_000, 2**31 - 1)
-        head[at : at + 4] = struct.pack(">I", sizes[rng.integers(len(sizes))])
+        for at in ((0,), (4,), (0, 4))[rng.integers(3)]:
+            head[at : at + 4] = struct.pack(">I", sizes[rng.integers(len(sizes))])
     elif kind == 1:
         head[8] = int(rng.choice([0, 1, 2, 4, 8, 16, 32]))
     elif kind == 2:
@@ -489,17 +489,21 @@ def image_size(data: bytes, rng: Generator) -> Mutant:
     if data[:2] in (b"P5", b"P6"):
         return digits(data, rng)
     at, code, size = found[rng.integers(len(found))]
-    sizes = (
-        (0, 1, 7, 25, 4096, 32_000, 65_535) if size == 2 else (0, 1, 25, 4096, 32_000, 100_000, 2**31 - 1, 2**32 - 1)
-    )
-    value = sizes[rng.integers(len(sizes))]
-    out = bytearray(data)
-    out[at : at + size] = struct.pack(code, value)
-    return Mutant(bytes(out), f"a size at {at} is {value}")
+    places = [at]
+    if rng.random() < 0.5 and (at + size, code, size) in found:  # height and width mostly lie side by side
+        places.append(at + size)
+    small, large = (0, 1, 7, 25), (4096, 32_000, 65_535) if size == 2 else (4096, 32_000, 100_000, 2**31 - 1, 2**32 - 1)
+    values = (small if rng.random() < 0.4 else large, large)
+    out, said = bytearray(data), []
+    for place, choices in zip(places, values):
+        value = choices[rng.integers(len(choices))]
+        out[place : place + size] = struct.pack(code, value)
+        said.append(f"a size at {place} is {value}")
+    return Mutant(bytes(out), ", ".join(said))
 
 
 def zip_member(data: bytes, rng: Generator) -> Mutant:
-    """A member of a zip file is changed or missing; the zip file's checksums are right."""
+    """A member of a zip file is changed or missing; its checksums are right, but for one that follows it."""
     with zipfile.ZipFile(io.BytesIO(data)) as old:
         members = [(i, old.read(i)) for i in old.infolist()]
     small = [k for k, (i, c) in enumerate(members) if len(c) < 100_000]
@@ -514,9 +518,9 @@ def zip_member(data: bytes, rng: Generator) -> Mutant:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
         for i, c in members:
             new.writestr(i.filename, c)
-    return Mutant(
-        out.getvalue(), f"member {info.filename} {'is missing' if kind < 0.1 else 'changed'}, checksums right"
-    )
+    after = found[0] if (found := TRAILER.search(data)) else b""
+    said = "is missing" if kind < 0.1 else "changed"
+    return Mutant(out.getvalue() + after, f"member {info.filename} {said}, checksums of the zip file right")
 
 
 STRUCTURE: dict[str, tuple[Operation, ...]] = {
