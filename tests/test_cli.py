@@ -307,15 +307,16 @@ def test_disk_full_while_training_keeps_what_was_there(maskwright, tmp_path, mon
 
 def test_names_of_any_bytes_go_through_every_verb(maskwright, trained, tmp_path):
     data = write_tiny_folder(tmp_path / "odd", count=4)
-    names = [b"caf\xe9", b"esc\x1b[31m", "航空写真".encode() * 20 + b"aaaaaaaaaaa", b"=1+2"]
+    names = ["café".encode(), b"esc\x1b[31m", "航空写真".encode() * 20 + b"aaaaaaaaaaa", b"=1+2"]
     for k, name in enumerate(names):
         for folder in ("images", "masks"):
             (data / folder / f"picture_{k:02d}.png").rename(data / folder / f"{os.fsdecode(name)}.png")
     for file in ("tags.csv", "captions.csv", "splits/train.txt", "splits/test.txt"):
         (data / file).unlink()
     (data / "images" / "bad\x1b[31m.png").write_text("no image")
+    (data / "images" / os.fsdecode(b"raw\xe9.png")).write_text("left aside")
     hidden = tmp_path / "none.txt"
-    hidden.write_text('"caf\\udce9"\n')
+    hidden.write_text('"caf\\u00e9"\n')
     run = tmp_path / "run"
     train = ["train", data, "--method", "kmeans", "--classes", 3, "--out", run, *FAST]
     predict = ["predict", run, data, "--out", tmp_path / "masks", "--confidence", "--overlays"]
@@ -328,6 +329,7 @@ def test_names_of_any_bytes_go_through_every_verb(maskwright, trained, tmp_path)
         assert code in (0, 2 if arguments[0] == "doctor" else 0), err
         assert "\x1b" not in out + err and "Traceback" not in err, arguments
     assert len(list((tmp_path / "masks").glob("*.png"))) == 4
+    assert "raw\\xe9.png" in said["predict"] and "not UTF-8" in said["predict"]
     assert "bad\\x1b[31m" in said["predict"]
     assert len((tmp_path / "next" / "names.txt").read_text().splitlines()) == 3
 

@@ -36,7 +36,7 @@ def faulty(what: str) -> Callable[[Path], Answer]:
         if what == "traceback":
             raise IndexError("list index out of range")
         if what == "memory":
-            held = np.ones(300 << 20, np.uint8)
+            held = np.ones(1 << 30, np.uint8)  # more than a large parent's libraries, which a fork does not count
             time.sleep(30)
             return Answer(int(held.sum()))
         if what == "hang":

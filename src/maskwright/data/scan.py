@@ -6,6 +6,7 @@ Only regular files, and links to them, with names in UTF-8 count; whatever else 
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import stat
 import unicodedata
@@ -16,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from maskwright.data.files import too_long
 from maskwright.errors import MaskwrightError, shown
 
 T = TypeVar("T")
@@ -46,6 +48,8 @@ def check_folder(root: Path) -> None:
     except NotADirectoryError:
         raise MaskwrightError(f"{root} is a file", "a folder of images", f"name its folder, {root.parent}") from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise too_long(root) from error
         reason = error.strerror or type(error).__name__
         raise MaskwrightError(f"cannot read {root}: {reason}", "a folder of images", "check its rights") from error
     if empty:
