@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from maskwright.data.classes import IGNORE8, IGNORE16, default_palette
-from maskwright.data.findings import Finding, Severity, finding
+from maskwright.data.findings import Finding, Severity, finding, some
 from maskwright.data.folder import Dataset
 from maskwright.data.label_rules import VOC_VOID, VOID, LabelRule, code_of, colour_pairs, read_colours, shown, voc_codes
 from maskwright.data.masks import COLOURS_FILE
@@ -41,7 +41,7 @@ def masks_counted(n: int) -> str:
 
 
 def listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+    return some(values, 8)
 
 
 def binary_finding(values: Mapping[str, Iterable[int]], top: int, option: str) -> Finding | None:
