@@ -145,7 +145,7 @@ def test_shown() -> None:
     assert (
         shown("caf\u00e9 \u5199\u771f\U0001f9d1\u200d\U0001f33e") == "caf\u00e9 \u5199\u771f\U0001f9d1\u200d\U0001f33e"
     )
-    assert shown("a\nb\tc\x9b") == "a\\x0ab\\x09c\\x9b" and shown("a\nb\tc\x9b", lines=True) == "a\nb\tc\\x9b"
+    assert shown("a\nb\tc\x9b") == "a\\nb\\tc\\x9b" and shown("a\nb\tc\x9b", lines=True) == "a\nb\tc\\x9b"
     assert shown(os.fsdecode(b"\xff")) == "\\xff" and shown("\ud800") == "\\ud800" and shown("\u2028") == "\\u2028"
     assert is_utf8("caf\u00e9") and not is_utf8(os.fsdecode(b"\xff"))
     assert str(MaskwrightError("a \x1b[2J b", "c\x00", "d\n e")) == "a \\x1b[2J b; expected c\\x00; d e"

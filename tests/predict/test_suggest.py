@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -246,7 +247,6 @@ def test_names_come_back_whatever_they_are(run, tmp_path):
         "two\nlines",
         " blank ",
         "tab\t",
-        os.fsdecode(b"caf\xe9"),
         "空" * 83,
     ]
     data = write_tiny_folder(tmp_path / "odd", count=len(odd), masks=False)
@@ -254,8 +254,10 @@ def test_names_come_back_whatever_they_are(run, tmp_path):
         (data / "images" / f"picture_{k:02d}.png").rename(data / "images" / f"{name}.png")
     for file in ("tags.csv", "captions.csv"):
         (data / file).unlink()
+    shutil.copy(data / "images" / "-1.png", os.fsdecode(bytes(data / "images") + b"/caf\xe9.png"))  # no name for a list
     found = mw.suggest(run, data, 99, by="entropy", regions=1, out=tmp_path / "out", device="cpu")
     assert sorted(found.names) == sorted(odd)
+    assert len(found.notices) == 1 and r"caf\xe9.png (its name is not UTF-8 text)" in found.notices[0]
     for file in ("suggestions.csv", "regions.csv"):
         assert [r["name"] for r in read_csv(tmp_path / "out" / file)] == found.names
     chosen = open_folder(data).list_names(tmp_path / "out" / "names.txt")[0]

@@ -61,6 +61,17 @@ class PagesMaskError(MaskError):
     kind = "mask-pages"
 
 
+def codes_of(colours: np.ndarray) -> np.ndarray:
+    """The codes of colours, uint8 (..., 3): R * 65536 + G * 256 + B, uint32 (...)."""
+    bands = colours.astype(np.uint32)
+    return (bands[..., 0] << 16) | (bands[..., 1] << 8) | bands[..., 2]
+
+
+def colour_of(code: int) -> tuple[int, int, int]:
+    """The colour (R, G, B) that a code stands for."""
+    return code >> 16, (code >> 8) & 255, code & 255
+
+
 @dataclass(frozen=True, eq=False)
 class StoredMask:
     """A mask as its file holds it, before anything is said of what the values mean.
@@ -84,13 +95,11 @@ class StoredMask:
         return bool((red == self.values[..., 1]).all() and (red == self.values[..., 2]).all())
 
     def codes(self) -> np.ndarray:
-        """The colour that each pixel is drawn in, uint32 (H, W): R * 65536 + G * 256 + B."""
+        """The colour that each pixel is drawn in, uint32 (H, W), as `codes_of`."""
         if self.kind == "colour":
-            bands = self.values.astype(np.uint32)
-            return (bands[..., 0] << 16) | (bands[..., 1] << 8) | bands[..., 2]
+            return codes_of(self.values)
         if self.palette is not None:
-            drawn = self.palette.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
-            return drawn[self.values]
+            return codes_of(self.palette)[self.values]
         grey = self.values if self.kind == "grey" else self.values >> 8
         return grey.astype(np.uint32) * np.uint32(0x010101)
 

@@ -211,7 +211,8 @@ def evaluate_folder(
     missing = len(present) - len(judged)
     if missing and (not allow_missing or not judged):
         kept = {name for name, _ in judged}
-        first = file_for(folder, next(name for name, _ in present if name not in kept), ".png").name
+        lost = file_for(folder, next(name for name, _ in present if name not in kept), ".png")
+        first = lost.relative_to(folder).as_posix()
         raise MaskwrightError(
             f"{missing} of {len(present)} predictions are missing in {folder}, the first {first}",
             "one index PNG for each image with a mask",
