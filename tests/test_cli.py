@@ -355,3 +355,21 @@ def test_the_choice_of_tiles_is_said_and_can_be_made(maskwright, trained, tmp_pa
     bad(maskwright("predict", run, large, "--out", tmp_path / ("x" * 300)), "longer than this system takes")
     bad(maskwright("predict", run, tmp_path / ("x" * 300), "--out", tmp_path / "x"), "longer than this")
     bad(maskwright("train", large, "--method", "kmeans", "--out", tmp_path / ("x" * 300), *FAST), "longer than this")
+
+
+def test_each_verb_says_once_what_lies_aside(maskwright, trained, tmp_path):
+    data, run = trained
+    own = tmp_path / "own"
+    shutil.copytree(data, own)
+    (own / "photo.heic").write_bytes(b"x")
+    shutil.copy(next((own / "masks").iterdir()), own / "masks" / "alone.png")
+    for verb in (
+        ("predict", run, own, "--out", tmp_path / "x"),
+        ("suggest", run, own, "--count", 1, "--by", "random", "--labeled", own / "none.txt", "--out", tmp_path / "y"),
+        ("evaluate", own / "masks", own),
+    ):
+        (own / "none.txt").write_text("picture_00\n")
+        code, out, err = maskwright(*verb)
+        assert code == 0, err
+        for word in ("photo.heic", "masks/alone.png"):
+            assert (out + err).count(word) == 1, (verb[0], word, out + err)

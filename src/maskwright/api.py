@@ -155,7 +155,6 @@ def suggest(
     """
     from maskwright.data.understanding import understand
     from maskwright.engine.devices import pick_device
-    from maskwright.engine.progress import Progress
     from maskwright.predict.model import Model
     from maskwright.predict.suggest import suggest as find
 
@@ -169,17 +168,12 @@ def suggest(
                 "give a run folder of mean_teacher, or of another method with a teacher, or choose --by entropy",
             )  # fmt: skip
     images = loaded.read_as_trained(_opened(data, labels, void, range))
-    if isinstance(progress, Progress):
-        for sentence in images.notices:
-            progress.say(sentence)
     everything = images if labeled is None else images.labeled(labeled)
     images = everything if split is None else everything.split(split)
     if labeled is not None:  # those labelled outside the split are known all the same
         rest = (i for i, name in enumerate(everything.names) if everything.has_mask(i) and name not in images)
         images = images.with_items([*images.items, *everything.subset(rest).items])
     images = understand(images, masks=False)
-    for sentence in images.notices:
-        (progress or Progress()).say(sentence)
     if other is not None:
         from maskwright.engine.norm_statistics import retake_as_recorded
 

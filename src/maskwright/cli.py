@@ -167,8 +167,6 @@ def predict(
     if split is not None:
         data = data.split(split)
     bar = Progress()
-    for sentence in data.notices:
-        bar.say(sentence)
     done = loaded.predict_folder(
         data,
         out,

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import write_tiny_folder
 
@@ -38,6 +38,7 @@ def test_long_names_are_written_as_they_are(name, tmp_path):
     assert path.read_bytes() == b"whole" and [p.name for p in path.parent.iterdir()] == [f"{name}.png"]
 
 
+@settings(max_examples=40)
 @given(st.text(st.characters(blacklist_characters="\0/", blacklist_categories=["Cs"]), min_size=1, max_size=300))
 def test_every_name_has_one_file_that_the_system_takes(name):
     if name in (".", ".."):

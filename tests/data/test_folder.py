@@ -249,7 +249,6 @@ def test_pickle_and_derive(tiny_folder) -> None:
     assert copy.classes == ds.classes and copy.split("test").names == []
     sub = ds.subset([2, 0])
     assert sub.names == ["picture_02", "picture_00"] and sub.index("picture_00") == 1
-    assert ds.with_classes(None).classes is None and ds.classes is not None
 
 
 def test_readers_and_given_splits(tmp_path) -> None:

@@ -378,11 +378,10 @@ def test_nothing_vanishes(files: list[tuple[str, str]]) -> None:
             assert known or path.startswith("splits/"), (path, found)
 
 
-def test_probe_and_suggest_say_what_opening_found(tmp_path, monkeypatch, capsys) -> None:
+def test_probe_and_suggest_say_what_opening_found(tmp_path, monkeypatch) -> None:
     """The other verbs are in test_scan.py, which runs them."""
     from maskwright import api
     from maskwright.engine import luss_probe
-    from maskwright.engine.progress import Progress
     from maskwright.evaluate.protocols import evaluate_arrays
     from maskwright.predict import suggest
 
@@ -394,11 +393,11 @@ def test_probe_and_suggest_say_what_opening_found(tmp_path, monkeypatch, capsys)
     scores = evaluate_arrays([(ids, ids)], 2)
     monkeypatch.setattr(luss_probe, "probe_encoder", lambda *given, **options: scores)
     assert api.probe("backbone", tmp_path).notes[0] == "images from Images, masks from Masks"
-    monkeypatch.setattr(suggest, "suggest", lambda *given, **options: None)
+    monkeypatch.setattr(suggest, "suggest", lambda model, data, *given, **options: data.notices)
     model = SimpleNamespace(read_as_trained=lambda data: data)
     monkeypatch.setattr(api, "load", lambda *given, **options: model)
-    api.suggest("model", tmp_path, 1, by="entropy", device="cpu", progress=Progress())
-    assert "images from Images, masks from Masks" in capsys.readouterr().err
+    notices = api.suggest("model", tmp_path, 1, by="entropy", device="cpu")
+    assert list(notices).count("images from Images, masks from Masks") == 1
 
 
 def test_the_truth_of_an_evaluation(tmp_path) -> None:
@@ -414,7 +413,7 @@ def test_the_truth_of_an_evaluation(tmp_path) -> None:
     documented = fill(tmp_path / "set", "images/p{}.jpg", "masks/p{}.png")
     (documented / "images" / "p2.jpg").unlink()
     scores = api.evaluate(predictions, documented)
-    assert scores.images == 2 and any("1 masks have no image" in n for n in scores.notes)
+    assert scores.images == 2 and sum("no image" in n for n in scores.notes if "predictions" not in n) == 1
 
 
 def test_the_doctor_of_a_layout(tmp_path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from maskwright.data.classes import ClassTable, default_palette
 from maskwright.data.files import atomic_write, write_json
-from maskwright.data.masks import colour_mask_to_ids, read_mask, read_mask_rg, write_mask, write_mask_rg
+from maskwright.data.masks import read_mask, read_mask_rg, write_mask, write_mask_rg
 from maskwright.errors import MaskwrightError
 
 EDGES = (0, 1, 127, 128, 254, 255, 256, 919, 65535)
@@ -154,23 +154,6 @@ def test_rg_refuses_other_images(tmp_path) -> None:
     Image.new("L", (2, 2)).save(tmp_path / "m.png")
     with pytest.raises(MaskwrightError, match="mode L"):
         read_mask_rg(tmp_path / "m.png")
-
-
-@settings(max_examples=15, deadline=None)
-@given(ids=hnp.arrays(np.uint8, SHAPES, elements=st.integers(0, 20)))
-def test_colours_to_ids(ids: np.ndarray) -> None:
-    table = ClassTable.numbered(21)
-    assert np.array_equal(colour_mask_to_ids(table.colors[ids], table), ids)
-
-
-def test_colours_to_ids_errors() -> None:
-    table = ClassTable.numbered(3)
-    odd = np.full((2, 2, 3), (9, 8, 7), np.uint8)
-    with pytest.raises(MaskwrightError, match=r"\(9, 8, 7\)"):
-        colour_mask_to_ids(odd, table)
-    assert (colour_mask_to_ids(odd, table, ignore=(9, 8, 7)) == 255).all()
-    with pytest.raises(MaskwrightError, match="share"):
-        colour_mask_to_ids(odd, ClassTable(("a", "b"), np.zeros((2, 3), np.uint8)))
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 2, 3), int), np.array([[-1]]), np.array([[65536]]), np.zeros((2, 2))])

@@ -11,8 +11,8 @@ from PIL import Image
 
 from maskwright.data.doctor import examine
 from maskwright.data.folder import open_folder
-from maskwright.data.images import glance, read_header, read_image
-from maskwright.data.picture_facts import looks_like_labels, write_pages
+from maskwright.data.images import read_header, read_image
+from maskwright.data.picture_facts import write_pages
 from maskwright.data.understanding import understand
 from maskwright.errors import MaskwrightError
 
@@ -129,18 +129,3 @@ def test_transparent_everywhere_is_ignored(images, suffix: str) -> None:
 def test_ordinary_photographs_say_nothing(tiny_folder) -> None:
     Image.fromarray(scene()).save(tiny_folder / "images" / "picture_00.png")
     assert understand(open_folder(tiny_folder), masks=False).notices == ()
-
-
-def test_label_maps_among_photographs(images) -> None:
-    labels = np.kron(np.random.default_rng(0).integers(0, 5, (4, 5)), np.ones((20, 20))).astype(np.uint8)
-    palette = Image.fromarray(labels)
-    palette.putpalette(bytes(range(15)))
-    palette.save(images / "palette.png")
-    Image.fromarray(labels).save(images / "grey.png")
-    smooth = Image.fromarray(scene(0, 6, 8)).resize((160, 120), Image.Resampling.BICUBIC)
-    smooth.save(images / "photo.png")
-    smooth.quantize(32).save(images / "few.png")
-    Image.new("RGB", (90, 90), (9, 9, 9)).save(images / "plain.png")
-    Image.fromarray(labels).save(images / "photo.jpg")
-    found = {p.name: looks_like_labels(glance(p).small, read_header(p)) for p in images.iterdir()}
-    assert {name for name, so in found.items() if so} == {"palette.png", "grey.png"}

@@ -173,7 +173,7 @@ def test_missing_predictions_and_masks_are_counted_and_named(tmp_path: Path, mon
     option = re.search(r"--allow-missing", capsys.readouterr().err)
     assert option and run(monkeypatch, "evaluate", pred, root, option[0]) == 0
     said = capsys.readouterr().out
-    for words in ("1 of 4 images left out: no prediction (p2)", "1 masks of the truth have no image", "(stranger)"):
+    for words in ("1 of 4 images left out: no prediction (p2)", "1 masks have no image of the same name", "(stranger)"):
         assert words in said
     (root / "masks" / "p3.png").unlink()
     assert run(monkeypatch, "evaluate", pred, root, "--allow-missing") == 0

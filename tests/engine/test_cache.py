@@ -14,7 +14,8 @@ from tests.conftest import write_tiny_folder
 from tests.engine.encoders import CountingEncoder, fill, preprocess
 
 from maskwright.data.folder import open_folder
-from maskwright.engine.cache import FeatureCache, FeatureStore, default_cache_root, read_features, write_features
+from maskwright.data.remembered import cache_root
+from maskwright.engine.cache import FeatureCache, FeatureStore, read_features, write_features
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 
@@ -204,9 +205,9 @@ def test_a_full_disk_leaves_no_half_file(cache, data, monkeypatch):
 
 def test_where_it_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("MASKWRIGHT_CACHE", str(tmp_path / "a"))
-    assert default_cache_root() == tmp_path / "a" and FeatureCache().root == tmp_path / "a" / "features"
+    assert cache_root() == tmp_path / "a" and FeatureCache().root == tmp_path / "a" / "features"
     monkeypatch.delenv("MASKWRIGHT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert default_cache_root() == tmp_path / "b" / "maskwright"
+    assert cache_root() == tmp_path / "b" / "maskwright"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_cache_root() == Path.home() / ".cache" / "maskwright"
+    assert cache_root() == Path.home() / ".cache" / "maskwright"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -252,8 +254,10 @@ def test_names_come_back_whatever_they_are(run, tmp_path):
         (data / "images" / f"picture_{k:02d}.png").rename(data / "images" / f"{name}.png")
     for file in ("tags.csv", "captions.csv"):
         (data / file).unlink()
+    shutil.copy(data / "images" / "-1.png", os.fsdecode(bytes(data / "images") + b"/caf\xe9.png"))  # no name for a list
     found = mw.suggest(run, data, 99, by="entropy", regions=1, out=tmp_path / "out", device="cpu")
     assert sorted(found.names) == sorted(odd)
+    assert len(found.notices) == 1 and r"caf\xe9.png (its name is not UTF-8 text)" in found.notices[0]
     for file in ("suggestions.csv", "regions.csv"):
         assert [r["name"] for r in read_csv(tmp_path / "out" / file)] == found.names
     chosen = open_folder(data).list_names(tmp_path / "out" / "names.txt")[0]
@@ -270,11 +274,12 @@ def test_photographs_that_are_looked_at_shrunk_are_said(run, data):
             said.append(text)
 
     model, folder = mw.load(run), open_folder(data).labeled("train").with_notices("of the data set")
-    sg.suggest(model, folder, 2, by="entropy", progress=Heard(quiet=True))
-    assert said == ["of the data set"]
+    for find in (sg.suggest, mw.suggest):
+        found = find(model, folder, 2, by="entropy", progress=Heard(quiet=True))
+        assert said == ["of the data set"] == found.notices
+        said.clear()
     model.segmenter.extra |= {"image_size": [10, 12], "largest_size": [10, 12]}
     model.segmenter.preprocess = Preprocess(short_side=16, multiple_of=16)
-    said.clear()
     sg.suggest(model, folder, 2, by="entropy", progress=Heard(quiet=True))
     assert (
         len(said) == 2 and said[1].startswith("5 of 5 images without a mask are much larger") and "(10 x 12)" in said[1]

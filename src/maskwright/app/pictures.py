@@ -16,6 +16,7 @@ from maskwright.data.classes import ClassTable
 from maskwright.data.files import file_for, write_bytes
 from maskwright.data.folder import Dataset
 from maskwright.data.images import read_image
+from maskwright.data.label_rules import ignore_of
 from maskwright.data.masks import read_mask, write_mask
 from maskwright.errors import MaskwrightError
 from maskwright.predict.model import Model, area_counts, read_ahead
@@ -114,7 +115,7 @@ def figure(number: int, name: str, photo: Path, mask: Path, table: ClassTable | 
         return ""
     if ids.shape != image.shape[:2]:
         return ""
-    table = table or ClassTable.numbered(int(ids[ids < (255 if ids.dtype == np.uint8 else 65535)].max(initial=0)) + 1)
+    table = table or ClassTable.numbered(int(ids[ids < ignore_of(ids)].max(initial=0)) + 1)
     shares = np.bincount(ids.ravel(), minlength=len(table))[: len(table)] / ids.size
     largest = [int(c) for c in np.argsort(-shares, kind="stable")[:3] if shares[c] >= 0.005]
     parts = "".join(

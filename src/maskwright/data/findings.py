@@ -56,6 +56,11 @@ class Finding:
         }
 
 
+def some(names: Sequence[object], most: int = 3) -> str:
+    """The first few of some names or numbers, as a sentence lists them."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
+
 def finding(kind: str, severity: Severity, names: Sequence[str], message: str, repair: str = "") -> Finding:
     """A finding about the things called `names`, the first few of which are its examples."""
     return Finding(kind, severity, len(names), tuple(names[:EXAMPLES]), message, repair)

@@ -167,13 +167,6 @@ class Dataset:
         derived.scale, derived._known_files = self.scale, self._known_files
         return derived
 
-    def with_classes(self, classes: ClassTable | None) -> Dataset:
-        """The same dataset with another class table."""
-        derived = self.with_items(self.items)
-        derived.classes = classes
-        derived.rule, derived.understood, derived.checked = None, False, False
-        return derived
-
     def with_reading(self, reading: Reading) -> Dataset:
         """The same dataset with other words on what its files' values mean."""
         derived = self.with_items(self.items)

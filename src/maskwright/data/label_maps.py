@@ -12,6 +12,7 @@ from PIL import Image
 from maskwright.data.findings import Finding, finding
 from maskwright.data.headers import open_pillow
 from maskwright.data.images import DECODER_ERRORS
+from maskwright.data.masks import codes_of
 from maskwright.errors import shown
 
 MOST_VALUES = 64
@@ -60,8 +61,7 @@ def _values(image: Image.Image) -> np.ndarray:
         return np.asarray(image)
     if image.mode == "LA":
         return np.asarray(image)[..., 0]
-    rgb = np.asarray(image.convert("RGB")).astype(np.int32)
-    return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+    return codes_of(np.asarray(image.convert("RGB")))
 
 
 def _flat_but_blurred(values: np.ndarray) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable, default_palette
-from maskwright.data.masks import COLOURS_FILE, StoredMask, colour_mask_error, read_stored
+from maskwright.data.masks import COLOURS_FILE, StoredMask, codes_of, colour_mask_error, colour_of, read_stored
 from maskwright.data.tables import read_lines
 from maskwright.errors import MaskwrightError
 
@@ -118,13 +118,13 @@ class LabelRule:
 
     def entries(self, palette: np.ndarray) -> np.ndarray:
         """The ids of a palette's entries, uint8 (256, 3), by the colours that they are drawn in; int64 (256,)."""
-        meant = self._of_colours(palette.astype(np.int64) @ np.array([65536, 256, 1]))
+        meant = self._of_colours(codes_of(palette))
         meant[[v for v in self.voids(wide=False) if v < len(meant)]] = VOID  # whatever it is drawn in
         return meant
 
     def _drawn(self, stored: StoredMask, path: str | os.PathLike[str]) -> np.ndarray:
         if stored.palette is not None:
-            codes, values = stored.palette.astype(np.int64) @ np.array([65536, 256, 1]), stored.values
+            codes, values = codes_of(stored.palette), stored.values
             meant = self.entries(stored.palette)
         else:
             codes, values = np.unique(stored.codes(), return_inverse=True)
@@ -136,9 +136,9 @@ class LabelRule:
         if strange.size:
             first = int(strange[0])
             raise MaskwrightError(
-                f"mask {path} holds the colour {shown(first)}, which is of no class",
+                f"mask {path} holds the colour {rgb(first)}, which is of no class",
                 "colours of the classes",
-                f"add '{shown(first, ' ')}' to {COLOURS_FILE} at its class's place, or '{shown(first, ' ')} void'",
+                f"add '{rgb(first, ' ')}' to {COLOURS_FILE} at its class's place, or '{rgb(first, ' ')} void'",
             )
         return self._written(meant, values, wide=False)
 
@@ -163,14 +163,9 @@ class LabelRule:
         return table.astype(np.uint16 if wide else np.uint8)[values]
 
 
-def shown(code: int, between: str = ", ") -> str:
+def rgb(code: int, between: str = ", ") -> str:
     """A colour code as "R, G, B"."""
-    return between.join(map(str, (code >> 16, (code >> 8) & 255, code & 255)))
-
-
-def code_of(color: np.ndarray) -> int:
-    """The code of a colour, uint8 (3,)."""
-    return int(color[0]) << 16 | int(color[1]) << 8 | int(color[2])
+    return between.join(map(str, colour_of(code)))
 
 
 def read_colours(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -215,7 +210,7 @@ def read_colours(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[int, .
 
 def colour_pairs(colors: np.ndarray, void: tuple[int, ...] = ()) -> tuple[tuple[int, int], ...]:
     """What `LabelRule.colours` holds for class colours, uint8 (C, 3), and colours of no class."""
-    pairs = {code_of(c): i for i, c in enumerate(colors)}
+    pairs = {code: i for i, code in enumerate(codes_of(colors).tolist())}
     pairs.update(dict.fromkeys(void, VOID))
     pairs.setdefault(VOC_VOID, VOID)
     return tuple(pairs.items())
@@ -223,7 +218,7 @@ def colour_pairs(colors: np.ndarray, void: tuple[int, ...] = ()) -> tuple[tuple[
 
 def voc_codes() -> frozenset[int]:
     """The colour codes of the PASCAL VOC palette and of its void."""
-    return frozenset({*(code_of(c) for c in default_palette(256)), VOC_VOID})
+    return frozenset({*codes_of(default_palette(256)).tolist(), VOC_VOID})
 
 
 def drawn_in(classes: ClassTable | None, path: Path) -> ClassTable | None:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from maskwright.data.classes import IGNORE8, IGNORE16, default_palette
-from maskwright.data.findings import Finding, Severity, finding
+from maskwright.data.findings import Finding, Severity, finding, some
 from maskwright.data.folder import Dataset
-from maskwright.data.label_rules import VOC_VOID, VOID, LabelRule, code_of, colour_pairs, read_colours, shown, voc_codes
-from maskwright.data.masks import COLOURS_FILE
+from maskwright.data.label_rules import VOC_VOID, VOID, LabelRule, colour_pairs, read_colours, rgb, voc_codes
+from maskwright.data.masks import COLOURS_FILE, codes_of
 from maskwright.data.survey import Survey
 from maskwright.errors import MaskwrightError
 
@@ -41,7 +41,7 @@ def masks_counted(n: int) -> str:
 
 
 def listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+    return some(values, 8)
 
 
 def binary_finding(values: Mapping[str, Iterable[int]], top: int, option: str) -> Finding | None:
@@ -140,7 +140,7 @@ class ValueCheck:
             message += f"; they hold more than {max(len(s.survey.values) for s in coloured)} colours"
         else:
             message += (
-                f"; {len(used)} colours occur, most often {'; '.join(f'({shown(c)})' for c, _ in used.most_common(3))}"
+                f"; {len(used)} colours occur, most often {'; '.join(f'({rgb(c)})' for c, _ in used.most_common(3))}"
             )
             repair = self._write_colours()
         self.found.append(self._ask("colour-mask", names, message, repair))
@@ -164,7 +164,7 @@ class ValueCheck:
             return dict(colour_pairs(colors, void)), COLOURS_FILE
         if self.data.classes is not None:
             pairs = dict(colour_pairs(self.data.classes.colors))
-            own = {code_of(c) for c in self.data.classes.colors} <= voc_codes()
+            own = set(codes_of(self.data.classes.colors).tolist()) <= voc_codes()
             return pairs, "the PASCAL VOC palette" if own else "the class table"
         return dict(colour_pairs(default_palette(256))), "the PASCAL VOC palette"
 
@@ -184,12 +184,12 @@ class ValueCheck:
             names = sorted({drawn[code] for code in unknown})
             message = (
                 f"{len(unknown)} colours of the masks are of no class in {source}: "
-                + "; ".join(f"({shown(c)})" for c in unknown[:6])
+                + "; ".join(f"({rgb(c)})" for c in unknown[:6])
                 + ("; ..." if len(unknown) > 6 else "")
             )
             self.found.append(self._ask("unknown-colour", names, message, self._write_colours()))
             return
-        told_ = [f"({shown(c)}) = {self._class(pairs[c])}" for c in drawn]
+        told_ = [f"({rgb(c)}) = {self._class(pairs[c])}" for c in drawn]
         message = f"colours are classes by {source}: {', '.join(told_[:12])}{', ...' if len(told_) > 12 else ''}"
         self.found.append(finding("colours-read", "note", [], message))
 
@@ -218,7 +218,7 @@ class ValueCheck:
             code, places = clash
             one, two = list(places.items())[:2]
             message = (
-                f"the palettes of the masks differ in order: colour ({shown(code)}) is value {one[0]} in {one[1]} and "
+                f"the palettes of the masks differ in order: colour ({rgb(code)}) is value {one[0]} in {one[1]} and "
                 f"value {two[0]} in {two[1]}"
             )
             return self._ask("palette", [one[1], two[1]], message, ask)
@@ -228,7 +228,7 @@ class ValueCheck:
             if wrong is not None:
                 code, value = wrong
                 message = (
-                    f"{values_of[code][value]} draws value {value} in ({shown(code)}), which is class {pairs[code]} in "
+                    f"{values_of[code][value]} draws value {value} in ({rgb(code)}), which is class {pairs[code]} in "
                     f"{COLOURS_FILE}"
                 )
                 return self._ask("palette", [values_of[code][value]], message, ask)
@@ -238,8 +238,8 @@ class ValueCheck:
         value, drawn_in = double
         first, second = list(drawn_in.items())[:2]
         message = (
-            f"the palettes of the masks differ: value {value} is drawn in ({shown(first[0])}) in {first[1]} and in "
-            f"({shown(second[0])}) in {second[1]}"
+            f"the palettes of the masks differ: value {value} is drawn in ({rgb(first[0])}) in {first[1]} and in "
+            f"({rgb(second[0])}) in {second[1]}"
         )
         return self._ask("palette", [first[1], second[1]], message, ask)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from maskwright.data import rendering
 from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable
 from maskwright.data.files import atomic_write, file_for, write_text
+from maskwright.data.label_rules import ignore_of
 from maskwright.data.masks import read_mask, write_mask
 from maskwright.data.views import View
 from maskwright.errors import MaskwrightError
@@ -200,7 +201,7 @@ class LabelMap:
         """
         mask = read_mask(file_for(Path(folder) / "masks", name, ".png"))
         if ignore is None:
-            ignore = IGNORE8 if mask.dtype == np.uint8 else IGNORE16
+            ignore = ignore_of(mask)
         labels = LabelMap.from_mask(mask, ignore)
         path = file_for(Path(folder) / "confidence", name, ".png")
         if not path.exists():

@@ -61,6 +61,17 @@ class PagesMaskError(MaskError):
     kind = "mask-pages"
 
 
+def codes_of(colours: np.ndarray) -> np.ndarray:
+    """The codes of colours, uint8 (..., 3): R * 65536 + G * 256 + B, uint32 (...)."""
+    bands = colours.astype(np.uint32)
+    return (bands[..., 0] << 16) | (bands[..., 1] << 8) | bands[..., 2]
+
+
+def colour_of(code: int) -> tuple[int, int, int]:
+    """The colour (R, G, B) that a code stands for."""
+    return code >> 16, (code >> 8) & 255, code & 255
+
+
 @dataclass(frozen=True, eq=False)
 class StoredMask:
     """A mask as its file holds it, before anything is said of what the values mean.
@@ -84,13 +95,11 @@ class StoredMask:
         return bool((red == self.values[..., 1]).all() and (red == self.values[..., 2]).all())
 
     def codes(self) -> np.ndarray:
-        """The colour that each pixel is drawn in, uint32 (H, W): R * 65536 + G * 256 + B."""
+        """The colour that each pixel is drawn in, uint32 (H, W), as `codes_of`."""
         if self.kind == "colour":
-            bands = self.values.astype(np.uint32)
-            return (bands[..., 0] << 16) | (bands[..., 1] << 8) | bands[..., 2]
+            return codes_of(self.values)
         if self.palette is not None:
-            drawn = self.palette.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
-            return drawn[self.values]
+            return codes_of(self.palette)[self.values]
         grey = self.values if self.kind == "grey" else self.values >> 8
         return grey.astype(np.uint32) * np.uint32(0x010101)
 
@@ -177,50 +186,6 @@ def colour_mask_error(path: str | os.PathLike[str], stored: StoredMask) -> Colou
     )
 
 
-def colour_mask_to_ids(array: np.ndarray, table: ClassTable, ignore: tuple[int, int, int] | None = None) -> np.ndarray:
-    """Translates a colour mask into ids by the colours of a class table.
-
-    Args:
-        array: uint8 (H, W, 3) or (H, W, 4), whose alpha is left out.
-        table: the classes; their colours must differ.
-        ignore: another colour that stands for "ignore"; colours equal to none become an error, not ignored.
-
-    Returns:
-        uint8 (H, W), or uint16 for more than 255 classes.
-
-    Raises:
-        MaskwrightError: a colour of the array is not in the table (names the commonest one), or two classes
-        share one.
-    """
-    rgb = np.asarray(array)[..., :3].astype(np.uint32)
-    codes = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-    colors = table.colors.astype(np.uint32)
-    known = (colors[:, 0] << 16) | (colors[:, 1] << 8) | colors[:, 2]
-    ids = np.arange(len(table), dtype=np.int64)
-    if ignore is not None:
-        known = np.append(known, np.uint32((ignore[0] << 16) | (ignore[1] << 8) | ignore[2]))
-        ids = np.append(ids, table.ignore)
-    order = np.argsort(known, kind="stable")
-    known, ids = known[order], ids[order]
-    if (known[1:] == known[:-1]).any():
-        code = int(known[1:][known[1:] == known[:-1]][0])
-        raise MaskwrightError(f"two classes share colour {_rgb(code)}", "different colours", "change the class table")
-    found, where, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    place = np.searchsorted(known, found).clip(0, len(known) - 1)
-    missing = known[place] != found
-    if missing.any():
-        worst = int(found[missing][counts[missing].argmax()])
-        share = counts[missing].sum() / codes.size
-        raise MaskwrightError(
-            f"{int(missing.sum())} colours of the mask, {share:.1%} of its pixels, are of no class, "
-            f"{_rgb(worst)} most often",
-            f"the {len(table)} colours of the class table",
-            "add the colour to the table, or pass it as ignore=",
-        )
-    dtype = np.uint8 if len(table) <= IGNORE8 else np.uint16
-    return ids[place].astype(dtype)[where].reshape(codes.shape)
-
-
 def write_mask(path: str | os.PathLike[str], ids: np.ndarray, table: ClassTable | None = None) -> None:
     """Writes an index PNG, beside its place and then renamed into it.
 
@@ -294,10 +259,6 @@ def write_mask_rg(path: str | os.PathLike[str], ids: np.ndarray) -> None:
         path,
         Image.fromarray(np.stack([wide & 255, wide >> 8, np.zeros_like(wide)], axis=-1).astype(np.uint8)),
     )
-
-
-def _rgb(code: int) -> tuple[int, int, int]:
-    return code >> 16, (code >> 8) & 255, code & 255
 
 
 def _save(path: str | os.PathLike[str], image: Image.Image) -> None:

@@ -19,7 +19,7 @@ from maskwright.data.files import file_for, write_text
 from maskwright.data.folder import Dataset, Item
 from maskwright.data.images import IMAGE_SUFFIXES, orient
 from maskwright.data.label_check import FILE_KINDS, check_labels, is_unturned, unturned_by_edges
-from maskwright.data.label_rules import LabelRule, ignore_of
+from maskwright.data.label_rules import LabelRule, ignore_of, rgb
 from maskwright.data.masks import write_mask
 from maskwright.data.names import written
 from maskwright.data.picture_facts import write_pages
@@ -158,7 +158,7 @@ def _mask(data: Dataset, item: Item, seen: Survey, rule: LabelRule | None, turn:
 
 
 def _value(value: int, seen: Survey) -> str:
-    return f"({value >> 16}, {(value >> 8) & 255}, {value & 255})" if seen.coloured else str(value)
+    return f"({rgb(value)})" if seen.coloured else str(value)
 
 
 def _size(size: tuple[int, int] | None) -> str:

@@ -16,16 +16,13 @@ from PIL import Image, ImageSequence
 
 from maskwright.data.deep import AlphaKind
 from maskwright.data.files import atomic_write
-from maskwright.data.findings import Finding, finding
+from maskwright.data.findings import Finding, finding, some
 from maskwright.data.folder import Dataset
 from maskwright.data.headers import Header, open_pillow, open_regular
 from maskwright.data.images import DECODER_ERRORS, glance, image_error, read_header
 from maskwright.data.scale import FILES, Scale, describe
 from maskwright.data.scan import threaded
 from maskwright.errors import MaskwrightError
-
-NAMED = 3
-"""Images that a sentence names."""
 
 
 def scaled(data: Dataset) -> Dataset:
@@ -79,7 +76,7 @@ def header_findings(data: Dataset, heads: Sequence[Header | None]) -> list[Findi
         counts = {i: head.pages for i in paged if (head := heads[i]) is not None}
         message = (
             f"{_images(len(paged), 'has', 'have')} several pages or frames, of which only the first is read: "
-            f"{_names([f'{data.items[i].name} ({counts[i]})' for i in paged])}"
+            f"{some([f'{data.items[i].name} ({counts[i]})' for i in paged])}"
         )
         repair = (
             f"maskwright doctor {data.root} --fix OUT writes a copy with each page as an image, where it has no mask"
@@ -90,7 +87,7 @@ def header_findings(data: Dataset, heads: Sequence[Header | None]) -> list[Findi
         head = heads[wide[0]]
         assert head is not None and head.tiff is not None
         colours = "the first three bands as red, green and blue" if head.tiff.colours == 3 else "the first band as grey"
-        named = _names([data.items[i].name for i in wide])
+        named = some([data.items[i].name for i in wide])
         message = (
             f"{_images(len(wide), 'has', 'have')} more bands than colours ({named}; {head.tiff.bands} in the first): "
             f"{colours}, the others are not used and are no transparency"
@@ -106,32 +103,14 @@ def alpha_findings(kinds: Sequence[tuple[str, AlphaKind]]) -> list[Finding]:
     empty = [name for name, kind in kinds if kind == "empty"]
     if empty:
         message = (
-            f"{_images(len(empty), 'is', 'are')} transparent everywhere ({_names(empty)}): the transparency is ignored"
+            f"{_images(len(empty), 'is', 'are')} transparent everywhere ({some(empty)}): the transparency is ignored"
         )
         found.append(finding("empty-alpha", "warning", empty, message, "save them without transparency"))
     used = [name for name, kind in kinds if kind == "used"]
     if used:
-        message = f"{_images(len(used), 'has', 'have')} transparent parts, which are white ({_names(used)})"
+        message = f"{_images(len(used), 'has', 'have')} transparent parts, which are white ({some(used)})"
         found.append(finding("transparency", "note", used, message, "lay them on another ground, if white is wrong"))
     return found
-
-
-def looks_like_labels(small: np.ndarray, header: Header) -> bool:
-    """Whether a picture may be a label map among photographs: flat areas of few values, without noise or shading.
-
-    Args:
-        small: uint8 (h, w, 3) as `images.glance` gives it.
-        header: what its header says; a JPEG or a deep image is none.
-
-    Returns:
-        True where there are at most 64 colours, two or more, and nine of ten neighbours are equal.
-    """
-    if header.kind not in ("png", "gif", "bmp", "tiff", "webp") or header.deep or min(small.shape[:2]) < 8:
-        return False
-    flat = small[:256, :256].astype(np.uint32)
-    codes = (flat[..., 0] << 16) | (flat[..., 1] << 8) | flat[..., 2]
-    equal = np.concatenate([(codes[1:] == codes[:-1]).ravel(), (codes[:, 1:] == codes[:, :-1]).ravel()])
-    return bool(equal.mean() >= 0.9) and 2 <= len(np.unique(codes)) <= 64
 
 
 def write_pages(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Path]:
@@ -272,7 +251,3 @@ def _scale(data: Dataset) -> Scale:
 
 def _images(count: int, one: str, many: str) -> str:
     return f"{count} image {one}" if count == 1 else f"{count} images {many}"
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -3,7 +3,7 @@
 The range is found once for all images of a folder, so that two frames of a series keep their difference in brightness,
 a stray pixel changes nothing, and colour and grey are treated alike. In this order:
 
-1. what was said (`--range LOW,HIGH`);
+1. what was said (`--range LOW,HIGH`), of which `Dataset.value_range` knows;
 2. what the files state, if all that state a range agree and their values keep to it: 10, 12 or 14 bits, the tags
    SMaxSampleValue and MaxSampleValue of TIFF, sBIT of PNG, the largest value of PNM;
 3. the pixels of up to 64 files, spread over the folder. Whole numbers: the smallest of 8, 10, 12, 14 and 16 bits that
@@ -56,28 +56,24 @@ class Scale:
 
 def survey_scale(
     paths: Sequence[str | os.PathLike[str]],
-    said: Span | None = None,
     header: Callable[[str | os.PathLike[str]], Header] = read_header,
 ) -> Scale | None:
     """The range of some images.
 
     Args:
         paths: the files; those that cannot be read are left out.
-        said: the range that was said, or None.
         header: gives the header of a file.
 
     Returns:
         The scale, or None where no file has more than 8 bits a channel.
 
     Raises:
-        MaskwrightError: whole numbers and floats are mixed, so that no range holds for both, and none was said.
+        MaskwrightError: whole numbers and floats are mixed, so that no range holds for both.
     """
     heads = threaded(partial(_header, header), paths)
     deep = [(path, head) for path, head in zip(paths, heads) if head is not None and head.deep]
     if not deep:
         return None
-    if said is not None:
-        return Scale(*said, "it was said")
     floats = [path for path, head in deep if head.sample == "float"]
     if 0 < len(floats) < len(deep):
         raise MaskwrightError(

@@ -20,7 +20,7 @@ import numpy as np
 from maskwright.data.folder import Dataset, Item
 from maskwright.data.images import read_header
 from maskwright.data.label_rules import UNKNOWN, LabelRule
-from maskwright.data.masks import MaskError, StoredMask, read_mask, read_stored
+from maskwright.data.masks import MaskError, StoredMask, codes_of, colour_of, read_mask, read_stored
 from maskwright.data.remembered import Remembered
 from maskwright.data.scan import threaded
 from maskwright.data.turned import turn_scores
@@ -95,7 +95,7 @@ class Survey:
         if rule.labels == "colours" and self.kind == "palette":
             palette = np.zeros((256, 3), np.uint8)
             for entry, code in self.drawn.items():
-                palette[entry] = (code >> 16, (code >> 8) & 255, code & 255)
+                palette[entry] = colour_of(code)
             meant = rule.entries(palette)[listed]
         elif rule.labels == "colours" and not self.coloured:
             meant = rule.meaning((listed >> 8 if self.wide else listed) * 0x010101, wide=False, peak=0)
@@ -267,7 +267,7 @@ def survey_mask(path: Path, data: Dataset) -> tuple[Survey, StoredMask | None]:
     cut = len(present) > MOST_VALUES
     present = present[:MOST_VALUES]
     palette = stored.palette
-    drawn = {} if palette is None else {int(v): int(palette[v] @ np.array([65536, 256, 1])) for v in present}
+    drawn = {} if palette is None else dict(zip(present.tolist(), codes_of(palette[present]).tolist()))
     return Survey(
         size=(height, width),
         kind=stored.kind,

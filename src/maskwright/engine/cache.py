@@ -46,11 +46,6 @@ HEADER = re.compile(
 """An .npy header whose comment, which numpy passes over, is the checksum of shape and values."""
 
 
-def default_cache_root() -> Path:
-    """Where features are kept: MASKWRIGHT_CACHE, else the user's cache folder."""
-    return cache_root()
-
-
 def write_features(path: Path, features: Tensor) -> None:
     """Writes features (D, h, w) as bfloat16 to an .npy file of their raw bits, with a checksum in its header."""
     bits = features.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
@@ -153,7 +148,7 @@ class FeatureCache:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = Path(root) if root is not None else default_cache_root() / "features"
+        self.root = Path(root) if root is not None else cache_root() / "features"
 
     def folder(self, encoder: BackboneEncoder, preprocess: Preprocess) -> Path:
         """The folder of one encoder under one preprocessing."""

@@ -7,7 +7,6 @@ Legend: B batch, T tags, C classes of the table, S crop side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,8 +256,3 @@ def load_trained(network: nn.Module, folder: Path, part: str = "network") -> Any
     path = folder / CHECKPOINT
     load_part(network, stage_parts(path), f"module.{part}", path)
     return network.eval()
-
-
-def tag_rows(targets: TagTargets, names: Sequence[str]) -> Tensor:
-    """Multi-hot rows (B, T) of several images."""
-    return torch.stack([targets.multi_hot(name) for name in names])

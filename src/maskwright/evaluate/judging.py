@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskwright.data.label_rules import ignore_of
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate import metrics
 from maskwright.evaluate.confusion import ConfusionMatrix
@@ -56,7 +57,7 @@ def _check(name: str, pred: np.ndarray, true: np.ndarray) -> None:
 
 def _largest_id(pred: np.ndarray) -> int:
     """The largest id that is not the type's own "no class" (255 in 8 bits, 65535 above); -1 for none."""
-    nothing = 255 if pred.dtype.itemsize == 1 else 65535
+    nothing = ignore_of(pred)
     highest = int(pred.max()) if pred.size else -1
     if highest == nothing:
         rest = pred[pred != nothing]
@@ -224,7 +225,7 @@ def _judge_luss(
 
 def _moved_up(true: np.ndarray, classes: int, ignore: int | Sequence[int] | None) -> np.ndarray:
     """Truth without "other": ids plus one, ignored ones 65535."""
-    ignored = ignore if ignore is not None else (255 if true.dtype.itemsize == 1 else 65535)
+    ignored = ignore if ignore is not None else ignore_of(true)
     keep = ~np.isin(true, ignored)
     highest = int(true[keep].max()) if keep.any() else 0
     if highest >= classes:
@@ -244,7 +245,7 @@ def _judge_saliency(
     images = 0
     for name, pred, true in pairs():
         _check(name, pred, true)
-        dropped = ignore if ignore is not None else (255 if true.dtype.itemsize == 1 else 65535)
+        dropped = ignore if ignore is not None else ignore_of(true)
         valid = ~np.isin(true, dropped)
         largest = max(_largest_id(pred), int(true[valid].max()) if valid.any() else 0)
         if largest > 1:

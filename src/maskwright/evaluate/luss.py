@@ -33,6 +33,7 @@ from numba import njit
 
 from maskwright.data.artefacts import parse_json, unreadable
 from maskwright.data.files import write_json
+from maskwright.data.label_rules import ignore_of
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.confusion import _unsigned
 from maskwright.evaluate.distance import EmbeddingBank, distance_matching, predict_by_distance
@@ -59,7 +60,7 @@ _EPS = 1e-10
 def _valid_and_ids(true: np.ndarray, classes: int, ignore: int | Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
     """Truth as uint16 and which of its pixels count; None ignores 1000 and the largest id of the type."""
     if ignore is None:
-        largest = 255 if true.dtype.itemsize == 1 else 65535
+        largest = ignore_of(true)
         ignored = {largest, IGNORE_LUSS} if classes < IGNORE_LUSS else {largest}
         if classes >= largest:
             ignored.discard(largest)

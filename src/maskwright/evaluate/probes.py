@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from maskwright.data.label_rules import ignore_of
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.distance import NeighbourVote, nearest_resize
@@ -66,7 +67,7 @@ def _pair(features: Any, labels: Any, ignore: int | None, classes: int) -> tuple
     ids = np.asarray(labels)
     if f.ndim != 3 or ids.ndim != 2:
         raise MaskwrightError(f"features {tuple(f.shape)} and labels {ids.shape}", "(D, h, w) and (H, W)")
-    dropped = ignore if ignore is not None else (255 if ids.dtype == np.uint8 else 65535)
+    dropped = ignore if ignore is not None else ignore_of(ids)
     wide = ids.astype(np.int64)
     wide = np.where((wide == dropped) | (wide < 0), _UNLABELLED, wide)
     if wide.size and wide.max() >= classes:

@@ -20,6 +20,7 @@ import numpy as np
 
 from maskwright.data.classes import read_classes
 from maskwright.data.files import file_for
+from maskwright.data.findings import some
 from maskwright.data.folder import Dataset, Item
 from maskwright.data.label_rules import LabelRule
 from maskwright.data.label_values import binary_finding
@@ -219,7 +220,7 @@ def evaluate_folder(
             if judged
             else "name the folder of the masks",
         )
-    notes = _left_out(source, present, judged, spare, whole=split is None)
+    notes = _left_out(source, present, judged, spare)
     # Only masks that are judged are looked at.
     source = understand(source.subset(i for _, i in judged), masks=True, images=False)
     notes += source.notices
@@ -251,7 +252,7 @@ def evaluate_folder(
     _check_predictions(values, predicted or Reading())
     if grey:
         scores.notes.append(
-            f"{len(grey)} predictions hold their ids in three equal channels and are read so ({_some(list(grey))})"
+            f"{len(grey)} predictions hold their ids in three equal channels and are read so ({some(list(grey))})"
         )
     return replace(scores, split=split, names_hash=hash_names(name for name, _ in judged))
 
@@ -339,28 +340,21 @@ def _left_out(
     present: Sequence[tuple[str, int]],
     judged: Sequence[tuple[str, int]],
     spare: Sequence[str],
-    whole: bool,
 ) -> list[str]:
-    """What is not judged, counted and named."""
+    """What is not judged, counted and named; masks without an image are among the notices of the truth."""
     notes = []
     kept = {name for name, _ in judged}
     lost = [name for name, _ in present if name not in kept]
     if lost:
-        notes.append(f"{len(lost)} of {len(present)} images left out: no prediction ({_some(lost)})")
+        notes.append(f"{len(lost)} of {len(present)} images left out: no prediction ({some(lost)})")
     bare = [name for i, name in enumerate(source.names) if not source.has_mask(i)]
     if bare:
-        notes.append(f"{len(bare)} images of the truth have no mask and are left out ({_some(bare)})")
+        notes.append(f"{len(bare)} images of the truth have no mask and are left out ({some(bare)})")
     known = {same_form(name) for name in (*source.known_names, *(name for name, _ in source.skipped))}
-    if source.lone and whole:
-        notes.append(f"{len(source.lone)} masks of the truth have no image and are left out ({_some(source.lone)})")
     strange = [name for name in spare if name not in known]
     if strange:
-        notes.append(f"{len(strange)} files of the predictions match no image of the truth ({_some(strange)})")
+        notes.append(f"{len(strange)} files of the predictions match no image of the truth ({some(strange)})")
     return notes
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _mask_folder(folder: Path, reading: Reading) -> Dataset:

@@ -91,12 +91,14 @@ class Suggestions:
         by: the strategy.
         pool: images without a mask that were looked at.
         skipped: (name, reason) of images that could not be read.
+        notices: what was guessed of the images, or left aside, in sentences; `progress` said them as well.
     """
 
     rows: list[Suggestion]
     by: str
     pool: int
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -173,7 +175,8 @@ def suggest(
             "name another folder, or say with --labeled which masks there are",
         )  # fmt: skip
     eye = _Eye(model, other, by)
-    for sentence in (*data.notices, *eye.shrunk(pool)):
+    notices = [*data.notices, *eye.shrunk(pool)]
+    for sentence in notices:
         say(progress, sentence)
     rows, skipped = _choose(eye, data, pool, count, by, diversity, seed, progress)
     if regions or out is not None:
@@ -187,7 +190,7 @@ def suggest(
             rows[k] = Suggestion(rows[k].name, rows[k].rank, rows[k].score, found)
             if out is not None and k < SHEET_ROWS:
                 shown.append(look.show(rows[k], pixels))
-    suggestions = Suggestions(rows, by, len(pool), skipped)
+    suggestions = Suggestions(rows, by, len(pool), skipped, notices)
     if out is not None:
         _forget(Path(out))
         suggestions.write(out)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from maskwright.data.findings import some
 from maskwright.data.folder import Dataset
 from maskwright.data.layouts.cocostuff import open_cocostuff27
 from maskwright.data.layouts.imagenet_s import open_imagenet_s
@@ -74,5 +75,4 @@ def open_data(spec: str | os.PathLike[str], reading: Reading | None = None) -> D
     odd = odd_below(root)
     if not odd:
         return data
-    shown = ", ".join(f"{file} ({reason})" for file, reason in odd[:3]) + (", ..." if len(odd) > 3 else "")
-    return data.with_notices(f"{len(odd)} files are left aside: {shown}")
+    return data.with_notices(f"{len(odd)} files are left aside: {some([f'{file} ({reason})' for file, reason in odd])}")
