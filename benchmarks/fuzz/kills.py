@@ -60,9 +60,10 @@ class Process:
         return self.process.exitcode
 
     def send(self, number: int) -> None:
-        """Sends a signal."""
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+        """Sends a signal, unless it has ended: its number may be another process's by then."""
+        if self.process.exitcode is None:
+            assert self.process.pid is not None
+            os.kill(self.process.pid, number)
 
     def said(self) -> str:
         """What it wrote."""
@@ -148,18 +149,20 @@ def kill_method(trials: Trials, method: str, kills: int) -> str:
     trials.finish(trials.words(method, usual), usual)
     second = trials.scratch / f"{method}-second"  # with warm compilers: what a killed run will take
     seconds = trials.finish(trials.words(method, second), second)
-    wanted, done, runs, equal, left = tensors(usual), 0, 0, 0, 0
+    wanted, done, tried, runs, equal, left = tensors(usual), 0, 0, 0, 0, 0
     if tensors(second) != wanted:
         trials.problems.append(f"{method}: two undisturbed runs differ")
     places: list[str] = []
     while done < kills:
-        run = trials.scratch / f"{method}-{runs}"
+        tried += 1
+        run = trials.scratch / f"{method}-{tried}"
         words, killed = trials.words(method, run), 0
-        runs += 1
         while killed < IN_A_ROW and done < kills:
+            began = time.monotonic()
             process = trials.start([*words, "--resume"] if run.exists() else words, run)
             code = _moment(trials, process, run, seconds)
             if code is not None:
+                seconds = min(seconds, time.monotonic() - began)  # the machine has more time for it than before
                 if code:
                     trials.problems.append(f"{method}: ends with {code}: {process.said().strip()[-300:]}")
                 break
@@ -168,12 +171,13 @@ def kill_method(trials: Trials, method: str, kills: int) -> str:
             killed += 1
             done += 1
             places.append(_stage(run))
-        if trials.again(words, run, f"{method} after {killed} kills"):
+        if killed and trials.again(words, run, f"{method} after {killed} kills"):
             same = tensors(run) == wanted and status(run) == "finished"
             equal += same
             if not same:
                 trials.problems.append(f"{method}: another model after kills in {places[-killed:]}")
             left += len(leftovers(run)) + len(leftovers(run.with_name(f"{run.name}-cache")))
+        runs += killed > 0
         shutil.rmtree(run, ignore_errors=True)
     if left:
         trials.problems.append(f"{method}: {left} temporary files are left behind")
