@@ -74,7 +74,7 @@ class Bench:
     scratch: Path
     seed: int
     _cases: dict[str, Sequence[Case]] = field(default_factory=dict)
-    _usual: dict[tuple[str, str, str], Answer | str] = field(default_factory=dict)
+    _usual: dict[tuple[str, str, Verb], Answer | str] = field(default_factory=dict)
     _stamp: int = 1_700_000_000_000_000_000
 
     def mutant(self, kind: str, number: int) -> tuple[Case, Mutant]:
@@ -123,7 +123,7 @@ class Bench:
         return ("silent" if silent else "undetectable"), f"{what} through {verb.name}", ""
 
     def _as_usual(self, kind: str, case: Case, verb: Verb) -> Answer | str:
-        key = (kind, case.name, verb.name)
+        key = (kind, case.name, verb)
         if key not in self._usual:
             self._usual[key] = self._ask(kind, case, case.content(), verb)
         return self._usual[key]

@@ -176,7 +176,7 @@ def evaluate(protocol: str, predictions: str = "predictions") -> Callable[[Path]
     """Scores of a folder of predictions."""
 
     def run(place: Path) -> Answer:
-        scores = place / "scores.json"
+        scores = place.with_name(f"{place.name}-scores.json")  # inside it would be a file that lies aside
         said = command("evaluate", place / predictions, place, "--protocol", protocol, "--json", scores)
         found = json.loads(scores.read_text())
         return Answer(found, (*said.lines, *map(str, found.get("notes", ()))))

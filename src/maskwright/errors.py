@@ -36,6 +36,10 @@ def shown(text: str, *, lines: bool = False) -> str:
     return UNSHOWN.sub(spelled, text)
 
 
+PART = 1500
+"""Characters of each part of a message at most: longer than any path that people type, short enough for one look."""
+
+
 class MaskwrightError(Exception):
     """Bad input, told in one line.
 
@@ -48,7 +52,12 @@ class MaskwrightError(Exception):
     def __init__(self, found: str, expected: str = "", repair: str = "") -> None:
         self.found, self.expected, self.repair = found, expected, repair
         parts = [found, f"expected {expected}" if expected else "", repair]
-        super().__init__(shown("; ".join(" ".join(p.split()) for p in parts if p)))
+        super().__init__(shown("; ".join(_shortened(" ".join(p.split())) for p in parts if p)))
+
+
+def _shortened(text: str) -> str:
+    """A text whose middle is left out where it is longer than `PART`: values of a hostile file may be megabytes."""
+    return text if len(text) <= PART else f"{text[: PART - 200]} ... {text[-195:]}"
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> MaskwrightError:

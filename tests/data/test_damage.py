@@ -18,6 +18,7 @@ from PIL import Image
 from maskwright.data.folder import Dataset, Item
 from maskwright.data.headers import most_pixels, parse_header
 from maskwright.data.images import image_size, read_header, read_image, read_resized, read_small, verify_image
+from maskwright.data.masks import read_mask
 from maskwright.errors import MaskwrightError
 
 
@@ -158,3 +159,32 @@ def test_real_png_and_jpeg_pass(data_root: Path) -> None:
     paths = [*sorted(data_root.rglob("*.jpg"))[:300], *sorted(data_root.rglob("*.png"))[:100]]
     for path in paths:
         verify_image(path)
+
+
+def test_a_size_that_the_data_do_not_have_is_damage(tmp_path: Path) -> None:
+    """Header and pixels of a TIFF may disagree; what was planned by the one would be cut from the other."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((24, 28, 3), np.uint8)).save(path)
+    data = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", data, entry)[0] == 256:  # ImageWidth
+            struct.pack_into("<I", data, entry + 8, 20)
+    path.write_bytes(bytes(data))
+    try:
+        assert read_image(path).shape[:2] == image_size(path)
+    except MaskwrightError as error:
+        assert "a.tif" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["1", "L", "P"])
+def test_a_mask_that_its_bytes_cannot_hold_is_refused_before_it_is_decoded(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.png"
+    Image.new(kind, (28, 24)).save(path)
+    data = bytearray(path.read_bytes())
+    struct.pack_into(">I", data, 16, 1 << 25)
+    struct.pack_into(">I", data, 29, zlib.crc32(bytes(data[12:29])))
+    path.write_bytes(bytes(data))
+    with pytest.raises(MaskwrightError, match="cannot hold"):
+        read_mask(path)

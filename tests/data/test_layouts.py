@@ -168,6 +168,16 @@ def test_camvid_official_colours(tmp_path):
     assert len(with_void.classes) == 12 and with_void.mask(0).ravel().tolist() == list(range(12))
 
 
+def test_a_list_of_colours_that_names_none_is_told(tmp_path):
+    photo(tmp_path / "images" / "a.png", (3, 4))
+    index(tmp_path / "labels" / "a_L.png", np.zeros((3, 4)))
+    (tmp_path / "label_colors.txt").write_text("")
+    with pytest.raises(MaskwrightError, match="names no colour"):
+        open_data(f"camvid:{tmp_path}")
+    (tmp_path / "label_colors.txt").unlink()  # the repair
+    assert open_data(f"camvid:{tmp_path}").mask(0).shape == (3, 4)
+
+
 def test_camvid_of_segnet(tmp_path):
     ids = np.arange(12).reshape(3, 4)
     for split in ("train", "val", "test"):

@@ -151,6 +151,11 @@ def test_shown() -> None:
     assert str(MaskwrightError("a \x1b[2J b", "c\x00", "d\n e")) == "a \\x1b[2J b; expected c\\x00; d e"
 
 
+def test_a_value_of_megabytes_is_shortened_in_a_message() -> None:
+    told = str(MaskwrightError("x" * 10**6, "y", "maskwright doctor " + "z" * 1000))
+    assert len(told) < 4000 and " ... " in told and told.endswith("z" * 1000)
+
+
 @pytest.mark.parametrize(("image", "other"), [(NFC, NFD), (NFD, NFC)])
 def test_forms_of_text_meet(tmp_path, image: str, other: str) -> None:
     """Masks, tables and lists in one form find images in the other; names written keep the form of the image's file."""

@@ -233,6 +233,10 @@ def test_sheet_shows_photo_overlay_and_heat():
     assert (120, 120, 120) in pixels and (0, 230, 255) in pixels
 
 
+def test_heat_of_no_number_is_the_lowest():
+    assert np.array_equal(heat_colors(np.array([np.nan, 2.0])), heat_colors(np.array([0.0, 1.0])))
+
+
 def test_heat_is_ordered_by_lightness():
     grey = heat_colors(np.linspace(0, 1, 50)) @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(grey) > 0).all()

@@ -384,7 +384,7 @@ def _load(path: str | os.PathLike[str], max_pixels: int | None) -> tuple[bytes |
             if size <= WHOLE_FILE or jpeg:
                 data = file.read()
             header = _checked(path, parse_header(file if data is None else BytesIO(data)))
-            _check_area(path, header, size, limit)
+            check_area(path, header, size, limit)
             if png:
                 file.seek(0)
                 check_png(file.read() if data is None else data)
@@ -393,7 +393,7 @@ def _load(path: str | os.PathLike[str], max_pixels: int | None) -> tuple[bytes |
     return data, header
 
 
-def _check_area(path: str | os.PathLike[str], header: Header, size: int, limit: int) -> None:
+def check_area(path: str | os.PathLike[str], header: Header, size: int, limit: int) -> None:
     """Refuses what has too many pixels, or more than a file of so many bytes can hold."""
     h, w = header.size
     if h * w > limit:
@@ -451,6 +451,13 @@ def _decode(
     except MemoryError as error:
         h, w = header.size
         raise MaskwrightError(f"not enough memory to decode {path} ({h}x{w})", "", "cut it into tiles") from error
+    if image.shape[:2] != header.stored and shrink == 1:
+        h, w = header.stored
+        raise MaskwrightError(
+            f"{path} says it is {h}x{w}, but holds {image.shape[0]}x{image.shape[1]} pixels",
+            "a whole image",
+            "delete it or export it again",
+        )
     return image, 1, alpha
 
 

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 
 from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable, default_palette
 from maskwright.data.files import atomic_write
-from maskwright.data.headers import check_png, open_pillow
-from maskwright.data.images import DECODER_ERRORS, MAX_PIXELS, image_error
+from maskwright.data.headers import check_png, open_pillow, parse_header
+from maskwright.data.images import DECODER_ERRORS, MAX_PIXELS, check_area, image_error
 from maskwright.errors import MaskwrightError
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg")
@@ -280,6 +280,7 @@ def _open(path: str | os.PathLike[str]) -> tuple[Image.Image, int]:
         data = Path(path).read_bytes()
         image = open_pillow(BytesIO(data))
         _refuse(path, data, image)
+        check_area(path, parse_header(BytesIO(data)), len(data), MAX_PIXELS)
         if image.format == "PNG":
             check_png(data)
         tiles = getattr(image, "tile", None)

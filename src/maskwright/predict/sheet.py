@@ -75,8 +75,8 @@ class Shown:
 
 
 def heat_colors(values: np.ndarray) -> np.ndarray:
-    """uint8 (..., 3) of values in [0, 1], `HEAT` in between linearly; what lies outside is cut."""
-    place = np.clip(values, 0, 1) * (len(HEAT) - 1)
+    """uint8 (..., 3) of values in [0, 1], `HEAT` in between linearly; what lies outside is cut, NaN is 0."""
+    place = np.clip(np.nan_to_num(values), 0, 1) * (len(HEAT) - 1)
     low = np.minimum(place.astype(int), len(HEAT) - 2)
     part = (place - low)[..., None]
     return np.rint(HEAT[low] * (1 - part) + HEAT[low + 1] * part).astype(np.uint8)

@@ -185,6 +185,12 @@ def open_camvid(root: Path, void_class: bool) -> Dataset:
     known = CAMVID_COLOURS
     for path in (root / "label_colors.txt", labels / "label_colors.txt"):
         known = _label_colours(path) if path.is_file() else known
+    if not known:
+        raise MaskwrightError(
+            f"{root / 'label_colors.txt'} names no colour",
+            "a line 'R G B NAME' for each class, as CamVid has it",
+            "unpack it again, or delete it: CamVid's own colours are known",
+        )
     group = {member: k for k, (_, _, members) in enumerate(CAMVID_GROUPS) for member in members}
     ids = bytes(group.get(name, 11 if void_class else 255) for name in known)
     codes = tuple(r * 65536 + g * 256 + b for r, g, b in known.values())
