@@ -212,7 +212,7 @@ def evaluate_folder(
     missing = len(present) - len(judged)
     if missing and (not allow_missing or not judged):
         kept = {name for name, _ in judged}
-        first = file_for(folder, next(name for name, _ in present if name not in kept), ".png").name
+        first = file_for(folder, next(name for name, _ in present if name not in kept), ".png").relative_to(folder)
         raise MaskwrightError(
             f"{missing} of {len(present)} predictions are missing in {folder}, the first {first}",
             "one index PNG for each image with a mask",
