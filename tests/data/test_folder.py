@@ -294,3 +294,27 @@ def test_real_folders(data_root) -> None:
         "tags": 0,
         "captions": 500,
     }
+
+
+@pytest.mark.parametrize("mark, said", [(";", "semicolons"), ("\t", "tabulators")])
+def test_tables_of_other_separators_are_told_apart(tmp_path, mark: str, said: str) -> None:
+    path = tmp_path / "tags.csv"
+    path.write_text(f"name{mark}tags\na{mark}cat\n")
+    with pytest.raises(MaskwrightError, match=f"separated by {said}.*commas") as error:
+        read_tags(path)
+    assert "header as its first line" not in str(error.value)
+    path.write_text(path.read_text().replace(mark, ","))
+    assert read_tags(path) == {"a": ("cat",)}
+
+
+def test_folders_of_splits_alone_say_the_splits(tmp_path) -> None:
+    """As Roboflow writes it: photographs and their masks in train/, valid/ and test/."""
+    for split in ("train", "valid", "test"):
+        for i in range(2):
+            picture(tmp_path / split / f"p{i}.jpg")
+            ids = np.zeros((6, 8), np.uint8)
+            ids[:, :4] = 1
+            Image.fromarray(ids).save(tmp_path / split / f"p{i}_mask.png")
+    data = open_folder(tmp_path)
+    assert len(data) == 6 and data.split("train").names == ["train/p0", "train/p1"]
+    assert data.split("valid").has_mask(0) and data.split_names == ["test", "train", "valid"]

@@ -315,3 +315,49 @@ def test_masks_on_the_unturned_picture_are_found_by_their_edges(tmp_path: Path, 
         notices = understand(open_folder(tmp_path), masks=True).notices
         assert len(found) == (not right) and any("as it is stored" in n for n in notices) == (not right)
         assert right or (found[0].count == 3 and found[0].severity == "warning")
+
+
+def test_from1_asks_what_255_means_in_16_bits(tmp_path: Path) -> None:
+    """Else 255 became class 254 without a word."""
+
+    def wide(i: int, true: np.ndarray) -> Image.Image:
+        ids = 1 + true.astype(np.uint16)
+        ids[0] = 255
+        return grey(ids)
+
+    root = write_set(tmp_path / "set", wide)
+    with pytest.raises(MaskwrightError, match=r"--void 255 .* --void 65535"):
+        understand(api.open_folder(root, labels="from1"), masks=True)
+    data = understand(api.open_folder(root, labels="from1", void="255"), masks=True)
+    expected = np.where(np.arange(H)[:, None] == 0, 65535, TRUE[0].astype(int))
+    got = data.mask(0).astype(int)
+    assert (np.where(got >= 255, 65535, got) == expected).all()
+
+
+def test_areas_between_0_and_255_are_said(tmp_path: Path) -> None:
+    def three(i: int, true: np.ndarray) -> Image.Image:
+        values = 255 * true
+        values[:6] = 100
+        return grey(values)
+
+    data = understand(api.open_folder(write_set(tmp_path / "set", three), labels="binary255"), masks=True)
+    assert any("areas of 100: those below 128 become background" in said for said in data.notices)
+    assert (data.mask(0)[6:] == TRUE[0][6:]).all()
+    edges = write_set(tmp_path / "edges", lambda i, true: grey(smooth(true).astype(np.uint8)))
+    said = understand(api.open_folder(edges, labels="binary255"), masks=True).notices
+    assert not any("areas of" in sentence for sentence in said)
+
+
+def test_values_near_0_and_255_are_offered_as_binary(tmp_path: Path) -> None:
+    def nearly(i: int, true: np.ndarray) -> Image.Image:
+        values = 255 * true
+        values[24, 20:24] = 254
+        return grey(values)
+
+    root = write_set(tmp_path / "set", nearly, names="")
+    with pytest.raises(MaskwrightError, match="add --labels binary255 if they are drawn in 0 and 255"):
+        understand(api.open_folder(root), masks=True)
+    data = understand(api.open_folder(root, labels="binary255"), masks=True)
+    drawn = TRUE[1].copy()
+    drawn[24, 20:24] = 1
+    assert (data.mask(1) == drawn).all()

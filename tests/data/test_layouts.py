@@ -170,7 +170,8 @@ def test_camvid_official_colours(tmp_path):
 
 def test_a_list_of_colours_that_names_none_is_told(tmp_path):
     photo(tmp_path / "images" / "a.png", (3, 4))
-    index(tmp_path / "labels" / "a_L.png", np.zeros((3, 4)))
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (4, 3), CAMVID_COLOURS["Sky"]).save(tmp_path / "labels" / "a_L.png")
     (tmp_path / "label_colors.txt").write_text("")
     with pytest.raises(MaskwrightError, match="names no colour"):
         open_data(f"camvid:{tmp_path}")

@@ -229,3 +229,10 @@ def test_the_pages_of_an_image_become_images(tmp_path: Path, monkeypatch, capsys
     pages = [f"deep/stack_{k}" for k in (1, 2, 3)]
     assert copy.names == [*pages, "one"] and copy.split("train").names == [*pages, "one"]
     assert [int(copy.image(i).mean()) for i in range(3)] == [40, 80, 120]
+
+
+def test_the_list_of_changes_is_not_told_as_left_aside(tmp_path: Path, monkeypatch, capsys) -> None:
+    root = write_set(tmp_path / "set", lambda i, true: grey(255 * true))
+    assert run(monkeypatch, "doctor", root, "--labels", "binary255", "--fix", tmp_path / "mended") == 0
+    assert (tmp_path / "mended" / "changes.txt").is_file()
+    assert "left aside" not in capsys.readouterr().out

@@ -16,6 +16,7 @@ from PIL import Image
 from maskwright.data.folder import open_folder
 from maskwright.data.layouts import open_data
 from maskwright.data.masks import write_mask, write_mask_rg
+from maskwright.data.reading import Reading
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.luss import LussEvaluator, LussMatcher
 from maskwright.evaluate.protocols import PROTOCOLS, evaluate_arrays, evaluate_folder
@@ -328,3 +329,73 @@ def test_predictions_of_imagenet_s_with_or_without_the_folder_of_their_split(tmp
     (tmp_path / "masks" / prefix / wnids[0] / "v.png").unlink()
     with pytest.raises(MaskwrightError, match=rf"1 of 3 predictions.*validation/{wnids[0]}/v\.png"):
         evaluate_folder(tmp_path / "masks", truth, "luss", split="validation")
+
+
+@pytest.fixture
+def discs(tmp_path: Path) -> tuple[Path, list[np.ndarray]]:
+    """A data set of three discs on a ground, and its masks; ids 0 and 1."""
+    yy, xx = np.mgrid[:40, :50]
+    true = [((yy - 20) ** 2 + (xx - 15 - 8 * i) ** 2 < 100).astype(np.uint8) for i in range(3)]
+    for sub in ("images", "masks"):
+        (tmp_path / "set" / sub).mkdir(parents=True)
+    for i, ids in enumerate(true):
+        Image.fromarray(np.full((40, 50, 3), 90 + 30 * i, np.uint8)).save(tmp_path / "set" / "images" / f"p{i}.png")
+        write_mask(tmp_path / "set" / "masks" / f"p{i}.png", ids)
+    (tmp_path / "set" / "classes.txt").write_text("ground\ndisc\n")
+    return tmp_path / "set", true
+
+
+@pytest.mark.parametrize("protocol", ["direct", "hungarian", "majority", "saliency"])
+def test_drawn_predictions_with_other_values_are_asked(tmp_path, discs, protocol: str) -> None:
+    """A few pixels of 254 are no cluster, and 255 beside them no "no class"."""
+    root, true = discs
+    (tmp_path / "predicted").mkdir()
+    for i, ids in enumerate(true):
+        drawn = 255 * ids
+        drawn[20, 20:23] = np.where(drawn[20, 20:23] == 255, 254, 0)
+        Image.fromarray(drawn).save(tmp_path / "predicted" / f"p{i}.png")
+    with pytest.raises(MaskwrightError) as error:
+        evaluate_folder(tmp_path / "predicted", root, protocol)
+    assert "add --predicted-labels binary255" in str(error.value)
+    assert " --labels" not in str(error.value)
+    reading = Reading.parse("binary255")
+    assert evaluate_folder(tmp_path / "predicted", root, protocol, predicted=reading).miou == pytest.approx(1)
+
+
+def test_smooth_predictions_are_asked_of_clusters_too(tmp_path, discs) -> None:
+    root, true = discs
+    (tmp_path / "predicted").mkdir()
+    for i, ids in enumerate(true):
+        drawn = (255 * ids).astype(float)
+        for _ in range(3):
+            for axis in (0, 1):
+                drawn = (np.roll(drawn, 1, axis) + 2 * drawn + np.roll(drawn, -1, axis)) / 4
+        Image.fromarray(drawn.round().astype(np.uint8)).save(tmp_path / "predicted" / f"p{i}.png")
+    with pytest.raises(MaskwrightError, match="--predicted-labels binary255"):
+        evaluate_folder(tmp_path / "predicted", root, "hungarian")
+    scores = evaluate_folder(tmp_path / "predicted", root, "hungarian", predicted=Reading.parse("binary255"))
+    assert scores.miou > 0.8
+
+
+def test_many_clusters_with_255_are_judged(tmp_path, discs) -> None:
+    root, true = discs
+    (tmp_path / "predicted").mkdir()
+    for i in range(len(true)):
+        clusters = (np.arange(40 * 50).reshape(40, 50) // 10 % 200).astype(np.uint8)
+        clusters[0] = 255
+        Image.fromarray(clusters).save(tmp_path / "predicted" / f"p{i}.png")
+    assert evaluate_folder(tmp_path / "predicted", root, "majority").predicted > 100
+
+
+def test_what_is_said_of_predictions_names_their_files_and_option(tmp_path, discs) -> None:
+    root, true = discs
+    (tmp_path / "predicted").mkdir()
+    for i, ids in enumerate(true):
+        Image.fromarray(np.array([[0, 0, 0], [250, 50, 83]], np.uint8)[ids]).save(tmp_path / "predicted" / f"p{i}.png")
+    with pytest.raises(MaskwrightError, match=r"colors\.txt among the predictions.*--predicted-labels colours"):
+        evaluate_folder(tmp_path / "predicted", root)
+    with pytest.raises(MaskwrightError, match=r"\(p0") as error:
+        evaluate_folder(tmp_path / "predicted", root, predicted=Reading.parse("colours"))
+    assert "000000" not in str(error.value)
+    (tmp_path / "predicted" / "colors.txt").write_text("0 0 0\n250 50 83\n")
+    assert evaluate_folder(tmp_path / "predicted", root, predicted=Reading.parse("colours")).miou == pytest.approx(1)

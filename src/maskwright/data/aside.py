@@ -18,7 +18,7 @@ TABLES = frozenset({"classes.txt", "tags.csv", "captions.csv", "colors.txt"})
 """The tables of a dataset folder."""
 _CLASS_LISTS = frozenset({"labels.txt", "label.txt", "class_names.txt", "classnames.txt", "names.txt", "obj.names"})
 _PAPERS = re.compile(
-    r"(?i)(readme|licen[cs]e|notice|citation|changelog|copying)([^/]*)|"
+    r"(?i)(readme|licen[cs]e|notice|citation|changelog|copying)([^/]*)|changes\.txt|"
     r".*\.(md|rst|pdf|html?|docx?|sh|py|ipynb|log|url|sha\d*|md5)|thumbs\.db|desktop\.ini|icon\r"
 )
 _PHOTOGRAPHS = re.compile(

@@ -134,7 +134,7 @@ def _size_findings(data: Dataset, seen: Sequence[Seen]) -> list[Finding]:
         first = other[0].survey
         assert first.size is not None and first.image_size is not None
         message = (
-            f"{masks_counted(len(other))} have another size than their image; "
+            f"{masks_counted(len(other))} of another size than their image; "
             f"the first is {first.size[0]}x{first.size[1]} for an image of {first.image_size[0]}x{first.image_size[1]}"
         )
         if all(s.survey.size == (s.survey.image_size or (0, 0))[::-1] for s in other):

@@ -103,6 +103,8 @@ class ValueCheck:
                 self.found += [f for f in asked if f is not None][:1]
             elif self.rule.labels == "binary255":
                 self._not_binary()
+            elif self.rule.labels == "from1" and (wide := self._wide_void()) is not None:
+                self.found.append(wide)
         highest = max((i for s in self.flat for i in s.survey.meaning(self.rule).values()), default=0)
         self._void_or_class(highest)
         self.rule = replace(self.rule, wide=self.count > IGNORE8 or highest >= IGNORE8)
@@ -297,6 +299,21 @@ class ValueCheck:
             message = f"{masks_counted(len(low))} hold values up to {highest} alone, so they are not drawn in 0 and 255"
             repair = "use --labels ids, or write these masks again with 0 and 255"
             self.found.append(self._ask("not-binary", [s.name for s in low], message, repair))
+        pixels, runs = Counter[int](), Counter[int]()
+        for s in self.flat:
+            if max(s.survey.values, default=0) in range(128, 256):
+                pixels.update(s.survey.values)
+                runs.update(s.survey.runs)
+        voids = self.rule.voids(wide=False)
+        areas = sorted(v for v in pixels if 0 < v < 192 and v not in voids and pixels[v] > THIN * runs[v])
+        if areas:
+            message = (
+                f"between 0 and 255 the masks hold areas of {listed(areas)}: those below 128 become background, the "
+                "others object"
+            )
+            names = [s.name for s in self.flat if any(v in s.survey.values for v in areas)]
+            repair = "use --labels levels if they are classes of their own"
+            self.found.append(finding("between-levels", "warning", names, message, repair))
 
     def _smooth(self) -> Finding | None:
         """Many grey levels that form no areas: edges that were smoothed, or an image that is no mask."""
@@ -350,6 +367,8 @@ class ValueCheck:
         ask = "add --void 255 if it means no class, or --labels ids if it is one"
         if rest <= {0}:
             ask = "add --void 255 if it means no class, or --labels binary255 if it is the object"
+        if not self.auto:  # ids were said to be counted from 1
+            ask = "add --void 255 if it means no class, or --void 65535 if it is a class"
         elif any(IGNORE16 in s.survey.values for s in wide):
             ask = ask.replace("--void 255", "--void 255,65535")
         return self._ask("void-or-class", names, message, ask)
@@ -374,6 +393,8 @@ class ValueCheck:
                 f"add --labels levels --void none if they are the classes in this order, --labels levels --void {top} "
                 f"if {top} means no class, or --labels ids if they are ids"
             )
+        if top <= IGNORE8 and all(v < 16 or v >= 240 for v in every):
+            ask = ask.replace("add ", "add --labels binary255 if they are drawn in 0 and 255, ", 1)
         return self._ask("drawn-levels", names, message, ask)
 
     def _void_or_class(self, highest: int) -> None:

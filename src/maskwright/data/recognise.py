@@ -122,6 +122,11 @@ class _Recogniser:
             found.skipped += [(area.prefix + file, reason) for file, reason in names.taken]
             if area.split:
                 found.splits.setdefault(area.split, []).extend(area.prefix + name for name in names.found)
+        if len(areas) == 1 and not areas[0].images:
+            for name in found.images:  # as Roboflow writes it: train/NAME.jpg, valid/NAME.jpg
+                word, role = role_of(name.partition("/")[0]) if "/" in name else ("", "")
+                if role == "split":
+                    found.splits.setdefault(word, []).append(name)
         found.images = dict(sorted(found.images.items()))
         self._doubts(areas)
         self._left_aside(areas, leftover)

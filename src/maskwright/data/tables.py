@@ -67,6 +67,16 @@ def _rows(path: Path, column: str) -> list[tuple[str, list[str]]]:
     head = [cell.strip().lower() for cell in rows[0]]
     if head[0] != "name" or len(head) < 2 or head[1] not in (column, column.rstrip("s")):
         shown = ",".join(rows[0])[:60]
+        mark = next((m for m in (";", "\t") if rows[0][0].partition(m)[0].strip().lower() == "name"), "")
+        if mark:  # as spreadsheets of some countries write it
+            between = "semicolons" if mark == ";" else "tabulators"
+            raise MaskwrightError(
+                f"{path} begins with {shown!r}: its columns are separated by {between}",
+                f"commas: {expected}, and several tags of an image joined by semicolons"
+                if column == "tags"
+                else f"commas: {expected}",
+                "save it again as CSV with commas",
+            )
         raise MaskwrightError(f"{path} begins with {shown!r}", expected, "add the header as its first line")
     return [(row[0].strip(), row[1:]) for row in rows[1:] if row[0].strip()]
 

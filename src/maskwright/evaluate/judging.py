@@ -83,10 +83,11 @@ def _judge_counts(
         largest = _largest_id(pred)
         if largest >= matrix.predicted:
             if not matched:
+                repair = "predictions of clusters need a protocol that matches them, as `--protocol hungarian`"
+                if largest >= 128:
+                    repair = f"add --predicted-labels binary255 if they are drawn in 0 and 255; {repair}"
                 raise MaskwrightError(
-                    f"prediction {name} has id {largest}",
-                    f"0 to {classes - 1}, the {classes} classes",
-                    "predictions of clusters need a protocol that matches them, as `--protocol hungarian`",
+                    f"prediction {name} has id {largest}", f"0 to {classes - 1}, the {classes} classes", repair
                 )
             size = max(largest + 1, min(2 * matrix.predicted, 65535))
             if size * classes > _MOST_CELLS or size > 65535:
@@ -247,13 +248,16 @@ def _judge_saliency(
         _check(name, pred, true)
         dropped = ignore if ignore is not None else ignore_of(true)
         valid = ~np.isin(true, dropped)
-        largest = max(_largest_id(pred), int(true[valid].max()) if valid.any() else 0)
-        if largest > 1:
-            raise MaskwrightError(
-                f"id {largest} in {name}",
-                "0 (background) and 1 (foreground)",
-                "choose --protocol direct for more classes, or add --labels binary255 if the masks are drawn 0 and 255",
-            )
+        held = {"--predicted-labels": _largest_id(pred), "--labels": int(true[valid].max()) if valid.any() else 0}
+        for option, largest in held.items():
+            if largest > 1:
+                what = "prediction" if "predicted" in option else "truth"
+                raise MaskwrightError(
+                    f"id {largest} in the {what} of {name}",
+                    "0 (background) and 1 (foreground)",
+                    f"choose --protocol direct for more classes, or add {option} binary255 if the {what} is drawn in 0 "
+                    "and 255",
+                )
         p, t = pred == 1, true == 1
         binary.update(p, t, valid)
         counts += np.bincount((2 * p + t)[valid], minlength=4).reshape(2, 2)

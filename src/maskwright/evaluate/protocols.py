@@ -22,6 +22,7 @@ from maskwright.data.classes import read_classes
 from maskwright.data.files import file_for
 from maskwright.data.findings import some
 from maskwright.data.folder import Dataset, Item
+from maskwright.data.label_check import check_labels
 from maskwright.data.label_rules import LabelRule
 from maskwright.data.label_values import binary_finding
 from maskwright.data.layouts import open_data
@@ -29,6 +30,7 @@ from maskwright.data.masks import read_mask_rg, read_stored
 from maskwright.data.reading import Reading
 from maskwright.data.recognise import recognise
 from maskwright.data.scan import Folder, is_regular, names_below, same_form
+from maskwright.data.survey import survey_masks
 from maskwright.data.understanding import highest_id, understand
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.judging import judge
@@ -225,7 +227,7 @@ def evaluate_folder(
     source = understand(source.subset(i for _, i in judged), masks=True, images=False)
     notes += source.notices
     judged = [(name, i) for i, (name, _) in enumerate(judged)]
-    rule, said = _prediction_rule(folder, [found[name] for name, _ in judged], source, predicted or Reading())
+    rule, said = _prediction_rule(folder, {name: found[name] for name, _ in judged}, source, predicted or Reading())
     notes += said
     values: dict[str, frozenset[int]] = {}
     grey: dict[str, None] = {}  # predictions that hold their ids in three equal channels
@@ -249,7 +251,7 @@ def evaluate_folder(
     # Predictions are decoded in a thread of their own, ahead of the truth, which this thread reads.
     with ThreadPoolExecutor(1) as pool, source.ledger.purpose("evaluate"):
         scores = judge(lambda: pairs(pool), names, chosen, ignore, matching, other, notes)
-    _check_predictions(values, predicted or Reading())
+    _check_predictions(values, predicted or Reading(), folder, found)
     if grey:
         scores.notes.append(
             f"{len(grey)} predictions hold their ids in three equal channels and are read so ({some(list(grey))})"
@@ -272,13 +274,12 @@ def _read_prediction(path: Path, rule: LabelRule) -> tuple[np.ndarray, frozenset
     try:
         stored = read_stored(path)
         ids = rule.ids(stored, path)
-    except MaskwrightError:
+    except MaskwrightError as error:
         # Submissions to the ImageNet-S benchmark are RGB files with id = R + 256 G and an empty blue channel.
         try:
             return read_mask_rg(path), frozenset(), False
         except MaskwrightError:
-            pass
-        raise
+            raise _predicted(error, error.found) from error
     if ids.dtype != np.uint8:
         return ids, frozenset(), stored.equal
     held = _values_of(ids)
@@ -290,29 +291,45 @@ def _values_of(ids: np.ndarray) -> frozenset[int]:
     return frozenset(np.flatnonzero(np.bincount(ids.ravel(), minlength=256)).tolist())
 
 
-def _check_predictions(values: Mapping[str, frozenset[int]], predicted: Reading) -> None:
-    """Asks where predictions hold 255 that may be the object."""
+def _check_predictions(
+    values: Mapping[str, frozenset[int]], predicted: Reading, folder: Path, found: Mapping[str, Path]
+) -> None:
+    """Asks where predictions hold 255 that may be the object, or values that look drawn."""
     narrow = {name: v for name, v in values.items() if v}
     if predicted != Reading() or not narrow:
         return
     asked = binary_finding(narrow, 255, "--predicted-labels")
     if asked is not None:
         raise asked.error()
+    if any(255 in v and max(v - {255}, default=0) >= 128 for v in narrow.values()):
+        data = Dataset(folder, [Item(name, found[name], found[name]) for name in narrow])
+        surveys = survey_masks(data)
+        counts = [(v, n) for survey in surveys.values() for v, n in survey.values.items()]
+        ends = sum(n for v, n in counts if v < 16 or v >= 240)
+        drawn = 2 * ends > sum(n for _, n in counts)  # else as many clusters
+        for seen in check_labels(data, surveys).findings:
+            if seen.kind == "drawn-levels" or (seen.kind == "smooth-edges" and drawn):
+                raise _predicted(seen.error(), f"predictions in {folder}: {seen.message}")
+
+
+def _predicted(error: MaskwrightError, found: str) -> MaskwrightError:
+    """An error on masks as one on predictions, whose values have an option of their own."""
+    repair = error.repair.replace("--labels", "--predicted-labels")
+    return MaskwrightError(found, error.expected, repair.replace("beside classes.txt", "among the predictions"))
 
 
 def _prediction_rule(
-    folder: Path, paths: Sequence[Path], truth: Dataset, predicted: Reading
+    folder: Path, paths: Mapping[str, Path], truth: Dataset, predicted: Reading
 ) -> tuple[LabelRule, Sequence[str]]:
     """How values of predictions become ids, and what is to be said of it."""
     if predicted.how in ("auto", "ids"):
         return LabelRule("ids", predicted.void), ()
-    items = [Item(f"{k:06d}", path, path) for k, path in enumerate(paths)]
+    items = [Item(name, path, path) for name, path in paths.items()]
     data = Dataset(folder, items, classes=truth.classes, reading=predicted)
     try:
         data = understand(data, masks=True, images=False)
     except MaskwrightError as error:
-        repair = error.repair.replace("--labels", "--predicted-labels")
-        raise MaskwrightError(f"predictions in {folder}: {error.found}", error.expected, repair) from error
+        raise _predicted(error, f"predictions in {folder}: {error.found}") from error
     assert data.rule is not None
     return data.rule, [f"predictions: {sentence}" for sentence in data.notices]
 
