@@ -1,6 +1,6 @@
 """Opening and examining a folder of photographs without masks, and the same by another checkout in the same run.
 
-    python -m benchmarks.bench_examine --count 2000 --old ../other/src
+    python -m benchmarks.examine --count 2000 --old ../other/src
 
 Both take turns, each in a process of its own, so that they share the machine's moods; printed are the times, their
 medians and the ratio. The pictures are small JPEGs and PNGs, where what is done for each file counts most.

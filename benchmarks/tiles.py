@@ -1,6 +1,6 @@
 """Photographs much larger than those trained on: seen whole or in tiles, where each way is right and where it is wrong.
 
-    nice python -m benchmarks.bench_tiles --work DIR
+    nice python -m benchmarks.tiles --work DIR
 
 Trains `supervised` briefly on CamVid (480 x 360). Then two kinds of large picture are predicted whole and in the tiles
 that `predict` would choose: mosaics of n x n test photographs (more things, each as large as in training) and test
