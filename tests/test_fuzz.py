@@ -80,6 +80,7 @@ def test_a_crash_is_told_with_its_place(tmp_path: Path) -> None:
     assert report.place.startswith("SIGSEGV") and "test_fuzz.py" in report.detail
 
 
+@pytest.mark.slow
 def test_tables_and_masks_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKWRIGHT_CACHE", str(tmp_path / "cache"))
     chosen = {name: kinds.KINDS[name] for name in ("masks", "tables", "predictions")}

@@ -269,7 +269,7 @@ def test_a_broken_image_among_good_ones_is_skipped_and_named(name, tmp_path):
     folder = write_tiny_folder(tmp_path / "mixed")
     (folder / "images" / "broken.jpg").write_bytes(b"")
     (folder / "images" / "text.jpg").write_text("not a photograph")
-    run(name, folder, tmp_path / "run", report=True)
+    run(name, folder, tmp_path / "run", report=True, steps=2)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert sorted(n for n, _ in record["data"]["skipped"]) == ["broken", "text"]
     assert "broken" in (tmp_path / "run" / "report.html").read_text()

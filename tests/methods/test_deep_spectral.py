@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from maskwright.engine.config import configure
+from maskwright.engine.records import RunFolder
 from maskwright.methods.unsupervised import deep_spectral as D
 from maskwright.ops.spectral import spectral_embedding
 
@@ -20,7 +22,7 @@ def method(tmp_path=None, **settings) -> D.DeepSpectral:
     found.config = configure(D.DeepSpectralConfig, settings)
     progress = SimpleNamespace(track=lambda items, *_: items)
     data = SimpleNamespace(names=["a"], image=lambda i: image)
-    run = SimpleNamespace(path=tmp_path, writes=True)
+    run = RunFolder(tmp_path or Path("nowhere"))
     found.context = SimpleNamespace(seed=0, data=data, run=run, progress=progress)
     return found
 
@@ -68,16 +70,16 @@ def test_the_box_is_that_of_the_largest_part_whose_corners_touch(tmp_path, monke
     mask = np.zeros((40, 60), bool)
     mask[2:10, 2:10] = mask[10:14, 10:14] = True  # 80 pixels that touch at a corner
     mask[20:29, 30:38] = True  # 72 pixels
-    found = method(tmp_path)
+    found, folder = method(tmp_path), tmp_path / "segments"
     monkeypatch.setattr(D.DeepSpectral, "_spectrum", lambda self, i: blocks(2))
     monkeypatch.setattr(D.DeepSpectral, "object_mask", lambda self, *_: mask)
     for name in ("objects", "segments", "boxes"):
-        (tmp_path / name).mkdir()
-    found.segments(tmp_path)
-    assert json.loads((tmp_path / "boxes.json").read_text())["a"] == [2, 2, 14, 14]
+        (folder / name).mkdir(parents=True)
+    found.segments(folder)
+    assert json.loads((folder / "boxes.json").read_text())["boxes"]["a"] == [2, 2, 14, 14]
     mask[2:10, 2:6] = False  # now 48 pixels in two parts that only a corner joins
     mask[20:29, 30:38] = False
     mask[30:37, 30:36] = True  # 42 pixels: more than either part, fewer than both
-    (tmp_path / "boxes" / "a.json").unlink()
-    found.segments(tmp_path)
-    assert json.loads((tmp_path / "boxes.json").read_text())["a"] == [2, 6, 14, 14]
+    (folder / "boxes" / "a.json").unlink()
+    found.segments(folder)
+    assert json.loads((folder / "boxes.json").read_text())["boxes"]["a"] == [2, 6, 14, 14]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 
-STEPS = 240
+STEPS = 150
 
 
 def command(data: Path, out: Path, method: str, *more: str) -> list[str]:

@@ -142,7 +142,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Segment
             with torch.device("meta"):
                 plan = _build(described)
                 _check_shapes(path, plan, shapes, described["shared"])
-                _must_fit_together(path, plan)
+            _must_fit_together(path, plan)  # outside, where each operation asks no further for its device
             segmenter = _build(described)
             state = {name: file.get_tensor(name) for name in shapes}
     except (SafetensorError, OSError) as error:
@@ -254,7 +254,7 @@ def _must_fit_together(path: Path, plan: Segmenter) -> None:
     m = plan.multiple_of
     try:
         size = plan.preprocess.target_size((64, 64)) if plan.preprocess.size else (-(-64 // m) * m,) * 2
-        logits = plan(torch.empty(1, 3, *size))
+        logits = plan(torch.empty(1, 3, *size, device="meta"))
         shape = tuple(logits.shape)
     except NotImplementedError:
         return  # a part that computes with values; those without memory have none
