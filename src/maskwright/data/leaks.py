@@ -88,7 +88,7 @@ def _role(split: str) -> str:
 def _meant_to_share(one: str, two: str, members: dict[str, set[str]]) -> bool:
     """Whether one split holds the other on purpose: trainval and val, or all images and a part."""
     for outer, inner in ((one, two), (two, one)):
-        named_so = _role(inner) in outer.lower() or _role(outer) == outer.lower()
+        named_so = _role(inner) in outer.lower() or (_role(outer) == outer.lower() and _role(outer) not in _ROLES)
         if members[outer] >= members[inner] and named_so:
             return True
     return False
