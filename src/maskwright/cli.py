@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from maskwright.errors import MaskwrightError, shown
+from maskwright.errors import MaskwrightError, ask_to_stop, forget_stop, shown
 
 app = typer.Typer(
     name="maskwright",
@@ -351,7 +351,9 @@ def _print_json(value: object) -> None:
 
 def main() -> None:
     """Runs a verb; bad input, an interrupt and a full disk become one line and exit code 2."""
-    _end_like_an_interrupt(signal.SIGTERM)
+    forget_stop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        _end_like_an_interrupt(number)
     try:
         code = app(standalone_mode=False)
     except MaskwrightError as error:
@@ -382,6 +384,7 @@ def _end_like_an_interrupt(number: signal.Signals) -> None:
 
     def interrupt(*_: object) -> None:
         signal.signal(number, signal.SIG_DFL)  # who asks twice is not kept waiting
+        ask_to_stop(number)
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():

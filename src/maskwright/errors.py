@@ -36,6 +36,26 @@ def shown(text: str, *, lines: bool = False) -> str:
     return UNSHOWN.sub(spelled, text)
 
 
+_asked_to_stop: list[int] = []
+
+
+def ask_to_stop(number: int) -> None:
+    """Remembers that the process was asked to end, by a signal's number: libraries swallow interrupts at times."""
+    _asked_to_stop.append(number)
+
+
+def forget_stop() -> None:
+    """What was asked was done, or belongs to an earlier command of the same process."""
+    _asked_to_stop.clear()
+
+
+def stop_if_asked() -> None:
+    """Raises `KeyboardInterrupt` where the process was asked to end and still runs; long work asks at each step."""
+    if _asked_to_stop:
+        forget_stop()
+        raise KeyboardInterrupt
+
+
 PART = 1500
 """Characters of each part of a message at most: longer than any path that people type, short enough for one look."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -188,3 +190,34 @@ def test_compiled_code_has_a_place(tmp_path, monkeypatch, writable, home):
     monkeypatch.setenv("NUMBA_CACHE_DIR", "chosen")
     mw._place_for_compiled_code()
     assert os.environ["NUMBA_CACHE_DIR"] == "chosen"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_that_a_library_swallows_ends_the_run_at_the_next_step(data, tmp_path, monkeypatch, number):
+    """Where a library catches everything, as an import or a compiler may, the loop asks again."""
+    from maskwright import cli
+    from maskwright.engine import loop
+
+    real, before = loop.seed_step, {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+
+    def swallowing(seed, step, *rest):
+        if step == 3:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+                time.sleep(0.2)
+        return real(seed, step, *rest)
+
+    monkeypatch.setattr(loop, "seed_step", swallowing)
+    command = [
+        "maskwright", "train", data, "--method", "supervised", "--weights", "random", "--backbone",
+        "mobilenetv3_small_050", "--set", "crop=32", "--set", "batch=2", "--steps", 8, "--device", "cpu",
+        "--out", tmp_path / "run",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    try:
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    assert left.value.code == 2 and status(tmp_path / "run") == "interrupted"

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from maskwright.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from maskwright.engine.distributed import average_gradients, gather_objects, rank, world_size
 from maskwright.engine.seeding import generator, seed_step
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, stop_if_asked
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -142,6 +142,7 @@ def fit(
     saved_at = time.monotonic()
     with progress.task(name, steps, done=start) as task:
         for step in range(start, steps):
+            stop_if_asked()
             seed_step(seed, step, rank(), name)
             _set_rates(training, base_rates, step)
             indices = training.sampler.next()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from maskwright.data.artefacts import Damage, parse_record, unreadable, write_record
 from maskwright.engine.distributed import barrier, gather_objects
 from maskwright.engine.records import LEDGER, Stopwatch
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, stop_if_asked
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -33,6 +33,7 @@ def run_stages(method: Method, context: Context) -> None:
     run.save(labels_read=context.data.ledger.counts())
     for number, stage in enumerate(stages, 1):
         folder = run.stage_folder(stage.name)
+        stop_if_asked()
         barrier()
         if done[stage.name] is not None:
             context.progress.say(f"[{number}/{len(stages)}] {stage.name}: already done")

@@ -25,7 +25,7 @@ from maskwright.data.scale import Scale
 from maskwright.data.scan import threaded
 from maskwright.data.tag_targets import find_targets
 from maskwright.data.understanding import understand
-from maskwright.errors import MaskwrightError, unknown
+from maskwright.errors import MaskwrightError, stop_if_asked, unknown
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_mask, predict_probs, smallest_confidence
@@ -278,6 +278,7 @@ class Model:
             done = 0  # counted by hand: enumerate would keep the last picture alive
             for name, pixels in read_ahead(data):
                 done += 1
+                stop_if_asked()
                 if isinstance(pixels, str):
                     summary.skipped.append((name, pixels))
                     show(done)
