@@ -356,9 +356,14 @@ def _understood_source(source: str | Path | Dataset) -> Dataset:
         raise MaskwrightError(f"source: {error.found}", error.expected, repair) from error
 
 
+def _labels_needed(cls: Any, config: Any) -> frozenset[str]:
+    """The kinds of labels that a method needs under its options."""
+    return frozenset(getattr(config, "labels_needed", cls.needs))
+
+
 def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
     present = images.labels_present()
-    for need in sorted(getattr(config, "labels_needed", cls.needs)):
+    for need in sorted(_labels_needed(cls, config)):
         if need == "source" and source is None:
             raise MaskwrightError(f"{cls.name} needs a labelled source folder", "--source DATA")
         if need in present and not present[need]:
@@ -371,7 +376,7 @@ def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
 def _reads_masks(cls: Any, config: Any) -> bool:
     """Whether a run learns from masks or, as options that begin with `oracle_` do, peeks at them."""
     peeks = any(value for name, value in vars(config).items() if name.startswith("oracle_"))
-    return peeks or "masks" in getattr(config, "labels_needed", cls.needs)
+    return peeks or "masks" in _labels_needed(cls, config)
 
 
 def _looks_at_masks(cls: Any, config: Any) -> bool:
@@ -487,7 +492,7 @@ def _context(
     network, why_backbone = _backbone(backbone, weights, bar, seed, cls.backbones, unused)
     cls.check_backbone(network)
     digest = hash_names(i.name for i in images.items if i.mask) if labeled or _reads_masks(cls, config) else ""
-    needs = getattr(config, "labels_needed", cls.needs)
+    needs = _labels_needed(cls, config)
     labels = label_identity(
         images, masks=_looks_at_masks(cls, config), tags="tags" in needs, captions="captions" in needs, source=domain
     )
