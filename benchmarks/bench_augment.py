@@ -16,9 +16,9 @@ from PIL import Image, ImageEnhance
 from torchvision.transforms import v2
 
 from benchmarks.common import Row, side_by_side
-from maskwright.data import crops
-from maskwright.data.augment import Photometric
-from maskwright.data.views import View
+from maskwright.data.training import crops
+from maskwright.data.training.augment import Photometric
+from maskwright.data.training.views import View
 
 SIZE, CROP = (1024, 2048), (512, 512)
 

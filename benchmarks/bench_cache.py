@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.common import Row, side_by_side
 from maskwright.engine.cache import FeatureStore, write_features
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones.build import build_backbone
 
 MAPS, COMPUTED = 200, 10
 """Maps read, and those computed again: the time of these is scaled to as many."""

@@ -13,14 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import Row, one_thread, side_by_side
-from maskwright.data.folder import Dataset, open_folder
-from maskwright.data.tag_targets import find_targets
+from maskwright.data.folders.folder import Dataset, open_folder
+from maskwright.data.training.tag_targets import find_targets
 from maskwright.engine.devices import cpu_has_bf16
-from maskwright.engine.seeds import CamStore, MultiScale, infer_cams
-from maskwright.models.backbones import build_backbone
-from maskwright.models.cam import CamNetwork, activation_maps
-from maskwright.models.dense import autocast
+from maskwright.models.backbones.build import build_backbone
+from maskwright.models.backbones.dense import autocast
+from maskwright.models.parts.cam import CamNetwork, activation_maps
 from maskwright.models.preprocess import Preprocess
+from maskwright.recipes.tags.seeds import CamStore, MultiScale, infer_cams
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 TAGS = 20

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.common import Row, side_by_side
-from maskwright.data.classes import ClassTable
+from maskwright.data.masking.classes import ClassTable
 from maskwright.engine.cache import FeatureStore, write_features
 from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskwright.models import bundle
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle, save_bundle
-from maskwright.models.heads import LinearClassifier
+from maskwright.models.parts.heads import LinearClassifier
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import BackboneEncoder, Segmenter
 from maskwright.models.tensors import load_tensors, save_tensors

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Row, one_thread, side_by_side
-from maskwright.ops.contrast import contrastive_loss
+from maskwright.ops.losses.contrast import contrastive_loss
 
 N, M, D, C, TAU = 6400, 12_800, 128, 21, 0.1
 SHARES = {"even classes": 1 / C, "3/4 background": 0.73}

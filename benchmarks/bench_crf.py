@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.common import Row, side_by_side
-from maskwright.ops.crf import CRF_SETTINGS, color_points, dense_crf, spatial_points
-from maskwright.ops.guided import guided_refine
-from maskwright.ops.par import pixel_adaptive_refine
+from maskwright.ops.refinement.crf import CRF_SETTINGS, color_points, dense_crf, spatial_points
+from maskwright.ops.refinement.guided import guided_refine
+from maskwright.ops.refinement.par import pixel_adaptive_refine
 
 try:
     import pydensecrf.densecrf as densecrf

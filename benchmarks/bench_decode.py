@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from benchmarks.common import Row, side_by_side
-from maskwright.data.images import read_resized
-from maskwright.data.masks import read_mask, write_mask
+from maskwright.data.masking.masks import read_mask, write_mask
+from maskwright.data.pictures.images import read_resized
 
 
 def _photograph(path: Path, height: int, width: int) -> Path:

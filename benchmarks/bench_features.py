@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import Row, side_by_side
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones.build import build_backbone
 
 VIT_S16_FLOPS = 2 * (
     196 * 3 * 256 * 384  # patch projection

@@ -15,9 +15,9 @@ import torch
 from sklearn.cluster import KMeans
 
 from benchmarks.common import Row, one_thread, side_by_side
-from maskwright.ops.kmeans import kmeans
-from maskwright.ops.kmeans_lloyd import Lloyd
-from maskwright.ops.kmeans_rows import Rows, Share
+from maskwright.ops.clustering.kmeans import kmeans
+from maskwright.ops.clustering.kmeans_lloyd import Lloyd
+from maskwright.ops.clustering.kmeans_rows import Rows, Share
 
 N, D, K = 1_000_000, 64, 27
 STEPS = 20

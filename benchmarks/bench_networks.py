@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Row, one_thread, side_by_side
 from maskwright.errors import MaskwrightError
-from maskwright.models.backbones import build_backbone
-from maskwright.models.networks import NETWORKS, Network, build_network
+from maskwright.models.backbones.build import build_backbone
+from maskwright.models.networks.build import NETWORKS, Network, build_network
 
 SIZE = (512, 1024)
 CLASSES = 19

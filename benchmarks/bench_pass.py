@@ -23,14 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from benchmarks.common import Row, one_thread, side_by_side
-from maskwright.data.augment import photometric
-from maskwright.data.folder import Dataset, Item, Readers
-from maskwright.engine.instance import SwAV
-from maskwright.engine.multicrop import MultiCrops
+from maskwright.data.folders.folder import Dataset, Item, Readers
+from maskwright.data.training.augment import photometric
 from maskwright.methods.unsupervised.pass_ import PassConfig, Pretraining
-from maskwright.models.backbones import build_backbone
-from maskwright.models.pass_parts import PassNetwork
+from maskwright.models.backbones.build import build_backbone
+from maskwright.models.parts.pass_parts import PassNetwork
 from maskwright.models.preprocess import Preprocess
+from maskwright.recipes.pretraining.instance import SwAV
+from maskwright.recipes.pretraining.multicrop import MultiCrops
 
 BATCH, SIDE, LOCAL, LOCALS, SHARE = 8, 128, 64, 2, 0.14
 PROTOTYPES, HIDDEN, DIM = 500, 512, 128

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import Row, one_thread, side_by_side
-from maskwright.ops.sinkhorn import sinkhorn
+from maskwright.ops.clustering.sinkhorn import sinkhorn
 
 B, K, EPS, ITERATIONS = 25_000, 300, 0.05, 3
 

@@ -15,9 +15,9 @@ from skimage.segmentation import slic as slic_of_skimage
 from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.common import Row, one_thread, side_by_side
-from maskwright.ops.affinity import color_knn_affinity, feature_affinity
-from maskwright.ops.spectral import spectral_embedding, subspace_angle
-from maskwright.ops.superpixels import slic
+from maskwright.ops.graphs.affinity import color_knn_affinity, feature_affinity
+from maskwright.ops.graphs.spectral import spectral_embedding, subspace_angle
+from maskwright.ops.refinement.superpixels import slic
 
 PAIRS = 5
 

@@ -18,11 +18,11 @@ from PIL import Image
 
 from benchmarks.common import Row, one_thread, side_by_side
 from maskwright import api
-from maskwright.data.sources import MaskLabels
+from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.progress import Progress
-from maskwright.engine.segmenting import SegmentationTraining
 from maskwright.methods.semi.mean_teacher import MeanTeacherConfig, MeanTeacherTraining
 from maskwright.methods.supervised import SupervisedConfig
+from maskwright.recipes.training.segmenting import SegmentationTraining
 
 CLASSES, PICTURES = 21, 12
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from benchmarks.common import Row, one_thread, side_by_side
-from maskwright.ops.walk import affinity_from_edges, local_feature_affinity, random_walk, transition_matrix
+from maskwright.ops.graphs.walk import affinity_from_edges, local_feature_affinity, random_walk, transition_matrix
 
 SIDE = 94
 CHECK = 24

@@ -25,16 +25,16 @@ from torch import Tensor
 from benchmarks.plot import draw, save
 from benchmarks.records import data_root, weights_root
 from maskwright import api
-from maskwright.data.folder import Dataset
-from maskwright.data.images import resize
-from maskwright.data.tag_targets import TagTargets
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.pictures.images import resize
+from maskwright.data.training.tag_targets import TagTargets
 from maskwright.engine.config import configure
-from maskwright.engine.seeds import MultiScale
 from maskwright.evaluate.seeds import scale_consistency
 from maskwright.methods import find_method
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones.build import build_backbone
 from maskwright.ops.cam import normalize_cam, resize_maps
 from maskwright.predict.sheet import heat_colors
+from maskwright.recipes.tags.seeds import MultiScale
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 WIDTH, HEIGHT, GAP = 150, 112, 4

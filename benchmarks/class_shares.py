@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.records import data_root
 from maskwright import api
-from maskwright.data.masks import read_mask
+from maskwright.data.masking.masks import read_mask
 from maskwright.evaluate.confusion import ConfusionMatrix
 
 

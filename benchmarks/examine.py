@@ -24,7 +24,7 @@ SIDE = (160, 213)
 RUN = """
 import json, sys, time
 from maskwright.api import open_folder
-from maskwright.data.doctor import examine
+from maskwright.data.examining.doctor import examine
 begin = time.perf_counter()
 data = open_folder(sys.argv[1])
 opened = time.perf_counter()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.records import add_options, data_root, run_rows, spread, take_over, weights_root
 from maskwright import api
-from maskwright.data.files import write_json
+from maskwright.data.trust.files import write_json
 from maskwright.predict.model import Model
 
 ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {

@@ -24,14 +24,14 @@ from safetensors.torch import load_file
 
 from benchmarks.records import data_root, keep, spread, take_over
 from maskwright import api
-from maskwright.data.files import write_json, write_text
-from maskwright.data.folder import Dataset
-from maskwright.engine.luss_probe import SHORT_SIDE, distance_scores
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.trust.files import write_json, write_text
 from maskwright.evaluate.scores import Scores
 from maskwright.methods.unsupervised.pass_ import PassConfig
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones.build import build_backbone
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import BackboneEncoder
+from maskwright.recipes.probing.luss_probe import SHORT_SIDE, distance_scores
 
 ROWS: dict[str, dict[str, Any]] = {
     "le": {"p2p": False, "d2s": "", "attention": False},

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks.records import data_root, take_over
 from maskwright import api
-from maskwright.data.files import write_json
-from maskwright.data.folder import Dataset
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.trust.files import write_json
 
 ROWS = (
     "finetune_lr=0.6,finetune_share=1,freeze_norm=false",

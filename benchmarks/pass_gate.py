@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from benchmarks.attention_figure import area_on_objects
 from benchmarks.records import data_root, take_over
 from maskwright import api
-from maskwright.data.files import write_json
-from maskwright.data.folder import Dataset
-from maskwright.engine.attention import AttentionTraining
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.trust.files import write_json
 from maskwright.methods.unsupervised import pass_
-from maskwright.models.pass_parts import PixelAttention, upsampled
+from maskwright.models.parts.pass_parts import PixelAttention, upsampled
+from maskwright.recipes.pretraining.attention import AttentionTraining
 
 
 class Kept(AttentionTraining):

@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.pass_ablation import by_distance
 from benchmarks.records import data_root
 from maskwright import api
-from maskwright.data.files import write_json
-from maskwright.data.folder import Dataset
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.trust.files import write_json
 
 
 def judge(run: Path, share: float, data: Dataset, side: int) -> dict[str, float]:

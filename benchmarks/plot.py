@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maskwright.data.files import atomic_write
+from maskwright.data.trust.files import atomic_write
 
 Curve = Mapping[float, Sequence[float]]
 """x -> the values there, one a seed."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.records import data_root
 from maskwright import api
-from maskwright.data.folder import Dataset
+from maskwright.data.folders.folder import Dataset
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
 

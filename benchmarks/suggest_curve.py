@@ -25,7 +25,7 @@ import torch
 from benchmarks.plot import deviation, draw, save
 from benchmarks.records import data_root, keep, spread, weights_root
 from maskwright import api
-from maskwright.data.files import write_json, write_text
+from maskwright.data.trust.files import write_json, write_text
 from maskwright.engine.progress import Progress
 
 STRATEGIES = ("random", "entropy", "margin", "coreset", "mixed", "disagreement")

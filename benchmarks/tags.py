@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.records import add_options, data_root, run_rows, spread, take_over, weights_root
 from maskwright import api
-from maskwright.data.files import write_json
-from maskwright.data.folder import Dataset
-from maskwright.data.tag_targets import TagTargets
-from maskwright.engine.seeds import CamStore, sweep_thresholds
-from maskwright.engine.tag_pipeline import MAPS, read_threshold
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.training.tag_targets import TagTargets
+from maskwright.data.trust.files import write_json
+from maskwright.recipes.tags.pipeline import MAPS, read_threshold
+from maskwright.recipes.tags.seeds import CamStore, sweep_thresholds
 
 
 class Row(NamedTuple):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.records import data_root, weights_root
 from maskwright import api
-from maskwright.data.folder import Dataset
+from maskwright.data.folders.folder import Dataset
 from maskwright.engine.progress import Progress
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import iou

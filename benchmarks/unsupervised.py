@@ -19,12 +19,12 @@ import numpy as np
 
 from benchmarks.records import data_root, keep, spread
 from maskwright import api
-from maskwright.data.files import write_json
-from maskwright.data.masks import read_mask, write_mask
+from maskwright.data.masking.masks import read_mask, write_mask
+from maskwright.data.trust.files import write_json
 from maskwright.engine.progress import Progress
 from maskwright.evaluate.boxes import boxes_from_masks, corloc, mask_box
-from maskwright.ops.components import label_components, largest_component, remove_small
-from maskwright.ops.objectness import otsu_threshold
+from maskwright.ops.graphs.objectness import otsu_threshold
+from maskwright.ops.refinement.components import label_components, largest_component, remove_small
 
 SEEDS = (0, 1, 2)
 

@@ -17,7 +17,7 @@ from benchmarks.plot import save
 from benchmarks.records import data_root
 from benchmarks.tags import seed_maps
 from maskwright import api
-from maskwright.data.masks import read_mask
+from maskwright.data.masking.masks import read_mask
 from maskwright.predict.sheet import heat_colors
 from maskwright.predict.writers import overlay
 

@@ -19,8 +19,8 @@ import torch
 from benchmarks.cam_figures import opened
 from benchmarks.records import data_root
 from maskwright import api
-from maskwright.engine.seeds import CamStore, ImageCams, find_threshold, sweep_thresholds
-from maskwright.engine.tags import tag_preprocess
+from maskwright.recipes.tags.seeds import CamStore, ImageCams, find_threshold, sweep_thresholds
+from maskwright.recipes.tags.tags import tag_preprocess
 
 
 def main() -> None:

@@ -284,7 +284,7 @@ def test_odd_images(maskwright, trained, tmp_path):
 def test_disk_full_while_training_keeps_what_was_there(maskwright, tmp_path, monkeypatch):
     import errno
 
-    from maskwright.data import files
+    from maskwright.data.trust import files
 
     data = write_tiny_folder(tmp_path / "tiny")
     run = tmp_path / "run"

@@ -20,9 +20,9 @@ from benchmarks.fuzz.verbs import command, listening
 from PIL import Image
 
 from maskwright import api
-from maskwright.data.classes import default_palette, read_classes
-from maskwright.data.masks import write_mask
-from maskwright.data.understanding import understand
+from maskwright.data.examining.understanding import understand
+from maskwright.data.masking.classes import default_palette, read_classes
+from maskwright.data.masking.masks import write_mask
 from maskwright.errors import MaskwrightError
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"

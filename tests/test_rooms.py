@@ -17,8 +17,8 @@ SLOW = ("torch", "torchvision", "timm", "numba", "lightning_fabric", "lightning"
         "segmentation_models_pytorch", "safetensors", "huggingface_hub", "torchmetrics")  # fmt: skip
 
 LAYERS = {
-    "ops": 0, "errors": 0, "data": 1, "models": 2, "predict": 3, "evaluate": 3, "engine": 4, "methods": 5, "app": 6,
-    "api": 7, "demo": 8, "cli": 9,
+    "ops": 0, "errors": 0, "accel": 1, "data": 1, "models": 2, "predict": 3, "evaluate": 3, "engine": 4, "recipes": 5,
+    "methods": 6, "app": 7, "api": 8, "demo": 9, "cli": 10,
 }  # fmt: skip
 """Each room imports from lower ones alone; rooms of one height do not know each other."""
 

@@ -20,7 +20,7 @@ from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.scores import hash_names
 from maskwright.methods.supervised import SupervisedConfig
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones.build import build_backbone
 from maskwright.models.tensors import save_tensors
 
 SMALL = {"crop": 32, "batch": 2}

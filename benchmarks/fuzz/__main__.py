@@ -58,7 +58,7 @@ def fuzz(options: argparse.Namespace, scratch: Path) -> int:
 
     import maskwright.api
     import maskwright.cli
-    import maskwright.data.doctor
+    import maskwright.data.examining.doctor
     import maskwright.methods
     import maskwright.predict.model
     import maskwright.predict.suggest  # noqa: F401

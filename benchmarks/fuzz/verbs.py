@@ -149,7 +149,7 @@ def read(place: Path) -> Answer:
 def mask(place: Path) -> Answer:
     """The mask through Python, its values understood first, as every verb does."""
     from maskwright import api
-    from maskwright.data.understanding import understand
+    from maskwright.data.examining.understanding import understand
 
     data = understand(api.open_folder(place), masks=True)
     words = (*data.notices, *(f"{name}: {why}" for name, why in data.skipped))
@@ -187,7 +187,7 @@ def evaluate(protocol: str, predictions: str = "predictions") -> Callable[[Path]
 def tables(place: Path) -> Answer:
     """What the tables of a folder say: classes, tags, captions, splits."""
     from maskwright import api
-    from maskwright.data.tag_targets import find_targets
+    from maskwright.data.training.tag_targets import find_targets
 
     data = api.open_folder(place)
     value: list[Any] = [data.names, data.classes.names if data.classes else None]
@@ -201,7 +201,7 @@ def tables(place: Path) -> Answer:
 def colours(place: Path) -> Answer:
     """Masks whose colours are the classes."""
     from maskwright import api
-    from maskwright.data.understanding import understand
+    from maskwright.data.examining.understanding import understand
 
     data = understand(api.open_folder(place, labels="colours"), masks=True)
     return Answer(digest(*(data.mask(i) for i in range(len(data)))), data.notices)

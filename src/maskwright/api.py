@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
-    from maskwright.data.classes import ClassTable
-    from maskwright.data.folder import Dataset
+    from maskwright.data.folders.folder import Dataset
+    from maskwright.data.masking.classes import ClassTable
     from maskwright.engine.context import Context
     from maskwright.engine.progress import Progress
     from maskwright.engine.records import RunFolder
     from maskwright.evaluate.scores import Scores
-    from maskwright.models.backbones import Backbone
+    from maskwright.models.backbones.build import Backbone
     from maskwright.models.segmenter import Segmenter
     from maskwright.predict.model import Model
     from maskwright.predict.suggest import Suggestions
@@ -40,15 +40,15 @@ def open_folder(
 
     Args:
         path: the folder.
-        labels: what the values of its masks mean, a name of `maskwright.data.reading.LABELS`; None: auto.
+        labels: what the values of its masks mean, a name of `maskwright.data.examining.reading.LABELS`; None: auto.
         void: the value, or values, of masks that mean no class, or "none"; None: 255 (16 bits: 65535).
         range: (low, high), the stored values of images that become black and white; None: by type, or measured.
 
     Raises:
         MaskwrightError: when there is no such folder, no image in it, no such layout, or an option is out of range.
     """
+    from maskwright.data.examining.reading import Reading
     from maskwright.data.layouts import open_data
-    from maskwright.data.reading import Reading
 
     return open_data(str(path), Reading.parse(labels, void, range))
 
@@ -102,7 +102,7 @@ def evaluate(
     Raises:
         MaskwrightError: when predictions are missing or do not fit the truth.
     """
-    from maskwright.data.reading import Reading
+    from maskwright.data.examining.reading import Reading
     from maskwright.evaluate.protocols import evaluate_folder
 
     return evaluate_folder(
@@ -153,7 +153,7 @@ def suggest(
     Raises:
         MaskwrightError: on bad input, or where a strategy needs two networks and there is one.
     """
-    from maskwright.data.understanding import understand
+    from maskwright.data.examining.understanding import understand
     from maskwright.engine.devices import pick_device
     from maskwright.predict.model import Model
     from maskwright.predict.suggest import suggest as find
@@ -175,7 +175,7 @@ def suggest(
         images = images.with_items([*images.items, *everything.subset(rest).items])
     images = understand(images, masks=False)
     if other is not None:
-        from maskwright.engine.norm_statistics import retake_as_recorded
+        from maskwright.recipes.training.norm_statistics import retake_as_recorded
 
         retake_as_recorded(other.to(loaded.device), Path(model), images, loaded.device)  # type: ignore[arg-type]
     return find(
@@ -234,8 +234,8 @@ def probe(
     Raises:
         MaskwrightError: on bad input.
     """
-    from maskwright.data.understanding import understand
-    from maskwright.engine.luss_probe import probe_encoder
+    from maskwright.data.examining.understanding import understand
+    from maskwright.recipes.probing.luss_probe import probe_encoder
 
     images = _opened(data, labels, void, range)
     used = dict.fromkeys([*images.split(bank).names, *images.split(split).names])
@@ -335,7 +335,7 @@ def train(
 
 def _opened(data: str | Path | Dataset, labels: Any = None, void: Any = None, range: Any = None) -> Dataset:
     """The data set of a path, or one that was opened before, with what is now said of its values, if anything is."""
-    from maskwright.data.reading import Reading
+    from maskwright.data.examining.reading import Reading
 
     if isinstance(data, str | Path):
         return open_folder(data, labels=labels, void=void, range=range)
@@ -345,7 +345,7 @@ def _opened(data: str | Path | Dataset, labels: Any = None, void: Any = None, ra
 
 def _understood_source(source: str | Path | Dataset) -> Dataset:
     """The source folder, its values understood; its own options are those of the doctor, which mends a copy."""
-    from maskwright.data.understanding import understand
+    from maskwright.data.examining.understanding import understand
 
     domain = _opened(source)
     try:
@@ -387,8 +387,8 @@ def _looks_at_masks(cls: Any, config: Any) -> bool:
 
 def _backbone_unused(cls: Any, config: Any) -> str:
     """Why a run leaves its backbone's weights aside, as far as its options say; empty where it does not."""
-    from maskwright.engine.segmenting import NetworkMethod
-    from maskwright.models.networks import brings_encoder
+    from maskwright.models.networks.build import brings_encoder
+    from maskwright.recipes.training.segmenting import NetworkMethod
 
     if not issubclass(cls, NetworkMethod):
         return ""
@@ -399,8 +399,8 @@ def _backbone_unused(cls: Any, config: Any) -> str:
 
 
 def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[ClassTable, str]:
-    from maskwright.data.classes import ClassTable
-    from maskwright.data.understanding import highest_id
+    from maskwright.data.examining.understanding import highest_id
+    from maskwright.data.masking.classes import ClassTable
 
     if classes is not None and classes < 1:
         raise MaskwrightError(f"--classes {classes}", "at least 1")
@@ -436,7 +436,7 @@ def _backbone(
     import torch
 
     from maskwright.engine.seeding import derive
-    from maskwright.models.backbones import build_backbone, default_backbone
+    from maskwright.models.backbones.build import build_backbone, default_backbone
 
     torch.manual_seed(derive(seed, "backbone"))  # for weights="random"
     if name == "auto" and weights is None:
@@ -458,9 +458,9 @@ def _context(
     images: Dataset, method: str, config: Any, bar: Progress, *, out: Any, source: Any, split: Any, labeled: Any,
     classes: Any, backbone: str, weights: Any, steps: int | None, seed: int, device: str, resume: bool, reason: str,
 ) -> Context:  # fmt: skip
-    from maskwright.data.files import file_for
-    from maskwright.data.identity import label_identity
-    from maskwright.data.understanding import understand
+    from maskwright.data.examining.understanding import understand
+    from maskwright.data.trust.files import file_for
+    from maskwright.data.trust.identity import label_identity
     from maskwright.engine.cache import FeatureCache
     from maskwright.engine.context import Context
     from maskwright.engine.devices import make_fabric, pick_device

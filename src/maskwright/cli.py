@@ -48,16 +48,16 @@ def doctor(
 
     The exit code is 2 where an error was found.
     """
-    from maskwright.data.doctor import examine
-    from maskwright.data.reading import Reading
+    from maskwright.data.examining.doctor import examine
+    from maskwright.data.examining.reading import Reading
     from maskwright.engine.progress import Progress
 
     said = Reading.parse(labels, void, range)
     bar = Progress(quiet=json)
     changes: list[str] = []
     if fix is not None:
+        from maskwright.data.examining.mending import mend
         from maskwright.data.layouts import open_data
-        from maskwright.data.mending import mend
 
         with bar.counter("mending") as count:
             changes = mend(open_data(data, said), fix, progress=count)
@@ -243,7 +243,7 @@ def evaluate(
 ) -> None:
     """Judge masks; the protocol is printed with each number."""
     from maskwright import api
-    from maskwright.data.files import write_json
+    from maskwright.data.trust.files import write_json
 
     scores = api.evaluate(
         predictions, truth, protocol=protocol, split=split, labels=labels, void=void, range=range,
@@ -274,7 +274,7 @@ def probe(
 ) -> None:
     """Judge an encoder by the protocols of the LUSS benchmark that use labels."""
     from maskwright import api
-    from maskwright.data.files import write_json
+    from maskwright.data.trust.files import write_json
 
     scores = api.probe(
         encoder, data, protocol, bank=bank, split=split, weights=weights, out=out, steps=steps, seed=seed,
@@ -298,10 +298,10 @@ def demo(
 def _images(path: str):
     """A dataset from a folder, or from one image."""
     from maskwright import api
-    from maskwright.data.scan import is_regular, is_utf8
+    from maskwright.data.folders.scan import is_regular, is_utf8
 
     if is_regular(path):
-        from maskwright.data.folder import Dataset, Item
+        from maskwright.data.folders.folder import Dataset, Item
 
         image = Path(path)
         if not is_utf8(image.name):
@@ -362,7 +362,7 @@ def main() -> None:
         _stop(INTERRUPTED)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            from maskwright.data.files import too_long
+            from maskwright.data.trust.files import too_long
 
             _stop(str(too_long(Path(os.fsdecode(error.filename or "")))))
         if error.errno not in _DISK_ERRORS:

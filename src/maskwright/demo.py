@@ -70,7 +70,7 @@ def run_demo(out: Path) -> Path:
         MaskwrightError: when the folder holds something else, or there are no photographs or weights.
     """
     from maskwright import api
-    from maskwright.data.artefacts import read_record
+    from maskwright.data.trust.artefacts import read_record
     from maskwright.engine.records import RECORD, SHAPE
 
     start = time.perf_counter()

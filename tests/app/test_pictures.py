@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from maskwright.app.pictures import figure, sample, write_previews
-from maskwright.data.folder import open_folder
-from maskwright.data.masks import read_mask
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.masking.masks import read_mask
 from maskwright.predict.model import Model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "predict"))

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from maskwright.app.report import write_report
-from maskwright.data.classes import ClassTable
-from maskwright.data.files import file_for
-from maskwright.data.masks import write_mask
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.masking.masks import write_mask
+from maskwright.data.trust.files import file_for
 from maskwright.errors import MaskwrightError, shown
 
 EVIL = "<script>alert(1)</script>\"&'"

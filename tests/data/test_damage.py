@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskwright.data.folder import Dataset, Item
-from maskwright.data.headers import most_pixels, parse_header
-from maskwright.data.images import image_size, read_header, read_image, read_resized, read_small, verify_image
-from maskwright.data.masks import read_mask
+from maskwright.data.folders.folder import Dataset, Item
+from maskwright.data.masking.masks import read_mask
+from maskwright.data.pictures.headers import most_pixels, parse_header
+from maskwright.data.pictures.images import image_size, read_header, read_image, read_resized, read_small, verify_image
 from maskwright.errors import MaskwrightError
 
 
@@ -135,7 +135,7 @@ def test_a_flat_gif_of_many_pixels_is_examined_in_little_memory(tmp_path) -> Non
     (tmp_path / "images").mkdir()
     Image.new("P", (9000, 9000)).save(tmp_path / "images" / "a.gif")
     code = (
-        "import resource, sys; from maskwright.data.images import read_small\n"
+        "import resource, sys; from maskwright.data.pictures.images import read_small\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"print(read_small({str(tmp_path / 'images' / 'a.gif')!r}).shape)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
@@ -147,7 +147,7 @@ def test_a_flat_gif_of_many_pixels_is_examined_in_little_memory(tmp_path) -> Non
 def test_large_pictures_shrink_while_they_are_read(tmp_path, monkeypatch) -> None:
     scene(600, 800).save(tmp_path / "a.png")
     whole = read_image(tmp_path / "a.png")
-    monkeypatch.setattr("maskwright.data.images.STRIP_PIXELS", 50_000)
+    monkeypatch.setattr("maskwright.data.pictures.images.STRIP_PIXELS", 50_000)
     small = read_small(tmp_path / "a.png")
     assert small.shape == (38, 50, 3)
     expected = np.array(Image.fromarray(whole).reduce(16))

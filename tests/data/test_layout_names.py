@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskwright.data.doctor import examine
-from maskwright.data.folder import Dataset, open_folder
-from maskwright.data.folder_names import plain_stem
-from maskwright.data.label_maps import looks_like_labels
-from maskwright.data.recognise import recognise
+from maskwright.data.examining.doctor import examine
+from maskwright.data.folders.folder import Dataset, open_folder
+from maskwright.data.folders.folder_names import plain_stem
+from maskwright.data.folders.recognise import recognise
+from maskwright.data.masking.label_maps import looks_like_labels
 from maskwright.errors import MaskwrightError
 
 SIZE = (24, 32)
@@ -381,9 +381,9 @@ def test_nothing_vanishes(files: list[tuple[str, str]]) -> None:
 def test_probe_and_suggest_say_what_opening_found(tmp_path, monkeypatch) -> None:
     """The other verbs are in test_scan.py, which runs them."""
     from maskwright import api
-    from maskwright.engine import luss_probe
     from maskwright.evaluate.protocols import evaluate_arrays
     from maskwright.predict import suggest
+    from maskwright.recipes.probing import luss_probe
 
     fill(tmp_path, "Images/p{}.jpg", "Masks/p{}.png")
     (tmp_path / "splits").mkdir()

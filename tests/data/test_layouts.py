@@ -15,7 +15,7 @@ from maskwright.data.layouts.ade import ADE20K
 from maskwright.data.layouts.cocostuff import COCOSTUFF27, superclass_of
 from maskwright.data.layouts.scenes import CAMVID_COLOURS, cityscapes_table
 from maskwright.data.layouts.voc import VOC
-from maskwright.data.masks import write_mask_rg
+from maskwright.data.masking.masks import write_mask_rg
 from maskwright.errors import MaskwrightError
 
 

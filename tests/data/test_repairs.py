@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.test_label_check import ASKED, TRUE, H, W, grey, write_set
+from tests.data.masking.test_label_check import ASKED, TRUE, H, W, grey, write_set
 
 from maskwright import cli
-from maskwright.data.doctor import examine
-from maskwright.data.folder import open_folder
-from maskwright.data.images import orient
-from maskwright.data.masks import read_mask
-from maskwright.data.reading import Reading
-from maskwright.data.understanding import understand
+from maskwright.data.examining.doctor import examine
+from maskwright.data.examining.reading import Reading
+from maskwright.data.examining.understanding import understand
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.masking.masks import read_mask
+from maskwright.data.pictures.images import orient
 from maskwright.errors import MaskwrightError
 
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from tests.conftest import write_tiny_folder
 
-from maskwright.data.doctor import examine
-from maskwright.data.findings import Finding
-from maskwright.data.folder import open_folder
+from maskwright.data.examining.doctor import examine
+from maskwright.data.examining.findings import Finding
+from maskwright.data.folders.folder import open_folder
 from maskwright.errors import MaskwrightError
 
 Edit = Callable[[Path], object]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskwright.data.folder import open_folder
+from maskwright.data.folders.folder import open_folder
 from maskwright.engine.cache import FeatureCache
 from maskwright.engine.progress import Progress
 from maskwright.models.preprocess import Preprocess

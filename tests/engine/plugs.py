@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskwright.engine.contract import Stage
-from maskwright.engine.tag_pipeline import TagMethod
+from maskwright.recipes.tags.pipeline import TagMethod
 
 
 class Brightness(nn.Module):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskwright.data.folder import open_folder
-from maskwright.data.sampler import Sampler
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.training.sampler import Sampler
 from maskwright.engine.distributed import (
     all_reduce_sum,
     average_gradients,
@@ -130,7 +130,7 @@ def draws(world: int, rank: int) -> list[list[int]]:
 
 def clusters(x: Tensor, reduce: Any) -> dict[str, Any]:
     """k-means of a share of the rows, both metrics."""
-    from maskwright.ops.kmeans import kmeans
+    from maskwright.ops.clustering.kmeans import kmeans
 
     found = {}
     for metric in ("cosine", "euclidean"):
@@ -203,7 +203,7 @@ def resumed(out: Path, fabric: Any, world: int, rank: int) -> dict[str, Any]:
 
 def ledger(data: Path, out: Path, fabric: Any, rank: int) -> dict[str, Any]:
     """Each process reads other masks in a stage."""
-    from maskwright.data.classes import ClassTable
+    from maskwright.data.masking.classes import ClassTable
     from maskwright.engine.context import Context
     from maskwright.engine.contract import Method, Stage
     from maskwright.engine.progress import Progress

@@ -13,8 +13,8 @@ from PIL import Image
 from tests.conftest import write_tiny_folder
 from tests.engine.encoders import CountingEncoder, fill, preprocess
 
-from maskwright.data.folder import open_folder
-from maskwright.data.remembered import cache_root
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.trust.remembered import cache_root
 from maskwright.engine.cache import FeatureCache, FeatureStore, read_features, write_features
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_no_half_file(cache, data, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("maskwright.data.files.os.replace", full)
+        patch.setattr("maskwright.data.trust.files.os.replace", full)
         with pytest.raises(MaskwrightError, match="no space left"):
             cache.features(CountingEncoder(), preprocess(), data, progress=QUIET)
     assert files(cache) == []

@@ -14,15 +14,15 @@ from tests.engine.encoders import CountingEncoder, preprocess
 from tests.engine.toys import Toy, equal, train
 
 import maskwright as mw
-from maskwright.data.folder import open_folder
+from maskwright.data.folders.folder import open_folder
 from maskwright.engine.cache import FeatureCache, read_features, write_features
 from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskwright.engine.loop import CHECKPOINT
 from maskwright.engine.progress import Progress
-from maskwright.engine.seeds import CamStore, ImageCams
 from maskwright.errors import MaskwrightError
 from maskwright.models.bundle import load_bundle
 from maskwright.models.tensors import load_tensors, save_tensors
+from maskwright.recipes.tags.seeds import CamStore, ImageCams
 
 QUIET = Progress(quiet=True)
 

@@ -13,7 +13,7 @@ from tests.engine import processes
 from tests.engine.encoders import CountingEncoder, preprocess
 from tests.engine.toys import PlainFabric, equal
 
-from maskwright.data.folder import open_folder
+from maskwright.data.folders.folder import open_folder
 from maskwright.engine import distributed
 from maskwright.engine.cache import FeatureCache
 from maskwright.engine.progress import Progress

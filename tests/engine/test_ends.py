@@ -20,9 +20,9 @@ from tests.engine.encoders import CountingEncoder, preprocess
 from tests.engine.test_records import RECORD_OF
 
 import maskwright as mw
-from maskwright.data.files import sweep, temporary_beside
-from maskwright.data.folder import open_folder
-from maskwright.data.remembered import cache_root
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.trust.files import sweep, temporary_beside
+from maskwright.data.trust.remembered import cache_root
 from maskwright.engine.cache import FeatureCache
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder

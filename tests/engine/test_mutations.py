@@ -23,24 +23,24 @@ from tests.engine.test_damage import finished, flipped, kmeans  # noqa: F401 - t
 from tests.engine.test_records import RECORD_OF
 
 from maskwright.app.report import write_report
-from maskwright.data.artefacts import write_record
-from maskwright.data.classes import ClassTable
-from maskwright.data.identity import LabelIdentity
-from maskwright.data.ledger import Ledger
-from maskwright.data.tag_targets import TagTargets
-from maskwright.engine.norm_statistics import retake_as_recorded
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.training.tag_targets import TagTargets
+from maskwright.data.trust.artefacts import write_record
+from maskwright.data.trust.identity import LabelIdentity
+from maskwright.data.trust.ledger import Ledger
 from maskwright.engine.records import RunFolder
-from maskwright.engine.tag_pipeline import read_threshold
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.distance import EmbeddingBank
 from maskwright.evaluate.luss import LussMatching
 from maskwright.evaluate.scores import Scores
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle, save_bundle
-from maskwright.models.heads import CosineClassifier, LinearClassifier, Sequential
+from maskwright.models.parts.heads import CosineClassifier, LinearClassifier, Sequential
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
 from maskwright.models.segmenter import BackboneEncoder, Segmenter
+from maskwright.recipes.tags.pipeline import read_threshold
+from maskwright.recipes.training.norm_statistics import retake_as_recorded
 
 HUGE = "9" * 400
 STRANGE: list[Any] = [

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maskwright.data import files
-from maskwright.data.folder import open_folder
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.trust import files
 from maskwright.engine.records import (
     IDENTITY,
     LOCK,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tests.engine.toys import PlainFabric, Toy
 
-from maskwright.data.classes import ClassTable
-from maskwright.data.folder import open_folder
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.masking.classes import ClassTable
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.progress import Progress

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.data.sampler import Sampler
-from maskwright.engine.banks import FeatureBank
-from maskwright.engine.ema import EMATeacher
+from maskwright.data.training.sampler import Sampler
 from maskwright.engine.loop import Training, cosine, fit
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
+from maskwright.recipes.banks import FeatureBank
+from maskwright.recipes.ema import EMATeacher
 
 
 class PlainFabric:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskwright.data.folder import open_folder
+from maskwright.data.examining.reading import Reading
+from maskwright.data.folders.folder import open_folder
 from maskwright.data.layouts import open_data
-from maskwright.data.masks import write_mask, write_mask_rg
-from maskwright.data.reading import Reading
+from maskwright.data.masking.masks import write_mask, write_mask_rg
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.luss import LussEvaluator, LussMatcher
 from maskwright.evaluate.protocols import PROTOCOLS, evaluate_arrays, evaluate_folder

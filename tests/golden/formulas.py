@@ -2,8 +2,8 @@
 
 Each test here holds a paper's loss to a number that a formula written in the test gives on the same tensors, so that
 nothing that is rearranged may change a loss. Where a test beside a module has such a formula already, and more inputs,
-it stays there: `tests/ops/test_crf.py` (mean field over all pairs), `tests/ops/test_seg_losses.py`, `test_contrast.py`,
-`test_walk.py`, `test_cam.py`, `tests/engine/test_instance.py` (SimSiam, MoCo) and the tests of each method's step.
+it stays there: `test_crf.py` (mean field over all pairs), `test_seg_losses.py`, `test_contrast.py`,
+`test_walk.py`, `test_cam.py`, `test_instance.py` (SimSiam, MoCo) and the tests of each method's step.
 
 Legend: B batch, C classes, S crop side, D width, P pixels.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from maskwright.data.labels import LabelMap
+from maskwright.data.training.labels import LabelMap
 
 SIDE = 5
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tests.golden.formulas import as64, draw, generator
 
-from maskwright.engine.walking import walk_with_boundaries, walk_with_features
-from maskwright.ops.pair_affinity import affinity_loss, boundary_affinity, feature_affinity, pair_labels
+from maskwright.ops.graphs.pair_affinity import affinity_loss, boundary_affinity, feature_affinity, pair_labels
+from maskwright.recipes.tags.walking import walk_with_boundaries, walk_with_features
 
 H, W, RADIUS = 6, 7, 4
 

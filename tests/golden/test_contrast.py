@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.golden.formulas import as64, draw, generator
 
-from maskwright.ops.contrast import contrastive_loss
+from maskwright.ops.losses.contrast import contrastive_loss
 
 
 @pytest.mark.parametrize("chunk", [None, 7])

@@ -9,9 +9,9 @@ import scipy.sparse
 import torch
 from tests.golden.formulas import as64, draw, unit
 
-from maskwright.ops.affinity import combine, feature_affinity
-from maskwright.ops.kmeans import kmeans
-from maskwright.ops.spectral import eigengap, spectral_embedding
+from maskwright.ops.clustering.kmeans import kmeans
+from maskwright.ops.graphs.affinity import combine, feature_affinity
+from maskwright.ops.graphs.spectral import eigengap, spectral_embedding
 
 N = 30
 

@@ -10,9 +10,9 @@ import torch
 from tests.golden.formulas import as64, draw, labels, pixels, softmax
 from torch import nn
 
-from maskwright.data.mixing import MASKS, class_mask, cut_out, mix, partner
-from maskwright.engine.ema import EMATeacher
+from maskwright.data.training.mixing import MASKS, class_mask, cut_out, mix, partner
 from maskwright.methods.semi.mean_teacher import consistency, sureness
+from maskwright.recipes.ema import EMATeacher
 
 LOGITS, Q, Y = draw(3, 4, 5, 5), (draw(3, 4, 5, 5, seed=1) * 2).softmax(1), labels(3, 4)
 

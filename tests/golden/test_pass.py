@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from tests.golden.formulas import as64, draw, generator, softmax, unit
 from torch import nn
 
-from maskwright.engine.instance import SwAV
-from maskwright.ops.pixel_alignment import p2p_loss
+from maskwright.ops.losses.pixel_alignment import p2p_loss
+from maskwright.recipes.pretraining.instance import SwAV
 
 B, D, K = 6, 5, 4
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tests.golden.formulas import as64, draw, generator, labels, nll, pixels, unit
 
-from maskwright.data.labels import LabelMap
+from maskwright.data.training.labels import LabelMap
 from maskwright.methods.semi.reco_semi import reco_loss, weighted_consistency
-from maskwright.ops.region_contrast import Queries, region_contrast, similarity_weights
+from maskwright.ops.losses.region_contrast import Queries, region_contrast, similarity_weights
 
 
 def test_consistency_is_weighed_by_the_share_of_sure_pixels():

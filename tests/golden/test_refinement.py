@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.golden.formulas import as64, generator, softmax
 
-from maskwright.ops.crf import CRF_SETTINGS, dense_crf
-from maskwright.ops.par import pixel_adaptive_refine
+from maskwright.ops.refinement.crf import CRF_SETTINGS, dense_crf
+from maskwright.ops.refinement.par import pixel_adaptive_refine
 
 
 @pytest.mark.parametrize("original", [False, True])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.golden.formulas import as64, draw, labels, nll, pixels, softmax
 
-from maskwright.ops.seg_losses import cross_entropy, dice_loss, lovasz_softmax, ohem_cross_entropy
+from maskwright.ops.losses.seg_losses import cross_entropy, dice_loss, lovasz_softmax, ohem_cross_entropy
 
 C = 4
 LOGITS, Y = draw(2, C, 5, 5) * 2, labels(2, C)

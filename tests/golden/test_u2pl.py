@@ -7,7 +7,7 @@ import pytest
 from tests.golden.formulas import as64, draw, labels, nll, pixels, softmax
 
 from maskwright.methods.semi.u2pl import annealed, negative_pixels, ranks, reliable_cross_entropy
-from maskwright.ops.thresholds import entropy_masks
+from maskwright.ops.losses.thresholds import entropy_masks
 
 C = 5
 Q = (draw(4, C, 5, 5) * 2).softmax(1)

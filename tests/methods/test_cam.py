@@ -10,12 +10,12 @@ import torch
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
-from maskwright.data.labels import LabelStore
+from maskwright.data.training.labels import LabelStore
 from maskwright.engine.progress import Progress
-from maskwright.engine.seeds import CamStore
-from maskwright.engine.tag_pipeline import read_threshold
 from maskwright.errors import MaskwrightError
 from maskwright.methods import choose_method
+from maskwright.recipes.tags.pipeline import read_threshold
+from maskwright.recipes.tags.seeds import CamStore
 
 SMALL = {
     "batch": 2, "crop": 32, "tag_crop": 48, "tag_batch": 4, "scales": (0.5, 1.0), "precision": "fp32",

@@ -13,7 +13,7 @@ import torch
 from maskwright.engine.config import configure
 from maskwright.engine.records import RunFolder
 from maskwright.methods.unsupervised import deep_spectral as D
-from maskwright.ops.spectral import spectral_embedding
+from maskwright.ops.graphs.spectral import spectral_embedding
 
 
 def method(tmp_path=None, **settings) -> D.DeepSpectral:

@@ -12,23 +12,23 @@ from tests.conftest import write_tiny_folder
 from torch import nn
 
 import maskwright as mw
-from maskwright.data.classes import ClassTable
-from maskwright.data.labels import LabelMap, LabelStore
-from maskwright.engine.attention import UNIMODAL, separability
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.engine.config import configure
-from maskwright.engine.finetuning import Finetuning
-from maskwright.engine.instance import SimSiam, SwAV
-from maskwright.engine.multicrop import Crops, MultiCrops
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised import pass_ as P
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle
-from maskwright.models.heads import LinearClassifier
-from maskwright.models.pass_parts import AttendedClusters, PassNetwork, PixelAttention, upsampled
+from maskwright.models.parts.heads import LinearClassifier
+from maskwright.models.parts.pass_parts import AttendedClusters, PassNetwork, PixelAttention, upsampled
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import BackboneEncoder, Segmenter
-from maskwright.ops.pixel_alignment import p2p_loss
+from maskwright.ops.losses.pixel_alignment import p2p_loss
+from maskwright.recipes.pretraining.attention import UNIMODAL, separability
+from maskwright.recipes.pretraining.finetuning import Finetuning
+from maskwright.recipes.pretraining.instance import SimSiam, SwAV
+from maskwright.recipes.pretraining.multicrop import Crops, MultiCrops
 
 SMALL = {"crop": 32, "local_crop": 32, "batch": 4, "hidden": 16, "prototypes": 8, "short_side": 64, "restarts": 2}
 
@@ -333,8 +333,8 @@ def test_vision_transformers_are_pretrained_too(data, tmp_path):
 
 
 def test_labels_of_many_classes_come_back_exactly(tmp_path):
-    from maskwright.data.classes import ClassTable
-    from maskwright.data.labels import LabelMap
+    from maskwright.data.masking.classes import ClassTable
+    from maskwright.data.training.labels import LabelMap
 
     ids = torch.tensor([[0, 255], [256, 919]])
     everywhere = torch.ones_like(ids, dtype=torch.bool)

@@ -12,13 +12,11 @@ import torch
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
-from maskwright.data.folder import open_folder
-from maskwright.data.tag_targets import find_targets
-from maskwright.data.views import View
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.training.tag_targets import find_targets
+from maskwright.data.training.views import View
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
-from maskwright.engine.seeds import CamStore
-from maskwright.engine.tag_pipeline import read_threshold
 from maskwright.methods.weak.seam import (
     SeamConfig,
     SeamTraining,
@@ -30,7 +28,9 @@ from maskwright.methods.weak.seam import (
     one_class,
     with_rest,
 )
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones.build import build_backbone
+from maskwright.recipes.tags.pipeline import read_threshold
+from maskwright.recipes.tags.seeds import CamStore
 
 SMALL = {
     "batch": 2, "crop": 32, "tag_crop": 64, "tag_batch": 4, "scales": (0.5, 1.0), "precision": "fp32",

@@ -16,8 +16,8 @@ from tests.conftest import write_tiny_folder
 
 import maskwright as mw
 from maskwright import api
-from maskwright.data.labels import LabelStore
-from maskwright.data.tag_targets import TagTargets, find_targets
+from maskwright.data.training.labels import LabelStore
+from maskwright.data.training.tag_targets import TagTargets, find_targets
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
@@ -338,7 +338,7 @@ def test_a_convolutional_backbone_is_refused_before_anything_is_written(data, tm
 
 
 def test_the_automatic_backbone_is_a_transformer(monkeypatch):
-    from maskwright.models import backbones
+    from maskwright.models.backbones import build as backbones
 
     asked = []
     monkeypatch.setattr(backbones, "hub_cached", lambda *_: None)

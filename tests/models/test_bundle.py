@@ -13,11 +13,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from maskwright.data.classes import ClassTable
+from maskwright.data.masking.classes import ClassTable
 from maskwright.errors import MaskwrightError
-from maskwright.models.backbones import build_backbone
+from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle, save_bundle
-from maskwright.models.heads import (
+from maskwright.models.networks.smp import SmpEncoder, smp_parts
+from maskwright.models.parts.heads import (
     CosineClassifier,
     Identity,
     LinearClassifier,
@@ -28,7 +29,6 @@ from maskwright.models.heads import (
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
 from maskwright.models.segmenter import BackboneEncoder, Segmenter, concatenate
-from maskwright.models.smp import SmpEncoder, smp_parts
 
 PREPROCESS = Preprocess(short_side=64, multiple_of=16)
 

@@ -10,10 +10,10 @@ import timm
 import torch
 from torch import nn
 
-from maskwright.models.backbones import build_backbone
-from maskwright.models.blocks import BatchNorm2d
+from maskwright.models.backbones.build import build_backbone
+from maskwright.models.networks.blocks import BatchNorm2d
+from maskwright.models.networks.smp import smp_parts
 from maskwright.models.quick import QuickDepthwise, QuickDepthwiseSame, QuickNormAct, quicken
-from maskwright.models.smp import smp_parts
 
 NETWORKS = ("mobilenetv2_100", "tf_efficientnet_lite0", "resnet18", "convnext_atto", "hrnet_w18_small")
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.models.backbones import build_backbone
-from maskwright.models.dense import Backbone
-from maskwright.models.vit_heads import VIT_HEADS, vit_head
+from maskwright.models.backbones.build import build_backbone
+from maskwright.models.backbones.dense import Backbone
+from maskwright.models.networks.vit_heads import VIT_HEADS, vit_head
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "vit.md"
 B = 2

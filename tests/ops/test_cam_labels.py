@@ -9,7 +9,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from maskwright.ops.cam_labels import IGNORE, cam_labels, cam_regions, refined_cam_labels
-from maskwright.ops.par import pixel_adaptive_refine
+from maskwright.ops.refinement.par import pixel_adaptive_refine
 
 
 def test_classes_background_and_what_lies_between():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskwright.data.classes import ClassTable
+from maskwright.data.masking.classes import ClassTable
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
 

@@ -9,9 +9,9 @@ import torch
 from fakes import ColorSegmenter, scene
 from PIL import Image
 
-from maskwright.data.classes import ClassTable
-from maskwright.data.folder import open_folder
-from maskwright.data.masks import read_mask
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.masking.masks import read_mask
 from maskwright.errors import MaskwrightError
 from maskwright.predict.model import Model, as_picture, check_device, load, read_ahead
 
@@ -114,7 +114,7 @@ def test_a_full_disk_is_no_skipped_image(model, tiny_folder, tmp_path, monkeypat
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("maskwright.data.files.os.replace", full)
+    monkeypatch.setattr("maskwright.data.trust.files.os.replace", full)
     with pytest.raises(MaskwrightError, match="no space left"):
         model.predict_folder(tiny_folder, tmp_path / "out")
     assert not [p for p in (tmp_path / "out").iterdir() if p.suffix == ".png"]
@@ -143,8 +143,8 @@ def test_devices():
 
 
 def test_saved_model_predicts_the_same(tmp_path):
-    from maskwright.models.backbones import build_backbone
-    from maskwright.models.heads import CosineClassifier
+    from maskwright.models.backbones.build import build_backbone
+    from maskwright.models.parts.heads import CosineClassifier
     from maskwright.models.preprocess import Preprocess
     from maskwright.models.segmenter import BackboneEncoder, Segmenter
 

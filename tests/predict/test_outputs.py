@@ -10,9 +10,9 @@ import pytest
 from fakes import ColorSegmenter, scene
 from PIL import Image
 
-from maskwright.data import files
-from maskwright.data.folder import Dataset, Item, open_folder
-from maskwright.data.masks import read_mask
+from maskwright.data.folders.folder import Dataset, Item, open_folder
+from maskwright.data.masking.masks import read_mask
+from maskwright.data.trust import files
 from maskwright.errors import MaskwrightError
 from maskwright.predict.model import Model
 

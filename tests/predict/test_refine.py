@@ -43,9 +43,9 @@ def test_tiny_images(how, size):
 
 
 def test_guided_result_is_brought_back_to_probabilities(monkeypatch):
-    module = types.ModuleType("maskwright.ops.guided")
+    module = types.ModuleType("maskwright.ops.refinement.guided")
     module.guided_filter = lambda x, image, **settings: x * 3 - 1  # leaves [0, 1]
-    monkeypatch.setitem(sys.modules, "maskwright.ops.guided", module)
+    monkeypatch.setitem(sys.modules, "maskwright.ops.refinement.guided", module)
     probs, image, _ = noisy(8, 9)
     refined = refine(probs, image, "guided")
     assert refined.min() > 0

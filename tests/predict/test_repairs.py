@@ -59,7 +59,7 @@ def test_choose_another_out(model, tmp_path):
 
 
 def test_other_names_where_the_disk_ignores_case(model, tmp_path, monkeypatch):
-    from maskwright.data.files import file_for
+    from maskwright.data.trust.files import file_for
 
     data = write_images(tmp_path / "d", "a", "A")
     monkeypatch.setattr("maskwright.predict.outputs.file_for", lambda f, name, s: file_for(f, name.casefold(), s))

@@ -16,9 +16,9 @@ from tests.conftest import write_tiny_folder
 
 import maskwright as mw
 from maskwright import api
-from maskwright.data.classes import ClassTable
-from maskwright.data.folder import open_folder
-from maskwright.data.tables import read_csv
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.folders.tables import read_csv
+from maskwright.data.masking.classes import ClassTable
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import Preprocess

@@ -11,9 +11,9 @@ import tifffile
 from fakes import ColorSegmenter
 from PIL import Image
 
-from maskwright.data.folder import Dataset, Item, open_folder
-from maskwright.data.images import orient, read_image, read_resized
-from maskwright.data.masks import read_mask
+from maskwright.data.folders.folder import Dataset, Item, open_folder
+from maskwright.data.masking.masks import read_mask
+from maskwright.data.pictures.images import orient, read_image, read_resized
 from maskwright.errors import MaskwrightError
 from maskwright.predict.model import Model, as_picture, read_ahead
 

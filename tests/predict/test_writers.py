@@ -5,8 +5,8 @@ import pytest
 from fakes import scene
 from PIL import Image
 
-from maskwright.data.classes import ClassTable
-from maskwright.data.masks import read_mask, write_mask
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.predict.writers import (
     boundaries,
     contact_sheet,

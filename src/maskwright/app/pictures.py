@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskwright.data.classes import ClassTable
-from maskwright.data.files import file_for, write_bytes
-from maskwright.data.folder import Dataset
-from maskwright.data.images import read_image
-from maskwright.data.label_rules import ignore_of
-from maskwright.data.masks import read_mask, write_mask
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.masking.label_rules import ignore_of
+from maskwright.data.masking.masks import read_mask, write_mask
+from maskwright.data.pictures.images import read_image
+from maskwright.data.trust.files import file_for, write_bytes
 from maskwright.errors import MaskwrightError
 from maskwright.predict.model import Model, area_counts, read_ahead
 from maskwright.predict.writers import jpeg, overlay, shrink

@@ -17,9 +17,9 @@ from typing import Any
 from maskwright.app.page import frame
 from maskwright.app.pictures import PREVIEWS, figure, swatch
 from maskwright.app.plots import bar, curve, format_number
-from maskwright.data.artefacts import Damage, parse_json, read_record
-from maskwright.data.classes import ClassTable, default_palette
-from maskwright.data.files import write_text
+from maskwright.data.masking.classes import ClassTable, default_palette
+from maskwright.data.trust.artefacts import Damage, parse_json, read_record
+from maskwright.data.trust.files import write_text
 from maskwright.errors import shown
 from maskwright.models.provenance import NO_LABELS
 

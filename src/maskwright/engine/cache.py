@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.data.files import atomic_write, sweep
-from maskwright.data.remembered import cache_root
+from maskwright.data.trust.files import atomic_write, sweep
+from maskwright.data.trust.remembered import cache_root
 from maskwright.engine.distributed import barrier, share
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
-    from maskwright.data.folder import Dataset
+    from maskwright.data.folders.folder import Dataset
     from maskwright.engine.progress import Progress
     from maskwright.models.preprocess import Preprocess
     from maskwright.models.segmenter import BackboneEncoder

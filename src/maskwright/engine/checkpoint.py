@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
-from maskwright.data.artefacts import Damage, file_checksum
-from maskwright.data.files import temporary_beside
+from maskwright.data.trust.artefacts import Damage, file_checksum
+from maskwright.data.trust.files import temporary_beside
 from maskwright.errors import MaskwrightError
 
 TRAILER = b"maskwright crc32 %08x\n"

@@ -20,10 +20,10 @@ FEATURES = ".features"
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from maskwright.data.classes import ClassTable
-    from maskwright.data.folder import Dataset
-    from maskwright.data.ledger import Ledger
-    from maskwright.models.backbones import Backbone
+    from maskwright.data.folders.folder import Dataset
+    from maskwright.data.masking.classes import ClassTable
+    from maskwright.data.trust.ledger import Ledger
+    from maskwright.models.backbones.build import Backbone
     from maskwright.models.preprocess import Preprocess
     from maskwright.models.segmenter import BackboneEncoder
 

@@ -15,7 +15,7 @@ from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
-    from maskwright.models.dense import Backbone
+    from maskwright.models.backbones.dense import Backbone
     from maskwright.models.segmenter import Segmenter
 
 StageKind = Literal["train", "fit", "label"]

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import filelock
 from torch import Tensor
 
-from maskwright.data.artefacts import Damage, misfit, parse_json, parse_record, read_record, write_record
-from maskwright.data.files import sweep, write_text
-from maskwright.data.identity import LabelIdentity
+from maskwright.data.trust.artefacts import Damage, misfit, parse_json, parse_record, read_record, write_record
+from maskwright.data.trust.files import sweep, write_text
+from maskwright.data.trust.identity import LabelIdentity
 from maskwright.engine.distributed import broadcast_object
 from maskwright.errors import MaskwrightError
 from maskwright.models.tensors import load_tensors
 
 if TYPE_CHECKING:
-    from maskwright.data.folder import Dataset
+    from maskwright.data.folders.folder import Dataset
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskwright.data.artefacts import Damage, parse_record, unreadable, write_record
+from maskwright.data.trust.artefacts import Damage, parse_record, unreadable, write_record
 from maskwright.engine.distributed import barrier, gather_objects
 from maskwright.engine.records import LEDGER, Stopwatch
 from maskwright.errors import MaskwrightError, stop_if_asked

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskwright.data.artefacts import Damage, read_arrays, unreadable, write_arrays
+from maskwright.data.trust.artefacts import Damage, read_arrays, unreadable, write_arrays
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskwright.data.label_rules import ignore_of
+from maskwright.data.masking.label_rules import ignore_of
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate import metrics
 from maskwright.evaluate.confusion import ConfusionMatrix

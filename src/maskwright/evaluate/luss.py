@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from maskwright.data.artefacts import parse_json, unreadable
-from maskwright.data.files import write_json
-from maskwright.data.label_rules import ignore_of
+from maskwright.data.masking.label_rules import ignore_of
+from maskwright.data.trust.artefacts import parse_json, unreadable
+from maskwright.data.trust.files import write_json
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.confusion import _unsigned
 from maskwright.evaluate.distance import EmbeddingBank, distance_matching, predict_by_distance

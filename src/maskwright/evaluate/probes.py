@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from maskwright.data.label_rules import ignore_of
+from maskwright.data.masking.label_rules import ignore_of
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.distance import NeighbourVote, nearest_resize

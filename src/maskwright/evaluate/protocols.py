@@ -18,20 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.data.classes import read_classes
-from maskwright.data.files import file_for
-from maskwright.data.findings import some
-from maskwright.data.folder import Dataset, Item
-from maskwright.data.label_check import check_labels
-from maskwright.data.label_rules import LabelRule
-from maskwright.data.label_values import binary_finding
+from maskwright.data.examining.findings import some
+from maskwright.data.examining.reading import Reading
+from maskwright.data.examining.understanding import highest_id, understand
+from maskwright.data.folders.folder import Dataset, Item
+from maskwright.data.folders.recognise import recognise
+from maskwright.data.folders.scan import Folder, is_regular, names_below, same_form
 from maskwright.data.layouts import open_data
-from maskwright.data.masks import read_mask_rg, read_stored
-from maskwright.data.reading import Reading
-from maskwright.data.recognise import recognise
-from maskwright.data.scan import Folder, is_regular, names_below, same_form
-from maskwright.data.survey import survey_masks
-from maskwright.data.understanding import highest_id, understand
+from maskwright.data.masking.classes import read_classes
+from maskwright.data.masking.label_check import check_labels
+from maskwright.data.masking.label_rules import LabelRule
+from maskwright.data.masking.label_values import binary_finding
+from maskwright.data.masking.masks import read_mask_rg, read_stored
+from maskwright.data.masking.survey import survey_masks
+from maskwright.data.trust.files import file_for
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.judging import judge
 from maskwright.evaluate.luss import LussMatching

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.data.artefacts import parse_json
+from maskwright.data.trust.artefacts import parse_json
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate import metrics
 

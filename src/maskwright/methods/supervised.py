@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from maskwright.engine.segmenting import NetworkConfig, NetworkMethod
+from maskwright.recipes.training.segmenting import NetworkConfig, NetworkMethod
 
 
 @dataclass(kw_only=True)

@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from maskwright.data.artefacts import Damage, misfit, parse_json
-from maskwright.data.classes import ClassTable
-from maskwright.data.files import atomic_write
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.trust.artefacts import Damage, misfit, parse_json
+from maskwright.data.trust.files import atomic_write
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance, read_record

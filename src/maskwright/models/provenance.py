@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from maskwright.data.artefacts import Damage, parse_json
+from maskwright.data.trust.artefacts import Damage, parse_json
 from maskwright.errors import MaskwrightError
 
 NO_LABELS = "none"

@@ -1,7 +1,7 @@
 """Depthwise convolutions and batch norms that do not hold up training on a processor.
 
 `quicken` gives the depthwise convolutions and batch norms inside a network of any library the training passes of
-`ops/depthwise` and `ops/batch_norm`, where torch's are slow: a network of MobileNet's kind spends two thirds of its
+`accel/depthwise` and `accel/batch_norm`, where torch's are slow: a network of MobileNet's kind spends two thirds of its
 training step in them. That holds for norms that are frozen in training, too. Weights, names of tensors, copies and what
 is computed stay as they were, up to rounding; on a GPU and without gradients it is what it was.
 """
@@ -17,10 +17,10 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from maskwright.models.blocks import BatchNorm2d
-from maskwright.ops.batch_norm import normalise, normalise_backward
+from maskwright.accel.batch_norm import normalise, normalise_backward
+from maskwright.accel.depthwise import Pair, depthwise_backward
+from maskwright.models.networks.blocks import BatchNorm2d
 from maskwright.ops.bits import DTYPES
-from maskwright.ops.depthwise import Pair, depthwise_backward
 from maskwright.ops.lanes import LANES
 
 M = TypeVar("M", bound=nn.Module)

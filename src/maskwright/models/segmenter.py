@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.data.classes import ClassTable
+from maskwright.data.masking.classes import ClassTable
 from maskwright.errors import MaskwrightError
-from maskwright.models.backbones import build_backbone
-from maskwright.models.dense import KINDS, Backbone
-from maskwright.models.heads import HEADS, Identity, Part, build_part, check_argument
-from maskwright.models.pass_parts import PASS_PARTS
+from maskwright.models.backbones.build import build_backbone
+from maskwright.models.backbones.dense import KINDS, Backbone
+from maskwright.models.parts.heads import HEADS, Identity, Part, build_part, check_argument
+from maskwright.models.parts.pass_parts import PASS_PARTS
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
 
@@ -159,7 +159,7 @@ ENCODERS: dict[str, type[Part]] = {"BackboneEncoder": BackboneEncoder}
 
 def part_table() -> dict[str, type[Part]]:
     """All parts that a segmenter's spec may name."""
-    from maskwright.models.smp import (
+    from maskwright.models.networks.smp import (
         SMP_PARTS,  # its package takes a second to import, and few segmenters need it
     )
 
@@ -168,14 +168,14 @@ def part_table() -> dict[str, type[Part]]:
 
 def _network_parts() -> dict[str, type[Part]]:
     """The parts of the networks written here."""
-    from maskwright.models.blocks import BLOCKS
-    from maskwright.models.cam import CAM_PARTS
-    from maskwright.models.ddrnet import DDRNET_PARTS
-    from maskwright.models.deeplab import DEEPLAB_PARTS
-    from maskwright.models.hrnet import HRNET_PARTS
-    from maskwright.models.ocr import OCR_PARTS
-    from maskwright.models.toco import TOCO_PARTS
-    from maskwright.models.vit_heads import VIT_PARTS
+    from maskwright.models.networks.blocks import BLOCKS
+    from maskwright.models.networks.ddrnet import DDRNET_PARTS
+    from maskwright.models.networks.deeplab import DEEPLAB_PARTS
+    from maskwright.models.networks.hrnet import HRNET_PARTS
+    from maskwright.models.networks.ocr import OCR_PARTS
+    from maskwright.models.networks.vit_heads import VIT_PARTS
+    from maskwright.models.parts.cam import CAM_PARTS
+    from maskwright.models.parts.toco import TOCO_PARTS
 
     ours = (BLOCKS, CAM_PARTS, DDRNET_PARTS, DEEPLAB_PARTS, HRNET_PARTS, OCR_PARTS, TOCO_PARTS, VIT_PARTS)
     return {name: part for parts in ours for name, part in parts.items()}

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from maskwright.data.artefacts import Damage, must_fit, unreadable
-from maskwright.data.files import write_bytes
+from maskwright.data.trust.artefacts import Damage, must_fit, unreadable
+from maskwright.data.trust.files import write_bytes
 
 CHECKSUM = "checksum"
 """The field of a safetensors file's metadata that holds the checksum of all else."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskwright.ops.par import pixel_adaptive_refine
+from maskwright.ops.refinement.par import pixel_adaptive_refine
 
 IGNORE = -1
 """Label of what is neither surely a class nor surely background."""

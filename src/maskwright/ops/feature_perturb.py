@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Generator, Tensor
 
-from maskwright.ops.components import label_components
-from maskwright.ops.seg_losses import kl_divergence
+from maskwright.ops.losses.seg_losses import kl_divergence
+from maskwright.ops.refinement.components import label_components
 
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right), bottom and right one past the last pixel."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from maskwright.errors import MaskwrightError
-from maskwright.models.dense import autocast
+from maskwright.models.backbones.dense import autocast
 from maskwright.predict.refine import check_refinement, refine
 from maskwright.predict.tiles import WHOLE_PIXELS, Axis, Plan, make_plan
 

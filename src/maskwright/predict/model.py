@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maskwright.data.classes import ClassTable
-from maskwright.data.deep import Range
-from maskwright.data.files import file_for
-from maskwright.data.folder import Dataset, open_folder
-from maskwright.data.images import picture_of, read_image, to_rgb
-from maskwright.data.masks import write_mask
-from maskwright.data.reading import Reading
-from maskwright.data.scale import Scale
-from maskwright.data.scan import threaded
-from maskwright.data.tag_targets import find_targets
-from maskwright.data.understanding import understand
+from maskwright.data.examining.reading import Reading
+from maskwright.data.examining.understanding import understand
+from maskwright.data.folders.folder import Dataset, open_folder
+from maskwright.data.folders.scan import threaded
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.masking.masks import write_mask
+from maskwright.data.pictures.deep import Range
+from maskwright.data.pictures.images import picture_of, read_image, to_rgb
+from maskwright.data.pictures.scale import Scale
+from maskwright.data.training.tag_targets import find_targets
+from maskwright.data.trust.files import file_for
 from maskwright.errors import MaskwrightError, stop_if_asked, unknown
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.segmenter import Segmenter

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskwright.data.files import NAME_BYTES, PATH_BYTES, disk_error, file_for, sweep, temporary_beside, too_long
-from maskwright.data.folder import Dataset
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.trust.files import NAME_BYTES, PATH_BYTES, disk_error, file_for, sweep, temporary_beside, too_long
 from maskwright.errors import MaskwrightError, shown
 
 

@@ -54,13 +54,13 @@ def refine(probs: Any, image: np.ndarray, how: str = "none", **settings: Any) ->
 
 
 def _crf(probs: np.ndarray, image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    from maskwright.ops.crf import dense_crf  # numba takes a second to import
+    from maskwright.ops.refinement.crf import dense_crf  # numba takes a second to import
 
     return np.asarray(dense_crf(probs, np.ascontiguousarray(image), **settings), dtype=np.float32)
 
 
 def _guided(probs: np.ndarray, image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    from maskwright.ops.guided import guided_filter
+    from maskwright.ops.refinement.guided import guided_filter
 
     filtered = np.asarray(guided_filter(probs, np.ascontiguousarray(image), **settings), dtype=np.float32)
     # The filter is a local linear fit, so it may leave [0, 1] by a little next to strong edges.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maskwright.data.classes import ClassTable
-from maskwright.data.files import atomic_write
-from maskwright.data.images import resize
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.pictures.images import resize
+from maskwright.data.trust.files import atomic_write
 from maskwright.predict.writers import overlay, shrink
 
 CELL_WIDTH, CELL_HEIGHT = 300, 225

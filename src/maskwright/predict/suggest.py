@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskwright.data.files import write_text
-from maskwright.data.folder import Dataset
-from maskwright.data.names import written
-from maskwright.data.scan import threaded
-from maskwright.data.tables import csv_text
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.folders.names import written
+from maskwright.data.folders.scan import threaded
+from maskwright.data.folders.tables import csv_text
+from maskwright.data.trust.files import write_text
 from maskwright.errors import MaskwrightError, shown, unknown
 from maskwright.models.segmenter import Segmenter
 from maskwright.ops import acquisition as aq

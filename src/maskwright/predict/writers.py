@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskwright.data.classes import ClassTable
-from maskwright.data.files import atomic_write, write_bytes
-from maskwright.data.images import resize
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.pictures.images import resize
+from maskwright.data.trust.files import atomic_write, write_bytes
 
 OVERLAY_SIDE = 4096
 """Pixels of an overlay's longer side at most: larger ones no viewer opens with pleasure."""

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskwright.data.labels import LabelMap
-from maskwright.data.sources import MaskLabels
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.sources import MaskLabels
 from maskwright.engine import loop
 from maskwright.engine.config import configure
-from maskwright.engine.segmenting import SegmentationTraining
 from maskwright.methods.supervised import SupervisedConfig
+from maskwright.recipes.training.segmenting import SegmentationTraining
 
 
 def seeded(seed: int = 0) -> torch.Generator:

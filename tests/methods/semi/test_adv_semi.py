@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from tests.methods.semi.checks import check_resumes
 
-from maskwright.data.labels import LabelMap
-from maskwright.data.sources import MaskLabels
-from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.sources import MaskLabels
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi.adv_semi import (
     AdvSemiConfig,
@@ -29,6 +28,7 @@ from maskwright.methods.semi.adv_semi import (
     unit_range,
 )
 from maskwright.methods.supervised import SupervisedConfig
+from maskwright.recipes.training.segmenting import SegmentationTraining
 
 VARIANTS = ["pixel", "s4gan"]
 

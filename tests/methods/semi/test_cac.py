@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.methods.semi.checks import check_is_supervised, drop_in_training, sharpen
 
-from maskwright.data.crops import overlapping_crops
-from maskwright.data.sources import MaskLabels
-from maskwright.data.views import View
+from maskwright.data.training.crops import overlapping_crops
+from maskwright.data.training.sources import MaskLabels
+from maskwright.data.training.views import View
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import cac

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from tests.methods.semi.checks import check_resumes, drop_in_training, sharpen
 
-from maskwright.data.classes import ClassTable
-from maskwright.data.labels import LabelMap
-from maskwright.data.sources import MaskLabels
-from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.sources import MaskLabels
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import cct as module
 from maskwright.methods.semi.cct import (
@@ -27,6 +26,7 @@ from maskwright.methods.semi.cct import (
     parse_counts,
 )
 from maskwright.methods.supervised import SupervisedConfig
+from maskwright.recipes.training.segmenting import SegmentationTraining
 
 
 def training(context, **options):

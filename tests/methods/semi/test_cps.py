@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from tests.methods.semi.checks import check_resumes, labels_of
 
-from maskwright.data.labels import LabelMap
-from maskwright.data.sources import MaskLabels
-from maskwright.engine import segmenting
-from maskwright.engine.segmenting import SegmentationTraining
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.sources import MaskLabels
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import cps
 from maskwright.methods.semi.cps import CPSConfig, CPSTraining, agreement, cross_pseudo_supervision
 from maskwright.methods.supervised import SupervisedConfig
+from maskwright.recipes.training import segmenting
+from maskwright.recipes.training.segmenting import SegmentationTraining
 
 
 def training(context, **options):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.methods.semi.checks import check_resumes, sharpen
 
-from maskwright.data.labels import LabelMap
-from maskwright.data.mixing import MASKS, class_mask, complex_mask
-from maskwright.data.sources import MaskLabels
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.mixing import MASKS, class_mask, complex_mask
+from maskwright.data.training.sources import MaskLabels
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi.mean_teacher import (
     PERTURBATIONS,

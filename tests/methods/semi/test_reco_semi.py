@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from tests.methods.semi.checks import batch_of, labels_of, seeded
 
-from maskwright.data.labels import LabelMap
-from maskwright.data.sources import MaskLabels
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.config import configure
-from maskwright.engine.segmenting import SegmentationTraining
 from maskwright.methods.semi import reco_semi as rs
 from maskwright.methods.supervised import SupervisedConfig
-from maskwright.ops.region_contrast import Queries
+from maskwright.ops.losses.region_contrast import Queries
+from maskwright.recipes.training.segmenting import SegmentationTraining
 
 
 def training(context, **options):

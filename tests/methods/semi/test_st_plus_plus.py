@@ -16,12 +16,11 @@ from tests.conftest import write_tiny_folder
 
 import maskwright as mw
 from maskwright import api
-from maskwright.data.labels import LabelMap, LabelStore
-from maskwright.data.sources import MaskLabels
+from maskwright.data.training.labels import LabelMap, LabelStore
+from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
-from maskwright.engine.segmenting import NetworkConfig
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import st_plus_plus as module
 from maskwright.methods.semi.st_plus_plus import (
@@ -34,6 +33,7 @@ from maskwright.methods.semi.st_plus_plus import (
     split_steps,
     stability,
 )
+from maskwright.recipes.training.segmenting import NetworkConfig
 
 
 @pytest.fixture(scope="module")

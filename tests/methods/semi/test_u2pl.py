@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from tests.methods.semi.checks import batch_of, check_is_supervised, labels_of, seeded
 from torch import nn
 
-from maskwright.data.labels import LabelMap
-from maskwright.data.sources import MaskLabels
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.config import configure
-from maskwright.engine.representation import RepresentationHead, at_size
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import u2pl
-from maskwright.ops.thresholds import entropy_masks
+from maskwright.ops.losses.thresholds import entropy_masks
+from maskwright.recipes.consistency.representation import RepresentationHead, at_size
 
 
 def training(context, **options):

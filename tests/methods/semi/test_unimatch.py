@@ -16,14 +16,14 @@ from tests.methods.semi.checks import check_is_supervised
 
 import maskwright as mw
 from maskwright import api
-from maskwright.data.labels import LabelMap
-from maskwright.data.sources import MaskLabels
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.sources import MaskLabels
 from maskwright.engine import loop
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
-from maskwright.engine.segmenting import SegmentationTraining
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import unimatch as um
+from maskwright.recipes.training.segmenting import SegmentationTraining
 
 VIT = "vit_tiny_patch16_224"
 

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from maskwright.data.findings import some
-from maskwright.data.folder import Dataset
+from maskwright.data.examining.findings import some
+from maskwright.data.examining.reading import Reading
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.folders.opening import scan_folder
+from maskwright.data.folders.scan import odd_below
 from maskwright.data.layouts.cocostuff import open_cocostuff27
 from maskwright.data.layouts.imagenet_s import open_imagenet_s
 from maskwright.data.layouts.potsdam import open_potsdam
 from maskwright.data.layouts.scenes import open_ade20k, open_camvid, open_cityscapes
 from maskwright.data.layouts.voc import open_voc
-from maskwright.data.opening import scan_folder
-from maskwright.data.reading import Reading
-from maskwright.data.scan import odd_below
 from maskwright.errors import unknown
 
 LAYOUTS: dict[str, Callable[[Path], Dataset]] = {

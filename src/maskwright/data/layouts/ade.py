@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskwright.data.classes import ClassTable
+from maskwright.data.masking.classes import ClassTable
 
 _NAMES = """wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,
 person, earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea,

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maskwright.data.classes import IGNORE8
-from maskwright.data.images import DECODER_ERRORS, IMAGE_SUFFIXES, image_error
-from maskwright.data.masks import read_mask
-from maskwright.data.scan import Folder
-from maskwright.data.tables import read_names
+from maskwright.data.folders.scan import Folder
+from maskwright.data.folders.tables import read_names
+from maskwright.data.masking.classes import IGNORE8
+from maskwright.data.masking.masks import read_mask
+from maskwright.data.pictures.images import DECODER_ERRORS, IMAGE_SUFFIXES, image_error
 from maskwright.errors import MaskwrightError
 
 

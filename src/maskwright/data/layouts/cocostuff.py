@@ -12,10 +12,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from maskwright.data.classes import ClassTable, default_palette
-from maskwright.data.folder import Dataset, Item, Readers
+from maskwright.data.folders.folder import Dataset, Item, Readers
+from maskwright.data.folders.tables import read_names
 from maskwright.data.layouts.base import files_below, first_folder, lookup, read_translated
-from maskwright.data.tables import read_names
+from maskwright.data.masking.classes import ClassTable, default_palette
 from maskwright.errors import MaskwrightError
 
 # Superclasses of things in the order of their training ids, with the last of COCO's consecutive category ids.

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from maskwright.data.classes import IGNORE8, IGNORE16, ClassTable, default_palette
-from maskwright.data.folder import Dataset, Item, Readers
+from maskwright.data.folders.folder import Dataset, Item, Readers
 from maskwright.data.layouts.base import files_below, first_folder
-from maskwright.data.masks import read_mask_rg
+from maskwright.data.masking.classes import IGNORE8, IGNORE16, ClassTable, default_palette
+from maskwright.data.masking.masks import read_mask_rg
 from maskwright.errors import MaskwrightError
 
 IGNORE_RG = 1000

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from maskwright.data.classes import ClassTable
-from maskwright.data.folder import Dataset, Item, Readers
+from maskwright.data.folders.folder import Dataset, Item, Readers
+from maskwright.data.folders.matlab import read_matlab
 from maskwright.data.layouts.base import files_below, first_folder, lookup, read_lists, translate
-from maskwright.data.matlab import read_matlab
+from maskwright.data.masking.classes import ClassTable
 from maskwright.errors import MaskwrightError
 
 _SIX = ("road", "building", "low vegetation", "tree", "car", "clutter")

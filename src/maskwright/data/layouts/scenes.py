@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from maskwright.data.classes import ClassTable
-from maskwright.data.folder import Dataset, Item, Readers
+from maskwright.data.folders.folder import Dataset, Item, Readers
+from maskwright.data.folders.tables import read_lines
 from maskwright.data.layouts.ade import ADE20K
 from maskwright.data.layouts.base import (
     files_below,
@@ -26,7 +26,7 @@ from maskwright.data.layouts.base import (
     read_lists,
     read_translated,
 )
-from maskwright.data.tables import read_lines
+from maskwright.data.masking.classes import ClassTable
 from maskwright.errors import MaskwrightError
 
 # (label id, name, colour, whether among the 19 training classes)

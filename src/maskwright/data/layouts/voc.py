@@ -15,12 +15,12 @@ from xml.parsers import expat
 
 import numpy as np
 
-from maskwright.data.classes import ClassTable, default_palette
-from maskwright.data.folder import Dataset, Item, Readers
+from maskwright.data.folders.folder import Dataset, Item, Readers
+from maskwright.data.folders.matlab import read_matlab
+from maskwright.data.folders.scan import is_regular
 from maskwright.data.layouts.base import files_below, first_folder, read_lists
-from maskwright.data.masks import read_mask
-from maskwright.data.matlab import read_matlab
-from maskwright.data.scan import is_regular
+from maskwright.data.masking.classes import ClassTable, default_palette
+from maskwright.data.masking.masks import read_mask
 from maskwright.errors import MaskwrightError
 
 VOC_NAMES = (

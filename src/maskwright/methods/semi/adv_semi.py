@@ -36,13 +36,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.data.labels import LabelMap
+from maskwright.data.training.labels import LabelMap
 from maskwright.engine.config import option
-from maskwright.engine.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
-from maskwright.engine.criteria import IGNORE
 from maskwright.engine.distributed import average_gradients
 from maskwright.errors import MaskwrightError
-from maskwright.ops.seg_losses import cross_entropy, reduce_pixels
+from maskwright.ops.losses.seg_losses import cross_entropy, reduce_pixels
+from maskwright.recipes.consistency.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.recipes.training.criteria import IGNORE
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

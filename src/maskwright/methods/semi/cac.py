@@ -38,18 +38,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.data.augment import PRESETS
-from maskwright.data.crops import overlapping_crops
-from maskwright.data.labels import LabelMap
-from maskwright.data.views import View, transform_points
-from maskwright.engine.class_banks import RecentBank
+from maskwright.data.training.augment import PRESETS
+from maskwright.data.training.crops import overlapping_crops
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.views import View, transform_points
 from maskwright.engine.config import option
-from maskwright.engine.consistency import TEACHER, SemiConfig, SemiMethod, SemiTraining
 from maskwright.engine.distributed import world_size
-from maskwright.engine.representation import add_module, at_size
 from maskwright.errors import MaskwrightError
-from maskwright.ops.contrast import contrastive_loss, directional_mask
-from maskwright.ops.region_contrast import as_rows
+from maskwright.ops.losses.contrast import contrastive_loss, directional_mask
+from maskwright.ops.losses.region_contrast import as_rows
+from maskwright.recipes.consistency.class_banks import RecentBank
+from maskwright.recipes.consistency.consistency import TEACHER, SemiConfig, SemiMethod, SemiTraining
+from maskwright.recipes.consistency.representation import add_module, at_size
 
 CELL = 8
 """Input pixels a side of a cell on which embeddings are compared."""

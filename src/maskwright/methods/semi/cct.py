@@ -40,11 +40,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from maskwright.data.labels import LabelMap
+from maskwright.data.training.labels import LabelMap
 from maskwright.engine.config import option
-from maskwright.engine.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
-from maskwright.engine.representation import add_module
-from maskwright.engine.segmenting import upsample
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.channel_dropout import channel_dropout
 from maskwright.ops.feature_perturb import (
@@ -57,7 +54,10 @@ from maskwright.ops.feature_perturb import (
     object_mask,
     vat_direction,
 )
-from maskwright.ops.seg_losses import mse_probs
+from maskwright.ops.losses.seg_losses import mse_probs
+from maskwright.recipes.consistency.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.recipes.consistency.representation import add_module
+from maskwright.recipes.training.segmenting import upsample
 
 PAPER = {"dropout": 6, "drop": 6, "noise": 6, "cutout": 6, "context": 2, "object": 2, "vat": 2}
 """The perturbations, and how many decoders each has in the paper."""

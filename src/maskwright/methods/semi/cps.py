@@ -32,16 +32,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from maskwright.data.labels import LabelMap
-from maskwright.data.mixing import MASKS, mix, partner
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.mixing import MASKS, mix, partner
 from maskwright.engine.config import option
-from maskwright.engine.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
-from maskwright.engine.criteria import IGNORE
-from maskwright.engine.optimizers import make_optimizer
-from maskwright.engine.segmenting import make_network
 from maskwright.errors import MaskwrightError
-from maskwright.models.networks import Network
-from maskwright.ops.seg_losses import cross_entropy
+from maskwright.models.networks.build import Network
+from maskwright.ops.losses.seg_losses import cross_entropy
+from maskwright.recipes.consistency.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.recipes.training.criteria import IGNORE
+from maskwright.recipes.training.optimizers import make_optimizer
+from maskwright.recipes.training.segmenting import make_network
 
 
 @dataclass(kw_only=True)

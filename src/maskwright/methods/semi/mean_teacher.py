@@ -33,12 +33,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from maskwright.data.labels import LabelMap
-from maskwright.data.mixing import MASKS, class_mask, complex_mask, cut_out, mix, partner
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.mixing import MASKS, class_mask, complex_mask, cut_out, mix, partner
 from maskwright.engine.config import option
-from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
-from maskwright.engine.criteria import IGNORE
-from maskwright.ops.seg_losses import cross_entropy, kl_divergence, mse_probs
+from maskwright.ops.losses.seg_losses import cross_entropy, kl_divergence, mse_probs
+from maskwright.recipes.consistency.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.recipes.training.criteria import IGNORE
 
 PERTURBATIONS = ("photometric", "cutout", "cutout_hole", "cutmix", "cowmix", "classmix", "complexmix")
 MASK_OF = {"cutout": "cutout", "cutout_hole": "cutout_hole", "cutmix": "cutmix", "cowmix": "cow"}

@@ -36,14 +36,11 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskwright.data.augment import PRESETS
-from maskwright.data.labels import LabelMap
-from maskwright.data.mixing import class_mask, cut_out, half_box_mask, mix, partner
+from maskwright.data.training.augment import PRESETS
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.mixing import class_mask, cut_out, half_box_mask, mix, partner
 from maskwright.engine.config import option
-from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
-from maskwright.engine.criteria import IGNORE
-from maskwright.engine.representation import RepresentationTraining, Together
-from maskwright.ops.region_contrast import (
+from maskwright.ops.losses.region_contrast import (
     as_rows,
     class_means,
     draw_negatives,
@@ -52,7 +49,10 @@ from maskwright.ops.region_contrast import (
     region_contrast,
     similarity_weights,
 )
-from maskwright.ops.seg_losses import cross_entropy
+from maskwright.ops.losses.seg_losses import cross_entropy
+from maskwright.recipes.consistency.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
+from maskwright.recipes.consistency.representation import RepresentationTraining, Together
+from maskwright.recipes.training.criteria import IGNORE
 
 MIXES = ("classmix", "cutmix", "cutout", "none")
 

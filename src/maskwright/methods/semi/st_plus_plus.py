@@ -42,18 +42,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.data.artefacts import write_record
-from maskwright.data.augment import PRESETS, erase, photometric
-from maskwright.data.labels import LabelMap, LabelStore
-from maskwright.data.mixing import unimatch_box
-from maskwright.data.sampler import PairSampler
-from maskwright.data.sources import BothLabels, Labels, StoredLabels
+from maskwright.data.training.augment import PRESETS, erase, photometric
+from maskwright.data.training.labels import LabelMap, LabelStore
+from maskwright.data.training.mixing import unimatch_box
+from maskwright.data.training.sampler import PairSampler
+from maskwright.data.training.sources import BothLabels, Labels, StoredLabels
+from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.checkpoint import load_checkpoint, load_part, save_checkpoint
 from maskwright.engine.config import option
 from maskwright.engine.contract import Stage
-from maskwright.engine.criteria import IGNORE
 from maskwright.engine.distributed import all_reduce_sum, barrier, rank, share, world_size
-from maskwright.engine.segmenting import (
+from maskwright.errors import MaskwrightError
+from maskwright.evaluate.confusion import ConfusionMatrix
+from maskwright.evaluate.metrics import miou
+from maskwright.models.networks.build import Network
+from maskwright.models.segmenter import Segmenter
+from maskwright.models.tensors import save_tensors
+from maskwright.ops.losses.thresholds import ClassHistogram, class_balanced_labels
+from maskwright.predict.inference import predict_mask, predict_probs
+from maskwright.recipes.training.criteria import IGNORE
+from maskwright.recipes.training.segmenting import (
     Batch,
     NetworkConfig,
     NetworkMethod,
@@ -63,15 +71,7 @@ from maskwright.engine.segmenting import (
     precision_of,
     trained_network,
 )
-from maskwright.engine.selection import hold_out
-from maskwright.errors import MaskwrightError
-from maskwright.evaluate.confusion import ConfusionMatrix
-from maskwright.evaluate.metrics import miou
-from maskwright.models.networks import Network
-from maskwright.models.segmenter import Segmenter
-from maskwright.models.tensors import save_tensors
-from maskwright.ops.thresholds import ClassHistogram, class_balanced_labels
-from maskwright.predict.inference import predict_mask, predict_probs
+from maskwright.recipes.training.selection import hold_out
 
 SNAPSHOTS = 3
 """K: the last of them is the teacher itself."""

@@ -51,19 +51,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskwright.data.augment import PRESETS
-from maskwright.data.labels import LabelMap
-from maskwright.data.mixing import half_box_mask, mix, partner
-from maskwright.engine.class_banks import ClassBanks
+from maskwright.data.training.augment import PRESETS
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.mixing import half_box_mask, mix, partner
 from maskwright.engine.config import option
-from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
-from maskwright.engine.criteria import IGNORE
-from maskwright.engine.ema import EMATeacher
-from maskwright.engine.representation import RepresentationTraining, Together
 from maskwright.errors import MaskwrightError
-from maskwright.ops.region_contrast import as_rows, class_means, draw_queries, nearest, region_contrast
-from maskwright.ops.seg_losses import cross_entropy
-from maskwright.ops.thresholds import entropy_masks
+from maskwright.ops.losses.region_contrast import as_rows, class_means, draw_queries, nearest, region_contrast
+from maskwright.ops.losses.seg_losses import cross_entropy
+from maskwright.ops.losses.thresholds import entropy_masks
+from maskwright.recipes.consistency.class_banks import ClassBanks
+from maskwright.recipes.consistency.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.recipes.consistency.representation import RepresentationTraining, Together
+from maskwright.recipes.ema import EMATeacher
+from maskwright.recipes.training.criteria import IGNORE
 
 FIRST, OTHER = 50_000, 30_000
 """Rows of the queues of class 0 and of the others in the paper."""

@@ -36,16 +36,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.data.labels import LabelMap
-from maskwright.data.mixing import MASKS, mix
-from maskwright.data.sampler import PairSampler, Sampler
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.mixing import MASKS, mix
+from maskwright.data.training.sampler import PairSampler, Sampler
 from maskwright.engine.config import option
-from maskwright.engine.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
-from maskwright.engine.criteria import IGNORE
 from maskwright.engine.distributed import rank, world_size
-from maskwright.engine.segmenting import Output, upsample
 from maskwright.ops.channel_dropout import channel_dropout, complementary_dropout
-from maskwright.ops.seg_losses import cross_entropy
+from maskwright.ops.losses.seg_losses import cross_entropy
+from maskwright.recipes.consistency.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
+from maskwright.recipes.training.criteria import IGNORE
+from maskwright.recipes.training.segmenting import Output, upsample
 
 VERSIONS = ("v2", "v1", "fixmatch")
 DONORS = 0x5851F42D4C957F2D

@@ -34,27 +34,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskwright.data.artefacts import write_record
-from maskwright.data.files import file_for
-from maskwright.data.masks import read_mask, write_mask
-from maskwright.data.sampler import Sampler
+from maskwright.data.masking.masks import read_mask, write_mask
+from maskwright.data.training.sampler import Sampler
+from maskwright.data.trust.artefacts import write_record
+from maskwright.data.trust.files import file_for
 from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, rank, share, world_size
-from maskwright.engine.frozen import REDUCTION, FrozenFeatures, cluster_rows, fit_reduction, frozen_features, projection
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.seeding import derive, seed_step
-from maskwright.models.heads import ConvDecoder, CosineClassifier, LinearClassifier, Part, Projection, Sequential
+from maskwright.models.parts.heads import ConvDecoder, CosineClassifier, LinearClassifier, Part, Projection, Sequential
 from maskwright.models.preprocess import MAX_SIDE, resize_uint8
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
-from maskwright.ops.affinity import color_knn_affinity, combine, feature_affinity
-from maskwright.ops.components import bounding_box, largest_component
-from maskwright.ops.guided import guided_filter
-from maskwright.ops.kmeans import kmeans
-from maskwright.ops.objectness import border_distance, border_nodes, fiedler_side, otsu_threshold
-from maskwright.ops.spectral import eigengap, spectral_embedding
+from maskwright.ops.clustering.kmeans import kmeans
+from maskwright.ops.graphs.affinity import color_knn_affinity, combine, feature_affinity
+from maskwright.ops.graphs.objectness import border_distance, border_nodes, fiedler_side, otsu_threshold
+from maskwright.ops.graphs.spectral import eigengap, spectral_embedding
+from maskwright.ops.refinement.components import bounding_box, largest_component
+from maskwright.ops.refinement.guided import guided_filter
+from maskwright.recipes.frozen.features import (
+    REDUCTION,
+    FrozenFeatures,
+    cluster_rows,
+    fit_reduction,
+    frozen_features,
+    projection,
+)
 
 LABELS = "labels.safetensors"
 OBJECT_VECTORS = 6

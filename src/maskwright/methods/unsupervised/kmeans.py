@@ -23,11 +23,11 @@ from torch import Tensor
 
 from maskwright.engine.config import option
 from maskwright.engine.contract import Stage
-from maskwright.engine.frozen import REDUCTION, cluster_rows, decoded_rows, fit_reduction, projection
-from maskwright.engine.frozen_method import FrozenConfig, FrozenMethod
-from maskwright.models.heads import CosineClassifier, Projection
+from maskwright.models.parts.heads import CosineClassifier, Projection
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
+from maskwright.recipes.frozen.features import REDUCTION, cluster_rows, decoded_rows, fit_reduction, projection
+from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
 
 CLUSTERS = "clusters.safetensors"
 

@@ -39,13 +39,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskwright.data.artefacts import write_record
-from maskwright.data.augment import photometric
-from maskwright.data.classes import ClassTable
-from maskwright.data.labels import LabelStore
-from maskwright.data.sampler import Sampler
-from maskwright.data.sources import StoredLabels
-from maskwright.engine.attention import (
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.training.augment import photometric
+from maskwright.data.training.labels import LabelStore
+from maskwright.data.training.sampler import Sampler
+from maskwright.data.training.sources import StoredLabels
+from maskwright.data.trust.artefacts import write_record
+from maskwright.engine.checkpoint import load_part, stage_parts
+from maskwright.engine.config import option
+from maskwright.engine.contract import Method, Stage
+from maskwright.engine.distributed import rank, share, world_size
+from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
+from maskwright.engine.seeding import seed_step
+from maskwright.errors import MaskwrightError
+from maskwright.models.bundle import save_bundle
+from maskwright.models.parts.heads import LinearClassifier
+from maskwright.models.parts.pass_parts import AttendedClusters, Embedded, PassNetwork, PixelAttention
+from maskwright.models.preprocess import MAX_SIDE, Preprocess
+from maskwright.models.segmenter import BackboneEncoder, Segmenter
+from maskwright.models.tensors import save_tensors
+from maskwright.ops.losses.pixel_alignment import p2p_loss
+from maskwright.recipes.frozen.features import cluster_rows
+from maskwright.recipes.pretraining.attention import (
     AttentionTraining,
     PixelNames,
     Threshold,
@@ -53,26 +68,11 @@ from maskwright.engine.attention import (
     is_other,
     oracle_threshold,
 )
-from maskwright.engine.checkpoint import load_part, stage_parts
-from maskwright.engine.config import option
-from maskwright.engine.contract import Method, Stage
-from maskwright.engine.distributed import rank, share, world_size
-from maskwright.engine.finetuning import Finetuning
-from maskwright.engine.frozen import cluster_rows
-from maskwright.engine.instance import InstanceLoss, MoCo, SimSiam, SwAV, synchronised
-from maskwright.engine.larc import LARC, two_rates
-from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
-from maskwright.engine.multicrop import Crops, MultiCrops
-from maskwright.engine.seeding import seed_step
-from maskwright.engine.segmenting import precision_of
-from maskwright.errors import MaskwrightError
-from maskwright.models.bundle import save_bundle
-from maskwright.models.heads import LinearClassifier
-from maskwright.models.pass_parts import AttendedClusters, Embedded, PassNetwork, PixelAttention
-from maskwright.models.preprocess import MAX_SIDE, Preprocess
-from maskwright.models.segmenter import BackboneEncoder, Segmenter
-from maskwright.models.tensors import save_tensors
-from maskwright.ops.pixel_alignment import p2p_loss
+from maskwright.recipes.pretraining.finetuning import Finetuning
+from maskwright.recipes.pretraining.instance import InstanceLoss, MoCo, SimSiam, SwAV, synchronised
+from maskwright.recipes.pretraining.larc import LARC, two_rates
+from maskwright.recipes.pretraining.multicrop import Crops, MultiCrops
+from maskwright.recipes.training.segmenting import precision_of
 
 CENTROIDS = "centroids.safetensors"
 THRESHOLD = "threshold.json"

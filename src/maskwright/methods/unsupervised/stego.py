@@ -37,19 +37,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.data.sampler import Sampler
+from maskwright.data.training.sampler import Sampler
 from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.config import option
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import rank, world_size
-from maskwright.engine.frozen import REDUCTION, FrozenFeatures, cluster_rows, decoded_rows, fit_reduction, projection
-from maskwright.engine.frozen_method import FrozenConfig, FrozenMethod
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
-from maskwright.models.heads import CosineClassifier, L2Norm, Projection, Sequential, StegoHead
+from maskwright.models.parts.heads import CosineClassifier, L2Norm, Projection, Sequential, StegoHead
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
+from maskwright.recipes.frozen.features import (
+    REDUCTION,
+    FrozenFeatures,
+    cluster_rows,
+    decoded_rows,
+    fit_reduction,
+    projection,
+)
+from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
 
 PAIRS = ("self", "knn", "rand")
 PREPARED = "prepared.safetensors"

@@ -15,11 +15,11 @@ Deviates: the walk is repeated sparse products, where both originals take the po
 features come from three stages of any backbone, at the finest of their grids. Sure areas follow the threshold that is
 found without masks (half and one and a half of it, or the exponents that draw the line there): IRN's 0.05 and 0.3 and
 PSA's powers 4 and 24 (or 32) around 16 suit other maps than small networks give. Pairs at the border of a crop count,
-too (`ops/pair_affinity.py`). Labels of a cell are those of its central pixel. Paths between pixels are wide enough that
-a diagonal boundary cannot be crossed between two cells. The background threshold of IRN's walked maps is found without
-masks too; PSA needs none, as its background walks along. A walk's length is in proportion to the cells of the
-photograph's grid, and the published 256 at 375 x 500 pixels: one of fixed length spreads over a larger share of a
-smaller photograph. IRN's exponent is 20 instead of 10, as boundaries learned from a tenth of the crops are lower and
+too (`ops/graphs/pair_affinity.py`). Labels of a cell are those of its central pixel. Paths between pixels are wide
+enough that a diagonal boundary cannot be crossed between two cells. The background threshold of IRN's walked maps is
+found without masks too; PSA needs none, as its background walks along. A walk's length is in proportion to the cells
+of the photograph's grid, and the published 256 at 375 x 500 pixels: one of fixed length spreads over a larger share of
+a smaller photograph. IRN's exponent is 20 instead of 10, as boundaries learned from a tenth of the crops are lower and
 more leaks through them. IRN's displacement field, which separates instances and shares nothing with the boundaries, is
 left out.
 
@@ -37,10 +37,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from maskwright.engine.config import option
-from maskwright.engine.walking import WalkConfig, WalkMethod
-from maskwright.models.cam import VARIANTS as SEEDS
-from maskwright.models.cam import activation_maps
-from maskwright.models.irn import VARIANTS
+from maskwright.models.networks.irn import VARIANTS
+from maskwright.models.parts.cam import VARIANTS as SEEDS
+from maskwright.models.parts.cam import activation_maps
+from maskwright.recipes.tags.walking import WalkConfig, WalkMethod
 
 
 @dataclass(kw_only=True)

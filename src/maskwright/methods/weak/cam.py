@@ -32,8 +32,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from maskwright.engine.config import option
-from maskwright.engine.tag_pipeline import PipelineConfig, TagMethod
-from maskwright.models.cam import activation_maps
+from maskwright.models.parts.cam import activation_maps
+from maskwright.recipes.tags.pipeline import PipelineConfig, TagMethod
 
 
 @dataclass(kw_only=True)

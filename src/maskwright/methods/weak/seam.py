@@ -35,16 +35,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from maskwright.data.tag_targets import TagTargets
-from maskwright.data.views import View, resample
+from maskwright.data.training.tag_targets import TagTargets
+from maskwright.data.training.views import View, resample
 from maskwright.engine.config import option
 from maskwright.engine.loop import Indices
 from maskwright.engine.seeding import seed_step
-from maskwright.engine.tags import TagTraining, multi_label_soft_margin
-from maskwright.engine.walking import STEPS, WalkConfig, WalkMethod
-from maskwright.models.irn import VARIANTS
-from maskwright.models.pcm import SeamNetwork, SeamOutput
+from maskwright.models.networks.irn import VARIANTS
+from maskwright.models.parts.pcm import SeamNetwork, SeamOutput
 from maskwright.ops.cam import NORMS, background_power, keep_tagged, normalize_cam, suppress_non_maximal
+from maskwright.recipes.tags.tags import TagTraining, multi_label_soft_margin
+from maskwright.recipes.tags.walking import STEPS, WalkConfig, WalkMethod
 
 GRID = 4
 """Pixels of the smaller view a cell of the grid that maps are compared on."""

@@ -10,13 +10,14 @@ the final class map, refined by the colours of the photograph, teaches a segment
 
     x -> tokens -> L_cls, L_cls_aux | aux map -> pairs -> L_ptc | aux map -> crops -> L_ctc | map, PAR -> L_seg, L_reg
 
-Deviates: L_reg is computed exactly on a small grid and divided by the sum of its affinities (`ops/dense_energy.py`),
-where the original needs a C++ lattice and a factor of 1e-7; its weight has another unit for that. The refinement's
-weights sum to 1, which leaves its labels as they are; they stay at half size. Means over pairs are means (the original
-adds 1 to their number), without pairs a term is 0. The auxiliary tokens pass the last normalisation. Batch, crop and
-steps are those of this family, smaller than the paper's 448 and 20000; warm-up and the start of L_seg are shares of the
-steps. What lies outside the photograph has no label and no crop. Retraining another network, on the branch's masks or
-on seeds from the class maps, is an option (`retrain`) that the paper has not.
+Deviates: L_reg is computed exactly on a small grid and divided by the sum of its affinities
+(`ops/refinement/dense_energy.py`), where the original needs a C++ lattice and a factor of 1e-7; its weight has another
+unit for that. The refinement's weights sum to 1, which leaves its labels as they are; they stay at half size. Means
+over pairs are means (the original adds 1 to their number), without pairs a term is 0. The auxiliary tokens pass the
+last normalisation. Batch, crop and steps are those of this family, smaller than the paper's 448 and 20000; warm-up and
+the start of L_seg are shares of the steps. What lies outside the photograph has no label and no crop. Retraining
+another network, on the branch's masks or on seeds from the class maps, is an option (`retrain`) that the paper has
+not.
 
 What the original gets wrong: its class token loss ends each loop with a further term of negatives alone, which counts
 once an image whatever the crops show; its refinement's weights sum to 1.01, so that maps grow with every round; it
@@ -36,29 +37,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskwright.data.augment import photometric
-from maskwright.data.crops import random_resized_crop, windows_where
-from maskwright.data.labels import LabelMap, LabelStore
-from maskwright.data.tag_targets import TagTargets
-from maskwright.data.views import View, resample
+from maskwright.data.training.augment import photometric
+from maskwright.data.training.crops import random_resized_crop, windows_where
+from maskwright.data.training.labels import LabelMap, LabelStore
+from maskwright.data.training.tag_targets import TagTargets
+from maskwright.data.training.views import View, resample
 from maskwright.engine.config import option
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
-from maskwright.engine.ema import EMATeacher
 from maskwright.engine.loop import Indices
-from maskwright.engine.representation import add_module
 from maskwright.engine.seeding import seed_step
-from maskwright.engine.tag_pipeline import PipelineConfig, TagMethod
-from maskwright.engine.tags import TagTraining, multi_label_soft_margin, tag_preprocess
 from maskwright.errors import MaskwrightError
+from maskwright.models.parts.toco import Projector, TocoNetwork
 from maskwright.models.segmenter import Segmenter
-from maskwright.models.toco import Projector, TocoNetwork
 from maskwright.ops.cam import fuse_flips, fuse_scales, keep_tagged, normalize_cam, resize_maps
 from maskwright.ops.cam_labels import IGNORE, cam_labels, cam_regions, refined_cam_labels
-from maskwright.ops.crf import CRF_SETTINGS, dense_crf
-from maskwright.ops.dense_energy import dense_energy
-from maskwright.ops.seg_losses import cross_entropy
+from maskwright.ops.losses.seg_losses import cross_entropy
+from maskwright.ops.refinement.crf import CRF_SETTINGS, dense_crf
+from maskwright.ops.refinement.dense_energy import dense_energy
 from maskwright.predict.inference import predict_probs
+from maskwright.recipes.consistency.representation import add_module
+from maskwright.recipes.ema import EMATeacher
+from maskwright.recipes.tags.pipeline import PipelineConfig, TagMethod
+from maskwright.recipes.tags.tags import TagTraining, multi_label_soft_margin, tag_preprocess
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context

@@ -1,0 +1,1 @@
+"""Training passes of what torch is slow at on a processor."""

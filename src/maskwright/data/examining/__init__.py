@@ -1,0 +1,1 @@
+"""The doctor, and what is asked before a verb starts."""

@@ -1,0 +1,1 @@
+"""Masks: what stored values mean."""

@@ -1,0 +1,1 @@
+"""Images: what files hold and what is read of them."""

@@ -1,0 +1,1 @@
+"""What training draws: views, crops, labels, mixes, samplers."""

@@ -1,0 +1,1 @@
+"""Files that are read again: records, checksums, identities, the ledger."""

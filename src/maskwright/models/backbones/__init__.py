@@ -1,0 +1,1 @@
+"""Networks that see: dense features, official weights."""

@@ -1,0 +1,1 @@
+"""The parts that a saved segmenter may name."""

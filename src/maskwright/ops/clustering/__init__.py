@@ -1,0 +1,1 @@
+"""Clustering and low-dimensional structure of rows."""

@@ -1,0 +1,1 @@
+"""Affinities between places of an image, and what follows from them."""

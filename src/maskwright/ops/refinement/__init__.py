@@ -1,0 +1,1 @@
+"""Masks that follow the photograph's edges."""

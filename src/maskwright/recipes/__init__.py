@@ -1,0 +1,1 @@
+"""What a family of methods shares, built on the engine."""

@@ -1,0 +1,1 @@
+"""Labelled and unlabelled photographs side by side."""

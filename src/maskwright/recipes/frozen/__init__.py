@@ -1,0 +1,1 @@
+"""Dense features of a frozen backbone, clustered."""

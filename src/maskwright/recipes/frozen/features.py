@@ -1,0 +1,221 @@
+"""Dense features of a frozen backbone, as the unsupervised methods use them: which layers, at what size, as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from maskwright.engine.cache import FeatureStore
+from maskwright.engine.distributed import all_reduce_sum, gather_objects, rank, reducer, share
+from maskwright.errors import MaskwrightError
+from maskwright.models.parts.heads import Projection
+from maskwright.models.preprocess import Preprocess
+from maskwright.models.segmenter import BackboneEncoder
+from maskwright.ops.clustering.kmeans import KMeansResult, kmeans
+from maskwright.ops.clustering.pca import fit_pca
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+    from maskwright.models.backbones.build import Backbone
+
+REDUCTION = {"mean": "D", "components": "ED", "scale": "E"}
+"""What `fit_reduction` gives, a letter a dimension: D channels, E of them kept."""
+FINE_STRIDE = 16
+"""Stride of the finest convolutional stage that carries meaning rather than edges and colour."""
+
+
+def default_layers(backbone: Backbone) -> tuple[int, ...]:
+    """The layers to read dense features from where the user names none.
+
+    A vision transformer's last block. Of a convolutional network the stages of stride 16 and above: stride 16 places
+    things, the coarser ones know better what they are.
+    """
+    if backbone.is_vit:
+        return (-1,)
+    strides = backbone.strides
+    return tuple(i for i, s in enumerate(strides) if s >= FINE_STRIDE) or (len(strides) - 1,)
+
+
+@dataclass
+class FrozenFeatures:
+    """A frozen encoder with the features of all images.
+
+    Attributes:
+        encoder: image to (B, D, h, w).
+        preprocess: file to image as the encoder wants it.
+        store: the features of the images, on disk.
+        mean: (D,) over all positions of all images.
+        std: (D,) likewise, at least 1e-6.
+    """
+
+    encoder: BackboneEncoder
+    preprocess: Preprocess
+    store: FeatureStore
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def width(self) -> int:
+        """Number of channels D."""
+        return len(self.mean)
+
+
+def frozen_features(
+    context: Context, *, short_side: int, layers: tuple[int, ...] | None, kind: str = "tokens"
+) -> FrozenFeatures:
+    """Computes, or finds in the cache, the dense features of the run's images.
+
+    Args:
+        context: the run.
+        short_side: pixels of the shorter side of the network's input.
+        layers: blocks or stages to read, joined by channels; None for `default_layers`.
+        kind: `tokens`, or `q`, `k`, `v` of a transformer block.
+    """
+    chosen = tuple(layers) if layers else default_layers(context.backbone)
+    encoder = BackboneEncoder(context.backbone, layers=chosen, features=kind)
+    preprocess = Preprocess.for_backbone(
+        context.backbone.provenance, short_side=short_side, multiple_of=encoder.multiple_of
+    )
+    store = context.features(encoder, preprocess)
+    mean, std = _moments(store)
+    return FrozenFeatures(encoder, preprocess, store, mean, std)
+
+
+def _moments(store: FeatureStore) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, over all positions and processes, accumulated in float64."""
+    total = torch.zeros(2, store.width, dtype=torch.float64)
+    count = torch.zeros(1, dtype=torch.float64)
+    for i in share(range(len(store))):
+        f = store[i].float().flatten(1)  # (D, h*w)
+        total[0] += f.sum(1)
+        total[1] += f.square().sum(1)
+        count += f.shape[1]
+    all_reduce_sum(total)
+    all_reduce_sum(count)
+    mean = total[0] / count
+    std = (total[1] / count - mean.square()).clamp(min=0).sqrt().clamp(min=1e-6)
+    return mean.float(), std.float()
+
+
+def feature_rows(store: FeatureStore, limit: int, generator: torch.Generator) -> Tensor:
+    """Positions of this process's share of the images as rows (N, D), float32.
+
+    Args:
+        store: the features.
+        limit: at most about this many rows over all processes; above it the same number is drawn from each image.
+        generator: for the draw.
+    """
+    positions = sum(store[i].shape[1] * store[i].shape[2] for i in (0, len(store) // 2, len(store) - 1)) / 3
+    each = limit / max(1, len(store))
+    rows = []
+    for i in share(range(len(store))):
+        f = store[i].flatten(1).T  # (h*w, D)
+        if positions > each and len(f) > each:
+            f = f[torch.randperm(len(f), generator=generator)[: max(1, int(each))]]
+        rows.append(f.float())
+    return torch.cat(rows) if rows else torch.empty(0, store.width)
+
+
+def joint_scale(features: FrozenFeatures) -> Tensor:
+    """One scale per layer (D,): layers joined by channels get equal say, channels keep their proportions within one."""
+    backbone = features.encoder.backbone
+    parts = features.std.split([backbone.widths[layer] for layer in features.encoder.layers])
+    return torch.cat([p.square().mean().sqrt().expand(len(p)) for p in parts])
+
+
+def fit_reduction(
+    features: FrozenFeatures, dim: int, *, whiten: bool, max_rows: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """PCA of the features, each layer brought to the same energy before.
+
+    Args:
+        features: of the run's images.
+        dim: channels to keep, at most; fewer where the features have fewer.
+        whiten: divide each kept channel by its standard deviation.
+        max_rows: positions to fit on.
+        generator: for the draw of positions.
+
+    Returns:
+        `mean` (D,), `components` (d, D) and `scale` (d,), the arguments of `models.heads.Projection`.
+    """
+    energy = joint_scale(features)
+    rows = feature_rows(features.store, max_rows, generator) / energy  # (N, D)
+    pca = fit_pca(rows, min(dim, rows.shape[1]), whiten=whiten, all_reduce=reducer())
+    # x / energy - mean, projected: the energy goes into the mean and the components
+    return {"mean": pca.mean * energy, "components": pca.components / energy, "scale": pca.scale}
+
+
+def projection(t: Mapping[str, Tensor], *, normalize: bool = False) -> Projection:
+    """The reduction as a part of a segmenter.
+
+    Args:
+        t: what `fit_reduction` gave, or an artefact that holds it among other things.
+        normalize: unit length afterwards.
+    """
+    return Projection(t["mean"], t["components"], t["scale"], normalize=normalize).eval()
+
+
+@torch.inference_mode()
+def decoded_rows(
+    features: FrozenFeatures,
+    decode: nn.Module,
+    *,
+    max_rows: int,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Tensor:
+    """Embeddings (N, E) of this process's share of the images.
+
+    Args:
+        features: of the run's images.
+        decode: (1, D, h, w) -> (1, E, h, w), in evaluation mode.
+        max_rows: at most about this many rows over all processes, the same number an image.
+        generator: for the draw.
+        device: where `decode` runs.
+    """
+    each = max(1, max_rows // max(1, len(features.store)))
+    rows = []
+    for i in share(range(len(features.store))):
+        e = decode(features.store[i].float().to(device)[None])[0].flatten(1).T  # (h*w, E)
+        rows.append((e[torch.randperm(len(e), generator=generator)[:each]] if len(e) > each else e).cpu())
+    if not rows:  # more processes than images
+        width = decode(features.store[0].float().to(device)[None]).shape[1]
+        return torch.empty(0, width)
+    return torch.cat(rows)
+
+
+def cluster_rows(
+    context: Context, rows: Tensor, *, restarts: int, iterations: int, clusters: int | None = None
+) -> KMeansResult:
+    """Spherical k-means of all processes' rows.
+
+    Args:
+        context: the run.
+        rows: this process's share (N, D).
+        restarts: starts; the one with the best inertia is kept.
+        iterations: most iterations of each.
+        clusters: how many; by default as many as the run has classes.
+
+    Raises:
+        MaskwrightError: when there are fewer rows than clusters.
+    """
+    k = clusters or context.classes
+    counts = gather_objects(len(rows))
+    if sum(counts) < k:
+        raise MaskwrightError(
+            f"{k} clusters from {sum(counts)} positions of {len(context.data)} images",
+            "at least one position a cluster", "ask for fewer with --classes, or add images",
+        )  # fmt: skip
+    try:
+        return kmeans(
+            rows, k, metric="cosine", init="kmeans++", iterations=iterations, restarts=restarts,
+            seed=context.seed, all_reduce=reducer(), offset=sum(counts[: rank()]), total=sum(counts),
+        )  # fmt: skip
+    except ValueError as error:
+        raise MaskwrightError(
+            f"the features cannot be clustered: {error}", "", "ask for fewer with --classes"
+        ) from error

@@ -1,0 +1,105 @@
+"""Batches of several random crops of each photograph, with the geometry that relates them.
+
+Legend: B photographs in this process's share, V crops, G points a side of the shared grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.training.augment import Photometric
+from maskwright.data.training.crops import multi_crop
+from maskwright.data.training.views import Size, View, shared_grid
+from maskwright.engine.loop import Indices
+from maskwright.models.preprocess import Preprocess
+
+CropGroup = tuple[int, Size, tuple[float, float]]
+"""Number of crops, their (h, w), and the range of their share of the photograph's area."""
+
+
+class Crops(NamedTuple):
+    """Crops of B photographs, those of one size together, in the order crop-major: all first crops, all second, ...
+
+    Attributes:
+        global_: normalised (2 B, 3, S, S).
+        local: normalised ((V - 2) B, 3, s, s), or None.
+        grids: places that both global crops show, in each one's coordinates, (B, G, G, 2) twice.
+    """
+
+    global_: Tensor
+    local: Tensor | None
+    grids: tuple[Tensor, Tensor]
+
+
+class MultiCrops:
+    """Draws crops; every photograph has a generator of its own, so that threads do not change what is drawn.
+
+    Args:
+        data: the photographs.
+        crops: groups of crops; the first has two, the global ones, and there are one or two groups.
+        photometric: applied to each crop on its own.
+        preprocess: normalisation.
+        device: where the batch goes.
+        grid: G.
+        threads: photographs prepared at a time; 0 for as many as torch computes with, at most 16.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        crops: Sequence[CropGroup],
+        photometric: Photometric,
+        preprocess: Preprocess,
+        device: torch.device,
+        *,
+        grid: int = 7,
+        threads: int = 0,
+    ) -> None:
+        self.crops = [g for g in crops if g[0] > 0]
+        if not 1 <= len(self.crops) <= 2 or self.crops[0][0] != 2:
+            raise ValueError(f"groups of {[g[0] for g in self.crops]} crops, expected two global ones, then local ones")
+        self.data, self.photometric, self.preprocess, self.device, self.grid = (
+            data,
+            photometric,
+            preprocess,
+            device,
+            grid,
+        )
+        count = threads or min(16, torch.get_num_threads())
+        # The threads' own operations are small: more threads inside them would only fight for the cores.
+        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
+
+    @property
+    def count(self) -> int:
+        """V, crops of each photograph."""
+        return sum(g[0] for g in self.crops)
+
+    def one(self, i: int, seed: int) -> tuple[list[Tensor], list[View]]:
+        """The crops of a photograph, uint8 (3, h, w) each, and their views."""
+        random = torch.Generator().manual_seed(seed)
+        image = torch.from_numpy(np.require(self.data.image(i), requirements="W")).permute(2, 0, 1)
+        size = (int(image.shape[1]), int(image.shape[2]))
+        views = multi_crop(size, self.crops, generator=random)
+        return [self.photometric(torch.as_tensor(v.render(image)), random) for v in views], views
+
+    def draw(self, indices: Indices, random: torch.Generator) -> Crops:
+        """The crops of several photographs, on the device."""
+        seeds = torch.randint(2**62, (len(indices),), generator=random).tolist()
+        images = [int(i) for i in indices]
+        drawn = list(self._pool.map(self.one, images, seeds) if self._pool else map(self.one, images, seeds))
+        pixels, views = [d[0] for d in drawn], [d[1] for d in drawn]
+        groups, first = [], 0
+        for count, _, _ in self.crops:
+            x = torch.stack([p[v] for v in range(first, first + count) for p in pixels])
+            groups.append(self.preprocess.network_input(x, self.device))
+            first += count
+        pairs = [shared_grid(v[0], v[1], self.grid) for v in views]
+        grids = tuple(torch.stack(side).to(self.device) for side in zip(*pairs))
+        return Crops(groups[0], groups[1] if len(groups) > 1 else None, (grids[0], grids[1]))

@@ -1,0 +1,1 @@
+"""From image tags to maps, label maps and a network."""

@@ -1,0 +1,253 @@
+"""The way from image tags to a trained segmenter, stage by stage, for every method that goes it.
+
+    classify (train)  a classifier that localises                    tags.json, checkpoint
+    cams (label)      multi-scale maps of the tagged classes         maps/NAME.npz
+    seeds (label)     background threshold, dense CRF, label maps    masks/, confidence/, threshold.json
+    retrain (train)   any network on the label maps                  checkpoint
+
+Methods override what is theirs: the training (`trainer`, `network`), the maps (`maps`), or stages between. Maps that a
+transformer's attention weighs (WeakTr) are another `network` and `maps`; maps of a network that needs no training
+(CLIP-ES) are another `maps`, behind a first stage that is `read_targets` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from maskwright.data.training.labels import LabelStore
+from maskwright.data.training.sources import Labels, StoredLabels
+from maskwright.data.training.tag_targets import TagTargets, find_targets
+from maskwright.data.trust.artefacts import read_record, write_record
+from maskwright.data.trust.files import write_json
+from maskwright.engine.contract import Method, Stage
+from maskwright.engine.distributed import barrier, share
+from maskwright.models.backbones.dense import autocast
+from maskwright.models.segmenter import Segmenter
+from maskwright.recipes.tags.seeds import (
+    CamStore,
+    MultiScale,
+    SeedConfig,
+    find_threshold,
+    infer_cams,
+    sweep_thresholds,
+    write_seeds,
+)
+from maskwright.recipes.tags.tags import (
+    TagConfig,
+    TagTraining,
+    load_trained,
+    make_cam_network,
+    note_targets,
+    tag_preprocess,
+    tag_steps,
+)
+from maskwright.recipes.training.segmenting import (
+    NetworkConfig,
+    make_segmenter,
+    precision_of,
+    train_network,
+    trained_network,
+)
+
+MAPS = "maps"
+THRESHOLD = "threshold.json"
+CURVE = "curve.json"
+
+
+@dataclass(kw_only=True)
+class PipelineConfig(NetworkConfig, SeedConfig, TagConfig):
+    """Options of the whole way: `tag_...` for the classifier, those of seeds, those of the retrained network."""
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        for base in (NetworkConfig, SeedConfig, TagConfig):
+            base.check(self)
+
+
+class TagMethod(Method):
+    """A method that learns masks from tags by way of class maps.
+
+    Attributes:
+        trainer: the classifier's `Training`, called with (context, config, targets, steps).
+    """
+
+    family: ClassVar[str] = "weak"
+    needs: ClassVar[frozenset[str]] = frozenset({"tags"})
+    Config: ClassVar[type] = PipelineConfig
+    trainer: ClassVar[type[TagTraining]] = TagTraining
+    config: Any
+
+    def stages(self) -> list[Stage]:
+        """Classify, cams, seeds, retrain."""
+        return [
+            Stage("classify", "train", self.classify, "a classifier of the tags that says where it sees them"),
+            Stage("cams", "label", self.cams, "class maps of each photograph at several sizes"),
+            Stage("seeds", "label", self.seeds, "background threshold and label maps"),
+            Stage("retrain", "train", self.retrain, "a segmentation network on the label maps"),
+        ]
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage left its artefacts."""
+        return self.context.run.path / stage
+
+    # -------------------------------------------------------------------------------------------------- classify
+
+    @cached_property
+    def targets(self) -> TagTargets:
+        """What the images are tagged with, as the first stage found it."""
+        return TagTargets.load(self.folder("classify"))
+
+    def read_targets(self, folder: Path) -> TagTargets:
+        """Reads the tags into the first stage's folder, for all stages behind it."""
+        context, c = self.context, self.config
+        targets = find_targets(context.data, context.table, from_masks=c.tags_from_masks, background=c.background)
+        note_targets(context, targets)
+        if context.run.writes:
+            targets.save(folder)
+        barrier()
+        self.__dict__["targets"] = targets
+        return targets
+
+    def classify(self, folder: Path) -> None:
+        """Reads the tags and trains on them; the artefacts are both."""
+        context, c = self.context, self.config
+        targets = self.read_targets(folder)
+        steps = tag_steps(context, c)
+        training = self.trainer(context, c, targets, steps)
+        stride = training.network.stride
+        if c.output_stride and stride > c.output_stride:
+            context.note(f"Maps: one cell is {stride} pixels; the backbone cannot be dilated to {c.output_stride}.")
+        context.fit(training, "classify", folder, steps)
+
+    def network(self) -> Any:
+        """The classifier, untrained."""
+        return make_cam_network(self.context, self.config, self.targets)
+
+    def trained(self) -> Any:
+        """The classifier, from the artefact, in evaluation mode on the device."""
+        network = load_trained(self.network(), self.folder("classify"))
+        return network.to(self.context.device, memory_format=torch.channels_last).eval()
+
+    # ------------------------------------------------------------------------------------------------------ cams
+
+    def maps(self, network: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function from images (B, 3, H, W) and tags (B, T) to maps (B, T, h, w), not negative."""
+
+        @torch.no_grad()
+        def class_maps(x: Tensor, tags: Tensor) -> Tensor:
+            return network(x).cams.float().relu()
+
+        return class_maps
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The precision of the maps' forward passes."""
+        return autocast(self.context.device, precision_of(self.config, self.context.device))
+
+    def inference(self, network: Any) -> MultiScale:
+        """The network and the configured scales."""
+        context, c = self.context, self.config
+        return MultiScale(
+            self.maps(network), tag_preprocess(context, c, network.multiple_of), c.scales, c.flips, c.fuse, c.norm,
+            context.device, self.precision,
+        )  # fmt: skip
+
+    @cached_property
+    def cam_store(self) -> CamStore:
+        """The maps that seeds are made from."""
+        return CamStore(self.folder("cams") / MAPS)
+
+    def cams(self, folder: Path) -> None:
+        """Maps of all tagged images; the artefact is a file an image."""
+        context = self.context
+        network = self.trained()
+        indices = self.targets.indices(context.data)
+        mine = share(indices)
+        inference = self.inference(network)
+        with context.progress.task("cams", len(mine)) as task:
+            infer_cams(context.data, mine, self.targets, inference, CamStore(folder / MAPS), task.advance_to)
+        barrier()
+
+    # ----------------------------------------------------------------------------------------------------- seeds
+
+    @property
+    def label_store(self) -> LabelStore:
+        """The pseudo masks."""
+        return LabelStore(self.folder("seeds"), self.context.table)
+
+    def seeds(self, folder: Path) -> None:
+        """Chooses the threshold and writes label maps; the folder is a dataset of its own."""
+        context, c = self.context, self.config
+        threshold, why = self.find_threshold()
+        context.note(f"Seeds: a pixel is background below {threshold:.3f} of a map's maximum, {why}.")
+        if context.run.writes:
+            write_record(folder / THRESHOLD, {"threshold": threshold, "why": why})
+            if c.threshold_curve:
+                self.write_curve(folder)
+        labels = LabelStore(folder, context.table)
+        mine = share(self.targets.indices(context.data))
+        work = write_seeds(
+            self.cam_store, context.data, mine, labels, self.targets.background, threshold, band=c.band, crf=c.seed_crf
+        )
+        for _ in context.progress.track(work, "seeds", len(mine)):
+            pass
+        barrier()
+
+    def find_threshold(self) -> tuple[float, str]:
+        """The background threshold and where it comes from."""
+        context, c = self.context, self.config
+        if c.threshold is not None:
+            return c.threshold, "as asked"
+        if c.oracle_threshold:
+            sweep = sweep_thresholds(self.cam_store, context.data, self.targets, context.classes, "select")
+            best = sweep.best()
+            return (
+                best.threshold,
+                f"the best against the masks (an oracle; mIoU {100 * best.miou:.1f} before the CRF)",
+            )
+        names = [context.data.items[i].name for i in self.targets.indices(context.data)]
+        how = {"entropy": "the least cross entropy of the maps", "otsu": "Otsu's split of the maps"}
+        return find_threshold(self.cam_store, names, c.threshold_rule), f"{how[c.threshold_rule]}, without masks"
+
+    def write_curve(self, folder: Path) -> None:
+        """mIoU, mFN and mFP of the maps over the threshold, before any CRF; the masks are noted as read to judge."""
+        context = self.context
+        sweep = sweep_thresholds(self.cam_store, context.data, self.targets, context.classes, "evaluate")
+        write_json(folder / CURVE, sweep.records())
+
+    # --------------------------------------------------------------------------------------------------- retrain
+
+    def pseudo_labels(self) -> Labels:
+        """What the network is retrained on."""
+        return StoredLabels(self.context.data, self.label_store)
+
+    def retrain(self, folder: Path) -> None:
+        """The configured network on the pseudo masks; the artefact is its checkpoint."""
+        steps = self.context.steps or self.config.steps
+        train_network(self.context, self.config, self.pseudo_labels(), "retrain", folder, steps)
+
+    def segmenter(self) -> Segmenter:
+        """The retrained network over the class table."""
+        network = trained_network(self.context, self.config, self.folder("retrain"))
+        found = make_segmenter(self.context, self.config, network, self.name, self.pseudo_labels().indices)
+        return self.named_background(found)
+
+    def named_background(self, segmenter: Segmenter) -> Segmenter:
+        """The model remembers what no tag names, for predictions on photographs with tags."""
+        ground = self.targets.background
+        segmenter.extra["background"] = "none" if ground is None else self.context.table.names[ground]
+        return segmenter
+
+
+def read_threshold(folder: Path) -> float:
+    """The threshold that a seeds stage chose."""
+    repair = f"delete {folder} and repeat the command with --resume"
+    record = read_record(folder / THRESHOLD, {"threshold": float}, what="the threshold of its stage", repair=repair)
+    return float(record["threshold"])
