@@ -10,7 +10,6 @@ earlier output and exits with 1 where a line differs. Hashes hold for one machin
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import os
 import sys
@@ -23,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import maskwright as mw
+from maskwright.engine.config import describe
 from maskwright.engine.progress import Progress
 from maskwright.methods import TABLE
 
@@ -68,12 +68,12 @@ def hash_of(model: Path) -> str:
 def train(name: str, data: Path, out: Path, steps: int) -> str:
     """Trains one method; the hash of its model."""
     method = mw.METHODS[name]
-    fields = {f.name for f in dataclasses.fields(method.Config)}
-    vit, learns = method.backbones == "vit", "network" in fields
+    known = {o["old"] for o in describe(method.Config)}
+    vit, learns = method.backbones == "vit", "network" in known
     backbone = "test_vit" if vit else "mobilenetv3_small_050" if learns else "tf_efficientnet_lite0"
     mw.train(
         data, name, out=out, classes=3, backbone=backbone, weights="random", steps=steps, device="cpu", report=False,
-        settings={k: v for k, v in SMALL.items() if k in fields}, progress=Progress(quiet=True),
+        settings={k: v for k, v in SMALL.items() if k in known}, progress=Progress(quiet=True),
     )  # fmt: skip
     return hash_of(out / "model.safetensors")
 

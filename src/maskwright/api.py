@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -299,7 +299,7 @@ def train(
     Raises:
         MaskwrightError: on bad input.
     """
-    from maskwright.engine.config import configure
+    from maskwright.engine.config import configure, flat
     from maskwright.engine.progress import Progress
     from maskwright.methods import choose_method, find_method
 
@@ -318,7 +318,7 @@ def train(
     cls = find_method(method)
     config = configure(cls.Config, {**(settings or {}), **more})
     _needs(cls, config, images, source)
-    if encoder := getattr(config, "encoder", ""):
+    if encoder := flat(config).get("encoder"):
         if backbone not in ("auto", encoder):
             raise MaskwrightError(f"--backbone {backbone} and --set encoder={encoder}", "one of the two")
         backbone = encoder
@@ -375,13 +375,18 @@ def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
 
 def _reads_masks(cls: Any, config: Any) -> bool:
     """Whether a run learns from masks or, as options that begin with `oracle_` do, peeks at them."""
-    peeks = any(value for name, value in vars(config).items() if name.startswith("oracle_"))
+    from maskwright.engine.config import options
+
+    oracles = (o for o in options(type(config)) if o.path[-1].startswith("oracle_") or o.flat.startswith("oracle_"))
+    peeks = any(o.of(config) for o in oracles)
     return peeks or "masks" in _labels_needed(cls, config)
 
 
 def _looks_at_masks(cls: Any, config: Any) -> bool:
     """Whether anything in a run's folder depends on masks: what it learns from, or figures that it writes beside."""
-    judges = any(vars(config).get(name) for name in ("linear_probe", "threshold_curve"))
+    from maskwright.engine.config import flat
+
+    judges = any(flat(config).get(name) for name in ("linear_probe", "threshold_curve"))
     return judges or _reads_masks(cls, config)
 
 
@@ -462,6 +467,7 @@ def _context(
     from maskwright.data.trust.files import file_for
     from maskwright.data.trust.identity import label_identity
     from maskwright.engine.cache import FeatureCache
+    from maskwright.engine.config import configure, flat, nested
     from maskwright.engine.context import Context
     from maskwright.engine.devices import make_fabric, pick_device
     from maskwright.engine.records import RUNNING, RunFolder, command, labels_note, now, versions
@@ -500,7 +506,8 @@ def _context(
         "status": RUNNING,
         "command": command(),
         "method": {"name": cls.name, "title": cls.title, "paper": cls.venue, "link": cls.link, "family": cls.family},
-        "config": asdict(config),
+        "config": flat(config),
+        "options": nested(config),
         "seed": seed,
         "steps": steps,
         "classes_asked": len(table.names),
@@ -526,7 +533,10 @@ def _context(
         "labels_read": images.ledger.counts(),
         "started": now(),
     }
-    run = RunFolder.start(folder, record, resume=resume, writes=fabric.is_global_zero, labels=labels)
+    run = RunFolder.start(
+        folder, record, resume=resume, writes=fabric.is_global_zero, labels=labels,
+        defaults=flat(configure(cls.Config, {})),
+    )  # fmt: skip
     if run.earlier:
         bar.say(run.earlier)
     context = Context(

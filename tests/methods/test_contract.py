@@ -15,6 +15,7 @@ from tests.conftest import write_tiny_folder
 
 import maskwright as mw
 from maskwright.engine import loop
+from maskwright.engine.config import describe
 from maskwright.engine.progress import Progress
 from maskwright.engine.stages import DONE
 from maskwright.errors import MaskwrightError
@@ -48,17 +49,21 @@ LONGEST = "空" * 82 + "photo"
 assert len(LONGEST.encode()) + len(".png") == 255
 
 
+def options_of(name: str) -> set[str]:
+    """The options of a method by their flat names."""
+    return {o["old"] for o in describe(mw.METHODS[name].Config)}
+
+
 def settings_for(name: str) -> dict[str, object]:
-    fields = {f.name for f in dataclasses.fields(mw.METHODS[name].Config)}
-    return {k: v for k, v in SMALL.items() if k in fields}
+    known = options_of(name)
+    return {k: v for k, v in SMALL.items() if k in known}
 
 
 def backbone_for(name: str) -> str:
     """One with features worth clustering, or, for methods that train theirs, the smallest."""
     if mw.METHODS[name].backbones == "vit":
         return "test_vit"
-    fields = {f.name for f in dataclasses.fields(mw.METHODS[name].Config)}
-    return "mobilenetv3_small_050" if "network" in fields else "tf_efficientnet_lite0"
+    return "mobilenetv3_small_050" if "network" in options_of(name) else "tf_efficientnet_lite0"
 
 
 def run(name: str, data: Path, out: Path, **options):
@@ -130,9 +135,8 @@ def test_identity(name):
     assert method.title and method.venue and method.link.startswith("https://")
     assert method.family in ("unsupervised", "semi", "weak", "adapt", "language", "supervised")
     assert method.needs <= {"masks", "tags", "captions", "names", "source"}
-    fields = dataclasses.fields(method.Config)
-    assert all(f.kw_only for f in fields)
-    assert all(f.metadata.get("says") for f in fields), "every option says its unit and reason"
+    assert all(f.kw_only for f in dataclasses.fields(method.Config))
+    assert all(o["says"] for o in describe(method.Config)), "every option says its unit and reason"
     header = __import__(method.__module__, fromlist=["x"]).__doc__
     assert method.link in header and "Deviates" in header
 
@@ -277,7 +281,7 @@ def test_a_broken_image_among_good_ones_is_skipped_and_named(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_option_offers_the_nearest(name, data, tmp_path):
-    option = dataclasses.fields(mw.METHODS[name].Config)[0].name
+    option = describe(mw.METHODS[name].Config)[0]["name"]
     with pytest.raises(MaskwrightError, match=option):
         run(name, data, tmp_path / "run", settings={option + "x": 1})
     assert not (tmp_path / "run").exists()

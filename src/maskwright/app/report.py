@@ -471,8 +471,18 @@ def _record(run: Mapping[str, Any]) -> str:
         ("finished", _text(run.get("finished"))),
     ]
     body = _dl(pairs)
-    config = run.get("config")
-    if isinstance(config, Mapping) and config:
-        body += f"<details><summary>{_count(len(config), 'setting')}</summary>"
-        body += _dl((f"<code>{_text(k)}</code>", _text(v) or "none") for k, v in config.items()) + "</details>"
+    options, config = run.get("options"), run.get("config")
+    settings = _dotted(options if isinstance(options, Mapping) and options else config)
+    if settings:
+        body += f"<details><summary>{_count(len(settings), 'setting')}</summary>"
+        body += _dl((f"<code>{_text(k)}</code>", _text(v) or "none") for k, v in settings) + "</details>"
     return _section("Record", body)
+
+
+def _dotted(options: object, before: str = "") -> list[tuple[str, object]]:
+    """Options by their whole names; runs of before options had parts recorded a flat table."""
+    found: list[tuple[str, object]] = []
+    for name, value in options.items() if isinstance(options, Mapping) else ():
+        inner = _dotted(value, f"{before}{name}.")
+        found += inner or [(f"{before}{name}", value)]
+    return found

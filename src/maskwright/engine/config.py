@@ -1,15 +1,31 @@
 """Options of methods: keyword-only dataclasses whose fields carry their unit, their reason and their range.
 
-A class attribute `unused` names inherited fields that have no part in a method: they are neither listed nor taken,
-there and in the classes below."""
+A configuration holds options of its own, made by `option`, and parts with options of theirs, made by `part`:
+
+    @dataclass(kw_only=True)
+    class Teacher:
+        ema: float = option(0.99, "greatest momentum of the averaged weights", low=0, high=1)
+
+    @dataclass(kw_only=True)
+    class MineConfig:
+        margin: float = option(0.2, "least distance of two classes", low=0, main=True)
+        teacher: Teacher = part(Teacher, ema=0.999)
+
+Settings may be written in full (`teacher.ema=0.9`), by their last name (`ema=0.9`) where one option of the method has
+it, or by the flat name under which an option was listed before it had a part. A class attribute `unused` names fields
+that play no role in a method: they are neither listed nor taken, there and in the classes below."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from maskwright.errors import MaskwrightError, unknown
@@ -22,6 +38,8 @@ def option(
     low: float | None = None,
     high: float | None = None,
     choices: Sequence[Any] | None = None,
+    old: str = "",
+    main: bool = False,
 ) -> Any:
     """A dataclass field with its unit, reason and range.
 
@@ -31,84 +49,323 @@ def option(
         low: least allowed value, inclusive.
         high: greatest allowed value, inclusive.
         choices: the allowed values.
+        old: the flat name under which it was listed before, where that is not its last name; it stays accepted.
+        main: it is one of the handful that a user should know.
     """
-    metadata = {"says": says, "low": low, "high": high, "choices": choices}
+    metadata = {"says": says, "low": low, "high": high, "choices": choices, "old": old, "main": main}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def part(
+    cls: type,
+    *,
+    without: Collection[str] = (),
+    old: Mapping[str, str] | None = None,
+    main: Collection[str] = (),
+    says: Mapping[str, str] | None = None,
+    **defaults: Any,
+) -> Any:
+    """A dataclass field whose value holds the options of one part of a method.
+
+    Args:
+        cls: a keyword-only dataclass made of `option` fields, and of parts where it has some; it may have a `check`.
+        without: options of the part that have no use in this method; they are neither listed nor taken.
+        old: flat names of before, by option, in place of those that `cls` says.
+        main: further options that a user should know.
+        says: other sentences, by option.
+        defaults: other default values; those of a part within the part as a mapping.
+
+    Raises:
+        ValueError: `cls` has no option of a name that is given.
+    """
+    given = _Part(cls, tuple(without), dict(old or {}), tuple(main), dict(says or {}))
+    known = {o.name for o in _leaves(cls)}
+    wrong = {*given.without, *given.old, *given.main, *given.says} - known
+    if wrong:
+        raise ValueError(f"{cls.__name__} has no option {', '.join(sorted(wrong))}")
+    _made(cls, defaults)  # a wrong default shows where it is written
+    return dataclasses.field(default_factory=lambda: _made(cls, defaults), metadata={"part": given})
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a method says of one of its parts, beside the defaults."""
+
+    cls: type
+    without: tuple[str, ...]
+    old: dict[str, str]
+    main: tuple[str, ...]
+    says: dict[str, str]
+
+
+def _made(cls: type, defaults: Mapping[str, Any]) -> Any:
+    """A part with other defaults, some of which may be mappings for parts of it."""
+    values = {}
+    for f in dataclasses.fields(cls):
+        if f.name in defaults and "part" in f.metadata and isinstance(defaults[f.name], Mapping):
+            values[f.name] = dataclasses.replace(_default(f), **defaults[f.name])
+    return cls(**{**defaults, **values})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a configuration class.
+
+    Attributes:
+        path: the fields that lead to it; their names joined by dots are its name.
+        hint: its type.
+        default: its default value in this configuration.
+        says: unit and reason.
+        low, high, choices: what is allowed, None where nothing is said.
+        old: the flat name that was declared, "" where none was.
+        main: whether a user should know it.
+        used: whether it has a use in this configuration.
+        flat: the flat name under which records hold it and by which it is taken: `old`, or its last name where no other
+            option claims that, or its whole name.
+    """
+
+    path: tuple[str, ...]
+    hint: Any
+    default: Any
+    says: str
+    low: float | None
+    high: float | None
+    choices: tuple[Any, ...] | None
+    old: str
+    main: bool
+    used: bool
+    flat: str = ""
+
+    @property
+    def name(self) -> str:
+        """The names of its fields, joined by dots."""
+        return ".".join(self.path)
+
+    @property
+    def group(self) -> str:
+        """The part that it belongs to, "" for the configuration itself."""
+        return ".".join(self.path[:-1])
+
+    def of(self, config: Any) -> Any:
+        """Its value in a configuration."""
+        return functools.reduce(getattr, self.path, config)
+
+
+@functools.cache
+def options(config_class: type) -> tuple[Option, ...]:
+    """The options of a configuration class in their order, those without a use included.
+
+    Raises:
+        ValueError: two options claim the same flat name of before.
+    """
+    leaves = list(_leaves(config_class))
+    whole = {o.name for o in leaves if o.used}
+    taken: dict[str, str] = {}  # flat name -> whole name
+    for used in (True, False):
+        own = [o for o in leaves if o.used is used]
+        for o in own:
+            claim = o.old or (o.name if len(o.path) == 1 else "")
+            if not claim:
+                continue
+            rival = taken.setdefault(claim, o.name)
+            if used and (rival != o.name or (claim in whole and claim != o.name)):
+                raise ValueError(f"{config_class.__name__}: {rival} and {o.name} both say that they were {claim}")
+        last = Counter(o.path[-1] for o in own if not o.old)
+        for o in own:
+            name = o.path[-1]
+            if not o.old and name not in whole and name not in taken:
+                # One name that several claim is nobody's.
+                taken[name] = o.name if last[name] == 1 else ""
+    flats = {name: flat for flat, name in taken.items()}
+    return tuple(dataclasses.replace(o, flat=flats.get(o.name, o.name)) for o in leaves)
+
+
+def _leaves(config_class: type) -> Iterator[Option]:
+    hints, unused = typing.get_type_hints(config_class), _unused(config_class)
+    for f in dataclasses.fields(config_class):
+        said = f.metadata
+        if "part" not in said:
+            choices = tuple(said["choices"]) if said.get("choices") else None
+            yield Option(
+                (f.name,), hints[f.name], f.default, said.get("says", ""), said.get("low"), said.get("high"), choices,
+                said.get("old", ""), said.get("main", False), f.name not in unused,
+            )  # fmt: skip
+            continue
+        given, standing = said["part"], _default(f)
+        for o in _leaves(given.cls):
+            path = (f.name, *o.path)
+            yield dataclasses.replace(
+                o,
+                path=path,
+                default=o.of(standing),
+                says=given.says.get(o.name, o.says),
+                old=given.old.get(o.name, o.old),
+                main=o.main or o.name in given.main,
+                used=o.used and o.name not in given.without and unused.isdisjoint((f.name, ".".join(path))),
+            )
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    """The part that a field holds where nothing is set."""
+    assert f.default_factory is not dataclasses.MISSING
+    return f.default_factory()
 
 
 def configure(config_class: type, overrides: Mapping[str, Any]) -> Any:
     """Builds a configuration from `key=value` settings.
 
     Args:
-        config_class: a dataclass made with `option` fields.
-        overrides: values by field name; strings are converted to the field's type.
+        config_class: a dataclass made with `option` and `part` fields.
+        overrides: values by whole name (`teacher.ema`), by last name where one option has it, or by the flat name of
+            before; a mapping sets options of a part (`{"teacher": {"ema": 0.9}}`). Strings are converted to the type of
+            the option. Where one is named twice, the later counts.
 
     Raises:
-        MaskwrightError: on an unknown key (the nearest is offered), one that has no part in the method, a value that
-            does not convert, or one out of range.
+        MaskwrightError: on an unknown key (the nearest is offered), one that several options have, one that has no use
+            in the method, a value that does not convert, or one out of range.
     """
-    fields = {f.name: f for f in used_fields(config_class)}
-    hints = typing.get_type_hints(config_class)
-    values = {}
-    for key, value in overrides.items():
-        if key in _unused(config_class):
-            raise MaskwrightError(f"{key}={overrides[key]}: nothing here depends on it", "an option of the method",
-                                  "leave it out")  # fmt: skip
-        if key not in fields:
-            raise unknown("setting", key, sorted(fields))
-        values[key] = _convert(key, value, hints[key])
-    config = config_class(**values)
-    for name, f in fields.items():
-        _check(name, getattr(config, name), f.metadata)
-    check = getattr(config, "check", None)
-    if check is not None:
-        check()
+    values: dict[str, Any] = {}
+    for key, value in _flattened(overrides):
+        o = _find(config_class, key, value)
+        values[o.name] = _convert(o.name, value, o.hint)
+    config = config_class(**_changed(config_class, values, ""))
+    for o in options(config_class):
+        if o.used:
+            _check(o.name, o.of(config), o)
+    _check_parts(config, "")
     return config
 
 
+def _flattened(overrides: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _find(config_class: type, key: str, value: Any) -> Option:
+    every = options(config_class)
+    used = [o for o in every if o.used]
+    for found in ([o for o in used if o.name == key], [o for o in used if o.flat == key]):
+        if found:
+            return found[0]
+    if any(key in (o.name, o.flat) for o in every):
+        raise MaskwrightError(f"{key}={value}: nothing here depends on it", "an option of the method", "leave it out")
+    ending = [o for o in used if o.name.endswith(f".{key}")]
+    if len(ending) == 1:
+        return ending[0]
+    names = [o.name for o in ending]
+    if ending:
+        raise MaskwrightError(f"{key}={value} may mean {' or '.join(names)}", "one of them in full",
+                              f"write --set {names[0]}={value}")  # fmt: skip
+    inside = [o.name for o in used if o.name.startswith(f"{key}.")]
+    if inside:
+        raise MaskwrightError(f"{key}={value}, and {key} holds several options", f"one of {', '.join(inside)}",
+                              f"write --set {inside[0]}=VALUE")  # fmt: skip
+    raise _unknown(key, used)
+
+
+def _unknown(key: str, used: Sequence[Option]) -> MaskwrightError:
+    """The error for a name that no option has; the nearest of all names, old ones too, says which option is offered."""
+    spelled = {spelling: o.name for o in used for spelling in (o.path[-1], o.flat, o.name)}
+    close = difflib.get_close_matches(key, spelled, n=1, cutoff=0.4)
+    repair = f"did you mean {spelled[close[0]]!r}?" if close else "choose one of those"
+    return MaskwrightError(f"unknown setting {key!r}", f"one of {', '.join(sorted(o.name for o in used))}", repair)
+
+
+def _changed(standing: Any, values: Mapping[str, Any], before: str) -> dict[str, Any]:
+    """What replaces fields of a part that stands there, or what a configuration class, which gives the parts that its
+    fields begin with, is called with."""
+    out = {}
+    for f in dataclasses.fields(standing):
+        name = before + f.name
+        if "part" in f.metadata:
+            value = _default(f) if isinstance(standing, type) else getattr(standing, f.name)
+            out[f.name] = dataclasses.replace(value, **_changed(value, values, f"{name}."))
+        elif name in values:
+            out[f.name] = values[name]
+    return out
+
+
+def _check_parts(config: Any, before: str) -> None:
+    """What parts, and then the whole, say of options that contradict each other."""
+    for f in dataclasses.fields(config):
+        if "part" in f.metadata:
+            _check_parts(getattr(config, f.name), f"{before}{f.name}.")
+    check = getattr(config, "check", None)
+    if check is None:
+        return
+    try:
+        check()
+    except MaskwrightError as error:
+        if not before:
+            raise
+        raise MaskwrightError(f"{before[:-1]}: {error.found}", error.expected, error.repair) from error
+
+
 def describe(config_class: type) -> list[dict[str, Any]]:
-    """The options of a configuration class as plain records: name, type, default, says, choices."""
-    hints = typing.get_type_hints(config_class)
+    """The options of a configuration class as plain records.
+
+    Returns:
+        One record an option: name (with its parts), type, default, says, choices, low, high, old (its flat name), main,
+        group (the part's name, "" for the configuration's own).
+    """
     return [
         {
-            "name": f.name,
-            "type": _type_name(hints[f.name]),
-            "default": f.default,
-            "says": f.metadata.get("says", ""),
-            "choices": list(f.metadata["choices"]) if f.metadata.get("choices") else None,
-            "low": f.metadata.get("low"),
-            "high": f.metadata.get("high"),
+            "name": o.name,
+            "type": _type_name(o.hint),
+            "default": o.default,
+            "says": o.says,
+            "choices": list(o.choices) if o.choices else None,
+            "low": o.low,
+            "high": o.high,
+            "old": o.flat,
+            "main": o.main,
+            "group": o.group,
         }
-        for f in used_fields(config_class)
+        for o in options(config_class)
+        if o.used
     ]
 
 
-def used_fields(config_class: type) -> list[Any]:
-    """The fields of a configuration class that have a part in its method."""
-    unused = _unused(config_class)
-    return [f for f in dataclasses.fields(config_class) if f.name not in unused]
+def flat(config: Any) -> dict[str, Any]:
+    """The values of a configuration by flat names, options without a use left out, as `run.json` holds them."""
+    own: type = type(config)
+    return {o.flat: o.of(config) for o in options(own) if o.used}
+
+
+def nested(config: Any) -> dict[str, Any]:
+    """The values of a configuration as mappings within a mapping, options without a use left out; `configure` reads
+    them back."""
+    own: type = type(config)
+    out: dict[str, Any] = {}
+    for o in options(own):
+        if o.used:
+            place = functools.reduce(lambda d, name: d.setdefault(name, {}), o.path[:-1], out)
+            place[o.path[-1]] = o.of(config)
+    return out
 
 
 def _unused(config_class: type) -> set[str]:
     return {name for c in config_class.__mro__ for name in vars(c).get("unused", ())}
 
 
-def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+def _check(name: str, value: Any, o: Option) -> None:
     if value is None:
         return
-    choices, low, high = metadata.get("choices"), metadata.get("low"), metadata.get("high")
     if isinstance(value, tuple):
         for one in value:
-            _check(name, one, metadata)
+            _check(name, one, o)
         return
     if isinstance(value, float) and math.isnan(value):
-        raise MaskwrightError(f"{name}={value}", "a number", metadata.get("says", ""))
-    if choices and value not in choices:
-        raise unknown(f"value of {name}", str(value), [str(c) for c in choices])
-    if low is not None and value < low:
-        raise MaskwrightError(f"{name}={value}", f"at least {low}", metadata.get("says", ""))
-    if high is not None and value > high:
-        raise MaskwrightError(f"{name}={value}", f"at most {high}", metadata.get("says", ""))
+        raise MaskwrightError(f"{name}={value}", "a number", o.says)
+    if o.choices and value not in o.choices:
+        raise unknown(f"value of {name}", str(value), [str(c) for c in o.choices])
+    if o.low is not None and value < o.low:
+        raise MaskwrightError(f"{name}={value}", f"at least {o.low}", o.says)
+    if o.high is not None and value > o.high:
+        raise MaskwrightError(f"{name}={value}", f"at most {o.high}", o.says)
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:

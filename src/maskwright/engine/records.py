@@ -62,6 +62,7 @@ SHAPE: dict[str, Any] = {
     "command?": str,
     "method?": {"name?": str},
     "config?": dict,
+    "options?": dict,
     "data?": {"fingerprint?": (str, None), "labels?": (dict, None)},
     "labels_read?": {str: {str: int}},
     "backbone?": (dict, None),
@@ -102,6 +103,7 @@ class RunFolder:
         resume: bool,
         writes: bool = True,
         labels: LabelIdentity | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> RunFolder:
         """Makes the folder of a new run, or opens an earlier one to resume it.
 
@@ -111,6 +113,8 @@ class RunFolder:
             resume: continue the run that lies there; a folder without one starts anew.
             writes: whether this process writes.
             labels: the contents of what the run reads; kept in `labels.json`, compared when resumed.
+            defaults: what `config` holds where nothing is set; a run of before options had parts is compared with it
+                in options that it did not know.
 
         Raises:
             MaskwrightError: when the folder holds a run and `resume` is False, holds other files, cannot be written,
@@ -120,7 +124,7 @@ class RunFolder:
         failure: MaskwrightError | None = None
         if writes:
             try:
-                run._open(record, resume, labels)
+                run._open(record, resume, labels, defaults or {})
             except MaskwrightError as error:
                 failure = error
         else:
@@ -186,7 +190,9 @@ class RunFolder:
         self._lock.release()
         return False
 
-    def _open(self, record: Mapping[str, Any], resume: bool, labels: LabelIdentity | None) -> None:
+    def _open(
+        self, record: Mapping[str, Any], resume: bool, labels: LabelIdentity | None, defaults: Mapping[str, Any]
+    ) -> None:
         self.check(self.path, resume=resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -202,7 +208,7 @@ class RunFolder:
                 if self.record.get("status") == RUNNING:
                     self.earlier = "the earlier process of this run ended without a word; going on from what it saved"
                 self._must_have_labels(labels)
-                self._must_match(record)
+                self._must_match(record, defaults)
                 self.record.update({k: v for k, v in record.items() if k not in ("started", "command")})
                 self.record.setdefault("resumed", []).append(now())
             else:
@@ -257,9 +263,15 @@ class RunFolder:
                 "put them back as they were to continue it, or choose another --out to train on those of today",
             )
 
-    def _must_match(self, record: Mapping[str, Any]) -> None:
-        asked = json.loads(json.dumps(dict(record), default=str))
+    def _must_match(self, record: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        asked, defaults = (json.loads(json.dumps(dict(d), default=str)) for d in (record, defaults))
         pairs = {k: (self.record.get(k), asked.get(k)) for k in IDENTITY}
+        if "options" in asked and "options" not in self.record:
+            # Before options had parts, records held those without a use in the method too, which now may be gone, and
+            # lacked those that a part brings to methods that did without: these did as their default says.
+            was = self.record.get("config") or {}
+            known = {k: was.get(k, defaults.get(k)) for k in asked["config"] if k in was or k in defaults}
+            pairs["config"] = (known, asked["config"])
         pairs["data"] = (
             (self.record.get("data") or {}).get("fingerprint"),
             (asked.get("data") or {}).get("fingerprint"),

@@ -1,0 +1,71 @@
+"""Names and values of options that were listed before options had parts: scripts hold them, so each is still taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from maskwright.engine.config import configure, describe, flat, nested, options
+from maskwright.methods import METHODS
+
+BEFORE: dict[str, dict[str, list[Any]]] = json.loads(Path(__file__).with_name("options_before.json").read_text())
+"""Method -> option -> [default], or [default, choices]."""
+WITH = {("ema_buffers", "own"): {"teacher_mode": "train"}}
+"""What a value needs beside it: it was refused alone."""
+
+
+def spelled(value: Any) -> str:
+    """A value as it is written on a command line."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def test_no_method_is_gone():
+    assert set(BEFORE) <= set(METHODS)
+    assert sum(map(len, BEFORE.values())) == 838
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_each_option_of_before_is_taken_and_has_the_default_of_before(name):
+    config = METHODS[name].Config
+    plain, known = configure(config, {}), {o.flat: o for o in options(config) if o.used}
+    assert BEFORE[name].keys() <= known.keys()
+    taken = {}
+    for option, (default, *_) in BEFORE[name].items():
+        if default is None and known[option].default is None and type(None) not in get_args(known[option].hint):
+            continue  # none means here that another option, as a preset, decides; it cannot be asked for
+        taken[option] = spelled(default)
+        assert configure(config, {option: taken[option]}) == plain, option
+        assert configure(config, {option: default}) == plain, option
+    assert configure(config, taken) == plain
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_configuration_that_is_written_down_is_read_back(name):
+    plain = configure(METHODS[name].Config, {})
+    assert configure(METHODS[name].Config, nested(plain)) == plain
+    assert configure(METHODS[name].Config, flat(plain)) == plain
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_each_choice_of_before_is_taken_and_sets_one_option(name):
+    config = METHODS[name].Config
+    for option, (default, *choices) in BEFORE[name].items():
+        for choice in choices[0] if choices else ():
+            beside = WITH.get((option, choice), {})
+            with_it = configure(config, {option: choice, **beside})
+            without = configure(config, beside)
+            differ = [o.flat for o in options(config) if o.of(with_it) != o.of(without)]
+            if choice == default:
+                assert differ == [], option
+            else:
+                assert option in differ, (option, choice)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_options_are_described(name):
+    rows = describe(METHODS[name].Config)
+    assert all(o["says"] for o in rows), "every option says its unit and reason"
+    assert len({o["name"] for o in rows}) == len({o["old"] for o in rows}) == len(rows)
