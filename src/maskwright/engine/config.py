@@ -151,13 +151,18 @@ class Option:
         return functools.reduce(getattr, self.path, config)
 
 
-@functools.cache
 def options(config_class: type) -> tuple[Option, ...]:
     """The options of a configuration class in their order, those without a use included.
 
     Raises:
         ValueError: two options claim the same flat name of before.
     """
+    return _named(config_class)
+
+
+@functools.cache
+def _named(config_class: type) -> tuple[Option, ...]:
+    """The options with their flat names."""
     leaves = list(_leaves(config_class))
     whole = {o.name for o in leaves if o.used}
     taken: dict[str, str] = {}  # flat name -> whole name
@@ -331,16 +336,14 @@ def describe(config_class: type) -> list[dict[str, Any]]:
 
 def flat(config: Any) -> dict[str, Any]:
     """The values of a configuration by flat names, options without a use left out, as `run.json` holds them."""
-    own: type = type(config)
-    return {o.flat: o.of(config) for o in options(own) if o.used}
+    return {o.flat: o.of(config) for o in options(type(config)) if o.used}
 
 
 def nested(config: Any) -> dict[str, Any]:
     """The values of a configuration as mappings within a mapping, options without a use left out; `configure` reads
     them back."""
-    own: type = type(config)
     out: dict[str, Any] = {}
-    for o in options(own):
+    for o in options(type(config)):
         if o.used:
             place = functools.reduce(lambda d, name: d.setdefault(name, {}), o.path[:-1], out)
             place[o.path[-1]] = o.of(config)
