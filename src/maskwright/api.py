@@ -393,13 +393,13 @@ def _looks_at_masks(cls: Any, config: Any) -> bool:
 def _backbone_unused(cls: Any, config: Any) -> str:
     """Why a run leaves its backbone's weights aside, as far as its options say; empty where it does not."""
     from maskwright.models.networks.build import brings_encoder
-    from maskwright.recipes.training.segmenting import NetworkMethod
+    from maskwright.recipes.training.method import NetworkMethod
 
     if not issubclass(cls, NetworkMethod):
         return ""
-    if brings_encoder(config.network):
-        return f"not used, because network {config.network} has an encoder of its own"
-    weights = config.network_weights
+    if brings_encoder(config.network.name):
+        return f"not used, because network {config.network.name} has an encoder of its own"
+    weights = config.network.weights
     return f"its weights are not used, because network_weights={weights} replaces them" if weights else ""
 
 

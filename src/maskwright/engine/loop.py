@@ -77,6 +77,10 @@ class Training:
         """Loads and augments the batch; all randomness comes from `random`."""
         raise NotImplementedError
 
+    def on_device(self, batch: Any) -> Any:
+        """The batch where the network is."""
+        return batch
+
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Loss terms by name; the one named `loss` is minimised, the others are recorded."""
         raise NotImplementedError
@@ -146,7 +150,7 @@ def fit(
             seed_step(seed, step, rank(), name)
             _set_rates(training, base_rates, step)
             indices = training.sampler.next()
-            batch = training.batch(indices, generator(seed, name, "batch", step, rank()))
+            batch = training.on_device(training.batch(indices, generator(seed, name, "batch", step, rank())))
             with fabric.autocast():
                 terms = training.update(fabric, batch, step)
             training.after_step(step)

@@ -16,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from maskwright.recipes.training.segmenting import NetworkConfig, NetworkMethod
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.options import NetworkConfig
 
 
 @dataclass(kw_only=True)

@@ -27,9 +27,7 @@ Legend: B batch, C classes, S crop side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -37,12 +35,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.data.training.labels import LabelMap
-from maskwright.engine.config import option
-from maskwright.engine.distributed import average_gradients
+from maskwright.data.training.streams import Views
+from maskwright.engine.config import option, part
 from maskwright.errors import MaskwrightError
-from maskwright.ops.losses.seg_losses import cross_entropy, reduce_pixels
-from maskwright.recipes.consistency.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.ops.losses.seg_losses import cross_entropy
+from maskwright.recipes.adversarial.adversary import Adversary, adversarial
+from maskwright.recipes.adversarial.adversary import step as take_step
+from maskwright.recipes.consistency.parts import Ramp, RampOptions, SemiConfig, UnlabeledOptions, unlabeled_stream
 from maskwright.recipes.training.criteria import IGNORE
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.training import NetworkTraining
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -59,16 +61,32 @@ DEFAULTS = {
 
 
 @dataclass(kw_only=True)
+class AdvRampOptions:
+    """When self-training sets in, and how much it weighs."""
+
+    weight: float | None = option(None, "lam_semi, weight of self-training; none: 0.1, s4gan 1", low=0)
+    up: float = option(
+        0.0, "share of the steps over which the weight grows as exp(-5 (1 - t)^2)", low=0, high=1, old="ramp_up"
+    )
+    start: float | None = option(None, "share of the steps before self-training; none: 0.25, s4gan 0", low=0, high=1)
+
+    def decided(self, variant: str) -> RampOptions:
+        """With the variant's values in place of `None`."""
+        papers = DEFAULTS[variant]
+        weight = papers["weight"] if self.weight is None else self.weight
+        return RampOptions(weight=weight, up=self.up, start=papers["start"] if self.start is None else self.start)
+
+
+@dataclass(kw_only=True)
 class AdvSemiConfig(SemiConfig):
     """Options of `adv_semi`."""
 
-    unused: ClassVar[frozenset[str]] = TEACHER | {"teacher_mode", "strong"}
+    unlabeled: UnlabeledOptions = part(UnlabeledOptions, without=("strong",))
+    ramp: AdvRampOptions = part(AdvRampOptions)  # type: ignore[assignment]
     variant: str = option("pixel", "pixel: AdvSemiSeg; s4gan: one verdict an image", choices=("pixel", "s4gan"))
     lam_adv: float = option(0.01, "pixel: weight of the adversarial loss on labelled crops", low=0)
     lam_adv_u: float = option(0.001, "pixel: the same on unlabelled crops", low=0)
     lam_fm: float = option(0.1, "s4gan: weight of feature matching", low=0)
-    weight: float | None = option(None, "lam_semi, weight of self-training; none: 0.1, s4gan 1", low=0)  # type: ignore[assignment]
-    start: float | None = option(None, "share of the steps before self-training; none: 0.25, s4gan 0", low=0, high=1)  # type: ignore[assignment]
     threshold: float | None = option(
         None, "T, least verdict of what is learnt from; none: 0.2, s4gan 0.6", low=0, high=1
     )
@@ -77,12 +95,6 @@ class AdvSemiConfig(SemiConfig):
     )
     d_lr: float = option(1e-4, "the discriminator's learning rate (Adam, betas 0.9 and 0.99), poly schedule", low=0)
     d_dropout: float = option(0.5, "s4gan: dropout of the discriminator's channels", low=0, high=0.99)
-
-
-def resolve(config: AdvSemiConfig) -> AdvSemiConfig:
-    """The configuration with the variant's defaults in place of `None`."""
-    missing = {k: v for k, v in DEFAULTS[config.variant].items() if getattr(config, k) is None}
-    return replace(config, **missing)  # type: ignore[arg-type]
 
 
 class PixelDiscriminator(nn.Module):
@@ -163,18 +175,6 @@ def real_maps(y: LabelMap, p: Tensor, one_hot: float = 1.0) -> Tensor:
     return torch.where(y.valid[:, None], maps, p.detach())
 
 
-def adversarial(verdicts: Tensor, real: bool, valid: Tensor | None = None) -> Tensor:
-    """BCE(sigma(D), 1) where `real`, else BCE(sigma(D), 0); 1 stands for people's labels throughout.
-
-    Args:
-        verdicts: logits (B, S, S) or (B,).
-        real: what they ought to say.
-        valid: bool (B, S, S), the pixels that count.
-    """
-    losses = F.softplus(-verdicts if real else verdicts)
-    return losses.mean() if valid is None else reduce_pixels(losses, valid)
-
-
 def feature_matching(y_real: Tensor, y_fake: Tensor) -> Tensor:
     """L_fm = mean |mean_B y(real) - mean_B y(fake)| over the features; no gradient into the real ones.
 
@@ -196,19 +196,6 @@ def self_training(logits: Tensor, selected: Tensor) -> Tensor:
     return cross_entropy(logits, target, ignore=IGNORE)
 
 
-@contextmanager
-def freeze(module: nn.Module) -> Iterator[nn.Module]:
-    """A module through which gradients flow but whose parameters get none."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        yield module
-    finally:
-        for p in trained:
-            p.requires_grad_(True)
-
-
 class Play(NamedTuple):
     """What the segmenter said in a step, detached: the discriminator's material.
 
@@ -223,77 +210,100 @@ class Play(NamedTuple):
     unlabeled: Tensor
 
 
-class AdvSemiTraining(SemiTraining):
-    """AdvSemiSeg: verdicts a pixel. First S takes a step against a frozen D, then D against what S said."""
-
-    strong_views: ClassVar[int] = 0
-    has_teacher: ClassVar[bool] = False
+class AdvSemiTraining(NetworkTraining):
+    """First S takes a step against a frozen D, then D against what S had said."""
 
     def __init__(self, context: Context, config: AdvSemiConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(context, resolve(config), *args, **kwargs)
+        super().__init__(context, config, *args, **kwargs)
         if self.crop < 32:
             raise MaskwrightError(f"crop={self.crop}", "at least 32 pixels, which the discriminator halves five times")
-        self.discriminator = self.make_discriminator().to(self.device)
-        self.modules["discriminator"] = self.discriminator
-        self.optimizers["discriminator"] = torch.optim.Adam(
-            self.discriminator.parameters(), lr=self.config.d_lr, betas=(0.9, 0.99)
-        )
+        c, classes = self.config, context.classes
+        self.s4gan = c.variant == "s4gan"
+        self.threshold = DEFAULTS[c.variant]["threshold"] if c.threshold is None else c.threshold
+        self.streams["u"] = unlabeled_stream(self, strong_views=0)
+        self.ramp = Ramp(c.ramp.decided(c.variant), self.steps)
+        judge = ImageDiscriminator(classes, c.d_dropout) if self.s4gan else PixelDiscriminator(classes)
+        self.adversary = Adversary(judge, self.device, c.d_lr)
+        self.modules["discriminator"] = judge
+        self.optimizers["discriminator"] = self.adversary.optimizer
+        lams = (c.lam_fm,) if self.s4gan else (c.lam_adv, c.lam_adv_u)
+        self.plays = max(*lams, self.ramp.options.weight) > 0  # whether any term needs the discriminator
 
-    def make_discriminator(self) -> nn.Module:
-        """D, untrained."""
-        return PixelDiscriminator(self.context.classes)
-
-    @property
-    def plays(self) -> bool:
-        """Whether any term needs the discriminator."""
-        c = self.config
-        return c.lam_adv > 0 or c.lam_adv_u > 0 or c.weight > 0
-
-    def segmenter_loss(self, batch: SemiBatch, step: int) -> tuple[dict[str, Tensor], Play | None]:
-        """L of the segmenter, and what D learns from; only the segmenter is to be given gradients."""
-        out = self.run(self.network, batch.x)
-        loss_x = self.supervised(out, batch.y)
+    def segmenter_loss(self, batch: Any, step: int) -> tuple[dict[str, Tensor], Play | None]:
+        """L = L_x + L_g of the segmenter, and what D learns from; only the segmenter is to be given gradients."""
+        x, u = batch["x"], batch["u"]
+        out = self.student(x.weak)
+        loss_x = self.supervised(out, x.y)
         if not self.plays:
             return {"loss": loss_x, "x": loss_x}, None
-        logits_u = self.run_plain(batch.w).logits
+        with self.student.plain():
+            logits_u = self.student(u.weak).logits
         p_x, p_u = out.logits.softmax(1), logits_u.softmax(1)
-        play = Play(real_maps(batch.y, p_x, self.config.one_hot), p_x.detach(), p_u.detach())
-        terms = self.adversary(batch, play, p_x, p_u, logits_u, step)
+        play = Play(real_maps(x.y, p_x, self.config.one_hot), p_x.detach(), p_u.detach())
+        if self.s4gan:
+            terms = self.of_images(x, u, play, p_u, logits_u, self.ramp(step))
+        else:
+            terms = self.of_pixels(x, u, p_x, p_u, logits_u, self.ramp(step))
         return {"loss": loss_x + terms.pop("g"), "x": loss_x, **terms}, play
 
-    def adversary(
-        self, batch: SemiBatch, play: Play, p_x: Tensor, p_u: Tensor, logits_u: Tensor, step: int
+    def of_pixels(
+        self, x: Views, u: Views, p_x: Tensor, p_u: Tensor, logits_u: Tensor, lam_semi: float
     ) -> dict[str, Tensor]:
-        """The segmenter's terms besides cross-entropy; their weighted sum is `g`.
+        """AdvSemiSeg: L_g = lam_adv L_adv + lam_adv_u L_adv_u + lam_semi L_semi, with a verdict for each pixel.
 
         Args:
-            batch: the crops.
-            play: what D sees of the segmenter, detached.
-            p_x: probabilities on labelled crops, with gradient.
+            x: labelled crops.
+            u: unlabelled crops.
+            p_x: probabilities on labelled crops (B, C, S, S), with gradient.
             p_u: on unlabelled crops.
             logits_u: their logits.
-            step: of the training.
+            lam_semi: weight of self-training.
         """
-        c, lam_semi = self.config, self.ramp(step)
-        with freeze(self.discriminator) as judge, self.autocast():
+        c = self.config
+        with self.adversary.frozen() as judge, self.student.autocast():
             d_x, d_u = judge(p_x), judge(p_u)
-        adv_x, adv_u = adversarial(d_x, True, batch.y.valid), adversarial(d_u, True, batch.valid)
+        adv_x, adv_u = adversarial(d_x, True, x.valid), adversarial(d_u, True, u.valid)
         g = c.lam_adv * adv_x + c.lam_adv_u * adv_u
         terms = {"adv": adv_x, "adv_u": adv_u}
         if lam_semi > 0:
-            selected = (d_u.detach().sigmoid() >= c.threshold) & batch.valid
+            selected = (d_u.detach().sigmoid() >= self.threshold) & u.valid
             terms["semi"] = self_training(logits_u, selected)
-            terms["sure"] = selected.sum() / batch.valid.sum().clamp(min=1)
+            terms["sure"] = selected.sum() / u.valid.sum().clamp(min=1)
             g = g + lam_semi * terms["semi"]
         return {"g": g, **terms}
 
-    def discriminator_loss(self, batch: SemiBatch, play: Play) -> Tensor:
-        """L_D: labels are real; what was said of labelled and of unlabelled crops is not."""
-        with self.autocast():
-            d_real = self.discriminator(play.real)
-            d_fake = self.discriminator(torch.cat([play.labeled, play.unlabeled]))
-        valid = torch.cat([batch.y.valid, batch.valid])
-        return 0.5 * (adversarial(d_fake, False, valid) + adversarial(d_real, True, batch.y.valid))
+    def of_images(
+        self, x: Views, u: Views, play: Play, p_u: Tensor, logits_u: Tensor, lam_semi: float
+    ) -> dict[str, Tensor]:
+        """s4GAN: L_g = lam_fm L_fm + lam_semi L_semi, the latter on images that D takes for labelled ones."""
+        c = self.config
+        with self.adversary.frozen() as judge, self.student.autocast():
+            with torch.no_grad():
+                _, y_real = judge(x.weak, play.real)
+            z_u, y_u = judge(u.weak, p_u)
+        terms = {"fm": feature_matching(y_real, y_u)}
+        g = c.lam_fm * terms["fm"]
+        if lam_semi > 0:
+            chosen = z_u.detach().sigmoid() > self.threshold
+            terms["semi"] = self_training(logits_u, chosen[:, None, None] & u.valid)
+            terms["sure"] = chosen.float().mean()
+            g = g + lam_semi * terms["semi"]
+        return {"g": g, **terms}
+
+    def discriminator_loss(self, batch: Any, play: Play) -> Tensor:
+        """L_D: labels are real, what S said is not: of labelled and unlabelled crops for pixels, of unlabelled ones for
+        whole images."""
+        x, u, judge = batch["x"], batch["u"], self.adversary
+        if self.s4gan:
+            with self.student.autocast():
+                z_real, _ = judge(x.weak, play.real)
+                z_fake, _ = judge(u.weak, play.unlabeled)
+            return 0.5 * (adversarial(z_fake, False) + adversarial(z_real, True))
+        with self.student.autocast():
+            d_real = judge(play.real)
+            d_fake = judge(torch.cat([play.labeled, play.unlabeled]))
+        valid = torch.cat([x.valid, u.valid])
+        return 0.5 * (adversarial(d_fake, False, valid) + adversarial(d_real, True, x.valid))
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L of the segmenter."""
@@ -302,61 +312,14 @@ class AdvSemiTraining(SemiTraining):
     def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
         """A step of S, then a step of D on what S had said before its step."""
         terms, play = self.segmenter_loss(batch, step)
-        self._step("network", fabric, terms["loss"])
+        take_step(self.optimizers["network"], fabric, terms["loss"])
         if play is not None:
             terms["d"] = self.discriminator_loss(batch, play)
-            self._step("discriminator", fabric, terms["d"])
+            take_step(self.adversary.optimizer, fabric, terms["d"])
         return terms
 
-    def _step(self, name: str, fabric: Fabric, loss: Tensor) -> None:
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
-        average_gradients(p for g in optimizer.param_groups for p in g["params"])
-        optimizer.step()
 
-
-class S4GANTraining(AdvSemiTraining):
-    """s4GAN: one verdict an image, feature matching, whole images."""
-
-    discriminator: ImageDiscriminator
-
-    def make_discriminator(self) -> nn.Module:
-        """D, untrained."""
-        return ImageDiscriminator(self.context.classes, self.config.d_dropout)
-
-    @property
-    def plays(self) -> bool:
-        """Whether any term needs the discriminator."""
-        return self.config.lam_fm > 0 or self.config.weight > 0
-
-    def adversary(
-        self, batch: SemiBatch, play: Play, p_x: Tensor, p_u: Tensor, logits_u: Tensor, step: int
-    ) -> dict[str, Tensor]:
-        """Feature matching, and self-training on images that D takes for labelled ones."""
-        c, lam_semi = self.config, self.ramp(step)
-        with freeze(self.discriminator), self.autocast():
-            with torch.no_grad():
-                _, y_real = self.discriminator(batch.x, play.real)
-            z_u, y_u = self.discriminator(batch.w, p_u)
-        terms = {"fm": feature_matching(y_real, y_u)}
-        g = c.lam_fm * terms["fm"]
-        if lam_semi > 0:
-            chosen = z_u.detach().sigmoid() > c.threshold
-            terms["semi"] = self_training(logits_u, chosen[:, None, None] & batch.valid)
-            terms["sure"] = chosen.float().mean()
-            g = g + lam_semi * terms["semi"]
-        return {"g": g, **terms}
-
-    def discriminator_loss(self, batch: SemiBatch, play: Play) -> Tensor:
-        """L_D: labelled photographs with their labels are real, unlabelled ones with predictions are not."""
-        with self.autocast():
-            z_real, _ = self.discriminator(batch.x, play.real)
-            z_fake, _ = self.discriminator(batch.w, play.unlabeled)
-        return 0.5 * (adversarial(z_fake, False) + adversarial(z_real, True))
-
-
-class AdvSemi(SemiMethod):
+class AdvSemi(NetworkMethod):
     """A discriminator that says which predictions look like labels."""
 
     name: ClassVar[str] = "adv_semi"
@@ -367,7 +330,4 @@ class AdvSemi(SemiMethod):
     Config: ClassVar[type] = AdvSemiConfig
     says: ClassVar[str] = "a segmenter that a discriminator takes for people's labels"
 
-    @property
-    def trainer(self) -> type[SemiTraining]:  # type: ignore[override]
-        """The training of the chosen variant."""
-        return S4GANTraining if self.config.variant == "s4gan" else AdvSemiTraining
+    trainer: ClassVar[type[NetworkTraining]] = AdvSemiTraining

@@ -34,22 +34,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.data.training.augment import PRESETS
 from maskwright.data.training.crops import overlapping_crops
-from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.streams import Stream
 from maskwright.data.training.views import View, transform_points
-from maskwright.engine.config import option
+from maskwright.engine.config import option, part
 from maskwright.engine.distributed import world_size
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.contrast import contrastive_loss, directional_mask
 from maskwright.ops.losses.region_contrast import as_rows
 from maskwright.recipes.consistency.class_banks import RecentBank
-from maskwright.recipes.consistency.consistency import TEACHER, SemiConfig, SemiMethod, SemiTraining
-from maskwright.recipes.consistency.representation import add_module, at_size
+from maskwright.recipes.consistency.parts import Ramp, RampOptions, SemiConfig, UnlabeledOptions, unlabeled_stream
+from maskwright.recipes.consistency.representation import at_size
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.training import NetworkTraining
 
 CELL = 8
 """Input pixels a side of a cell on which embeddings are compared."""
@@ -59,12 +61,16 @@ CELL = 8
 class CACConfig(SemiConfig):
     """Options of `cac`."""
 
-    unused: ClassVar[frozenset[str]] = TEACHER | {"teacher_mode"}
-    strong: str = option("cac", "photometric recipe of each crop, drawn on its own", choices=tuple(PRESETS))
-    weight: float = option(0.1, "weight of L_1 + L_2", low=0)
-    start: float = option(
-        0.0625, "share of the steps before L_1 + L_2 set in: 5 of the paper's 80 epochs", low=0, high=1
+    unlabeled: UnlabeledOptions = part(
+        UnlabeledOptions, strong="cac", says={"strong": "photometric recipe of each crop, drawn on its own"}
     )
+    ramp: RampOptions = part(
+        RampOptions, weight=0.1, start=0.0625,
+        says={
+            "weight": "weight of L_1 + L_2",
+            "start": "share of the steps before L_1 + L_2 set in: 5 of the paper's 80 epochs",
+        },
+    )  # fmt: skip
     temperature: float = option(0.1, "tau", low=1e-3, high=10)
     threshold: float = option(0.75, "confidence above which the other crop's pixel is worth following", low=0, high=1)
     negatives: int = option(
@@ -77,18 +83,15 @@ class CACConfig(SemiConfig):
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
-        super().check()
-        if self.pair_scale_min > self.scale_max:
-            raise MaskwrightError(f"pair_scale_min={self.pair_scale_min}", f"at most scale_max={self.scale_max}")
+        if self.pair_scale_min > self.crops.scale_max:
+            raise MaskwrightError(f"pair_scale_min={self.pair_scale_min}", f"at most scale_max={self.crops.scale_max}")
 
 
-class CACBatch(NamedTuple):
-    """Labelled crops, and pairs of overlapping crops of unlabelled photographs.
+class Pairs(NamedTuple):
+    """Pairs of overlapping crops of unlabelled photographs.
 
     Attributes:
-        x: labelled crops (B, 3, S, S), normalised.
-        y: their labels (B, S, S).
-        u1: first crops (U, 3, S, S).
+        u1: first crops (U, 3, S, S): uint8 as drawn, the network's input once they are on the device.
         u2: second crops (U, 3, S, S).
         cells1: int64 (N,), the overlap's cells among the U n n of the first crops.
         cells2: the same points of the photographs among the cells of the second crops.
@@ -97,8 +100,6 @@ class CACBatch(NamedTuple):
         views: the recorded geometry of each pair.
     """
 
-    x: Tensor
-    y: LabelMap
     u1: Tensor
     u2: Tensor
     cells1: Tensor
@@ -219,57 +220,76 @@ class Projector(nn.Module):
         return self.layers(embedding)
 
 
-class CACTraining(SemiTraining):
+class PairStream:
+    """Two overlapping crops of each photograph, their offset whole cells, their photometric changes independent.
+
+    Args:
+        photographs: the unlabelled stream, whose order and recipe these are.
+        config: scales and overlap of a pair.
+        cell: side of a cell, pixels.
+    """
+
+    def __init__(self, photographs: Stream, config: CACConfig, cell: int) -> None:
+        self.photographs, self.order, self.config, self.cell = photographs, photographs.order, config, cell
+
+    def next(self) -> np.ndarray:
+        """Indices of this process's share of the next batch."""
+        return self.photographs.next()
+
+    def pair(self, i: int, random: torch.Generator) -> tuple[View, View]:
+        """Two crops of image `i`."""
+        c, size, crops = self.config, self.photographs.data.size(i), self.photographs.crops
+        return overlapping_crops(
+            size, (crops.side, crops.side), base=min(max(size), crops.long_side),
+            scale=(c.pair_scale_min, c.crops.scale_max), iou=(c.pair_iou, 1.0), multiple=self.cell, generator=random,
+        )  # fmt: skip
+
+    def pixels(self, i: int, views: tuple[View, View]) -> tuple[Tensor, ...]:
+        """uint8 (3, S, S) of each view of image `i`, which is decoded once; outside it the mean colour."""
+        image = torch.from_numpy(self.photographs.data.image(i)).permute(2, 0, 1)
+        mean = [round(255 * m) for m in self.photographs.mean]
+        return tuple(torch.as_tensor(v.render(image, fill=mean)) for v in views)
+
+    def draw(self, images: Sequence[int], random: torch.Generator) -> Pairs:
+        """Pairs of crops of images; all randomness comes from `random`."""
+        change = self.photographs.change
+        assert change is not None, "a stream with strong views"
+        views = tuple(self.pair(int(i), random) for i in images)
+        pixels = [self.pixels(int(i), pair) for i, pair in zip(images, views)]
+        u1, u2 = (change(torch.stack(side), random) for side in zip(*pixels))
+        inside1, inside2 = (torch.stack([inside_cells(v, self.cell) for v in side]) for side in zip(*views))
+        return Pairs(u1, u2, *overlaps(views, self.cell), inside1, inside2, views)
+
+
+class CACTraining(NetworkTraining):
     """Two overlapping crops of each unlabelled photograph through one network."""
 
-    has_teacher: ClassVar[bool] = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, context: Any, config: CACConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(context, config, *args, **kwargs)
         c = self.config
         self.cell = CELL if self.crop % CELL == 0 else self.network.multiple_of
         self.cells = self.crop // self.cell
-        pairs = -(-(c.batch_unlabeled or c.batch) // world_size())
+        pairs = -(-c.unlabeled_batch // world_size())
         self.negatives = min(c.negatives, pairs * self.cells**2)
-        projector = Projector(self.network.width, c.projection)
-        self.projector = projector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.streams["u"] = PairStream(unlabeled_stream(self), c, self.cell)
+        self.projector = self.learn_too("projector", Projector(self.network.width, c.projection))
         self.bank = RecentBank(c.step_save + 1, 2 * self.negatives, c.projection).to(self.device)
-        self.modules |= {"projector": self.projector, "bank": self.bank}
-        add_module(self.optimizers["network"], self.projector, c.lr, c.weight_decay)
+        self.modules["bank"] = self.bank
+        self.ramp = Ramp(c.ramp, self.steps)
 
-    # ------------------------------------------------------------------ crops
-
-    def pair(self, i: int, random: torch.Generator) -> tuple[View, View]:
-        """Two crops of image `i` that overlap, their offset whole cells."""
-        c, size = self.config, self.context.data.size(i)
-        return overlapping_crops(
-            size, (self.crop, self.crop), base=min(max(size), c.long_side), scale=(c.pair_scale_min, c.scale_max),
-            iou=(c.pair_iou, 1.0), multiple=self.cell, generator=random,
-        )  # fmt: skip
-
-    def pair_pixels(self, i: int, views: tuple[View, View]) -> tuple[Tensor, ...]:
-        """uint8 (3, S, S) of each view of image `i`, which is decoded once; outside it the mean colour."""
-        image = torch.from_numpy(self.context.data.image(i)).permute(2, 0, 1)
-        mean = [round(255 * m) for m in self.preprocess.mean]
-        return tuple(torch.as_tensor(v.render(image, fill=mean)) for v in views)
-
-    def batch(self, indices: Any, random: torch.Generator) -> CACBatch:
-        """Labelled crops, and pairs whose photometric changes are independent."""
-        labeled, unlabeled = indices
-        x, y = self.labeled_crops(labeled, random)
-        views = tuple(self.pair(int(i), random) for i in unlabeled)
-        pixels = [self.pair_pixels(int(i), pair) for i, pair in zip(unlabeled, views)]
-        u1, u2 = (self.normalise(self.strengthen(torch.stack(side), random)) for side in zip(*pixels))
-        inside = [torch.stack([inside_cells(v, self.cell) for v in side]).to(self.device) for side in zip(*views)]
-        cells1, cells2 = (cells.to(self.device) for cells in overlaps(views, self.cell))
-        return CACBatch(x, y, u1, u2, cells1, cells2, inside[0], inside[1], views)
+    def on_device(self, batch: Any) -> dict[str, Any]:
+        """Views and pairs as the network's input."""
+        pairs: Pairs = batch["u"]
+        moved = [cells.to(self.device) for cells in pairs[2:6]]
+        u = Pairs(self.normalise(pairs.u1), self.normalise(pairs.u2), *moved, pairs.views)
+        return {"x": self.prepared(batch["x"]), "u": u}
 
     # ------------------------------------------------------------------ the step
 
     def embed(self, u: Tensor) -> Cells:
         """The cells of crops (U, 3, S, S), from a pass without dropout."""
         size = (self.cells, self.cells)
-        with self.plain(self.network), self.autocast():
+        with self.student.plain(), self.student.autocast():
             f = at_size(self.network.decode(self.network.features(u)), size)
             z = self.projector(f)
             with torch.no_grad():
@@ -288,20 +308,23 @@ class CACTraining(SemiTraining):
             ids.append(cells.k[chosen])
         self.bank.add(torch.cat(rows), torch.cat(ids))
 
-    def unsupervised(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """L_1 + L_2."""
-        c = self.config
-        first, second = self.embed(batch.u1), self.embed(batch.u2)
-        self.remember([(first, batch.inside1), (second, batch.inside2)])
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L = L_x + lambda(t) (L_1 + L_2)."""
+        c, x, u, lam = self.config, batch["x"], batch["u"], self.ramp(step)
+        loss_x = self.supervised(self.student(x.weak), x.y)
+        if lam == 0:
+            return {"loss": loss_x, "x": loss_x}
+        first, second = self.embed(u.u1), self.embed(u.u2)
+        self.remember([(first, u.inside1), (second, u.inside2)])
         bank, ids = self.bank.get(), self.bank.get_ids()
-        one, two = (Cells(*(part[i] for part in v)) for v, i in ((first, batch.cells1), (second, batch.cells2)))
+        one, two = (Cells(*(part[i] for part in v)) for v, i in ((first, u.cells1), (second, u.cells2)))
         loss_1, mask_1 = directional_contrast(one, two, bank, ids, c.temperature, c.threshold)
         loss_2, mask_2 = directional_contrast(two, one, bank, ids, c.temperature, c.threshold)
         moving = torch.cat([mask_1, mask_2]).float().sum() / max(1, len(mask_1))
-        return {"u": loss_1 + loss_2, "moving": moving}
+        return {"loss": loss_x + lam * (loss_1 + loss_2), "x": loss_x, "u": loss_1 + loss_2, "moving": moving}
 
 
-class CAC(SemiMethod):
+class CAC(NetworkMethod):
     """Directional context-aware consistency."""
 
     name: ClassVar[str] = "cac"
@@ -310,5 +333,5 @@ class CAC(SemiMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2106.14133"
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CACConfig
-    trainer: ClassVar[type[SemiTraining]] = CACTraining
+    trainer: ClassVar[type[NetworkTraining]] = CACTraining
     says: ClassVar[str] = "a network whose pixels mean the same in whichever crop they lie"

@@ -41,7 +41,8 @@ import torch
 from torch import Tensor, nn
 
 from maskwright.data.training.labels import LabelMap
-from maskwright.engine.config import option
+from maskwright.data.training.streams import Views
+from maskwright.engine.config import option, part
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.channel_dropout import channel_dropout
 from maskwright.ops.feature_perturb import (
@@ -55,9 +56,10 @@ from maskwright.ops.feature_perturb import (
     vat_direction,
 )
 from maskwright.ops.losses.seg_losses import mse_probs
-from maskwright.recipes.consistency.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
-from maskwright.recipes.consistency.representation import add_module
-from maskwright.recipes.training.segmenting import upsample
+from maskwright.recipes.consistency.parts import Ramp, RampOptions, SemiConfig, UnlabeledOptions, unlabeled_stream
+from maskwright.recipes.training.forward import upsample
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.training import NetworkTraining
 
 PAPER = {"dropout": 6, "drop": 6, "noise": 6, "cutout": 6, "context": 2, "object": 2, "vat": 2}
 """The perturbations, and how many decoders each has in the paper."""
@@ -72,7 +74,11 @@ PAPER_CLASSES = 21
 class CCTConfig(SemiConfig):
     """Options of `cct`."""
 
-    unused: ClassVar[frozenset[str]] = TEACHER | {"teacher_mode", "strong"}
+    unlabeled: UnlabeledOptions = part(UnlabeledOptions, without=("strong",))
+    ramp: RampOptions = part(
+        RampOptions, weight=30.0, up=0.1,
+        says={"weight": "greatest weight of L_u at 21 classes; in proportion to C at others"},
+    )  # fmt: skip
     counts: str = option(
         "one", "auxiliary decoders: one of each kind, the paper's 30 (paper), or a list such as noise:2,vat:1 of "
         "dropout, drop, noise, cutout, context, object, vat",
@@ -80,8 +86,6 @@ class CCTConfig(SemiConfig):
     background: str = option(
         "auto", "class that cutout, context and object take for background; auto: of that name; none"
     )
-    weight: float = option(30.0, "greatest weight of L_u at 21 classes; in proportion to C at others", low=0)
-    ramp_up: float = option(0.1, "share of the steps over which the weight grows as exp(-5 (1 - t)^2)", low=0, high=1)
     noise: float = option(0.3, "greatest share by which noise changes a feature", low=0, high=1)
     dropout: float = option(0.5, "chance of a channel to be dropped", low=0, high=0.99)
     erase: float = option(0.4, "share of an object's height and width that cutout erases", low=0, high=1)
@@ -90,7 +94,6 @@ class CCTConfig(SemiConfig):
 
     def check(self) -> None:
         """Raises `MaskwrightError` on counts that cannot be read."""
-        super().check()
         parse_counts(self.counts)
 
 
@@ -175,14 +178,13 @@ def annealed(logits: Tensor, y: LabelMap, eta: float) -> LabelMap:
     return y.restrict(p < eta)
 
 
-class CCTTraining(SemiTraining):
+class CCTTraining(NetworkTraining):
     """Main decoder on the plain embedding, auxiliary decoders on perturbed ones."""
 
-    strong_views: ClassVar[int] = 0
-    has_teacher: ClassVar[bool] = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, context: Any, config: CCTConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(context, config, *args, **kwargs)
+        self.streams["u"] = unlabeled_stream(self, strong_views=0)
+        self.ramp = Ramp(self.config.ramp, self.steps)
         self.background = self._background()
         counts = parse_counts(self.config.counts)
         if self.background is None:
@@ -198,9 +200,7 @@ class CCTTraining(SemiTraining):
         stride = self.crop / self._embedding_size()
         doublings = max(0, int(math.log2(stride) + 1e-9))
         decoders = [ShuffleDecoder(self.network.width, self.context.classes, doublings) for _ in self.kinds]
-        self.auxiliary = nn.ModuleList(decoders).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.modules["auxiliary"] = self.auxiliary
-        add_module(self.optimizers["network"], self.auxiliary, self.config.lr, self.config.weight_decay)
+        self.auxiliary = self.learn_too("auxiliary", nn.ModuleList(decoders))
 
     def _background(self) -> int | None:
         """Id of the background class, or None."""
@@ -217,7 +217,7 @@ class CCTTraining(SemiTraining):
         self.network.eval()
         blank = torch.zeros(1, 3, self.crop, self.crop, device=self.device)
         h = self.network.decode(self.network.features(blank)).shape[-1]
-        self.train_mode(self.network)
+        self.student.learn()
         return int(h)
 
     def perturb(
@@ -246,38 +246,39 @@ class CCTTraining(SemiTraining):
             return guided_cutout(z, boxes, (self.crop, self.crop), c.erase)
         return context_mask(z, foreground) if kind == "context" else object_mask(z, foreground)
 
-    def unsupervised(self, batch: SemiBatch, step: int) -> dict[str, Tensor]:
+    def consistency(self, u: Views) -> Tensor:
         """L_u of the unlabelled crops; the main decoder's classifier gets no gradient of it."""
-        with self.plain(self.network), self.autocast():
-            z = self.network.decode(self.network.features(batch.w))
+        student = self.student
+        with student.plain(), student.autocast():
+            z = self.network.decode(self.network.features(u.weak))
             with torch.no_grad():
                 main = self.network.classify(z)
-        q = upsample(main, batch.w.shape[-2:]).softmax(1)
-        foreground = None if self.background is None else (q.argmax(1) != self.background) & batch.valid
+        q = upsample(main, u.weak.shape[-2:]).softmax(1)
+        foreground = None if self.background is None else (q.argmax(1) != self.background) & u.valid
         boxes: list[list[Box]] = []
         if foreground is not None and "cutout" in self.kinds:
             boxes = object_boxes(foreground, round(50 * self.crop / PAPER_CROP))
         auxiliary = []
         for kind, decoder in zip(self.kinds, self.auxiliary):
             perturbed = self.perturb(kind, z, decoder, foreground, boxes)
-            with self.autocast():
+            with student.autocast():
                 auxiliary.append(decoder(perturbed))
-        return {"u": consistency(auxiliary, q, batch.valid) * (self.context.classes / PAPER_CLASSES)}
+        return consistency(auxiliary, q, u.valid) * (self.context.classes / PAPER_CLASSES)
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L = L_x + w(t) L_u."""
-        if not self.config.bootstrap:
-            return super().losses(batch, step)
-        out, classes = self.run(self.network, batch.x), self.context.classes
-        eta = 1 / classes + (0.9 - 1 / classes) * step / max(1, self.steps)
-        loss_x = self.supervised(out, annealed(out.logits, batch.y, eta))
-        if self.ramp(step) == 0:
+        x, w, y = batch["x"], self.ramp(step), batch["x"].y
+        out, classes = self.student(x.weak), self.context.classes
+        if self.config.bootstrap:
+            y = annealed(out.logits, y, 1 / classes + (0.9 - 1 / classes) * step / max(1, self.steps))
+        loss_x = self.supervised(out, y)
+        if w == 0:
             return {"loss": loss_x, "x": loss_x}
-        terms = self.unsupervised(batch, step)
-        return {"loss": loss_x + self.ramp(step) * terms["u"], "x": loss_x, **terms}
+        loss_u = self.consistency(batch["u"])
+        return {"loss": loss_x + w * loss_u, "x": loss_x, "u": loss_u}
 
 
-class CCT(SemiMethod):
+class CCT(NetworkMethod):
     """Consistency of auxiliary decoders under perturbed features."""
 
     name: ClassVar[str] = "cct"
@@ -286,5 +287,5 @@ class CCT(SemiMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2003.09005"
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CCTConfig
-    trainer: ClassVar[type[SemiTraining]] = CCTTraining
+    trainer: ClassVar[type[NetworkTraining]] = CCTTraining
     says: ClassVar[str] = "auxiliary decoders that agree with the main one on perturbed features"

@@ -34,24 +34,40 @@ from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, mix, partner
-from maskwright.engine.config import option
+from maskwright.data.training.streams import Views
+from maskwright.engine.config import option, part
 from maskwright.errors import MaskwrightError
-from maskwright.models.networks.build import Network
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.consistency.consistency import TEACHER, SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.recipes.consistency.parts import (
+    NO_TEACHER,
+    Ramp,
+    RampOptions,
+    SemiConfig,
+    TeacherOptions,
+    UnlabeledOptions,
+    note_unmixed,
+    pseudo_labels,
+    unlabeled_stream,
+)
 from maskwright.recipes.training.criteria import IGNORE
+from maskwright.recipes.training.forward import Forward
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.network import make_network
 from maskwright.recipes.training.optimizers import make_optimizer
-from maskwright.recipes.training.segmenting import make_network
+from maskwright.recipes.training.training import NetworkTraining
 
 
 @dataclass(kw_only=True)
 class CPSConfig(SemiConfig):
     """Options of `cps`."""
 
-    unused: ClassVar[frozenset[str]] = TEACHER | {"strong"}
-    teacher_mode: str = option("train", "with CutMix: batch norm of the network that labels", choices=("eval", "train"))
+    teacher: TeacherOptions = part(
+        TeacherOptions, without=NO_TEACHER, mode="train",
+        says={"mode": "with CutMix: batch norm of the network that labels"},
+    )  # fmt: skip
+    unlabeled: UnlabeledOptions = part(UnlabeledOptions, without=("strong",))
     cutmix: bool = option(True, "teach on photographs with boxes of others in them; unlabelled ones alone")
-    weight: float = option(1.5, "lam, weight of the sum of both cross losses", low=0)
+    ramp: RampOptions = part(RampOptions, weight=1.5, says={"weight": "lam, weight of the sum of both cross losses"})
 
 
 def cross_pseudo_supervision(logits1: Tensor, logits2: Tensor, k1: LabelMap, k2: LabelMap) -> Tensor:
@@ -74,65 +90,60 @@ def agreement(k1: LabelMap, k2: LabelMap) -> Tensor:
     return ((k1.ids == k2.ids) & valid).sum() / valid.sum().clamp(min=1)
 
 
-class CPSTraining(SemiTraining):
+class CPSTraining(NetworkTraining):
     """Two students, two optimisers."""
 
-    strong_views: ClassVar[int] = 0
-    has_teacher: ClassVar[bool] = False
-    dropout: ClassVar[bool] = False  # without CutMix the pass that learns also labels; the authors' network has none
-
-    @property
-    def mixes(self) -> bool:
-        """With CutMix."""
-        return bool(self.config.cutmix)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, context: Any, config: CPSConfig, *args: Any, **kwargs: Any) -> None:
+        # Without CutMix the pass that learns also labels; the authors' network has no dropout.
+        super().__init__(context, config, *args, dropout=False, **kwargs)
+        if self.config.cutmix:
+            note_unmixed(self)
+        self.streams["u"] = unlabeled_stream(self, strong_views=0)
+        self.ramp = Ramp(self.config.ramp, self.steps)
         # The random state has moved on since the first head was drawn.
-        self.network2 = make_network(self.context, self.config)
-        if all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(self.network.parameters(), self.network2.parameters())):
+        network2 = make_network(self.context, self.config)
+        if all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(self.network.parameters(), network2.parameters())):
             raise MaskwrightError(
-                f"network_weights={self.config.network_weights} fills both networks, which then are one",
+                f"network_weights={self.config.network.weights} fills both networks, which then are one",
                 "heads that differ", "give the weights of the encoder alone, by --weights",
             )  # fmt: skip
-        self.network2.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.train_mode(self.network2)
-        self.modules["network2"] = self.network2
-        self.optimizers["network2"] = make_optimizer(self.config, self.network2)
+        self.student2 = self.forward_of(network2, dropout=False)
+        self.modules["network2"] = network2
+        self.optimizers["network2"] = make_optimizer(self.config.optimizer, network2)
 
-    def label(self, network: Network, batch: SemiBatch) -> LabelMap:
+    def label(self, student: Forward, u: Views) -> LabelMap:
         """k of whole unlabelled crops (B_u, S, S), without gradient."""
-        return self.pseudo_labels(self.ask(network, batch.w), batch.valid)
+        return pseudo_labels(student.ask(u.weak, self.config.teacher.mode), u.valid)
 
-    def cutmix(self, batch: SemiBatch) -> tuple[Tensor, LabelMap, LabelMap]:
+    def cutmix(self, u: Views) -> tuple[Tensor, LabelMap, LabelMap]:
         """Mixed unlabelled crops (B_u, 3, S, S) and what both networks said of their parts."""
-        k1, k2 = self.label(self.network, batch), self.label(self.network2, batch)
-        m = MASKS["cps"](len(batch.w), (self.crop, self.crop)).to(self.device)
-        other = partner(len(batch.w)).to(self.device)
-        return mix(batch.w, batch.w[other], m), k1.mix(k1[other], m), k2.mix(k2[other], m)
+        w, k1, k2 = u.weak, self.label(self.student, u), self.label(self.student2, u)
+        m = MASKS["cps"](len(w), (self.crop, self.crop)).to(self.device)
+        other = partner(len(w)).to(self.device)
+        return mix(w, w[other], m), k1.mix(k1[other], m), k2.mix(k2[other], m)
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L = L_x(f1) + L_x(f2) + lam L_cps."""
-        lam = self.ramp(step)
-        out1, out2 = self.run(self.network, batch.x), self.run(self.network2, batch.x)
-        loss1 = self.supervised(out1, batch.y, self.network)
-        loss2 = self.supervised(out2, batch.y, self.network2)
+        x, u, lam = batch["x"], batch["u"], self.ramp(step)
+        out1, out2 = self.student(x.weak), self.student2(x.weak)
+        loss1 = self.supervised(out1, x.y, self.student)
+        loss2 = self.supervised(out2, x.y, self.student2)
         if lam == 0:
             return {"loss": loss1 + loss2, "x": loss1, "x2": loss2}
         if self.config.cutmix:
-            x, k1, k2 = self.cutmix(batch)
-            f1, f2 = self.run(self.network, x).logits, self.run(self.network2, x).logits
+            mixed, k1, k2 = self.cutmix(u)
+            f1, f2 = self.student(mixed).logits, self.student2(mixed).logits
         else:
-            f1 = torch.cat([out1.logits, self.run(self.network, batch.w).logits])
-            f2 = torch.cat([out2.logits, self.run(self.network2, batch.w).logits])
-            valid = torch.cat([batch.y.valid, batch.valid])
-            k1, k2 = self.pseudo_labels(f1.softmax(1), valid), self.pseudo_labels(f2.softmax(1), valid)
+            f1 = torch.cat([out1.logits, self.student(u.weak).logits])
+            f2 = torch.cat([out2.logits, self.student2(u.weak).logits])
+            valid = torch.cat([x.valid, u.valid])
+            k1, k2 = pseudo_labels(f1.softmax(1), valid), pseudo_labels(f2.softmax(1), valid)
         loss_cps = cross_pseudo_supervision(f1, f2, k1, k2)
         loss = loss1 + loss2 + lam * loss_cps
         return {"loss": loss, "x": loss1, "x2": loss2, "u": loss_cps, "agree": agreement(k1, k2)}
 
 
-class CPS(SemiMethod):
+class CPS(NetworkMethod):
     """Two networks that teach each other."""
 
     name: ClassVar[str] = "cps"
@@ -141,5 +152,5 @@ class CPS(SemiMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2106.01226"
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CPSConfig
-    trainer: ClassVar[type[SemiTraining]] = CPSTraining
+    trainer: ClassVar[type[NetworkTraining]] = CPSTraining
     says: ClassVar[str] = "two networks that label for each other"

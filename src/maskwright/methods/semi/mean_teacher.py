@@ -29,16 +29,26 @@ already mixed; here all parts are new tensors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, class_mask, complex_mask, cut_out, mix, partner
-from maskwright.engine.config import option
+from maskwright.engine.config import option, part
 from maskwright.ops.losses.seg_losses import cross_entropy, kl_divergence, mse_probs
-from maskwright.recipes.consistency.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
+from maskwright.recipes.consistency.parts import (
+    Ramp,
+    SemiConfig,
+    Teacher,
+    TeacherOptions,
+    note_unmixed,
+    pseudo_labels,
+    unlabeled_stream,
+)
 from maskwright.recipes.training.criteria import IGNORE
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.training import NetworkTraining
 
 PERTURBATIONS = ("photometric", "cutout", "cutout_hole", "cutmix", "cowmix", "classmix", "complexmix")
 MASK_OF = {"cutout": "cutout", "cutout_hole": "cutout_hole", "cutmix": "cutmix", "cowmix": "cow"}
@@ -52,8 +62,10 @@ DISTANCES = ("auto", "square_sum", "square_mean", "kl", "hard")
 class MeanTeacherConfig(SemiConfig):
     """Options of `mean_teacher`."""
 
-    final: str = option("teacher", "the network that is kept: student or teacher", choices=("student", "teacher"))
-    perturb: str = option("cutmix", "what the student's view has that the teacher's has not", choices=PERTURBATIONS)
+    teacher: TeacherOptions = part(TeacherOptions, final="teacher")
+    perturb: str = option(
+        "cutmix", "what the student's view has that the teacher's has not", choices=PERTURBATIONS, main=True
+    )
     distance: str = option(
         "auto",
         "square_sum or square_mean over classes, kl, or hard cross-entropy; auto: hard for class mixing",
@@ -108,13 +120,17 @@ def sureness(labels: LabelMap, threshold: float, how: str) -> Tensor:
     return valid * share
 
 
-class MeanTeacherTraining(SemiTraining):
+class MeanTeacherTraining(NetworkTraining):
     """Teacher on the weak view, student on the perturbed one."""
 
-    @property
-    def mixes(self) -> bool:
-        """All perturbations but those of one image alone."""
-        return self.config.perturb not in ("photometric", *CUTOUTS)
+    def __init__(self, context: Any, config: MeanTeacherConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(context, config, *args, **kwargs)
+        c = self.config
+        if c.perturb not in ("photometric", *CUTOUTS):
+            note_unmixed(self)
+        self.streams["u"] = unlabeled_stream(self)
+        self.teacher = Teacher.of(self)
+        self.ramp = Ramp(c.ramp, self.steps)
 
     def perturb(self, s: Tensor, q: Tensor, labels: LabelMap) -> tuple[Tensor, Tensor, LabelMap]:
         """The student's view with the probabilities and labels that belong to it.
@@ -138,20 +154,32 @@ class MeanTeacherTraining(SemiTraining):
         other = partner(len(s)).to(s.device)
         return mix(s, s[other], m), mix(q, q[other], m), labels.mix(labels[other], m)
 
-    def unsupervised(self, batch: SemiBatch, step: int) -> dict[str, Tensor]:
-        """L_cons on the perturbed views."""
-        c = self.config
-        q = self.teach(batch.w)
-        x_m, q_m, labels = self.perturb(batch.s[0], q, self.pseudo_labels(q, batch.valid))
-        distance = c.distance
-        if distance == "auto":
-            distance = "hard" if c.perturb in ("classmix", "complexmix") else "square_sum"
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L = L_x + lambda(t) L_cons, the second on the perturbed views."""
+        c, x, u, lam = self.config, batch["x"], batch["u"], self.ramp(step)
+        loss_x = self.supervised(self.student(x.weak), x.y)
+        if lam == 0:
+            return {"loss": loss_x, "x": loss_x}
+        q = self.teacher(u.weak)
+        x_m, q_m, labels = self.perturb(u.strong[0], q, pseudo_labels(q, u.valid))
         weight = sureness(labels, c.threshold, c.confidence)
-        out = self.run(self.network, x_m)
-        return {"u": consistency(out.logits, q_m, weight, distance), "sure": weight.mean()}
+        loss_u = consistency(self.student(x_m).logits, q_m, weight, distance_of(c))
+        return {"loss": loss_x + lam * loss_u, "x": loss_x, "u": loss_u, "sure": weight.mean()}
+
+    def after_step(self, step: int) -> None:
+        """The teacher follows; the held-out images are looked at."""
+        self.teacher.follow(self.ramp.waits(step))
+        super().after_step(step)
 
 
-class MeanTeacher(SemiMethod):
+def distance_of(config: MeanTeacherConfig) -> str:
+    """The distance, `auto` decided: hard labels where classes are mixed."""
+    if config.distance != "auto":
+        return config.distance
+    return "hard" if config.perturb in ("classmix", "complexmix") else "square_sum"
+
+
+class MeanTeacher(NetworkMethod):
     """Consistency with an EMA teacher under a chosen perturbation."""
 
     name: ClassVar[str] = "mean_teacher"
@@ -160,5 +188,10 @@ class MeanTeacher(SemiMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/1703.01780"
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = MeanTeacherConfig
-    trainer: ClassVar[type[SemiTraining]] = MeanTeacherTraining
+    trainer: ClassVar[type[NetworkTraining]] = MeanTeacherTraining
     says: ClassVar[str] = "a student that agrees with its moving average on perturbed photographs"
+
+    @property
+    def result(self) -> str:
+        """Student or teacher, as configured."""
+        return self.config.teacher.kept

@@ -31,15 +31,16 @@ P = (B + U) h w pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskwright.data.training.augment import PRESETS
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import class_mask, cut_out, half_box_mask, mix, partner
-from maskwright.engine.config import option
+from maskwright.data.training.streams import Views
+from maskwright.engine.config import option, part
 from maskwright.ops.losses.region_contrast import (
     as_rows,
     class_means,
@@ -50,9 +51,22 @@ from maskwright.ops.losses.region_contrast import (
     similarity_weights,
 )
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.consistency.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
-from maskwright.recipes.consistency.representation import RepresentationTraining, Together
+from maskwright.recipes.consistency.parts import (
+    Ramp,
+    SemiConfig,
+    Teacher,
+    TeacherOptions,
+    UnlabeledOptions,
+    joined,
+    note_unmixed,
+    pseudo_labels,
+    share_confident,
+    unlabeled_stream,
+)
+from maskwright.recipes.consistency.representation import Represent, RepresentationHead, labels_at
 from maskwright.recipes.training.criteria import IGNORE
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.training import NetworkTraining
 
 MIXES = ("classmix", "cutmix", "cutout", "none")
 
@@ -61,8 +75,10 @@ MIXES = ("classmix", "cutmix", "cutout", "none")
 class ReCoConfig(SemiConfig):
     """Options of `reco_semi`."""
 
-    final: str = option("teacher", "the network that is kept: student or teacher", choices=("student", "teacher"))
-    strong: str = option("dacs", "photometric recipe of the student's view", choices=tuple(PRESETS))
+    teacher: TeacherOptions = part(TeacherOptions, final="teacher")
+    unlabeled: UnlabeledOptions = part(
+        UnlabeledOptions, strong="dacs", says={"strong": "photometric recipe of the student's view"}
+    )
     mix: str = option("classmix", "how the student's views are mixed", choices=MIXES)
     strong_threshold: float = option(
         0.97,
@@ -135,20 +151,24 @@ def reco_loss(
     return region_contrast(rows, hard, means, keys, index, temperature=temperature, present=present)
 
 
-class ReCoTraining(RepresentationTraining):
+class ReCoTraining(NetworkTraining):
     """Mean teacher with mixing, and regional contrast."""
 
-    strong_views: ClassVar[int] = 1
+    def __init__(self, context: Any, config: ReCoConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(context, config, *args, **kwargs)
+        c = self.config
+        if c.mix not in ("none", "cutout"):
+            note_unmixed(self)
+        self.streams["u"] = unlabeled_stream(self)
+        self.teacher = Teacher.of(self)
+        self.ramp = Ramp(c.ramp, self.steps)
+        self.head = self.learn_too("head", RepresentationHead(self.network.width, c.representation))
+        self.represent = Represent(self.student, self.crop)
 
-    @property
-    def mixes(self) -> bool:
-        """With CutMix and ClassMix."""
-        return self.config.mix not in ("none", "cutout")
-
-    def mixed(self, batch: SemiBatch) -> tuple[Tensor, LabelMap]:
+    def mixed(self, u: Views) -> tuple[Tensor, LabelMap]:
         """Views of two photographs each, with the teacher's labels."""
-        how, s = self.config.mix, batch.s[0]
-        labels = self.pseudo_labels(self.teach(batch.w), batch.valid)
+        how, s = self.config.mix, u.strong[0]
+        labels = pseudo_labels(self.teacher(u.weak), u.valid)
         if how == "none":
             return s, labels
         if how == "classmix":
@@ -160,20 +180,37 @@ class ReCoTraining(RepresentationTraining):
         other = partner(len(s)).to(s.device)
         return mix(s, s[other], m), labels.mix(labels[other], m)
 
-    def terms(self, all_: Together, step: int) -> dict[str, Tensor]:
-        """L_u and L_reco."""
-        c = self.config
-        loss_u = weighted_consistency(all_.logits_u, all_.u, c.strong_threshold)
-        p = nearest(all_.out.logits.detach(), all_.size).softmax(1)
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L = L_x + lambda(t) (L_u + L_reco), labelled and mixed crops in one pass."""
+        c, x, u, lam = self.config, batch["x"], batch["u"], self.ramp(step)
+        if lam == 0:
+            loss_x = self.supervised(self.student(x.weak), x.y)
+            return {"loss": loss_x, "x": loss_x}
+        views, labels = self.mixed(u)
+        n, out = len(x.weak), self.student(torch.cat([x.weak, views]))
+        loss_x = self.supervised(out.first(n), x.y)
+        loss_u = weighted_consistency(out.logits[n:], labels, c.strong_threshold)
+        r = self.represent(self.head, out.embedding)
+        size = (r.shape[-2], r.shape[-1])
         loss_reco = reco_loss(
-            as_rows(all_.r), as_rows(p), all_.labels.threshold(c.weak_threshold), threshold=c.strong_threshold,
+            as_rows(r), as_rows(nearest(out.logits.detach(), size).softmax(1)),
+            labels_at(joined([x.y, labels]), size).threshold(c.weak_threshold), threshold=c.strong_threshold,
             temperature=c.temperature, queries=c.queries, negatives=c.negatives,
         )  # fmt: skip
-        sure = share_confident(all_.u, c.strong_threshold).mean()
-        return {"u": loss_u + c.contrast * loss_reco, "consistency": loss_u, "contrast": loss_reco, "sure": sure}
+        both = loss_u + c.contrast * loss_reco
+        sure = share_confident(labels, c.strong_threshold).mean()
+        return {
+            "loss": loss_x + lam * both, "x": loss_x, "u": both, "consistency": loss_u, "contrast": loss_reco,
+            "sure": sure,
+        }  # fmt: skip
+
+    def after_step(self, step: int) -> None:
+        """The teacher follows; the held-out images are looked at."""
+        self.teacher.follow(self.ramp.waits(step))
+        super().after_step(step)
 
 
-class ReCo(SemiMethod):
+class ReCo(NetworkMethod):
     """Regional contrast on a mean teacher with mixing."""
 
     name: ClassVar[str] = "reco_semi"
@@ -182,5 +219,10 @@ class ReCo(SemiMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2104.04465"
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = ReCoConfig
-    trainer: ClassVar[type[SemiTraining]] = ReCoTraining
+    trainer: ClassVar[type[NetworkTraining]] = ReCoTraining
     says: ClassVar[str] = "a student that tells apart the classes it confuses, region by region"
+
+    @property
+    def result(self) -> str:
+        """Student or teacher, as configured."""
+        return self.config.teacher.kept

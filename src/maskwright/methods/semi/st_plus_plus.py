@@ -33,7 +33,7 @@ Legend: B batch, C classes, S crop side, (H, W) image size, T teacher, K = 3 of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,53 +42,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.data.training.augment import PRESETS, erase, photometric
+from maskwright.data.training.augment import erase, photometric
 from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.data.training.mixing import unimatch_box
-from maskwright.data.training.sampler import PairSampler
 from maskwright.data.training.sources import BothLabels, Labels, StoredLabels
+from maskwright.data.training.streams import Stream, Views
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.checkpoint import load_checkpoint, load_part, save_checkpoint
-from maskwright.engine.config import option
+from maskwright.engine.config import option, part
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import all_reduce_sum, barrier, rank, share, world_size
+from maskwright.engine.distributed import barrier, share
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
 from maskwright.models.networks.build import Network
 from maskwright.models.segmenter import Segmenter
-from maskwright.models.tensors import save_tensors
-from maskwright.ops.losses.thresholds import ClassHistogram, class_balanced_labels
-from maskwright.predict.inference import predict_mask, predict_probs
-from maskwright.recipes.training.criteria import IGNORE
-from maskwright.recipes.training.segmenting import (
-    Batch,
-    NetworkConfig,
-    NetworkMethod,
-    SegmentationTraining,
-    make_network,
-    make_segmenter,
-    precision_of,
-    trained_network,
-)
+from maskwright.recipes.consistency.parts import SECOND, UnlabeledOptions, joined
+from maskwright.recipes.self_training.labelling import LABELS, Labelling
+from maskwright.recipes.training.forward import precision_of
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.network import make_network, make_segmenter, trained_network
+from maskwright.recipes.training.options import NetworkConfig, NormOptions
 from maskwright.recipes.training.selection import hold_out
+from maskwright.recipes.training.training import NetworkTraining
 
 SNAPSHOTS = 3
 """K: the last of them is the teacher itself."""
 RANKING = "ranking.json"
-THRESHOLDS = "thresholds.safetensors"
-LABELS = "labels"
 CHUNK = 64
 """Images whose reliability is kept in one file; no kill costs more of them."""
-DS_RATE = 4
-"""Each so-many-th row and column counts for CBST's thresholds."""
 
 
 @dataclass(kw_only=True)
 class STPlusPlusConfig(NetworkConfig):
     """Options of `st_plus_plus`."""
 
-    unused: ClassVar[frozenset[str]] = frozenset({"norm_from"})
+    norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all")  # the students look at all
+    unlabeled: UnlabeledOptions = part(
+        UnlabeledOptions, strong="st_plus_plus",
+        says={
+            "batch": "pseudo-labelled crops in a step; 0: as many as labelled ones",
+            "strong": "photometric recipe of the pseudo-labelled crops",
+        },
+    )  # fmt: skip
     steps: int = option(
         6000, "optimiser steps of all trainings where --steps does not say: three times the other methods'", low=1
     )
@@ -98,11 +94,6 @@ class STPlusPlusConfig(NetworkConfig):
         0.25, "ST++: share of the steps of the first retraining; the last has the rest", low=0.01, high=0.98
     )
     reliable: float = option(0.5, "ST++: share of the unlabelled images that count as reliable", low=0, high=1)
-    batch_unlabeled: int = option(0, "pseudo-labelled crops in a step; 0: as many as labelled ones", low=0)
-    unlabeled: str = option(
-        "rest", "rest: images without masks (all where there are none); all", choices=("rest", "all")
-    )
-    strong: str = option("st_plus_plus", "photometric recipe of the pseudo-labelled crops", choices=tuple(PRESETS))
     cutout: float = option(0.5, "chance that a pseudo-labelled crop gets a box of noise without a label", low=0, high=1)
     flips: bool = option(True, "label with the mean over the photograph and its mirror image")
     scales: tuple[float, ...] = option((1.0,), "label with the mean over these input sizes", low=0.1, high=4)
@@ -111,7 +102,6 @@ class STPlusPlusConfig(NetworkConfig):
 
     def check(self) -> None:
         """Raises `MaskwrightError` on shares that leave nothing, and without a scale."""
-        super().check()
         if self.plus and self.teacher_share + self.first_share >= 1:
             raise MaskwrightError(
                 f"teacher_share={self.teacher_share} and first_share={self.first_share}", "less than 1 together"
@@ -128,8 +118,8 @@ def split_steps(total: int, shares: Sequence[float]) -> list[int]:
         shares: of all trainings but the last, which gets the rest.
     """
     steps, left = [], total
-    for k, part in enumerate(shares):
-        steps.append(max(1, min(round(part * total), left - (len(shares) - k))))
+    for k, share_of in enumerate(shares):
+        steps.append(max(1, min(round(share_of * total), left - (len(shares) - k))))
         left -= steps[-1]
     return [*steps, max(1, left)]
 
@@ -164,16 +154,14 @@ def split_by_reliability(scores: dict[str, float], portion: float) -> tuple[list
     return order[:count], order[count:]
 
 
-class TeacherTraining(SegmentationTraining):
+class TeacherTraining(NetworkTraining):
     """Supervised training that leaves its earlier networks.
 
     Args:
         folder: of the stage.
-        args: as for `SegmentationTraining`.
+        args: as for `NetworkTraining`.
         kwargs: likewise.
     """
-
-    sees_all: ClassVar[bool] = True  # as the method's networks, whose statistics are of all photographs
 
     def __init__(self, folder: Path, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -187,29 +175,22 @@ class TeacherTraining(SegmentationTraining):
         super().after_step(step)
 
 
-class RetrainTraining(SegmentationTraining):
-    """Labelled crops as ever and pseudo-labelled crops with strong changes, in one batch.
+class StrongStream:
+    """Pseudo-labelled crops with strong changes: of their colours, then a box of noise that has no label.
 
     Args:
-        pseudo: labels of the pseudo-labelled images.
-        args: as for `SegmentationTraining`.
-        kwargs: likewise.
+        photographs: the stream of pseudo-labelled crops.
+        strong: photometric recipe.
+        cutout: chance of a crop to get a box.
     """
 
-    sees_all: ClassVar[bool] = True
+    def __init__(self, photographs: Stream, strong: str, cutout: float) -> None:
+        self.photographs, self.order = photographs, photographs.order
+        self.recipe, self.cutout = photometric(strong), cutout
 
-    def __init__(self, pseudo: Labels, *args: Any, **kwargs: Any) -> None:
-        self.pseudo = pseudo
-        super().__init__(*args, **kwargs)
-        self.recipe = photometric(self.config.strong)
-
-    def make_sampler(self) -> Any:
-        """Two lists, each cycled on its own."""
-        c = self.config
-        return PairSampler(
-            self.labels.indices, self.pseudo.indices, c.batch, c.batch_unlabeled or c.batch,
-            seed=self.context.seed, world=world_size(), rank=rank(), weights=self.chances(),
-        )  # fmt: skip
+    def next(self) -> np.ndarray:
+        """Indices of this process's share of the next batch."""
+        return self.photographs.next()
 
     def strengthen(self, pixels: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Photometric changes, then a box of noise.
@@ -221,31 +202,41 @@ class RetrainTraining(SegmentationTraining):
         Returns:
             New crops, and bool (B, S, S), where the box lies.
         """
-        strong = self.recipe(pixels, random)
-        box = unimatch_box(len(pixels), (self.crop, self.crop), p=self.config.cutout, redraw=True, generator=random)
+        strong, size = self.recipe(pixels, random), (pixels.shape[-2], pixels.shape[-1])
+        box = unimatch_box(len(pixels), size, p=self.cutout, redraw=True, generator=random)
         return erase(strong, box, "noise", random), box
 
-    def pseudo_crops(self, indices: Any, random: torch.Generator) -> Batch:
-        """Random crops with pseudo-labels, which count fully or not at all: what the teacher said is not weighed."""
-        pixels, maps = [], []
-        for i in indices:
-            view = self.weak_view(int(i), random)
-            pixels.append(self.pixels(int(i), view))
-            maps.append(self.pseudo.read(int(i)).through(view))
-        strong, box = self.strengthen(torch.stack(pixels), random)
-        y = LabelMap.stack(maps).restrict(~box)
-        return Batch(self.normalise(strong), LabelMap(y.ids, torch.ones_like(y.confidence), y.valid).to(self.device))
-
-    def batch(self, indices: Any, random: torch.Generator) -> Batch:
-        """Labelled crops, then pseudo-labelled ones."""
-        labeled, pseudo = indices
-        a, b = self.labeled_crops(labeled, random), self.pseudo_crops(pseudo, random)
-        y = LabelMap(*(torch.cat([p, q]) for p, q in zip(_parts(a.y), _parts(b.y))))
-        return Batch(torch.cat([a.x, b.x]).contiguous(memory_format=torch.channels_last), y)
+    def draw(self, images: Sequence[int], random: torch.Generator) -> Views:
+        """Crops whose pseudo-labels count fully or not at all: what the teacher said is not weighed."""
+        views = self.photographs.draw(images, random)
+        strong, box = self.strengthen(views.weak, random)
+        y = views.y.restrict(~box)
+        return views._replace(
+            weak=strong, labels=LabelMap(y.ids, torch.ones_like(y.confidence), y.valid), valid=y.valid
+        )
 
 
-def _parts(y: LabelMap) -> tuple[Tensor, Tensor, Tensor]:
-    return y.ids, y.confidence, y.valid
+class RetrainTraining(NetworkTraining):
+    """Labelled crops as ever and pseudo-labelled crops with strong changes, in one batch.
+
+    Args:
+        pseudo: labels of the pseudo-labelled images.
+        args: as for `NetworkTraining`.
+        kwargs: likewise.
+    """
+
+    def __init__(self, pseudo: Labels, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        c = self.config
+        order = self.order(len(pseudo.indices), c.unlabeled.batch or c.crops.batch, SECOND)
+        photographs = self.stream(pseudo.indices, order, pseudo)
+        self.streams["u"] = StrongStream(photographs, c.unlabeled.strong, c.cutout)
+
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L = L_x over labelled and pseudo-labelled crops together."""
+        x, u = batch["x"], batch["u"]
+        crops = torch.cat([x.weak, u.weak]).contiguous(memory_format=torch.channels_last)
+        return {"loss": self.supervised(self.student(crops), joined([x.y, u.y]))}
 
 
 class STPlusPlus(NetworkMethod):
@@ -295,7 +286,7 @@ class STPlusPlus(NetworkMethod):
         everything, masks = range(len(self.context.data)), self.labels()
         _, held = hold_out(masks, self.config.holdout, self.context.generator("holdout"))
         labeled = set(masks.indices)
-        rest = [i for i in everything if i not in labeled] if self.config.unlabeled == "rest" else []
+        rest = [i for i in everything if i not in labeled] if self.config.unlabeled.images == "rest" else []
         return rest or [i for i in everything if i not in held]
 
     def stored(self, stage: str) -> StoredLabels:
@@ -350,15 +341,15 @@ class STPlusPlus(NetworkMethod):
         segmenters = [self.as_segmenter(network) for network in self.teachers()]
         images = self.unlabeled()
         chunks = [images[k : k + CHUNK] for k in range(0, len(images), CHUNK)]
-        parts = [folder / "reliability" / f"{k:06d}.json" for k in range(len(chunks))]
-        for chunk, part in share(list(zip(chunks, parts))):
-            if not part.exists():
+        files = [folder / "reliability" / f"{k:06d}.json" for k in range(len(chunks))]
+        for chunk, file in share(list(zip(chunks, files))):
+            if not file.exists():
                 found = {context.data.items[i].name: self.reliability(segmenters, i) for i in chunk}
-                write_record(part, {"reliability": found})
+                write_record(file, {"reliability": found})
         barrier()
         scores: dict[str, float] = {}
-        for part in parts:
-            at = part.relative_to(folder).as_posix()
+        for file in files:
+            at = file.relative_to(folder).as_posix()
             scores |= context.run.artefact("rank", at, {"reliability": {str: float}})["reliability"]
         if scores.keys() != {context.data.items[i].name for i in images}:
             raise MaskwrightError(
@@ -377,8 +368,8 @@ class STPlusPlus(NetworkMethod):
 
     def reliability(self, segmenters: Sequence[Segmenter], i: int) -> float:
         """r of image `i`: the mean of the earlier networks' mIoU with the last."""
-        image = self.context.data.image(i)
-        *earlier, last = (self.predict(s, image, plain=True).ids for s in segmenters)
+        image, labelling = self.context.data.image(i), self.labelling
+        *earlier, last = (labelling.predict(s, image, plain=True).ids for s in segmenters)
         return float(np.mean([stability(ids, last, self.context.classes) for ids in earlier]))
 
     def ranking(self) -> dict[str, Any]:
@@ -400,75 +391,16 @@ class STPlusPlus(NetworkMethod):
         self.label(folder, "first", self.ranking()["unreliable"])
 
     def label(self, folder: Path, stage: str, names: Sequence[str]) -> None:
-        """Writes pseudo-labels as a dataset; those that are there already stay, so that a killed run goes on.
-
-        Args:
-            folder: of this stage.
-            stage: whose network labels.
-            names: of the images.
-        """
-        context = self.context
-        segmenter = self.as_segmenter(trained_network(context, self.config, self.folder(stage)))
-        wanted = set(names)
-        images = [i for i in range(len(context.data)) if context.data.items[i].name in wanted]
-        lam = self.thresholds(folder, segmenter, images) if self.config.class_balanced else None
-        store = LabelStore(folder / LABELS, context.table)
-        for i in share(images):
-            item = context.data.items[i]
-            if item.name not in store:
-                store.write(item.name, self.pseudo_label(segmenter, context.data.image(i), lam), item.image)
-        barrier()
-
-    def pseudo_label(self, segmenter: Segmenter, image: np.ndarray, lam: Tensor | None) -> LabelMap:
-        """Hard labels (H, W), everywhere, or by class-balanced thresholds lam (C,)."""
-        if lam is None:
-            found = self.predict(segmenter, image)
-            assert found.confidence is not None
-            ids = torch.from_numpy(found.ids.astype(np.int64))
-            return LabelMap(ids, torch.from_numpy(found.confidence), torch.ones_like(ids, dtype=torch.bool))
-        c = self.config
-        probs = torch.from_numpy(
-            predict_probs(
-                segmenter, image, flips=c.flips, scales=c.scales, device=self.context.device, precision=self.precision
-            )
-        )
-        ids = class_balanced_labels(probs, lam, IGNORE)
-        valid = ids != IGNORE
-        ids = torch.where(valid, ids, 0)
-        return LabelMap(ids, probs.gather(0, ids[None])[0].clamp(0, 1), valid)
-
-    def thresholds(self, folder: Path, segmenter: Segmenter, images: Sequence[int]) -> Tensor:
-        """lam (C,) over all these images, from the artefact where a killed run left it."""
-        context, path = self.context, folder / THRESHOLDS
-        if not path.exists():
-            histogram = ClassHistogram(context.classes)
-            for found in self.predictions(segmenter, share(images)):
-                ids = torch.from_numpy(found.ids.astype(np.int64))
-                histogram.update(torch.from_numpy(found.confidence), ids, stride=DS_RATE)
-            histogram.counts = all_reduce_sum(histogram.counts.to(context.device)).cpu()
-            if context.run.writes:
-                lam, counts = histogram.thresholds(self.config.portion), histogram.counts.sum(1)
-                save_tensors(path, {"lam": lam, "counts": counts})
-            barrier()
-        return context.run.tensors(folder.name, THRESHOLDS, {"lam": "C"})["lam"]
-
-    def predictions(self, segmenter: Segmenter, images: Sequence[int]) -> Iterator[Any]:
-        """Ids and confidences of images, one at a time."""
-        for i in images:
-            yield self.predict(segmenter, self.context.data.image(i))
-
-    def predict(self, segmenter: Segmenter, image: np.ndarray, plain: bool = False) -> Any:
-        """Ids and confidence (H, W); `plain`: at one scale, not mirrored."""
-        c = self.config
-        return predict_mask(
-            segmenter, image, flips=c.flips and not plain, scales=(1.0,) if plain else c.scales,
-            device=self.context.device, precision=self.precision, confidence=None if plain else np.float32,
-        )  # fmt: skip
+        """The network of a stage labels images."""
+        segmenter = self.as_segmenter(trained_network(self.context, self.config, self.folder(stage)))
+        self.labelling.label(folder, segmenter, names)
 
     @property
-    def precision(self) -> str:
-        """Of predictions: that of the training."""
-        return precision_of(self.config, self.context.device) or "fp32"
+    def labelling(self) -> Labelling:
+        """How networks label, in the precision of their training."""
+        c, device = self.config, self.context.device
+        portion = c.portion if c.class_balanced else None
+        return Labelling(self.context, precision_of(c.precision, device), c.flips, c.scales, portion)
 
     def as_segmenter(self, network: Network) -> Segmenter:
         """A network ready to predict whole photographs."""
@@ -477,7 +409,3 @@ class STPlusPlus(NetworkMethod):
     def network(self) -> Network:
         """The last student, from its artefact."""
         return trained_network(self.context, self.config, self.folder("retrain"))
-
-    def seen(self) -> list[int]:
-        """All images of the run: the trainings behind the first look at every one."""
-        return list(range(len(self.context.data)))

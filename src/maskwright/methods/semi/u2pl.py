@@ -45,41 +45,68 @@ P = (B + U) h w pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskwright.data.training.augment import PRESETS
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import half_box_mask, mix, partner
-from maskwright.engine.config import option
+from maskwright.data.training.streams import Views
+from maskwright.engine.config import option, part
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.region_contrast import as_rows, class_means, draw_queries, nearest, region_contrast
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.ops.losses.thresholds import entropy_masks
 from maskwright.recipes.consistency.class_banks import ClassBanks
-from maskwright.recipes.consistency.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining
-from maskwright.recipes.consistency.representation import RepresentationTraining, Together
-from maskwright.recipes.ema import EMATeacher
+from maskwright.recipes.consistency.parts import (
+    Ramp,
+    RampOptions,
+    SemiConfig,
+    Teacher,
+    TeacherOptions,
+    UnlabeledOptions,
+    follow,
+    follower,
+    joined,
+    note_unmixed,
+    pseudo_labels,
+    unlabeled_stream,
+)
+from maskwright.recipes.consistency.representation import Represent, RepresentationHead, labels_at
 from maskwright.recipes.training.criteria import IGNORE
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.training import NetworkTraining
 
 FIRST, OTHER = 50_000, 30_000
 """Rows of the queues of class 0 and of the others in the paper."""
 
 
 @dataclass(kw_only=True)
+class U2PLTeacherOptions(TeacherOptions):
+    """Its own statistics are moved by the pass for features."""
+
+    mode: str = option(
+        "train", "batch norm of the teacher for pseudo-labels; for features it is in training mode",
+        choices=("eval", "train"), old="teacher_mode",
+    )  # fmt: skip
+
+    def check(self) -> None:
+        """Statistics of its own move in any case."""
+
+
+@dataclass(kw_only=True)
 class U2PLConfig(SemiConfig):
     """Options of `u2pl`."""
 
-    teacher_mode: str = option(
-        "train", "batch norm of the teacher for pseudo-labels; for features it is in training mode",
-        choices=("eval", "train"),
-    )  # fmt: skip
-    final: str = option("teacher", "the network that is kept: student or teacher", choices=("student", "teacher"))
-    strong: str = option("none", "photometric recipe of the student's view; the paper has none", choices=tuple(PRESETS))
-    start: float = option(0.1, "share of the steps before L_u and L_c set in; 0.0125 in the paper", low=0, high=1)
+    teacher: U2PLTeacherOptions = part(U2PLTeacherOptions, mode="train", final="teacher")
+    unlabeled: UnlabeledOptions = part(
+        UnlabeledOptions, strong="none", says={"strong": "photometric recipe of the student's view; the paper has none"}
+    )
+    ramp: RampOptions = part(
+        RampOptions, start=0.1, says={"start": "share of the steps before L_u and L_c set in; 0.0125 in the paper"}
+    )
     cutmix: float = option(0.5, "chance of a step to mix its unlabelled crops", low=0, high=1)
     drop: float = option(
         20.0, "percent of unlabelled pixels that L_u leaves out at first, falling to 0", low=0, high=100
@@ -100,14 +127,8 @@ class U2PLConfig(SemiConfig):
     )  # fmt: skip
     representation: int = option(256, "D, width of the representation", low=1)
 
-    @property
-    def still(self) -> bool:
-        """No: the pass for features moves the teacher's own statistics."""
-        return False
-
     def check(self) -> None:
         """Raises `MaskwrightError` on a window of ranks that holds none."""
-        super().check()
         if self.rank_low >= self.rank_high:
             raise MaskwrightError(
                 f"ranks from {self.rank_low} to below {self.rank_high}: no class would be improbable",
@@ -171,43 +192,38 @@ def reliable_cross_entropy(logits: Tensor, kept: LabelMap, valid: Tensor) -> Ten
     return weight * cross_entropy(logits, kept.target(IGNORE), ignore=IGNORE, denominator="valid")
 
 
-class U2PLTraining(RepresentationTraining):
+class U2PLTraining(NetworkTraining):
     """Reliable pixels are learnt, unreliable ones are negatives."""
 
-    strong_views: ClassVar[int] = 1
-
-    @property
-    def mixes(self) -> bool:
-        """With CutMix."""
-        return self.config.cutmix > 0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, context: Any, config: U2PLConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(context, config, *args, **kwargs)
         c, classes = self.config, self.context.classes
-        self.teacher_head = EMATeacher(self.head, c.ema, c.ema_buffers, self.teacher_norms)
+        if c.cutmix > 0:
+            note_unmixed(self)
+        self.streams["u"] = unlabeled_stream(self)
+        # Features are taken in training mode; for pseudo-labels `teach` decides.
+        self.teacher = Teacher.of(self, "train")
+        self.ramp = Ramp(c.ramp, self.steps)
+        self.head = self.learn_too("head", RepresentationHead(self.network.width, c.representation))
+        self.represent = Represent(self.student, self.crop)
+        self.teacher_head = follower(self.head, c.teacher, "train")
         shares = ClassBanks.within(max(c.bank, classes), classes, 1).sizes.tolist()
         sizes = [min(share, OTHER if k else FIRST) for k, share in enumerate(shares)]
         self.banks = ClassBanks(sizes, c.representation, torch.float16).to(self.device)
         self.modules |= {"teacher_head": self.teacher_head, "banks": self.banks}
         self.window = rank_window(c.rank_low, c.rank_high, classes)
 
-    @property
-    def teacher_norms(self) -> Literal["eval", "train"]:
-        """Training mode, in which features are taken; for pseudo-labels `teach` decides."""
-        return "train"
-
     def teach(self, x: Tensor) -> Tensor:
-        """The teacher's probabilities (B, C, S, S) in the mode that `teacher_mode` says."""
-        assert self.teacher is not None
-        if self.config.teacher_mode == "eval":
-            self.teacher.module.eval()
-        q = super().teach(x)
-        self.teacher.train()
+        """The teacher's probabilities (B, C, S, S) in the mode that `teacher.mode` says."""
+        if self.config.teacher.mode == "eval":
+            self.teacher.network.eval()
+        q = self.teacher(x)
+        self.teacher.average.train()
         return q
 
-    def mixed(self, batch: SemiBatch) -> tuple[Tensor, LabelMap]:
+    def mixed(self, u: Views) -> tuple[Tensor, LabelMap]:
         """Views with the teacher's labels; in a share of the steps half of each comes from the next photograph."""
-        s, labels = batch.s[0], self.pseudo_labels(self.teach(batch.w), batch.valid)
+        s, labels = u.strong[0], pseudo_labels(self.teach(u.weak), u.valid)
         if float(torch.rand(())) >= self.config.cutmix:
             return s, labels
         m, other = half_box_mask(len(s), (self.crop, self.crop)).to(s.device), partner(len(s)).to(s.device)
@@ -216,8 +232,7 @@ class U2PLTraining(RepresentationTraining):
     @torch.no_grad()
     def teach_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's probabilities (B + U, C, S, S) and representations (B + U, D, h, w)."""
-        assert self.teacher is not None
-        out = self.run(self.teacher.module, x)
+        out = self.teacher.run(x)
         return out.logits.softmax(1), self.represent(self.teacher_head.module, out.embedding)
 
     def enqueue(self, rows: Tensor, negatives: Tensor) -> None:
@@ -236,18 +251,21 @@ class U2PLTraining(RepresentationTraining):
         ids = torch.arange(len(places)).repeat_interleave(torch.tensor([len(p) for p in places]))
         self.banks.enqueue(rows[torch.cat(places)], ids)
 
-    def contrast(self, all_: Together, q: Tensor, r: Tensor, reliable: Tensor, unreliable: Tensor) -> Tensor:
+    def contrast(
+        self, student: Tensor, labels: LabelMap, n: int, q: Tensor, r: Tensor, reliable: Tensor, unreliable: Tensor
+    ) -> Tensor:
         """L_c.
 
         Args:
-            all_: of the step.
+            student: the student's representations (B + U, D, h, w).
+            labels: of all crops at their size (B + U, h, w), labelled ones first.
+            n: B.
             q: the teacher's probabilities (B + U, C, h, w).
             r: the teacher's representations (B + U, D, h, w).
             reliable: bool (U, h, w), unlabelled pixels of low entropy.
             unreliable: bool (U, h, w), of high entropy.
         """
-        c, n, labels = self.config, len(all_.y), all_.labels
-        truth = labels.valid[:n]
+        c, truth = self.config, labels.valid[:n]
         rows, ids = as_rows(r), labels.ids.flatten()  # (P, D), (P,)
         high = torch.cat([truth, unreliable])
         negatives = negative_pixels(q, labels, high, n, self.window).movedim(1, 0).flatten(1)  # (C, P)
@@ -260,29 +278,42 @@ class U2PLTraining(RepresentationTraining):
         queries = draw_queries(ids, low & sure & stored, self.context.classes, c.anchors)
         index = self.banks.index(queries.ids, c.negatives)
         return region_contrast(
-            as_rows(all_.r), queries, means, self.banks.rows, index,
+            as_rows(student), queries, means, self.banks.rows, index,
             temperature=c.temperature, present=int((numbers > 0).sum()),
         )  # fmt: skip
 
-    def terms(self, all_: Together, step: int) -> dict[str, Tensor]:
-        """L_u and L_c."""
-        c, n = self.config, len(all_.y)
-        q, r = self.teach_features(all_.x)
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L = L_x + lambda(t) (L_u + L_c), labelled and mixed crops in one pass."""
+        c, x, u, lam = self.config, batch["x"], batch["u"], self.ramp(step)
+        if lam == 0:
+            loss_x = self.supervised(self.student(x.weak), x.y)
+            return {"loss": loss_x, "x": loss_x}
+        views, labels = self.mixed(u)
+        n, crops = len(x.weak), torch.cat([x.weak, views])
+        out = self.student(crops)
+        loss_x = self.supervised(out.first(n), x.y)
+        r = self.represent(self.head, out.embedding)
+        size = (r.shape[-2], r.shape[-1])
+
+        q, r_t = self.teach_features(crops)
         drop, alpha = annealed(c.drop, step, self.steps), annealed(c.alpha, step, self.steps)
-        kept = all_.u.restrict(entropy_masks(q[n:], 100 - drop, 100, all_.u.valid).reliable)
-        loss_u = reliable_cross_entropy(all_.logits_u, kept, all_.u.valid)
-        reliable, unreliable, _ = entropy_masks(q[n:], alpha, 100 - alpha, all_.u.valid)
-        reliable, unreliable, q = (nearest(x, all_.size) for x in (reliable, unreliable, q))
-        loss_c = self.contrast(all_, q, r, reliable, unreliable)
-        return {"u": loss_u + c.contrast * loss_c, "reliable": loss_u, "contrast": loss_c}
+        kept = labels.restrict(entropy_masks(q[n:], 100 - drop, 100, labels.valid).reliable)
+        loss_u = reliable_cross_entropy(out.logits[n:], kept, labels.valid)
+        reliable, unreliable, _ = entropy_masks(q[n:], alpha, 100 - alpha, labels.valid)
+        reliable, unreliable, q = (nearest(m, size) for m in (reliable, unreliable, q))
+        loss_c = self.contrast(r, labels_at(joined([x.y, labels]), size), n, q, r_t, reliable, unreliable)
+        both = loss_u + c.contrast * loss_c
+        return {"loss": loss_x + lam * both, "x": loss_x, "u": both, "reliable": loss_u, "contrast": loss_c}
 
     def after_step(self, step: int) -> None:
-        """The teacher's head follows too."""
-        self.follow(self.teacher_head, self.head, step)
+        """Teacher and the teacher's head follow; the held-out images are looked at."""
+        waits = self.ramp.waits(step)
+        follow(self.teacher_head, self.head, waits)
+        self.teacher.follow(waits)
         super().after_step(step)
 
 
-class U2PL(SemiMethod):
+class U2PL(NetworkMethod):
     """Unreliable pixels as negatives."""
 
     name: ClassVar[str] = "u2pl"
@@ -291,5 +322,10 @@ class U2PL(SemiMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2203.03884"
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = U2PLConfig
-    trainer: ClassVar[type[SemiTraining]] = U2PLTraining
+    trainer: ClassVar[type[NetworkTraining]] = U2PLTraining
     says: ClassVar[str] = "a student that learns sure pixels and is contrasted with unsure ones"
+
+    @property
+    def result(self) -> str:
+        """Student or teacher, as configured."""
+        return self.config.teacher.kept

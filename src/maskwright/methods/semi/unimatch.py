@@ -28,28 +28,41 @@ Legend: B labelled crops, U unlabelled crops, C classes, S crop side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, mix
-from maskwright.data.training.sampler import PairSampler, Sampler
-from maskwright.engine.config import option
-from maskwright.engine.distributed import rank, world_size
+from maskwright.engine.config import option, part
 from maskwright.ops.channel_dropout import channel_dropout, complementary_dropout
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.consistency.consistency import SemiBatch, SemiConfig, SemiMethod, SemiTraining, share_confident
+from maskwright.recipes.consistency.parts import (
+    Ramp,
+    SemiConfig,
+    Teacher,
+    TeacherOptions,
+    note_unmixed,
+    pseudo_labels,
+    share_confident,
+    unlabeled_stream,
+)
 from maskwright.recipes.training.criteria import IGNORE
-from maskwright.recipes.training.segmenting import Output, upsample
+from maskwright.recipes.training.forward import Output, upsample
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.training import NetworkTraining
 
 VERSIONS = ("v2", "v1", "fixmatch")
-DONORS = 0x5851F42D4C957F2D
-"""Added to the seed for the order of the donors."""
+
+
+@dataclass(kw_only=True)
+class UniMatchTeacherOptions(TeacherOptions):
+    """Of v2; what contradicts what is checked with the version."""
+
+    def check(self) -> None:
+        """Nothing by itself."""
 
 
 @dataclass(kw_only=True)
@@ -63,17 +76,19 @@ class UniMatchConfig(SemiConfig):
         0.5, "share of the feature stream in v1's L_u; the strong views have the rest", low=0, high=1
     )
     whole: float = option(0.5, "share of v2's images whose strong views lose no channel", low=0, high=1)
-    ema: float = option(0.996, "greatest momentum of v2's teacher; min(1 - 1/(n + 1), ema) at update n", low=0, high=1)
-    final: str = option("teacher", "the network that is kept: student, or v2's teacher", choices=("student", "teacher"))
-    teacher_mode: str = option(
-        "eval", "batch norm of v2's teacher; in v1 and fixmatch of the pass that labels the donors alone",
-        choices=("eval", "train"),
+    teacher: TeacherOptions = part(
+        UniMatchTeacherOptions, ema=0.996, final="teacher",
+        says={
+            "ema": "greatest momentum of v2's teacher; min(1 - 1/(n + 1), ema) at update n",
+            "final": "the network that is kept: student, or v2's teacher",
+            "mode": "batch norm of v2's teacher; in v1 and fixmatch of the pass that labels the donors alone",
+        },
     )  # fmt: skip
 
-    @property
-    def still(self) -> bool:
-        """Of v2's teacher alone: the other versions have none."""
-        return self.version == "v2" and super().still
+    def check(self) -> None:
+        """Raises `MaskwrightError` on a teacher (which v2 alone has) whose statistics nothing moves."""
+        if self.version == "v2":
+            TeacherOptions.check(self.teacher)
 
 
 # ---------------------------------------------------------------------- losses
@@ -123,169 +138,99 @@ def reversed_partner(n: int) -> Tensor:
 # ---------------------------------------------------------------------- training
 
 
-class TripleSampler:
-    """Labelled and unlabelled images, and donors from an order of the unlabelled ones of their own.
+class FixMatchTraining(NetworkTraining):
+    """FixMatch and V1: one network, which also labels; the unlabelled half of a batch is followed by as many donors."""
 
-    Args:
-        labeled, unlabeled, batch, batch_unlabeled, seed, world, rank, weights: as for `PairSampler`.
-    """
+    def __init__(self, context: Any, config: UniMatchConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(context, config, *args, dropout=False, **kwargs)  # the pass that learns also labels
+        self.v1 = self.config.version == "v1"
+        self.streams["u"] = unlabeled_stream(self, strong_views=2 if self.v1 else 1, donors=True)
+        self.ramp = Ramp(self.config.ramp, self.steps)
 
-    def __init__(
-        self,
-        labeled: Sequence[int],
-        unlabeled: Sequence[int],
-        batch: int,
-        batch_unlabeled: int,
-        seed: int,
-        world: int,
-        rank: int,
-        weights: np.ndarray | None = None,
-    ) -> None:
-        self.pairs = PairSampler(labeled, unlabeled, batch, batch_unlabeled, seed, world, rank, weights=weights)
-        third = (seed + DONORS) & 0xFFFFFFFFFFFFFFFF
-        self.donors = Sampler(len(unlabeled), batch_unlabeled, third, world, rank)
-
-    def next(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """This process's share of the next batch: labelled, unlabelled, donors (as many as unlabelled)."""
-        return *self.pairs.next(), self.pairs.unlabeled[self.donors.next()]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The positions."""
-        return {"pairs": self.pairs.state_dict(), "donors": self.donors.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken."""
-        self.pairs.load_state_dict(state["pairs"])
-        self.donors.load_state_dict(state["donors"])
-
-
-class FixMatchTraining(SemiTraining):
-    """One network; the unlabelled half of a batch is followed by as many donors."""
-
-    strong_views: ClassVar[int] = 1
-    has_teacher: ClassVar[bool] = False
-    dropout: ClassVar[bool] = False  # the pass that learns also labels
-
-    def make_sampler(self) -> Any:
-        """Two lists, and a second order of the unlabelled one."""
-        c = self.config
-        return TripleSampler(
-            self.labels.indices, self.unlabeled_images(), c.batch, c.batch_unlabeled or c.batch, self.context.seed,
-            world_size(), rank(), self.chances(),
-        )  # fmt: skip
-
-    def batch(self, indices: Any, random: torch.Generator) -> SemiBatch:
-        """Labelled crops; 2U unlabelled ones, of which the second half are the donors."""
-        labeled, unlabeled, donors = indices
-        crops: SemiBatch = super().batch((labeled, np.concatenate([unlabeled, donors])), random)  # type: ignore[arg-type]
-        return crops
-
-    def streams(self, batch: SemiBatch, own: LabelMap, donors: LabelMap) -> list[Tensor]:
-        """L_s of each strong view; the network sees all of them in one pass.
+    def forward_weak(self, x: Tensor, w: Tensor) -> tuple[Output, Tensor, Tensor | None]:
+        """One pass in training mode over labelled and weak crops; V1's decoder also sees the weak crops' maps with
+        channels dropped.
 
         Args:
-            batch: the crops.
-            own: labels of the unlabelled crops (U, S, S).
-            donors: labels of the donors.
-        """
-        n, t = len(own), self.config.threshold
-        mixed = [cutmix(s[:n], own, s[n:], donors) for s in batch.s]
-        logits = self.run(self.network, torch.cat([s for s, _ in mixed])).logits
-        return [confident_cross_entropy(f, k, t) for f, (_, k) in zip(logits.split(n), mixed)]
-
-    def forward_weak(self, batch: SemiBatch, n: int) -> tuple[Output, Tensor, Tensor | None]:
-        """One pass in training mode over labelled and weak crops.
+            x: labelled crops (B, 3, S, S).
+            w: weak crops (U, 3, S, S).
 
         Returns:
             The labelled half's output, logits of the weak half (U, C, S, S), and those of the feature stream, if any.
         """
-        out, b = self.run(self.network, torch.cat([batch.x, batch.w[:n]])), len(batch.x)
-        return Output([f[:b] for f in out.features], out.embedding[:b], out.logits[:b]), out.logits[b:], None
+        crops, b, u = torch.cat([x, w]), len(x), len(w)
+        if not self.v1:
+            out = self.student(crops)
+            return out.first(b), out.logits[b:], None
+        with self.student.autocast():
+            features = self.network.features(crops)
+            dropped = channel_dropout([f[b:] for f in features], self.config.dropout)
+            embedding = self.network.decode([torch.cat([f, d]) for f, d in zip(features, dropped)])
+            logits = upsample(self.network.classify(embedding), crops.shape[-2:])
+        return Output(features, embedding, logits).first(b), logits[b : b + u], logits[b + u :]
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L = (L_x + L_u) / 2, with L_u = L_s (FixMatch) or (L_s1 + L_s2) / 4 + L_fp / 2 (v1)."""
-        weight = self.ramp(step)
+        c, x, u, weight = self.config, batch["x"], batch["u"], self.ramp(step)
         if weight == 0:
-            loss_x = self.supervised(self.run(self.network, batch.x), batch.y)
+            loss_x = self.supervised(self.student(x.weak), x.y)
             return {"loss": loss_x, "x": loss_x}
-        n, t = len(batch.w) // 2, self.config.threshold
-        donors = self.pseudo_labels(self.teach(batch.w[n:]), batch.valid[n:])  # in evaluation mode
-        out_x, logits_w, logits_fp = self.forward_weak(batch, n)
-        own = self.pseudo_labels(logits_w.detach().softmax(1), batch.valid[:n])
-        strong = self.streams(batch, own, donors)
-        loss_x = self.supervised(out_x, batch.y)
+        n, t = len(u.weak) // 2, c.threshold
+        donors = pseudo_labels(self.student.ask(u.weak[n:], c.teacher.mode), u.valid[n:])
+        out_x, logits_w, logits_fp = self.forward_weak(x.weak, u.weak[:n])
+        own = pseudo_labels(logits_w.detach().softmax(1), u.valid[:n])
+        mixed = [cutmix(s[:n], own, s[n:], donors) for s in u.strong]
+        logits = self.student(torch.cat([s for s, _ in mixed])).logits  # all strong views in one pass
+        strong = [confident_cross_entropy(f, k, t) for f, (_, k) in zip(logits.split(n), mixed)]
+        loss_x = self.supervised(out_x, x.y)
         loss_s = torch.stack(strong).mean()
         loss_u, terms = loss_s, {"x": loss_x, "s": loss_s}
         if logits_fp is not None:
-            loss_fp, share = confident_cross_entropy(logits_fp, own, t), self.config.feature_weight
-            loss_u = (1 - share) * loss_s + share * loss_fp
-            terms["fp"] = loss_fp
+            terms["fp"] = confident_cross_entropy(logits_fp, own, t)
+            loss_u = (1 - c.feature_weight) * loss_s + c.feature_weight * terms["fp"]
         return {"loss": total_loss(loss_x, loss_u, weight), **terms, "sure": share_confident(own, t).mean()}
 
 
-class UniMatchTraining(FixMatchTraining):
-    """V1: two strong views and the feature stream."""
-
-    strong_views: ClassVar[int] = 2
-
-    def forward_weak(self, batch: SemiBatch, n: int) -> tuple[Output, Tensor, Tensor | None]:
-        """The encoder once; the decoder on its maps, and on those of the weak crops with channels dropped."""
-        x, b = torch.cat([batch.x, batch.w[:n]]), len(batch.x)
-        with self.autocast():
-            features = self.network.features(x)
-            dropped = channel_dropout([f[b:] for f in features], self.config.dropout)
-            embedding = self.network.decode([torch.cat([f, d]) for f, d in zip(features, dropped)])
-            logits = upsample(self.network.classify(embedding), x.shape[-2:])
-        out = Output([f[:b] for f in features], embedding[:b], logits[:b])
-        return out, logits[b : b + n], logits[b + n :]
-
-
-class UniMatchV2Training(SemiTraining):
+class UniMatchV2Training(NetworkTraining):
     """V2: one strong stream of two views with complementary channels, labels from an EMA teacher."""
 
-    strong_views: ClassVar[int] = 2
-    has_teacher: ClassVar[bool] = True
-
-    @property
-    def mixes(self) -> bool:
-        """Its boxes come from the batch; those of V1 and FixMatch from donors of their own."""
-        return True
+    def __init__(self, context: Any, config: UniMatchConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(context, config, *args, **kwargs)
+        note_unmixed(self)  # its boxes come from the batch; those of V1 and FixMatch from donors of their own
+        self.streams["u"] = unlabeled_stream(self, strong_views=2)
+        self.teacher = Teacher.of(self)
+        self.ramp = Ramp(self.config.ramp, self.steps)
 
     def forward_strong(self, x: Tensor) -> Tensor:
         """Logits (2U, C, S, S) of first and second views (2U, 3, S, S), each pair losing complementary channels."""
-        with self.autocast():
+        with self.student.autocast():
             features = complementary_dropout(self.network.features(x), kept=self.config.whole)
             logits = self.network.classify(self.network.decode(features))
         return upsample(logits, x.shape[-2:])
 
-    def unsupervised(self, batch: SemiBatch, step: int) -> dict[str, Tensor]:
-        """L_s = (L_s1 + L_s2) / 2."""
-        n, t = len(batch.w), self.config.threshold
-        labels = self.pseudo_labels(self.teach(batch.w), batch.valid)
-        other = reversed_partner(n).to(batch.w.device)
-        mixed = [cutmix(s, labels, s[other], labels[other]) for s in batch.s]
-        logits = self.forward_strong(torch.cat([s for s, _ in mixed]))
-        loss_s1, loss_s2 = (confident_cross_entropy(f, k, t) for f, (_, k) in zip(logits.split(n), mixed))
-        return {"u": (loss_s1 + loss_s2) / 2, "sure": share_confident(labels, t).mean()}
-
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """L = (L_x + L_s) / 2; labelled and unlabelled crops do not meet in one batch normalisation."""
-        weight = self.ramp(step)
-        loss_x = self.supervised(self.run(self.network, batch.x), batch.y)
+        """L = (L_x + L_s) / 2, L_s = (L_s1 + L_s2) / 2; labelled and unlabelled crops do not meet in one batch
+        normalisation."""
+        x, u, weight, t = batch["x"], batch["u"], self.ramp(step), self.config.threshold
+        loss_x = self.supervised(self.student(x.weak), x.y)
         if weight == 0:
             return {"loss": loss_x, "x": loss_x}
-        terms = self.unsupervised(batch, step)
-        return {"loss": total_loss(loss_x, terms["u"], weight), "x": loss_x, **terms}
+        n, labels = len(u.weak), pseudo_labels(self.teacher(u.weak), u.valid)
+        other = reversed_partner(n).to(u.weak.device)
+        mixed = [cutmix(s, labels, s[other], labels[other]) for s in u.strong]
+        logits = self.forward_strong(torch.cat([s for s, _ in mixed]))
+        loss_s1, loss_s2 = (confident_cross_entropy(f, k, t) for f, (_, k) in zip(logits.split(n), mixed))
+        loss_s = (loss_s1 + loss_s2) / 2
+        sure = share_confident(labels, t).mean()
+        return {"loss": total_loss(loss_x, loss_s, weight), "x": loss_x, "u": loss_s, "sure": sure}
+
+    def after_step(self, step: int) -> None:
+        """The teacher follows; the held-out images are looked at."""
+        self.teacher.follow(self.ramp.waits(step))
+        super().after_step(step)
 
 
-TRAINERS: dict[str, type[SemiTraining]] = {
-    "fixmatch": FixMatchTraining,
-    "v1": UniMatchTraining,
-    "v2": UniMatchV2Training,
-}
-
-
-class UniMatch(SemiMethod):
+class UniMatch(NetworkMethod):
     """Weak-to-strong consistency with image and feature perturbations."""
 
     name: ClassVar[str] = "unimatch"
@@ -297,6 +242,11 @@ class UniMatch(SemiMethod):
     says: ClassVar[str] = "a network that agrees with itself on weak and strong views"
 
     @property
-    def trainer(self) -> type[SemiTraining]:  # type: ignore[override]
+    def trainer(self) -> type[NetworkTraining]:  # type: ignore[override]
         """The training of the chosen version."""
-        return TRAINERS[self.config.version]
+        return UniMatchV2Training if self.config.version == "v2" else FixMatchTraining
+
+    @property
+    def result(self) -> str:
+        """V2's student or teacher, as configured; the one network of the other versions."""
+        return self.config.teacher.kept if self.config.version == "v2" else "network"

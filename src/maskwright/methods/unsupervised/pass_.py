@@ -72,7 +72,7 @@ from maskwright.recipes.pretraining.finetuning import Finetuning
 from maskwright.recipes.pretraining.instance import InstanceLoss, MoCo, SimSiam, SwAV, synchronised
 from maskwright.recipes.pretraining.larc import LARC, two_rates
 from maskwright.recipes.pretraining.multicrop import Crops, MultiCrops
-from maskwright.recipes.training.segmenting import precision_of
+from maskwright.recipes.training.forward import precision_of
 
 CENTROIDS = "centroids.safetensors"
 THRESHOLD = "threshold.json"
@@ -266,7 +266,7 @@ class Pass(Method):
     @property
     def precision(self) -> str | None:
         """Of forward passes through the backbone."""
-        return precision_of(self.config, self.context.device)
+        return precision_of(self.config.precision, self.context.device)
 
     def steps(self, epochs: int) -> int:
         """Optimiser steps of so many epochs; `--steps` is pretraining's number, and the others keep their share."""

@@ -56,10 +56,10 @@ from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.ops.refinement.crf import CRF_SETTINGS, dense_crf
 from maskwright.ops.refinement.dense_energy import dense_energy
 from maskwright.predict.inference import predict_probs
-from maskwright.recipes.consistency.representation import add_module
 from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.tags.pipeline import PipelineConfig, TagMethod
 from maskwright.recipes.tags.tags import TagTraining, multi_label_soft_margin, tag_preprocess
+from maskwright.recipes.training.optimizers import add_module
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context

@@ -49,13 +49,10 @@ from maskwright.recipes.tags.tags import (
     tag_preprocess,
     tag_steps,
 )
-from maskwright.recipes.training.segmenting import (
-    NetworkConfig,
-    make_segmenter,
-    precision_of,
-    train_network,
-    trained_network,
-)
+from maskwright.recipes.training.forward import precision_of
+from maskwright.recipes.training.network import make_segmenter, trained_network
+from maskwright.recipes.training.options import NetworkConfig
+from maskwright.recipes.training.training import train_network
 
 MAPS = "maps"
 THRESHOLD = "threshold.json"
@@ -68,7 +65,7 @@ class PipelineConfig(NetworkConfig, SeedConfig, TagConfig):
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
-        for base in (NetworkConfig, SeedConfig, TagConfig):
+        for base in (SeedConfig, TagConfig):
             base.check(self)
 
 
@@ -149,7 +146,7 @@ class TagMethod(Method):
 
     def precision(self) -> AbstractContextManager[None]:
         """The precision of the maps' forward passes."""
-        return autocast(self.context.device, precision_of(self.config, self.context.device))
+        return autocast(self.context.device, precision_of(self.config.precision, self.context.device))
 
     def inference(self, network: Any) -> MultiScale:
         """The network and the configured scales."""

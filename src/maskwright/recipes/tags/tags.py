@@ -31,8 +31,8 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.cam import CamNetwork
 from maskwright.models.preprocess import MAX_LONG_SIDE, Preprocess
+from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.optimizers import OPTIMIZERS
-from maskwright.recipes.training.segmenting import precision_of
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -206,7 +206,7 @@ class TagTraining(Training):
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of forward passes."""
-        return autocast(self.device, precision_of(self.config, self.device))
+        return autocast(self.device, precision_of(self.config.precision, self.device))
 
     def losses(self, batch: TagBatch, step: int) -> dict[str, Tensor]:
         """L_cls of the pooled maps."""

@@ -1,9 +1,11 @@
-"""Supervised losses on label maps, by name: `ce`, `ohem`, `dice`, `lovasz`, or several joined by `+`."""
+"""Supervised losses on label maps, by name: `ce`, `ohem`, `dice`, `lovasz`, or several joined by `+`; and L_x, one of
+them on a network's output with its auxiliary heads."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +15,10 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import Labels
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.losses.seg_losses import cross_entropy, dice_loss, lovasz_softmax, ohem_cross_entropy
+from maskwright.recipes.training.forward import Forward, Output, upsample
+
+if TYPE_CHECKING:
+    from maskwright.recipes.training.options import LossOptions
 
 Criterion = Callable[[Tensor, LabelMap], Tensor]
 """(logits (B, C, H, W), labels (B, H, W)) -> a number. `ce` and `ohem` are means over pixels, each weighed by its
@@ -96,3 +102,36 @@ def class_aware_chances(labels: Labels) -> np.ndarray:
     if not images:
         raise MaskwrightError("no valid pixel in any label", "at least one", "check the ignore value of the masks")
     return np.array([sum(1 / images[c] for c in classes) for classes in shown])
+
+
+class SupervisedLoss:
+    """L_x: the criterion, weighted by the labels' confidence, and auxiliary heads with their paper's weights.
+
+    Args:
+        student: the network that it is of, where a call does not name another.
+        options: the terms.
+        labels: all of them are read where classes are balanced.
+        classes: C.
+    """
+
+    def __init__(self, student: Forward, options: LossOptions, labels: Labels, classes: int) -> None:
+        weight = class_weights(labels, classes).to(student.device) if options.balance else None
+        self.student = student
+        self.criterion = make_criterion(options.terms, weight, options.ohem_threshold, options.ohem_kept)
+
+    def __call__(self, out: Output, y: LabelMap, student: Forward | None = None) -> Tensor:
+        """A number.
+
+        Args:
+            out: what the network made of the crops.
+            y: their labels (B, S, S).
+            student: the network it comes from, where it is another than the first.
+        """
+        student = student or self.student
+        loss, network = self.criterion(out.logits, y), student.network
+        if len(network.aux):
+            with student.autocast():
+                aux = network.aux_logits(out.features)
+            for name, logits in aux.items():
+                loss = loss + network.aux_weights[name] * self.criterion(upsample(logits, y.size), y)
+        return loss

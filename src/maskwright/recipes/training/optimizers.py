@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from maskwright.recipes.training.options import OptimizerOptions
 
 NOT_DECAYED = ("cls_token", "reg_token", "dist_token", "pos_embed")
 """Tensors of a transformer that are vectors by what they do, if not by their shape."""
@@ -39,9 +42,26 @@ def parameter_groups(
     return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
 
 
-def make_optimizer(config: Any, network: Any) -> torch.optim.Optimizer:
-    """The optimiser of a configuration whose `optimizer`, rates and decay are decided (`segmenting.resolved`)."""
-    groups = parameter_groups(network, config.lr, config.encoder_lr, config.layer_decay, config.weight_decay)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999))
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+def add_module(optimizer: torch.optim.Optimizer, module: nn.Module, lr: float, weight_decay: float) -> None:
+    """Trains a module with an optimiser; biases and norms are not decayed.
+
+    Args:
+        optimizer: gets one or two groups more.
+        module: with parameters that none of its groups holds.
+        lr: initial rate; the loop's schedule is a factor on it.
+        weight_decay: of matrices and kernels.
+    """
+    for vector, decay in ((False, weight_decay), (True, 0.0)):
+        params = [p for p in module.parameters() if (p.ndim <= 1) == vector]
+        if params:
+            optimizer.add_param_group({"params": params, "lr": lr, "weight_decay": decay})
+
+
+def make_optimizer(options: OptimizerOptions, network: Any) -> torch.optim.Optimizer:
+    """The optimiser of options whose rates and decay are decided (`options.resolved`)."""
+    o = options
+    assert o.encoder_lr is not None and o.weight_decay is not None, "options that are not resolved"
+    groups = parameter_groups(network, o.lr, o.encoder_lr, o.layer_decay, o.weight_decay)
+    if o.name == "adamw":
+        return torch.optim.AdamW(groups, lr=o.lr, betas=(0.9, 0.999))
+    return torch.optim.SGD(groups, lr=o.lr, momentum=0.9, nesterov=True)

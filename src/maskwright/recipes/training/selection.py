@@ -5,6 +5,7 @@ Off by default: with a dozen masks each held-out one is missed in training. The 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,9 @@ from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
 from maskwright.models.preprocess import Preprocess
 from maskwright.recipes.training.criteria import IGNORE
+
+LOOKS = 10
+"""How often the held-out images are looked at in a run."""
 
 
 class Subset:
@@ -104,6 +108,37 @@ class Selection:
         if self.best_score[0] == step:
             self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
         return score
+
+    def after_step(
+        self,
+        kept: nn.Module,
+        step: int,
+        steps: int,
+        device: torch.device,
+        note: Callable[[str], None],
+        prepare: Callable[[Any], None],
+    ) -> None:
+        """Looks at the held-out images after one of `LOOKS` evenly spaced steps, and says at the last what was kept.
+
+        Args:
+            kept: the network that is kept.
+            step: that was made.
+            steps: of the stage.
+            device: where the network is.
+            note: says a sentence, and adds it to the report.
+            prepare: gives a copy of the network the batch-norm statistics that the kept network will have.
+        """
+        if not every(steps, LOOKS)(step):
+            return
+        judged = copy.deepcopy(kept)
+        prepare(judged)
+        self.look(kept, step, device, judged)
+        if step + 1 == steps:
+            (best, score), last = self.best_score, self.scores[-1][1]
+            note(
+                f"Held-out images ({len(self.held)}): mIoU {100 * score:.1f} at step {best + 1}, which is kept; "
+                f"{100 * last:.1f} at the last step."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Scores and the best weights."""

@@ -1,0 +1,73 @@
+"""A discriminator as a part of a training: its optimiser, its freeze, its step.
+
+Legend: B batch, S crop side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskwright.engine.distributed import average_gradients
+from maskwright.ops.losses.seg_losses import reduce_pixels
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Adversary:
+    """A discriminator D and what trains it.
+
+    Args:
+        discriminator: D; moved to the device.
+        device: where it runs.
+        lr: its learning rate, on which the loop's schedule is a factor.
+        betas: of Adam.
+    """
+
+    def __init__(
+        self, discriminator: nn.Module, device: torch.device, lr: float, betas: tuple[float, float] = (0.9, 0.99)
+    ) -> None:
+        self.discriminator: Any = discriminator.to(device)
+        self.optimizer = torch.optim.Adam(discriminator.parameters(), lr=lr, betas=betas)
+
+    def __call__(self, *seen: Tensor) -> Any:
+        """D's verdicts, with gradients into D."""
+        return self.discriminator(*seen)
+
+    @contextmanager
+    def frozen(self) -> Iterator[Any]:
+        """D as a judge: gradients flow through it, its parameters get none."""
+        trained = [p for p in self.discriminator.parameters() if p.requires_grad]
+        for p in trained:
+            p.requires_grad_(False)
+        try:
+            yield self.discriminator
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
+
+
+def step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor) -> None:
+    """One step of one optimiser, its gradients the mean over processes."""
+    optimizer.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    average_gradients(p for g in optimizer.param_groups for p in g["params"])
+    optimizer.step()
+
+
+def adversarial(verdicts: Tensor, real: bool, valid: Tensor | None = None) -> Tensor:
+    """BCE(sigma(D), 1) where `real`, else BCE(sigma(D), 0); 1 stands for people's labels throughout.
+
+    Args:
+        verdicts: logits (B, S, S) or (B,).
+        real: what they ought to say.
+        valid: bool (B, S, S), the pixels that count.
+    """
+    losses = F.softplus(-verdicts if real else verdicts)
+    return losses.mean() if valid is None else reduce_pixels(losses, valid)

@@ -1,0 +1,273 @@
+"""Parts of methods that learn from labelled and unlabelled photographs side by side.
+
+    labelled crops x with labels y             -> L_x, the supervised loss
+    unlabelled photograph -> one random crop   -> weak view w
+    photometric changes of the same crop       -> strong views s1, s2, ...
+    teacher (EMA of the student, or itself)    -> probabilities on w -> label map with confidence and validity
+    mixing                                     -> strong views and label maps by the same masks
+    student on the mixed views                 -> L_u
+
+A method's file holds the parts that its paper has and writes the step with them. Pseudo-labels are label maps: ids,
+confidence and validity go through every mix together.
+
+Legend: B batch, C classes, S crop side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from maskwright.data.training.augment import PRESETS, photometric
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.streams import Joined, Stream
+from maskwright.engine.config import option, part
+from maskwright.engine.distributed import world_size
+from maskwright.errors import MaskwrightError
+from maskwright.recipes.ema import EMATeacher
+from maskwright.recipes.training.forward import Forward, Output
+from maskwright.recipes.training.options import NetworkConfig, NormOptions
+from maskwright.recipes.training.training import NetworkTraining
+
+SECOND = 0x9E3779B97F4A7C15
+"""Added to the seed for the order of the unlabelled images: far from any seed that a user gives."""
+DONORS = 0x5851F42D4C957F2D
+"""Likewise for images that others are mixed with and that have an order of their own."""
+
+
+# ---------------------------------------------------------------------- options
+
+
+@dataclass(kw_only=True)
+class UnlabeledOptions:
+    """What a step sees of the photographs without masks."""
+
+    batch: int = option(0, "unlabelled crops in a step; 0: as many as labelled ones", low=0, old="batch_unlabeled")
+    images: str = option(
+        "rest", "rest: images without masks (all where there are none); all", choices=("rest", "all"), old="unlabeled"
+    )
+    strong: str = option("unimatch", "photometric recipe of the strong views", choices=tuple(PRESETS))
+
+
+@dataclass(kw_only=True)
+class TeacherOptions:
+    """The EMA teacher."""
+
+    ema: float = option(
+        0.99, "greatest momentum of the EMA teacher; min(1 - 1/(n + 1), ema) at update n", low=0, high=1
+    )
+    buffers: str = option(
+        "ema", "the teacher's batch-norm statistics: averaged, copied or its own", choices=("ema", "copy", "own"),
+        old="ema_buffers",
+    )  # fmt: skip
+    mode: str = option("eval", "batch norm of the network that labels", choices=("eval", "train"), old="teacher_mode")
+    final: str = option("student", "the network that is kept: student or teacher", choices=("student", "teacher"))
+
+    @property
+    def kept(self) -> str:
+        """Name in a training's `modules` of the network that is kept."""
+        return "teacher" if self.final == "teacher" else "network"
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on a teacher that would label with the statistics it began with."""
+        if self.buffers == "own" and self.mode == "eval":
+            raise MaskwrightError(
+                "ema_buffers=own with teacher_mode=eval: statistics that nothing ever moves", "teacher_mode=train",
+                "or take ema_buffers=ema",
+            )  # fmt: skip
+
+
+NO_TEACHER = ("ema", "buffers", "final")
+"""Options of a teacher that methods whose student labels have no use for: what is left is the mode in which it does."""
+
+
+@dataclass(kw_only=True)
+class RampOptions:
+    """lambda(t), the weight of the unsupervised loss."""
+
+    weight: float = option(1.0, "weight of the unsupervised loss", low=0, main=True)
+    up: float = option(
+        0.0, "share of the steps over which the weight grows as exp(-5 (1 - t)^2)", low=0, high=1, old="ramp_up"
+    )
+    start: float = option(0.0, "share of the steps before the unsupervised loss sets in", low=0, high=1)
+
+
+@dataclass(kw_only=True)
+class SemiConfig(NetworkConfig):
+    """Options of methods that look at labelled and unlabelled photographs side by side; a method adds its teacher's."""
+
+    norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all")  # training looks at all
+    unlabeled: UnlabeledOptions = part(UnlabeledOptions)
+    ramp: RampOptions = part(RampOptions)
+
+    @property
+    def unlabeled_batch(self) -> int:
+        """Unlabelled crops in a step, over all processes."""
+        return self.unlabeled.batch or self.crops.batch
+
+
+# ---------------------------------------------------------------------- the unlabelled stream
+
+
+def unlabeled_images(training: NetworkTraining, which: str) -> list[int]:
+    """The images that are used without their labels; never those held out.
+
+    Args:
+        training: whose labelled images, and held ones, these are not.
+        which: `rest` or `all`, as the options have it.
+    """
+    held, everything = set(training.held), range(len(training.context.data))
+    free = [i for i in everything if i not in held]
+    if which == "all":
+        return free
+    labeled = set(training.labels.indices)
+    return [i for i in free if i not in labeled] or free
+
+
+def unlabeled_stream(training: NetworkTraining, strong_views: int = 1, donors: bool = False) -> Stream:
+    """The photographs without labels, in an order of their own.
+
+    Args:
+        training: of the method, with a `SemiConfig`.
+        strong_views: of each crop.
+        donors: as many images again follow in each batch, from a third order.
+    """
+    c: SemiConfig = training.config
+    images = unlabeled_images(training, c.unlabeled.images)
+    order = training.order(len(images), c.unlabeled_batch, SECOND)
+    both = Joined(order, training.order(len(images), c.unlabeled_batch, DONORS)) if donors else order
+    change = photometric(c.unlabeled.strong) if strong_views else None
+    return training.stream(images, both, change=change, strong_views=strong_views)
+
+
+def note_unmixed(training: NetworkTraining) -> None:
+    """Says so where unlabelled crops are to be mixed with one another and a process has but one in a step."""
+    share = training.config.unlabeled_batch // world_size()
+    if share < 2:
+        training.context.note(
+            f"{share} unlabelled crop in a step of each process has no other to be mixed with: nothing is mixed; "
+            f"--set batch_unlabeled={2 * world_size()} mends it."
+        )
+
+
+# ---------------------------------------------------------------------- the weight of the loss
+
+
+class Ramp:
+    """lambda(t): 0 before `start`, then growing over `up` as exp(-5 (1 - t)^2), 1 afterwards, times `weight`.
+
+    Args:
+        options: the shares and the weight.
+        steps: of the stage.
+    """
+
+    def __init__(self, options: RampOptions, steps: int) -> None:
+        self.options, self.steps = options, steps
+
+    def __call__(self, step: int) -> float:
+        """The weight at a step."""
+        o, t = self.options, step / max(1, self.steps)
+        if t < o.start:
+            return 0.0
+        grown = (t - o.start) / o.up if o.up > 0 else 1.0
+        return float(o.weight * (math.exp(-5 * (1 - grown) ** 2) if grown < 1 else 1.0))
+
+    def waits(self, step: int) -> bool:
+        """Whether a loss that will count does not count yet."""
+        return self.options.weight > 0 and self(step) == 0
+
+
+# ---------------------------------------------------------------------- who labels
+
+
+class Teacher:
+    """An EMA teacher that labels: its average, its policies, and its passes in the student's precision.
+
+    It is a copy of the student until the unsupervised loss sets in: it averages none of the iterates that were too poor
+    to label.
+
+    Args:
+        student: the network that it follows.
+        options: momentum and policies.
+        mode: of its batch norm; the options' if None.
+    """
+
+    def __init__(self, student: Forward, options: TeacherOptions, mode: Literal["eval", "train"] | None = None) -> None:
+        self.student = student
+        self.average = follower(student.network, options, mode)
+
+    @classmethod
+    def of(cls, training: NetworkTraining, mode: Literal["eval", "train"] | None = None) -> Teacher:
+        """The teacher of a training with `TeacherOptions`, in its checkpoint, and kept where the options say so."""
+        options: TeacherOptions = training.config.teacher
+        teacher = cls(training.student, options, mode)
+        training.modules["teacher"] = teacher.average
+        if options.final == "teacher":
+            training.kept = teacher.average.module
+        return teacher
+
+    @property
+    def network(self) -> nn.Module:
+        """The averaged network."""
+        return self.average.module
+
+    @torch.no_grad()
+    def run(self, x: Tensor) -> Output:
+        """Its pass over crops (B, 3, S, S)."""
+        return self.student.through(self.average.module, x)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Probabilities (B, C, S, S) of crops (B, 3, S, S), without gradient."""
+        return self.run(x).logits.softmax(1)
+
+    def follow(self, waits: bool) -> None:
+        """Averages the student's new weights.
+
+        Args:
+            waits: whether the unsupervised loss has not set in; the average is then a copy.
+        """
+        follow(self.average, self.student.network, waits)
+
+
+def follower(module: nn.Module, options: TeacherOptions, mode: Literal["eval", "train"] | None = None) -> EMATeacher:
+    """The EMA of a module under the options' policies."""
+    return EMATeacher(module, options.ema, options.buffers, mode or options.mode)  # type: ignore[arg-type]
+
+
+def follow(average: EMATeacher, module: nn.Module, waits: bool) -> None:
+    """One update; a copy where the average still waits."""
+    average.update(module)
+    if waits:
+        average.updates = 0
+
+
+def pseudo_labels(q: Tensor, valid: Tensor, threshold: float = 0.0) -> LabelMap:
+    """The likeliest class of each pixel with its probability; valid inside the photograph from the threshold on.
+
+    Args:
+        q: probabilities (B, C, S, S).
+        valid: bool (B, S, S).
+        threshold: least confidence of a valid pixel.
+    """
+    return LabelMap.from_probs(q, threshold).restrict(valid)
+
+
+def share_confident(labels: LabelMap, threshold: float) -> Tensor:
+    """Share of an image's valid pixels whose confidence is at least the threshold, (B,)."""
+    sure = (labels.confidence >= threshold) & labels.valid
+    return sure.flatten(1).sum(1) / labels.valid.flatten(1).sum(1).clamp(min=1)
+
+
+def joined(maps: Sequence[LabelMap]) -> LabelMap:
+    """Label maps (B_k, S, S), one after the other."""
+    return LabelMap(
+        torch.cat([m.ids for m in maps]),
+        torch.cat([m.confidence for m in maps]),
+        torch.cat([m.valid for m in maps]),
+    )

@@ -1,0 +1,1 @@
+"""A network labels, another learns from its labels."""

@@ -1,0 +1,63 @@
+"""A method with one training stage on masks, whose result is a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from maskwright.data.training.sources import Labels, MaskLabels
+from maskwright.engine.contract import Method, Stage
+from maskwright.models.networks.build import Network
+from maskwright.models.segmenter import Segmenter
+from maskwright.recipes.training.network import make_segmenter, trained_network
+from maskwright.recipes.training.selection import hold_out
+from maskwright.recipes.training.training import NetworkTraining
+
+
+class NetworkMethod(Method):
+    """A method with one training stage on masks.
+
+    Attributes:
+        trainer: its training, called with (context, config, labels, steps).
+        says: one sentence for the progress line.
+        result: name in the training's `modules` of the network that is kept.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"masks"})
+    trainer: ClassVar[Callable[..., NetworkTraining]] = NetworkTraining
+    says: ClassVar[str] = ""
+    config: Any
+
+    @property
+    def result(self) -> str:
+        """The network that learns, unless a method keeps another."""
+        return "network"
+
+    def stages(self) -> list[Stage]:
+        """One: train."""
+        return [Stage("train", "train", self.train, self.says)]
+
+    def labels(self) -> Labels:
+        """The masks that may be read."""
+        return MaskLabels(self.context.data, self.context.classes)
+
+    def train(self, folder: Path) -> None:
+        """Trains; the artefact is the checkpoint of the last step."""
+        steps = self.context.steps or self.config.steps
+        training = self.trainer(self.context, self.config, self.labels(), steps)
+        o, decoder = training.config.optimizer, type(training.network.decoder).__name__
+        self.context.note(f"Decoder {decoder}, {o.name} at {o.lr:g}, encoder at {o.encoder_lr:g} of it.")
+        self.context.fit(training, "train", folder, steps)
+
+    def network(self) -> Network:
+        """The trained network, from the artefact."""
+        return trained_network(self.context, self.config, self.context.run.path / "train", self.result)
+
+    def seen(self) -> list[int]:
+        """Labelled images that training looked at: not those held out."""
+        return list(hold_out(self.labels(), self.config.holdout, self.context.generator("holdout"))[0].indices)
+
+    def segmenter(self) -> Segmenter:
+        """The last iterate."""
+        return make_segmenter(self.context, self.config, self.network(), self.name, self.seen())

@@ -1,0 +1,116 @@
+"""The configured network: untrained, as a stage left it, and as what every method ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskwright.data.trust.artefacts import Damage, parse_json
+from maskwright.engine.checkpoint import load_part, stage_parts
+from maskwright.engine.loop import CHECKPOINT
+from maskwright.errors import MaskwrightError
+from maskwright.models.networks.build import Network, build_network
+from maskwright.models.preprocess import Preprocess
+from maskwright.models.segmenter import Segmenter
+from maskwright.recipes.training.norm_statistics import evenly, retake_statistics
+from maskwright.recipes.training.options import NetworkConfig
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+
+
+def make_network(context: Context, config: NetworkConfig) -> Network:
+    """The configured network on the run's backbone, with an untrained head."""
+    c = config.network
+    return build_network(
+        c.name, context.backbone, context.classes, options=network_options(c.options), weights=c.weights or None
+    )
+
+
+def network_options(text: str) -> dict[str, Any]:
+    """Options of a network, `key=value` joined by `;`, values as JSON ("output_stride=8;rates=[6, 12]").
+
+    Raises:
+        MaskwrightError: a part is of another form.
+    """
+    options: dict[str, Any] = {}
+    for piece in filter(None, (p.strip() for p in text.split(";"))):
+        name, _, value = piece.partition("=")
+        try:
+            options[name.strip()] = parse_json(value)
+        except Damage as error:
+            expected = "key=value, the value as JSON, as output_stride=8"
+            raise MaskwrightError(f"network_options: {piece!r}", expected) from error
+    return options
+
+
+def make_preprocess(config: NetworkConfig, network: Network) -> Preprocess:
+    """Normalisation of the encoder's weights, native resolution up to `long_side`."""
+    long_side, multiple = config.crops.long_side, network.multiple_of
+    return Preprocess.for_backbone(network.provenance, long_side=long_side, multiple_of=multiple)
+
+
+def retake(
+    context: Context, config: NetworkConfig, network: Network, preprocess: Preprocess, seen: Sequence[int]
+) -> None:
+    """Batch-norm statistics of the photographs that the configuration says, as `make_segmenter` wants them."""
+    norms = config.norms
+    chosen = evenly(range(len(context.data)) if norms.photographs == "all" else seen, norms.images)
+    kept = network.encoder if norms.freeze else None
+    retake_statistics(network, context.data, chosen, preprocess, context.device, kept)
+
+
+def make_segmenter(
+    context: Context, config: NetworkConfig, network: Network, method: str, seen: Sequence[int]
+) -> Segmenter:
+    """The network as what every method ends in, with the batch-norm statistics of photographs that it learned from.
+
+    Args:
+        context: of the run.
+        config: options.
+        network: trained.
+        method: its name.
+        seen: indices of these photographs; `norms.photographs=all` takes all of the run instead.
+    """
+    preprocess = make_preprocess(config, network)
+    retake(context, config, network.to(context.device), preprocess, seen)
+    network = network.cpu().eval()
+    return Segmenter(
+        encoder=network.encoder,
+        decoder=network.decoder,
+        classifier=network.classifier,
+        classes=context.table,
+        preprocess=preprocess,
+        provenance=network.provenance,
+        method=method,
+    )
+
+
+def trained_network(
+    context: Context, config: NetworkConfig, folder: Path, part: str = "network", chosen: bool = True
+) -> Network:
+    """The network that a training stage left.
+
+    Args:
+        context: of the run.
+        config: options.
+        folder: of the stage.
+        part: name in the training's `modules`; of an EMA teacher, its module is given.
+        chosen: whether the iterate that `holdout` chose is given, where there is one, or that of the last step.
+
+    Raises:
+        MaskwrightError: there is no checkpoint.
+    """
+    path = folder / CHECKPOINT
+    parts = stage_parts(path)
+    network = make_network(context, config)
+    weights = parts.get(f"module.{part}")
+    selection = parts.get("extra.selection")
+    if chosen and config.holdout > 0 and isinstance(selection, dict):
+        weights = selection.get("best")
+    if isinstance(weights, dict):
+        prefix = "module." if "_extra_state" in weights else ""
+        weights = {k.removeprefix(prefix): v for k, v in weights.items() if k != "_extra_state"}
+    load_part(network, {part: weights}, part, path)
+    return network.eval()

@@ -1,0 +1,180 @@
+"""Training a segmentation network on named streams: what `supervised`, all semi-supervised methods, adaptation and
+every stage that retrains on pseudo masks have in common.
+
+A method's training holds its parts (a teacher, a ramp, an adversary, a bank) beside those that are set up here, and
+writes `losses`: its whole step.
+
+Legend: B batch, C classes, S crop side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskwright.data.training.sampler import Sampler
+from maskwright.data.training.sources import Labels
+from maskwright.data.training.streams import Change, CropRecipe, Order, Stream, Streams, Views
+from maskwright.engine.distributed import rank, world_size
+from maskwright.engine.loop import Training, poly
+from maskwright.engine.seeding import seed_step
+from maskwright.models.networks.build import Network
+from maskwright.recipes.training.criteria import SupervisedLoss, class_aware_chances
+from maskwright.recipes.training.forward import Forward, precision_of
+from maskwright.recipes.training.network import make_network, make_preprocess, retake
+from maskwright.recipes.training.optimizers import add_module, make_optimizer
+from maskwright.recipes.training.options import NetworkConfig, resolved
+from maskwright.recipes.training.selection import Selection, hold_out
+
+if TYPE_CHECKING:
+    from maskwright.data.folders.folder import Dataset
+    from maskwright.engine.context import Context
+
+
+class NetworkTraining(Training):
+    """A segmentation network that learns from the labelled crops of stream `x`; methods add streams and parts.
+
+    Attributes:
+        student: the network that learns, with its precision and modes.
+        streams: what a step draws from, by name.
+        supervised: L_x of an output and its labels.
+        held: labelled images that are held out.
+        kept: the network that the method keeps, which held-out images choose an iterate of.
+
+    Args:
+        context: of the run.
+        config: options.
+        labels: where labels come from.
+        steps: of the stage.
+        stage: the stage's name, part of the seed of the initial weights.
+        dropout: whether dropout is on while the network learns; methods whose learning pass also labels turn it off.
+        network: the network to train; built from the configuration if None.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        config: Any,
+        labels: Labels,
+        steps: int,
+        *,
+        stage: str = "train",
+        dropout: bool = True,
+        network: Network | None = None,
+    ) -> None:
+        config = resolved(config, context)
+        self.context, self.config, self.steps, self.device = context, config, steps, context.device
+        self.labels, self.held = hold_out(labels, config.holdout, context.generator("holdout"))
+        seed_step(context.seed, -1, stage=stage)  # initial weights
+        self.student = self.forward_of(network or make_network(context, config), dropout=dropout)
+        self.network = self.kept = self.student.network
+        self.preprocess = make_preprocess(config, self.network)
+        self.crop = -(-config.crops.size // self.network.multiple_of) * self.network.multiple_of
+        self.crops = CropRecipe(self.crop, (config.crops.scale_min, config.crops.scale_max), config.crops.long_side)
+        self.supervised = SupervisedLoss(self.student, config.loss, self.labels, context.classes)
+        self.modules = {"network": self.network}
+        self.optimizers = {"network": make_optimizer(config.optimizer, self.network)}
+        chances = class_aware_chances(self.labels) if config.crops.sample == "classes" else None
+        x = self.stream(
+            self.labels.indices, self.order(len(self.labels.indices), config.crops.batch, chances=chances), self.labels
+        )
+        self.streams = Streams(x=x)
+        self.sampler = self.streams
+        self.schedule = poly(steps)
+        self.selection: Selection | None = None
+        if self.held:
+            self.selection = Selection(context.data, labels, self.held, context.classes, self.preprocess)
+            self.extra = {"selection": self.selection}
+
+    # ------------------------------------------------------------------ parts
+
+    def forward_of(self, network: Network, dropout: bool = True) -> Forward:
+        """A network with the configured precision and batch norm."""
+        precision = precision_of(self.config.precision, self.device)
+        return Forward(network, self.device, precision, freeze_norm=self.config.norms.freeze, dropout=dropout)
+
+    def order(self, n: int, batch: int, seed: int = 0, chances: np.ndarray | None = None) -> Sampler:
+        """Which of n images come next.
+
+        Args:
+            n: images.
+            batch: of them in a step, over all processes.
+            seed: added to the run's, so that two streams have orders of their own.
+            chances: how often each comes (n,); None: all alike.
+        """
+        seed = (self.context.seed + seed) & 0xFFFFFFFFFFFFFFFF
+        return Sampler(n, batch, seed=seed, world=world_size(), rank=rank(), weights=chances)
+
+    def stream(
+        self,
+        indices: Sequence[int],
+        order: Order,
+        labels: Labels | None = None,
+        change: Change | None = None,
+        strong_views: int = 0,
+        data: Dataset | None = None,
+    ) -> Stream:
+        """A stream of the run's images (or of another data set's), cropped as the configuration says."""
+        data = self.context.data if data is None else data
+        return Stream(data, indices, order, self.crops, self.preprocess.mean, labels, change, strong_views)
+
+    def learn_too(self, name: str, module: nn.Module) -> Any:
+        """A module of the method's own that the network's optimiser trains; biases and norms are not decayed.
+
+        Args:
+            name: in `modules`, and so in the checkpoint.
+            module: with parameters that the network does not hold.
+        """
+        module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.modules[name] = module
+        add_module(self.optimizers["network"], module, self.config.optimizer.lr, self.config.optimizer.weight_decay)
+        return module
+
+    # ------------------------------------------------------------------ batches
+
+    def batch(self, indices: Any, random: torch.Generator) -> dict[str, Any]:
+        """Views of each stream, on the CPU."""
+        return self.streams.draw(indices, random)
+
+    def on_device(self, batch: Any) -> Any:
+        """Views as the network's input."""
+        return {name: self.prepared(views) for name, views in batch.items()}
+
+    def prepared(self, views: Views) -> Views:
+        """Views with their pixels normalised, on the device."""
+        return views._replace(
+            weak=self.normalise(views.weak),
+            labels=None if views.labels is None else views.labels.to(self.device),
+            valid=views.valid.to(self.device, non_blocking=True),
+            strong=tuple(self.normalise(s) for s in views.strong),
+        )
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) to the network's input on the device."""
+        return self.preprocess.network_input(x, self.device)
+
+    # ------------------------------------------------------------------ the step
+
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L = L_x."""
+        x = batch["x"]
+        return {"loss": self.supervised(self.student(x.weak), x.y)}
+
+    def after_step(self, step: int) -> None:
+        """Looks at the held-out images, where there are any."""
+        if self.selection is not None:
+            self.selection.after_step(self.kept, step, self.steps, self.device, self.context.note, self.with_statistics)
+
+    def with_statistics(self, network: Any) -> None:
+        """Gives a copy of the network the batch-norm statistics that the kept network will have."""
+        retake(self.context, self.config, network, self.preprocess, self.labels.indices)
+
+
+def train_network(context: Context, config: NetworkConfig, labels: Labels, name: str, folder: Path, steps: int) -> None:
+    """A training stage: the configured network on labels; its checkpoint is the artefact."""
+    context.fit(NetworkTraining(context, config, labels, steps, stage=name), name, folder, steps)
