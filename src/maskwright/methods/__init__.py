@@ -32,6 +32,8 @@ TABLE = {
     "u2pl": "maskwright.methods.semi.u2pl:U2PL",
     "reco_semi": "maskwright.methods.semi.reco_semi:ReCo",
     "unimatch": "maskwright.methods.semi.unimatch:UniMatch",
+    "source_only": "maskwright.methods.adapt.source_only:SourceOnly",
+    "dacs": "maskwright.methods.adapt.dacs:DACS",
 }
 """Every method: name -> module:class. A new paper is one file and one line here."""
 

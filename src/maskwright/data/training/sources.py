@@ -23,9 +23,11 @@ class Labels(Protocol):
     """Labels of some images of a dataset.
 
     Attributes:
+        data: the dataset.
         indices: the images that have labels, ascending.
     """
 
+    data: Dataset
     indices: list[int]
 
     def read(self, i: int) -> LabelMap:
@@ -103,7 +105,7 @@ class BothLabels:
     """
 
     def __init__(self, first: Labels, second: Labels) -> None:
-        self.first, self.second = first, second
+        self.first, self.second, self.data = first, second, first.data
         self._of_first = set(first.indices)
         self.indices = sorted(self._of_first | set(second.indices))
 

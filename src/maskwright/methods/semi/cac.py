@@ -280,8 +280,9 @@ class CACTraining(NetworkTraining):
     def on_device(self, batch: Any) -> dict[str, Any]:
         """Views and pairs as the network's input."""
         pairs: Pairs = batch["u"]
-        moved = [cells.to(self.device) for cells in pairs[2:6]]
-        u = Pairs(self.normalise(pairs.u1), self.normalise(pairs.u2), *moved, pairs.views)
+        cells1, cells2, inside1, inside2 = (cells.to(self.device) for cells in pairs[2:6])
+        u1, u2 = self.normalise(pairs.u1), self.normalise(pairs.u2)
+        u = Pairs(u1, u2, cells1, cells2, inside1, inside2, pairs.views)
         return {"x": self.prepared(batch["x"]), "u": u}
 
     # ------------------------------------------------------------------ the step

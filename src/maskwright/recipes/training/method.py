@@ -55,9 +55,9 @@ class NetworkMethod(Method):
         return trained_network(self.context, self.config, self.context.run.path / "train", self.result)
 
     def seen(self) -> list[int]:
-        """Labelled images that training looked at: not those held out."""
+        """Labelled images that training looked at, in the data set of `labels`: not those held out."""
         return list(hold_out(self.labels(), self.config.holdout, self.context.generator("holdout"))[0].indices)
 
     def segmenter(self) -> Segmenter:
         """The last iterate."""
-        return make_segmenter(self.context, self.config, self.network(), self.name, self.seen())
+        return make_segmenter(self.context, self.config, self.network(), self.name, self.seen(), self.labels().data)

@@ -17,6 +17,7 @@ from maskwright.recipes.training.norm_statistics import evenly, retake_statistic
 from maskwright.recipes.training.options import NetworkConfig
 
 if TYPE_CHECKING:
+    from maskwright.data.folders.folder import Dataset
     from maskwright.engine.context import Context
 
 
@@ -52,17 +53,28 @@ def make_preprocess(config: NetworkConfig, network: Network) -> Preprocess:
 
 
 def retake(
-    context: Context, config: NetworkConfig, network: Network, preprocess: Preprocess, seen: Sequence[int]
+    context: Context,
+    config: NetworkConfig,
+    network: Network,
+    preprocess: Preprocess,
+    seen: Sequence[int],
+    data: Dataset | None = None,
 ) -> None:
     """Batch-norm statistics of the photographs that the configuration says, as `make_segmenter` wants them."""
-    norms = config.norms
-    chosen = evenly(range(len(context.data)) if norms.photographs == "all" else seen, norms.images)
+    norms, images = config.norms, context.data if data is None else data
+    if norms.photographs == "all":
+        seen, images = range(len(context.data)), context.data
     kept = network.encoder if norms.freeze else None
-    retake_statistics(network, context.data, chosen, preprocess, context.device, kept)
+    retake_statistics(network, images, evenly(seen, norms.images), preprocess, context.device, kept)
 
 
 def make_segmenter(
-    context: Context, config: NetworkConfig, network: Network, method: str, seen: Sequence[int]
+    context: Context,
+    config: NetworkConfig,
+    network: Network,
+    method: str,
+    seen: Sequence[int],
+    data: Dataset | None = None,
 ) -> Segmenter:
     """The network as what every method ends in, with the batch-norm statistics of photographs that it learned from.
 
@@ -71,10 +83,11 @@ def make_segmenter(
         config: options.
         network: trained.
         method: its name.
-        seen: indices of these photographs; `norms.photographs=all` takes all of the run instead.
+        seen: indices of these photographs; `norms.photographs=all` takes all of the run's own instead.
+        data: the data set that they are of; the run's own if None.
     """
     preprocess = make_preprocess(config, network)
-    retake(context, config, network.to(context.device), preprocess, seen)
+    retake(context, config, network.to(context.device), preprocess, seen, data)
     network = network.cpu().eval()
     return Segmenter(
         encoder=network.encoder,

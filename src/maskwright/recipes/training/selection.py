@@ -33,7 +33,7 @@ class Subset:
     """
 
     def __init__(self, labels: Labels, indices: list[int]) -> None:
-        self.labels, self.indices = labels, indices
+        self.labels, self.indices, self.data = labels, indices, labels.data
 
     def read(self, i: int) -> Any:
         """Labels (H, W) of image `i`."""

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 
 class NetworkTraining(Training):
-    """A segmentation network that learns from the labelled crops of stream `x`; methods add streams and parts.
+    """A segmentation network that learns from labelled crops, by default those of stream `x`; methods add streams and
+    parts.
 
     Attributes:
         student: the network that learns, with its precision and modes.
@@ -49,8 +50,9 @@ class NetworkTraining(Training):
     Args:
         context: of the run.
         config: options.
-        labels: where labels come from.
+        labels: where labels come from, and of which data set.
         steps: of the stage.
+        name: of the labelled stream.
         stage: the stage's name, part of the seed of the initial weights.
         dropout: whether dropout is on while the network learns; methods whose learning pass also labels turn it off.
         network: the network to train; built from the configuration if None.
@@ -63,6 +65,7 @@ class NetworkTraining(Training):
         labels: Labels,
         steps: int,
         *,
+        name: str = "x",
         stage: str = "train",
         dropout: bool = True,
         network: Network | None = None,
@@ -72,7 +75,8 @@ class NetworkTraining(Training):
         self.labels, self.held = hold_out(labels, config.holdout, context.generator("holdout"))
         seed_step(context.seed, -1, stage=stage)  # initial weights
         self.student = self.forward_of(network or make_network(context, config), dropout=dropout)
-        self.network = self.kept = self.student.network
+        self.network = self.student.network
+        self.kept: nn.Module = self.network
         self.preprocess = make_preprocess(config, self.network)
         self.crop = -(-config.crops.size // self.network.multiple_of) * self.network.multiple_of
         self.crops = CropRecipe(self.crop, (config.crops.scale_min, config.crops.scale_max), config.crops.long_side)
@@ -80,15 +84,13 @@ class NetworkTraining(Training):
         self.modules = {"network": self.network}
         self.optimizers = {"network": make_optimizer(config.optimizer, self.network)}
         chances = class_aware_chances(self.labels) if config.crops.sample == "classes" else None
-        x = self.stream(
-            self.labels.indices, self.order(len(self.labels.indices), config.crops.batch, chances=chances), self.labels
-        )
-        self.streams = Streams(x=x)
+        order = self.order(len(self.labels.indices), config.crops.batch, chances=chances)
+        self.streams = Streams({name: self.stream(self.labels.indices, order, self.labels, data=labels.data)})
         self.sampler = self.streams
         self.schedule = poly(steps)
         self.selection: Selection | None = None
         if self.held:
-            self.selection = Selection(context.data, labels, self.held, context.classes, self.preprocess)
+            self.selection = Selection(labels.data, labels, self.held, context.classes, self.preprocess)
             self.extra = {"selection": self.selection}
 
     # ------------------------------------------------------------------ parts
@@ -172,7 +174,7 @@ class NetworkTraining(Training):
 
     def with_statistics(self, network: Any) -> None:
         """Gives a copy of the network the batch-norm statistics that the kept network will have."""
-        retake(self.context, self.config, network, self.preprocess, self.labels.indices)
+        retake(self.context, self.config, network, self.preprocess, self.labels.indices, self.labels.data)
 
 
 def train_network(context: Context, config: NetworkConfig, labels: Labels, name: str, folder: Path, steps: int) -> None:

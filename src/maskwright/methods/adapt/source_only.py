@@ -1,0 +1,44 @@
+"""Source only: the floor of every method that adapts to another domain.
+
+    maskwright train TARGET --source SOURCE --method source_only
+
+A network learns from the labelled photographs of the source and is used on the target, whose photographs it has not
+seen. `norms.photographs=all` takes its batch-norm statistics from the target's photographs once training is over
+(AdaBN, Li et al., Revisiting batch normalization for practical domain adaptation, ICLR Workshop 2017,
+https://arxiv.org/abs/1603.04779): the cheapest adaptation there is, and no label of the target is read for it.
+
+What published floors get wrong: they are often trained for fewer steps, or with weaker augmentation, than the methods
+beside them. Here crops, optimiser and steps are those of the methods that adapt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from maskwright.data.training.sources import Labels, MaskLabels
+from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.options import NetworkConfig
+
+
+@dataclass(kw_only=True)
+class SourceOnlyConfig(NetworkConfig):
+    """Options of `source_only`."""
+
+
+class SourceOnly(NetworkMethod):
+    """A network trained on the source's masks."""
+
+    name: ClassVar[str] = "source_only"
+    title: ClassVar[str] = "Revisiting batch normalization for practical domain adaptation"
+    venue: ClassVar[str] = "Li et al., ICLR Workshop 2017"
+    link: ClassVar[str] = "https://arxiv.org/abs/1603.04779"
+    summary: ClassVar[str] = "trains on a labelled source domain alone: the floor of methods that adapt"
+    family: ClassVar[str] = "adapt"
+    needs: ClassVar[frozenset[str]] = frozenset({"source"})
+    Config: ClassVar[type] = SourceOnlyConfig
+    says: ClassVar[str] = "a segmentation network on the source's masks"
+
+    def labels(self) -> Labels:
+        """The source's masks."""
+        return MaskLabels(self.context.data_of("source"), self.context.classes)
