@@ -14,7 +14,6 @@ from PIL import Image
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
-from maskwright import api
 from maskwright.app.report import write_report
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
@@ -124,7 +123,7 @@ def test_a_method_that_reads_no_mask_does_not_care_which_there_are(tmp_path):
 )  # fmt: skip
 def test_which_runs_read_masks(method, settings, reads):
     cls = mw.METHODS[method]
-    assert api._reads_masks(cls, cls.Config(**settings)) is reads
+    assert cls.reads_masks(cls.Config(**settings)) is reads
 
 
 def test_a_network_with_an_encoder_of_its_own_is_what_the_record_tells(tmp_path, capfd):
@@ -176,8 +175,8 @@ def test_a_backbone_that_is_used_is_told_as_before(tmp_path):
         in (run / "report.html").read_text()
     )
     config = mw.METHODS["cam"].Config(network="ddrnet23_slim")
-    assert api._backbone_unused(mw.METHODS["cam"], config) == "", "its classifier stands on it"
-    assert api._backbone_unused(mw.METHODS["supervised"], SupervisedConfig()) == ""
+    assert mw.METHODS["cam"].backbone_unused(config) == "", "its classifier stands on it"
+    assert mw.METHODS["supervised"].backbone_unused(SupervisedConfig()) == ""
 
 
 def test_the_range_of_deep_images_is_kept_in_run_and_model(tmp_path):

@@ -49,6 +49,8 @@ class Method(ABC):
         link: the paper's address.
         family: `unsupervised`, `semi`, `weak`, `adapt`, `language` or `supervised`.
         needs: labels without which it cannot run, out of `masks`, `tags`, `captions`, `names`, `source`.
+        classes_from: `labels` where its classes are those of the labels, which have names; `clusters` where it finds
+            them itself.
         backbones: `any`, or `vit` where only a vision transformer will do; the automatic choice respects it.
         Config: its keyword-only dataclass of options.
     """
@@ -59,6 +61,7 @@ class Method(ABC):
     link: ClassVar[str]
     family: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
+    classes_from: ClassVar[Literal["labels", "clusters"]] = "labels"
     backbones: ClassVar[Literal["any", "vit"]] = "any"
     Config: ClassVar[type]
 
@@ -81,6 +84,34 @@ class Method(ABC):
                 "give --backbone dinov2_small or dino_small16, or leave it out",
             )
 
+    @classmethod
+    def labels_needed(cls, config: Any) -> frozenset[str]:
+        """The labels without which a run with these options cannot be: `needs`, unless an option changes it."""
+        return cls.needs
+
+    @classmethod
+    def reads_masks(cls, config: Any) -> bool:
+        """Whether a run with these options learns from masks, or lets masks choose anything that it keeps.
+
+        A method with an option that peeks at masks overrides this.
+        """
+        return "masks" in cls.labels_needed(config)
+
+    @classmethod
+    def judges(cls, config: Any) -> bool:
+        """Whether a run with these options writes figures against masks beside its model."""
+        return False
+
+    @classmethod
+    def wanted_backbone(cls, config: Any) -> str:
+        """The backbone that the options name; empty where they name none."""
+        return ""
+
+    @classmethod
+    def backbone_unused(cls, config: Any) -> str:
+        """Why a run with these options leaves its backbone's weights aside; empty where it does not."""
+        return ""
+
     @abstractmethod
     def stages(self) -> list[Stage]:
         """The stages in order; each is skipped in a resumed run where its folder says that it is done."""
@@ -88,7 +119,7 @@ class Method(ABC):
     @property
     def refinement(self) -> str:
         """How predictions are refined where the user does not say: `none`, `crf` or `guided`."""
-        return "crf" if getattr(self.config, "crf", False) else "none"
+        return "none"
 
     @abstractmethod
     def segmenter(self) -> Segmenter:

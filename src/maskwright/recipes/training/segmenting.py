@@ -457,6 +457,19 @@ class NetworkMethod(Method):
     result: ClassVar[str] = "network"
     config: Any
 
+    @classmethod
+    def wanted_backbone(cls, config: Any) -> str:
+        """The option `encoder`."""
+        return str(config.encoder)
+
+    @classmethod
+    def backbone_unused(cls, config: Any) -> str:
+        """A network may bring an encoder of its own, or weights of the whole network may replace the backbone's."""
+        if brings_encoder(config.network):
+            return f"not used, because network {config.network} has an encoder of its own"
+        weights = config.network_weights
+        return f"its weights are not used, because network_weights={weights} replaces them" if weights else ""
+
     def stages(self) -> list[Stage]:
         """One: train."""
         return [Stage("train", "train", self.train, self.says)]

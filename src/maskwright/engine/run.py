@@ -1,0 +1,424 @@
+"""A run from its request to its model: `open_run` gives a method its context, `run_method` runs it to the end.
+
+Which methods there are, and how a run's page is made, is not known here: the class of the method and what makes the
+page are given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from maskwright.data.examining.understanding import highest_id, understand
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.trust.files import file_for
+from maskwright.data.trust.identity import label_identity
+from maskwright.engine.cache import FeatureCache
+from maskwright.engine.context import FEATURES, Context
+from maskwright.engine.devices import make_fabric, pick_device
+from maskwright.engine.progress import Progress
+from maskwright.engine.records import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    MODEL,
+    RUNNING,
+    RunFolder,
+    command,
+    labels_note,
+    now,
+    versions,
+)
+from maskwright.engine.seeding import derive
+from maskwright.engine.stages import run_stages
+from maskwright.errors import MaskwrightError
+from maskwright.evaluate.scores import hash_names
+from maskwright.models.backbones.build import build_backbone, default_backbone
+from maskwright.models.bundle import save_bundle
+from maskwright.predict.model import Model
+
+if TYPE_CHECKING:
+    from maskwright.data.folders.folder import Dataset
+    from maskwright.engine.contract import Method
+    from maskwright.models.backbones.dense import Backbone
+
+DEFAULT_CLUSTERS = 12
+"""Clusters where neither `--classes` nor a class table says how many: a few more than most scenes have things."""
+
+
+@dataclass(kw_only=True)
+class RunRequest:
+    """What a run is asked to be. All but the data, the method and the folder have defaults.
+
+    Attributes:
+        data: the images, of which masks that may not be read are hidden already.
+        method: the class of the method.
+        config: its options; its defaults if None.
+        out: the run folder; `runs/METHOD-DATA` if None.
+        source: a labelled folder of another domain, or None.
+        split: name of the split that `data` was chosen by, for the record.
+        labeled: name of the list that hid masks, for the record; None where none did.
+        classes: number of classes or clusters; None: that of the class table.
+        backbone: a timm name or one of the short names; `auto` takes the best that can be had.
+        weights: a local checkpoint for it; `package`, or `random` for none.
+        steps: optimiser steps of the main training stage; None: the method's own number.
+        seed: every random draw is a function of it.
+        device: `auto`, `cpu` or `cuda`.
+        resume: continue the run that lies in `out`.
+        reason: why this method, where it was chosen for the user; empty where it was named.
+        progress: how work shows itself.
+    """
+
+    data: Dataset
+    method: type[Method]
+    config: Any = None
+    out: str | Path | None = None
+    source: Dataset | None = None
+    split: str | None = None
+    labeled: str | Path | None = None
+    classes: int | None = None
+    backbone: str = "auto"
+    weights: str | Path | None = None
+    steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    resume: bool = False
+    reason: str = ""
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        if self.config is None:
+            self.config = self.method.Config()
+
+    def check(self) -> None:
+        """Looks at what can be known before a file is opened.
+
+        Raises:
+            MaskwrightError: a number out of its range, labels that the method needs and that are not there, or two
+                words on the encoder.
+        """
+        if not 0 <= self.seed < 2**63:
+            raise MaskwrightError(f"--seed {self.seed}", "a whole number from 0 to 2**63 - 1")
+        if self.steps is not None and self.steps < 1:
+            raise MaskwrightError(f"--steps {self.steps}", "at least 1")
+        self._check_labels()
+        wanted = self.method.wanted_backbone(self.config)
+        if wanted and self.backbone not in ("auto", wanted):
+            raise MaskwrightError(f"--backbone {self.backbone} and --set encoder={wanted}", "one of the two")
+
+    def _check_labels(self) -> None:
+        present = self.data.labels_present()
+        for need in sorted(self.method.labels_needed(self.config)):
+            if need == "source" and self.source is None:
+                raise MaskwrightError(f"{self.method.name} needs a labelled source folder", "--source DATA")
+            if need in present and not present[need]:
+                raise MaskwrightError(
+                    f"{self.method.name} needs {need} and {self.data.root} has none",
+                    f"at least one image with {need}",
+                    f"`maskwright doctor {self.data.root}` says what it found, `maskwright methods` lists what needs "
+                    "less",
+                )
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        if self.out is not None:
+            return Path(self.out)
+        return file_for(Path("runs"), f"{self.method.name}-{Path(self.data.root).resolve().name}", "")
+
+    @property
+    def backbone_name(self) -> str:
+        """The backbone's name: what the method's options want, or what was asked for."""
+        return self.method.wanted_backbone(self.config) or self.backbone
+
+
+class Pages(NamedTuple):
+    """What makes the pictures and the page of a finished run.
+
+    Attributes:
+        previews: called with (run folder, model, images, progress); gives each class's share of the pixels.
+        page: called with (run folder, record); writes the page and gives its path.
+    """
+
+    previews: Callable[..., Any]
+    page: Callable[..., Path]
+
+
+def open_run(request: RunRequest) -> Context:
+    """Begins a run, or opens an earlier one to resume it: checks the request, looks at the files, starts the folder.
+
+    Whoever opens a run releases it: `context.run.release()`.
+
+    Raises:
+        MaskwrightError: as `RunRequest.check`, `understand`, `class_table`, `find_backbone` and `RunFolder.start`.
+    """
+    request.check()
+    cls, config, bar = request.method, request.config, request.progress
+    RunFolder.check(request.folder, resume=request.resume)
+    images = _readable(request)
+    table, why_classes = class_table(images, request.classes, named=cls.classes_from == "labels")
+    fabric = make_fabric(request.device, precision="bf16-mixed" if pick_device(request.device) == "cuda" else "32-true")
+    bar.quiet = bar.quiet or fabric.global_rank > 0
+    domain = None if request.source is None else understood_source(request.source)
+    unused = cls.backbone_unused(config)
+    backbone, why_backbone = find_backbone(
+        request.backbone_name, request.weights, bar, request.seed, cls.backbones, unused
+    )
+    cls.check_backbone(backbone)
+    reads = cls.reads_masks(config)
+    digest = hash_names(i.name for i in images.items if i.mask) if request.labeled or reads else ""
+    needs = cls.labels_needed(config)
+    labels = label_identity(
+        images,
+        masks=reads or cls.judges(config),
+        tags="tags" in needs,
+        captions="captions" in needs,
+        source=domain,
+    )
+    record = {
+        "status": RUNNING,
+        "command": command(),
+        "method": {"name": cls.name, "title": cls.title, "paper": cls.venue, "link": cls.link, "family": cls.family},
+        "config": asdict(config),
+        "seed": request.seed,
+        "steps": request.steps,
+        "classes_asked": len(table.names),
+        "split": request.split,
+        "labeled": str(request.labeled) if request.labeled is not None else None,
+        "labeled_hash": digest or None,
+        "source": None if domain is None else domain.fingerprint(),
+        "reading": images.settled_reading.to_json(),
+        "versions": versions(),
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "backbone": backbone.provenance.to_json(),
+        "backbone_unused": unused,
+        "weights_key": backbone.key,
+        "data": {
+            "root": str(images.root),
+            "images": len(images),
+            "fingerprint": images.fingerprint(),
+            "labels_present": images.labels_present(),
+            "labels": labels.summary(),
+            "skipped": [list(s) for s in images.skipped],
+        },
+        "labels_read": images.ledger.counts(),
+        "started": now(),
+    }
+    run = RunFolder.start(request.folder, record, resume=request.resume, writes=fabric.is_global_zero, labels=labels)
+    if run.earlier:
+        bar.say(run.earlier)
+    context = Context(
+        data=images,
+        table=table,
+        seed=request.seed,
+        steps=request.steps,
+        fabric=fabric,
+        run=run,
+        cache=FeatureCache(),
+        backbone=backbone,
+        source=domain,
+        progress=bar,
+        notes=list(run.record.get("notes", [])),
+    )
+    told = [digest and labels_note(images, request.labeled, digest), request.reason and f"Method: {request.reason}."]
+    of_source = [f"Source: {sentence}" for sentence in (domain.notices if domain is not None else ())]
+    with recorded(run):
+        for sentence in (*images.notices, *of_source, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
+            if sentence:
+                context.note(sentence)
+    return context
+
+
+def run_method(method: type[Method], config: Any, context: Context, pages: Pages | None = None) -> Model:
+    """Runs the stages that are not done yet, saves the model, and makes the run's page.
+
+    Args:
+        method: the class of the method.
+        config: its options.
+        context: as `open_run` gave it.
+        pages: what makes pictures and page; None: neither is made.
+
+    Returns:
+        The trained model. However the run ends, its record says so.
+
+    Raises:
+        MaskwrightError: whatever the stages raise.
+    """
+    with recorded(context.run):
+        return _run_to_the_end(method(config, context), context, pages)
+
+
+@contextlib.contextmanager
+def recorded(run: RunFolder) -> Iterator[None]:
+    """However the block ends before its end, the run's record says so, and the run is released."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(MaskwrightError):  # on a full disk the first error is the one to tell
+            run.save(status=INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED)
+        run.release()
+        raise
+
+
+def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Model:
+    run = context.run
+    run_stages(method, context)
+    segmenter = method.segmenter()
+    run.save(provenance=segmenter.provenance.to_json())
+    if run.record["provenance"] != run.record["backbone"]:
+        context.progress.say(f"weights: {segmenter.provenance.summary()}")
+    extra = {
+        **segmenter.extra,
+        "method": run.record["method"],
+        "seed": context.seed,
+        "data": run.record["data"]["fingerprint"],
+        **trained_sizes(context.data),
+        "refine": method.refinement,
+        "reading": context.data.settled_reading.to_json(),
+    }
+    if run.writes:
+        save_bundle(run.path / MODEL, segmenter, extra)
+    model = Model(segmenter, extra, device=str(context.device))
+    if pages is not None and run.writes:
+        shares = pages.previews(run.path, model, context.data, progress=context.progress)
+        run.record["classes"] = [
+            {"name": n, "color": [int(v) for v in c], "share": float(s)}
+            for n, c, s in zip(context.table.names, context.table.colors, shares)
+        ]
+    done = {"status": FINISHED, "finished": now(), "labels_read": context.data.ledger.counts()}
+    if pages is not None and run.writes:
+        # The report comes first: a run is finished when all that it leaves is there.
+        context.progress.say(f"report: {pages.page(run.path, run.record | done)}")
+    run.save(**done)
+    if run.writes:
+        shutil.rmtree(run.path / FEATURES, ignore_errors=True)
+    context.progress.say(f"model: {run.path / MODEL}")
+    return model
+
+
+def _readable(request: RunRequest) -> Dataset:
+    """The images that can be read, their values understood."""
+    images, bar = request.data, request.progress
+    with bar.counter("reading") as count:
+        images = images.readable(progress=count)
+    for name, why in images.skipped:
+        bar.say(f"skipped {name}: {why}")
+    if not len(images):
+        raise MaskwrightError(
+            f"none of the images in {images.root} can be read", "at least one", "run maskwright doctor"
+        )
+    with bar.counter("checking") as count:
+        return understand(images, masks=request.method.reads_masks(request.config), progress=count)
+
+
+def understood_source(source: Dataset) -> Dataset:
+    """The source data, its values understood; its own options are those of the doctor, which mends a copy.
+
+    Raises:
+        MaskwrightError: what its values mean is not certain.
+    """
+    try:
+        return understand(source, masks=True)
+    except MaskwrightError as error:
+        where = shlex.quote(str(source.root))
+        repair = f"{error.repair}: as options of maskwright doctor {where} --fix OUT, and give --source OUT"
+        raise MaskwrightError(f"source: {error.found}", error.expected, repair) from error
+
+
+def class_table(images: Dataset, classes: int | None, named: bool) -> tuple[ClassTable, str]:
+    """The classes or clusters to produce.
+
+    Args:
+        images: of the run.
+        classes: how many were asked for, if that was said.
+        named: whether the method's classes are those of labels, which have names; else they are clusters.
+
+    Returns:
+        The table, and where it comes from in a few words.
+
+    Raises:
+        MaskwrightError: fewer than one, another number than the class table has, or fewer than the masks have ids.
+    """
+    if classes is not None and classes < 1:
+        raise MaskwrightError(f"--classes {classes}", "at least 1")
+    known = images.classes
+    if known is not None and classes in (None, len(known.names)):
+        if named:
+            return known, f"the {len(known.names)} of the class table"
+        count = len(known.names)
+        return ClassTable.numbered(count), f"{count} clusters without names, as many as the class table has classes"
+    if classes is not None and named and known is not None:
+        raise MaskwrightError(
+            f"--classes {classes} and a class table of {len(known.names)}", "the same number", "leave --classes out"
+        )
+    if classes is not None:
+        if named and images.checked and (top := highest_id(images, note=False)) >= classes:
+            raise MaskwrightError(
+                f"--classes {classes} and masks with ids up to {top}",
+                "a class for each id",
+                f"add --classes {top + 1}, or --void if ids from {classes} on mean no class",
+            )
+        return ClassTable.numbered(classes), f"{classes} {'classes' if named else 'clusters'}, as asked"
+    if named and images.labels_present()["masks"]:
+        count = highest_id(images) + 1
+        return ClassTable.numbered(count), f"{count}, up to the highest id in the masks that may be read"
+    return (
+        ClassTable.numbered(DEFAULT_CLUSTERS),
+        f"{DEFAULT_CLUSTERS} clusters, the default where neither --classes nor a class table says how many",
+    )
+
+
+def find_backbone(
+    name: str, weights: str | Path | None, bar: Progress, seed: int, kind: str = "any", unused: str = ""
+) -> tuple[Backbone, str]:
+    """The network that sees, and why it is this one.
+
+    Args:
+        name: a timm name, a short name, or `auto`.
+        weights: a local checkpoint; `package`, or `random`; None takes what can be had.
+        bar: where it is said.
+        seed: of random weights.
+        kind: `any`, or `vit` where only a vision transformer will do.
+        unused: why its weights are left aside, which is said instead; empty where they are not.
+
+    Raises:
+        MaskwrightError: no such network, or no weights for it.
+    """
+    torch.manual_seed(derive(seed, "backbone"))  # for weights="random"
+    if name == "auto" and weights is None:
+        backbone, why = default_backbone(kind=kind)
+    elif name == "auto":
+        usual = "dinov2_small" if kind == "vit" else "tf_efficientnet_lite0"
+        backbone = build_backbone(usual, weights=str(weights))
+        why = f"{backbone.name} with the weights given"
+    else:
+        backbone = build_backbone(name, weights=None if weights is None else str(weights))
+        why = f"{backbone.name}, as asked"
+    if unused:
+        return backbone, unused
+    bar.say(f"backbone: {why}; labels its weights saw: {backbone.provenance.labels_seen}")
+    return backbone, why
+
+
+def trained_sizes(images: Dataset, most: int = 500) -> dict[str, list[int]]:
+    """Sizes of the images trained on, which say at what scale larger ones are to be seen (`predict.tiles`): the median
+    height and width, and the (H, W) that no more than one in twenty exceeds in area.
+
+    Args:
+        images: of the run.
+        most: about so many of them are looked at.
+    """
+    sizes = [images.size(i) for i in range(0, len(images), max(1, len(images) // most))]
+    by_area = sorted(sizes, key=lambda s: s[0] * s[1])
+    return {
+        "image_size": [sorted(s[k] for s in sizes)[len(sizes) // 2] for k in (0, 1)],
+        "largest_size": list(by_area[-(-len(sizes) * 19 // 20) - 1]),
+    }
