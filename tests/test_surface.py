@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,11 @@ def test_evaluate_can_be_called_before_and_after_its_package_is_imported(tmp_pat
     importlib.import_module("maskwright.evaluate.confusion")
     assert mw.evaluate(folder / "masks", folder).to_json()["miou"] == 1
     from maskwright.api import evaluate
+    from maskwright.evaluate import confusion
+    from maskwright.evaluate.confusion import ConfusionMatrix
 
+    assert mw.evaluate is evaluate and confusion.ConfusionMatrix is ConfusionMatrix
+    assert type(sys.modules["maskwright.evaluate"]) is types.ModuleType
     assert evaluate(folder / "masks", folder).to_json()["miou"] == 1
 
 
