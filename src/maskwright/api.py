@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
     from maskwright.engine.progress import Progress
     from maskwright.engine.run import Pages
+    from maskwright.engine.streams import Place
     from maskwright.evaluate.scores import Scores
     from maskwright.models.segmenter import Segmenter
     from maskwright.predict.model import Model
@@ -244,10 +245,11 @@ def train(
     method: str = "auto",
     *,
     out: str | Path | None = None,
-    source: str | Path | Dataset | None = None,
+    source: Place | Mapping[str, Place] | Iterable[str] | None = None,
     split: str | None = None,
     labeled: str | Path | None = None,
     classes: int | None = None,
+    names: str | Path | Iterable[str] | None = None,
     backbone: str = "auto",
     weights: str | Path | None = None,
     steps: int | None = None,
@@ -268,10 +270,13 @@ def train(
         data: dataset folder, `layout:path`, or an opened dataset.
         method: a name of `METHODS`, or `auto`.
         out: the run folder; by default `runs/METHOD-DATA`.
-        source: a fully labelled folder of another domain.
+        source: data beside it: `"[NAME=]DATA[@SPLIT]"`, a list of such texts, an opened dataset, a pair (data, split),
+            or a table of these by name. The one without a name is called `source` and is fully labelled; which others
+            a method takes, and whether they need labels, is what the method says.
         split: only these images.
         labeled: name of a split, or a file: only these images' masks may be read.
         classes: number of classes or clusters; by default that of the class table.
+        names: class names, above those of `classes.txt`: with commas between, a file with one a line, or a sequence.
         backbone: a timm name or one of the short names; `auto` takes the best that can be had.
         weights: a local checkpoint for it; `package` for those of the `offline` extra, `random` for none.
         steps: optimiser steps of the main training stage.
@@ -290,9 +295,11 @@ def train(
     Raises:
         MaskwrightError: on bad input.
     """
+    from maskwright.data.masking.classes import given_names
     from maskwright.engine.config import configure
     from maskwright.engine.progress import Progress
     from maskwright.engine.run import RunRequest, open_run, run_method
+    from maskwright.engine.streams import SOURCE, open_sources
     from maskwright.methods import choose_method, find_method
 
     bar = progress or Progress(quiet=int(os.environ.get("RANK", "0")) > 0)
@@ -301,15 +308,18 @@ def train(
         images = images.split(split)
     if labeled is not None:
         images = images.labeled(labeled)
+    sources = open_sources(source, beside=images)
     reason = ""
     if method == "auto":
-        method, reason = choose_method(images.labels_present(), len(images), source is not None)
+        method, reason = choose_method(images.labels_present(), len(images), SOURCE in sources)
         bar.say(f"method: {reason}")
     cls = find_method(method)
     config = configure(cls.Config, {**(settings or {}), **more})
+    if reason and SOURCE not in cls.streams_taken(config):
+        sources.pop(SOURCE, None)  # the reason says so
     request = RunRequest(
-        data=images, method=cls, config=config, out=out, source=None if source is None else _opened(source),
-        split=split, labeled=labeled, classes=classes, backbone=backbone, weights=weights, steps=steps, seed=seed,
+        data=images, method=cls, config=config, out=out, sources=sources, split=split, labeled=labeled, classes=classes,
+        names=None if names is None else given_names(names), backbone=backbone, weights=weights, steps=steps, seed=seed,
         device=device, resume=resume, reason=reason, progress=bar,
     )  # fmt: skip
     context = open_run(request)

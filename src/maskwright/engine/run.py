@@ -7,22 +7,23 @@ page are given.
 from __future__ import annotations
 
 import contextlib
-import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from maskwright.data.examining.understanding import highest_id, understand
+from maskwright.data.examining.understanding import understand
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.trust.files import file_for
-from maskwright.data.trust.identity import label_identity
+from maskwright.data.trust.identity import LabelIdentity, label_identity
 from maskwright.engine.cache import FeatureCache
+from maskwright.engine.classes import class_table, known_table
 from maskwright.engine.context import FEATURES, Context
 from maskwright.engine.devices import make_fabric, pick_device
+from maskwright.engine.ledgers import TARGET, Ledgers
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import (
     FAILED,
@@ -38,6 +39,7 @@ from maskwright.engine.records import (
 )
 from maskwright.engine.seeding import derive
 from maskwright.engine.stages import run_stages
+from maskwright.engine.streams import Source, apart, check_sources, prepare_source, understood_source
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.scores import hash_names
 from maskwright.models.backbones.build import build_backbone, default_backbone
@@ -46,11 +48,8 @@ from maskwright.predict.model import Model
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
-    from maskwright.engine.contract import Method
+    from maskwright.engine.contract import Method, StreamNeed
     from maskwright.models.backbones.dense import Backbone
-
-DEFAULT_CLUSTERS = 12
-"""Clusters where neither `--classes` nor a class table says how many: a few more than most scenes have things."""
 
 
 @dataclass(kw_only=True)
@@ -62,10 +61,11 @@ class RunRequest:
         method: the class of the method.
         config: its options; its defaults if None.
         out: the run folder; `runs/METHOD-DATA` if None.
-        source: a labelled folder of another domain, or None.
+        sources: the data sets beside it, by name, as `open_sources` gives them.
         split: name of the split that `data` was chosen by, for the record.
         labeled: name of the list that hid masks, for the record; None where none did.
         classes: number of classes or clusters; None: that of the class table.
+        names: class names, above any class table; None: those of the tables.
         backbone: a timm name or one of the short names; `auto` takes the best that can be had.
         weights: a local checkpoint for it; `package`, or `random` for none.
         steps: optimiser steps of the main training stage; None: the method's own number.
@@ -80,10 +80,11 @@ class RunRequest:
     method: type[Method]
     config: Any = None
     out: str | Path | None = None
-    source: Dataset | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
     split: str | None = None
     labeled: str | Path | None = None
     classes: int | None = None
+    names: Sequence[str] | None = None
     backbone: str = "auto"
     weights: str | Path | None = None
     steps: int | None = None
@@ -114,17 +115,39 @@ class RunRequest:
             raise MaskwrightError(f"--backbone {self.backbone} and --set encoder={wanted}", "one of the two")
 
     def _check_labels(self) -> None:
-        present = self.data.labels_present()
-        for need in sorted(self.method.labels_needed(self.config)):
-            if need == "source" and self.source is None:
-                raise MaskwrightError(f"{self.method.name} needs a labelled source folder", "--source DATA")
+        method, present = self.method, self.data.labels_present()
+        check_sources(method, self.taken, self.sources)
+        for need in sorted(method.labels_needed(self.config)):
             if need in present and not present[need]:
                 raise MaskwrightError(
-                    f"{self.method.name} needs {need} and {self.data.root} has none",
+                    f"{method.name} needs {need} and {self.data.root} has none",
                     f"at least one image with {need}",
                     f"`maskwright doctor {self.data.root}` says what it found, `maskwright methods` lists what needs "
                     "less",
                 )
+        if self.names is not None and method.classes_from == "clusters":
+            raise MaskwrightError(
+                f"--names and {method.name}, whose clusters have no names",
+                "a method whose classes are those of labels",
+                f"leave --names out; --classes {len(self.names)} makes as many clusters",
+            )
+        tables = (self.data.classes, *(self.sources[name].data.classes for name in self.labelled))
+        if "names" in method.labels_needed(self.config) and self.names is None and not any(tables):
+            raise MaskwrightError(
+                f"{method.name} needs names of the classes and {self.data.root} has none",
+                f"{self.data.root / 'classes.txt'}, or --names",
+                "--names LIST_OR_FILE: names with commas between, or a file with one a line",
+            )
+
+    @property
+    def taken(self) -> dict[str, StreamNeed]:
+        """What the method takes beside the run's own data, by name."""
+        return self.method.streams_taken(self.config)
+
+    @property
+    def labelled(self) -> list[str]:
+        """Names of the given data sets beside the run's own whose masks are learned from."""
+        return [name for name in self.sources if "masks" in self.taken[name].labels]
 
     @property
     def folder(self) -> Path:
@@ -162,11 +185,9 @@ def open_run(request: RunRequest) -> Context:
     request.check()
     cls, config, bar = request.method, request.config, request.progress
     RunFolder.check(request.folder, resume=request.resume)
-    images = _readable(request)
-    table, why_classes = class_table(images, request.classes, named=cls.classes_from == "labels")
+    images, sources, table, why_classes = _data_and_classes(request)
     fabric = make_fabric(request.device, precision="bf16-mixed" if pick_device(request.device) == "cuda" else "32-true")
     bar.quiet = bar.quiet or fabric.global_rank > 0
-    domain = None if request.source is None else understood_source(request.source)
     unused = cls.backbone_unused(config)
     backbone, why_backbone = find_backbone(
         request.backbone_name, request.weights, bar, request.seed, cls.backbones, unused
@@ -175,13 +196,9 @@ def open_run(request: RunRequest) -> Context:
     reads = cls.reads_masks(config)
     digest = hash_names(i.name for i in images.items if i.mask) if request.labeled or reads else ""
     needs = cls.labels_needed(config)
-    labels = label_identity(
-        images,
-        masks=reads or cls.judges(config),
-        tags="tags" in needs,
-        captions="captions" in needs,
-        source=domain,
-    )
+    beside = {name: _identity(data, request.taken[name].labels) for name, data in sources.items()}
+    own = {*needs, *(("masks",) if reads or cls.judges(config) else ())}
+    labels = _identity(images, own, beside)
     record = {
         "status": RUNNING,
         "command": command(),
@@ -190,10 +207,10 @@ def open_run(request: RunRequest) -> Context:
         "seed": request.seed,
         "steps": request.steps,
         "classes_asked": len(table.names),
+        "names": None if request.names is None else list(request.names),
         "split": request.split,
         "labeled": str(request.labeled) if request.labeled is not None else None,
         "labeled_hash": digest or None,
-        "source": None if domain is None else domain.fingerprint(),
         "reading": images.settled_reading.to_json(),
         "versions": versions(),
         "device": str(fabric.device),
@@ -201,15 +218,16 @@ def open_run(request: RunRequest) -> Context:
         "backbone": backbone.provenance.to_json(),
         "backbone_unused": unused,
         "weights_key": backbone.key,
-        "data": {
-            "root": str(images.root),
-            "images": len(images),
-            "fingerprint": images.fingerprint(),
-            "labels_present": images.labels_present(),
-            "labels": labels.summary(),
-            "skipped": [list(s) for s in images.skipped],
+        "data": _data_record(images, labels),
+        "sources": {
+            name: {
+                "split": request.sources[name].split,
+                "reading": data.settled_reading.to_json(),
+                **_data_record(data, beside[name]),
+            }
+            for name, data in sources.items()
         },
-        "labels_read": images.ledger.counts(),
+        **Ledgers.of({TARGET: images, **sources}).record(),
         "started": now(),
     }
     run = RunFolder.start(request.folder, record, resume=request.resume, writes=fabric.is_global_zero, labels=labels)
@@ -224,14 +242,15 @@ def open_run(request: RunRequest) -> Context:
         run=run,
         cache=FeatureCache(),
         backbone=backbone,
-        source=domain,
+        sources=sources,
         progress=bar,
         notes=list(run.record.get("notes", [])),
     )
     told = [digest and labels_note(images, request.labeled, digest), request.reason and f"Method: {request.reason}."]
-    of_source = [f"Source: {sentence}" for sentence in (domain.notices if domain is not None else ())]
+    of_sources = [sentence for name, data in sources.items() for sentence in _told(name, data, request)]
+    chosen = (f"Backbone: {why_backbone}.", f"Classes: {why_classes}.")
     with recorded(run):
-        for sentence in (*images.notices, *of_source, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
+        for sentence in (*images.notices, *of_sources, *told, *chosen):
             if sentence:
                 context.note(sentence)
     return context
@@ -293,7 +312,7 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
             {"name": n, "color": [int(v) for v in c], "share": float(s)}
             for n, c, s in zip(context.table.names, context.table.colors, shares)
         ]
-    done = {"status": FINISHED, "finished": now(), "labels_read": context.data.ledger.counts()}
+    done = {"status": FINISHED, "finished": now(), **context.ledgers.record()}
     if pages is not None and run.writes:
         # The report comes first: a run is finished when all that it leaves is there.
         context.progress.say(f"report: {pages.page(run.path, run.record | done)}")
@@ -304,8 +323,68 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
     return model
 
 
+def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset], ClassTable, str]:
+    """The images that can be read, their values understood, those of the sources likewise, and the class table."""
+    cls, bar = request.method, request.progress
+    named = cls.classes_from == "labels"
+    images = _readable(request)
+    prepared = {n: prepare_source(n, source, request.taken[n], bar) for n, source in request.sources.items()}
+    sources = apart(images, prepared)
+    labelled = {name: sources[name] for name in request.labelled}
+    known, whose = images.classes, "of the class table"
+    if named:
+        known, whose = known_table(images, labelled, request.names)
+        images = _with_table(images, known)
+        sources |= {name: _with_table(data, known) for name, data in labelled.items()}
+    reads = cls.reads_masks(request.config)
+    with bar.counter("checking") as count:
+        images = understand(images, masks=reads, progress=count)
+    sources = {name: understood_source(name, data, request.taken[name]) for name, data in sources.items()}
+    counted = {name: sources[name] for name in labelled}
+    if reads or not labelled:
+        counted[TARGET] = images
+    table, why = class_table(known, whose, named=named, classes=request.classes, counted=counted)
+    return images, sources, table, why
+
+
+def _with_table(data: Dataset, table: ClassTable | None) -> Dataset:
+    """The data set with the run's class names, which its masks are then checked against."""
+    if table is None or (data.classes is not None and data.classes.names == table.names):
+        return data
+    return data.with_classes(table)
+
+
+def _identity(
+    data: Dataset, kinds: Collection[str], sources: Mapping[str, LabelIdentity] | None = None
+) -> LabelIdentity:
+    return label_identity(
+        data, masks="masks" in kinds, tags="tags" in kinds, captions="captions" in kinds, sources=sources
+    )
+
+
+def _data_record(data: Dataset, labels: LabelIdentity) -> dict[str, Any]:
+    """What a run's record tells of a data set."""
+    return {
+        "root": str(data.root),
+        "images": len(data),
+        "fingerprint": data.fingerprint(),
+        "labels_present": data.labels_present(),
+        "labels": labels.summary(),
+        "skipped": [list(s) for s in data.skipped],
+    }
+
+
+def _told(name: str, data: Dataset, request: RunRequest) -> list[str]:
+    """What is said of a data set beside the run's own."""
+    split, kinds = request.sources[name].split, sorted(request.taken[name].labels)
+    where = f"{data.root}, split {split}" if split else str(data.root)
+    read = f"their {' and '.join(kinds)} may be read" if kinds else "no label of theirs may be read"
+    head = name.capitalize()
+    return [f"{head}: {len(data)} images of {where}; {read}.", *(f"{head}: {sentence}" for sentence in data.notices)]
+
+
 def _readable(request: RunRequest) -> Dataset:
-    """The images that can be read, their values understood."""
+    """The images that can be read."""
     images, bar = request.data, request.progress
     with bar.counter("reading") as count:
         images = images.readable(progress=count)
@@ -315,65 +394,7 @@ def _readable(request: RunRequest) -> Dataset:
         raise MaskwrightError(
             f"none of the images in {images.root} can be read", "at least one", "run maskwright doctor"
         )
-    with bar.counter("checking") as count:
-        return understand(images, masks=request.method.reads_masks(request.config), progress=count)
-
-
-def understood_source(source: Dataset) -> Dataset:
-    """The source data, its values understood; its own options are those of the doctor, which mends a copy.
-
-    Raises:
-        MaskwrightError: what its values mean is not certain.
-    """
-    try:
-        return understand(source, masks=True)
-    except MaskwrightError as error:
-        where = shlex.quote(str(source.root))
-        repair = f"{error.repair}: as options of maskwright doctor {where} --fix OUT, and give --source OUT"
-        raise MaskwrightError(f"source: {error.found}", error.expected, repair) from error
-
-
-def class_table(images: Dataset, classes: int | None, named: bool) -> tuple[ClassTable, str]:
-    """The classes or clusters to produce.
-
-    Args:
-        images: of the run.
-        classes: how many were asked for, if that was said.
-        named: whether the method's classes are those of labels, which have names; else they are clusters.
-
-    Returns:
-        The table, and where it comes from in a few words.
-
-    Raises:
-        MaskwrightError: fewer than one, another number than the class table has, or fewer than the masks have ids.
-    """
-    if classes is not None and classes < 1:
-        raise MaskwrightError(f"--classes {classes}", "at least 1")
-    known = images.classes
-    if known is not None and classes in (None, len(known.names)):
-        if named:
-            return known, f"the {len(known.names)} of the class table"
-        count = len(known.names)
-        return ClassTable.numbered(count), f"{count} clusters without names, as many as the class table has classes"
-    if classes is not None and named and known is not None:
-        raise MaskwrightError(
-            f"--classes {classes} and a class table of {len(known.names)}", "the same number", "leave --classes out"
-        )
-    if classes is not None:
-        if named and images.checked and (top := highest_id(images, note=False)) >= classes:
-            raise MaskwrightError(
-                f"--classes {classes} and masks with ids up to {top}",
-                "a class for each id",
-                f"add --classes {top + 1}, or --void if ids from {classes} on mean no class",
-            )
-        return ClassTable.numbered(classes), f"{classes} {'classes' if named else 'clusters'}, as asked"
-    if named and images.labels_present()["masks"]:
-        count = highest_id(images) + 1
-        return ClassTable.numbered(count), f"{count}, up to the highest id in the masks that may be read"
-    return (
-        ClassTable.numbered(DEFAULT_CLUSTERS),
-        f"{DEFAULT_CLUSTERS} clusters, the default where neither --classes nor a class table says how many",
-    )
+    return images
 
 
 def find_backbone(
