@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.common import Row, one_thread, side_by_side
-from maskwright import api
+from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.progress import Progress
+from maskwright.engine.run import RunRequest, open_run
 from maskwright.methods.semi.mean_teacher import MeanTeacherConfig, MeanTeacherTraining
-from maskwright.methods.supervised import SupervisedConfig
+from maskwright.methods.supervised import Supervised, SupervisedConfig
 from maskwright.recipes.training.segmenting import SegmentationTraining
 
 CLASSES, PICTURES = 21, 12
@@ -43,12 +44,12 @@ def write_folder(root: Path, size: tuple[int, int] = (360, 480)) -> Path:
 
 def context_of(root: Path, backbone: str, labeled: int) -> Any:
     """A run's context on the folder."""
-    data = api.open_folder(root / "data")
-    return api._context(
-        data.labeled(data.names[:labeled]), "supervised", SupervisedConfig(), Progress(quiet=True),
-        out=root / f"run-{backbone}-{labeled}", source=None, split=None, labeled=None, classes=None, backbone=backbone,
-        weights="random", steps=100, seed=0, device="cpu", resume=False, reason="",
+    data = open_folder(root / "data")
+    request = RunRequest(
+        data=data.labeled(data.names[:labeled]), method=Supervised, out=root / f"run-{backbone}-{labeled}",
+        backbone=backbone, weights="random", steps=100, device="cpu", progress=Progress(quiet=True),
     )  # fmt: skip
+    return open_run(request)
 
 
 def stepper(training: Any, fixed: bool = True) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,6 @@ from PIL import Image
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
-from maskwright import api
 from maskwright.app.report import write_report
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
@@ -49,7 +50,11 @@ def test_evaluate_can_be_called_before_and_after_its_package_is_imported(tmp_pat
     importlib.import_module("maskwright.evaluate.confusion")
     assert mw.evaluate(folder / "masks", folder).to_json()["miou"] == 1
     from maskwright.api import evaluate
+    from maskwright.evaluate import confusion
+    from maskwright.evaluate.confusion import ConfusionMatrix
 
+    assert mw.evaluate is evaluate and confusion.ConfusionMatrix is ConfusionMatrix
+    assert type(sys.modules["maskwright.evaluate"]) is types.ModuleType
     assert evaluate(folder / "masks", folder).to_json()["miou"] == 1
 
 
@@ -124,7 +129,7 @@ def test_a_method_that_reads_no_mask_does_not_care_which_there_are(tmp_path):
 )  # fmt: skip
 def test_which_runs_read_masks(method, settings, reads):
     cls = mw.METHODS[method]
-    assert api._reads_masks(cls, cls.Config(**settings)) is reads
+    assert cls.reads_masks(cls.Config(**settings)) is reads
 
 
 def test_a_network_with_an_encoder_of_its_own_is_what_the_record_tells(tmp_path, capfd):
@@ -176,8 +181,8 @@ def test_a_backbone_that_is_used_is_told_as_before(tmp_path):
         in (run / "report.html").read_text()
     )
     config = mw.METHODS["cam"].Config(network="ddrnet23_slim")
-    assert api._backbone_unused(mw.METHODS["cam"], config) == "", "its classifier stands on it"
-    assert api._backbone_unused(mw.METHODS["supervised"], SupervisedConfig()) == ""
+    assert mw.METHODS["cam"].backbone_unused(config) == "", "its classifier stands on it"
+    assert mw.METHODS["supervised"].backbone_unused(SupervisedConfig()) == ""
 
 
 def test_the_range_of_deep_images_is_kept_in_run_and_model(tmp_path):

@@ -5,7 +5,8 @@
     model = mw.train(data, method="stego", out="runs/photos")
     result = model.predict("a.jpg")
 
-Names are resolved when first used, so that importing the package costs nothing.
+Importing the package is light: what is slow is imported when a function first needs it. `maskwright.evaluate` is the
+function; the package of that name is imported by its modules, `from maskwright.evaluate.protocols import ...`.
 """
 
 from __future__ import annotations
@@ -16,26 +17,18 @@ import importlib
 import os
 import shutil
 import tempfile
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from maskwright.api import evaluate, load, open_folder, suggest, train
-    from maskwright.errors import MaskwrightError
-    from maskwright.methods import METHODS
+from maskwright.errors import MaskwrightError
+from maskwright.methods import METHODS
+
+# Python binds a package in its parent when it is first imported. Done here, before the function of that name is bound,
+# it does not happen later, when somebody imports one of its modules.
+importlib.import_module("maskwright.evaluate")
+from maskwright.api import evaluate, load, open_folder, suggest, train  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = ["METHODS", "MaskwrightError", "evaluate", "load", "open_folder", "suggest", "train"]
-
-_WHERE = {
-    "METHODS": "maskwright.methods",
-    "MaskwrightError": "maskwright.errors",
-    "evaluate": "maskwright.api",
-    "load": "maskwright.api",
-    "open_folder": "maskwright.api",
-    "suggest": "maskwright.api",
-    "train": "maskwright.api",
-}
 
 
 def _place_for_compiled_code() -> None:
@@ -54,13 +47,3 @@ def _place_for_compiled_code() -> None:
 
 
 _place_for_compiled_code()
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'maskwright' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +12,13 @@ from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
-    from maskwright.data.masking.classes import ClassTable
-    from maskwright.engine.context import Context
     from maskwright.engine.progress import Progress
-    from maskwright.engine.records import RunFolder
+    from maskwright.engine.run import Pages
+    from maskwright.engine.streams import Place
     from maskwright.evaluate.scores import Scores
-    from maskwright.models.backbones.build import Backbone
     from maskwright.models.segmenter import Segmenter
     from maskwright.predict.model import Model
     from maskwright.predict.suggest import Suggestions
-
-DEFAULT_CLUSTERS = 12
-"""Clusters where neither `--classes` nor a class table says how many: a few more than most scenes have things."""
 
 
 def open_folder(
@@ -253,10 +245,11 @@ def train(
     method: str = "auto",
     *,
     out: str | Path | None = None,
-    source: str | Path | Dataset | None = None,
+    source: Place | Mapping[str, Place] | Iterable[str] | None = None,
     split: str | None = None,
     labeled: str | Path | None = None,
     classes: int | None = None,
+    names: str | Path | Iterable[str] | None = None,
     backbone: str = "auto",
     weights: str | Path | None = None,
     steps: int | None = None,
@@ -277,10 +270,13 @@ def train(
         data: dataset folder, `layout:path`, or an opened dataset.
         method: a name of `METHODS`, or `auto`.
         out: the run folder; by default `runs/METHOD-DATA`.
-        source: a fully labelled folder of another domain.
+        source: data beside it: `"[NAME=]DATA[@SPLIT]"`, a list of such texts, an opened dataset, a pair (data, split),
+            or a table of these by name. The one without a name is called `source` and is fully labelled; which others
+            a method takes, and whether they need labels, is what the method says.
         split: only these images.
         labeled: name of a split, or a file: only these images' masks may be read.
         classes: number of classes or clusters; by default that of the class table.
+        names: class names, above those of `classes.txt`: with commas between, a file with one a line, or a sequence.
         backbone: a timm name or one of the short names; `auto` takes the best that can be had.
         weights: a local checkpoint for it; `package` for those of the `offline` extra, `random` for none.
         steps: optimiser steps of the main training stage.
@@ -299,38 +295,47 @@ def train(
     Raises:
         MaskwrightError: on bad input.
     """
-    from maskwright.engine.config import configure, flat
+    from maskwright.data.masking.classes import given_names
+    from maskwright.engine.config import configure
     from maskwright.engine.progress import Progress
+    from maskwright.engine.run import RunRequest, open_run, run_method
+    from maskwright.engine.streams import SOURCE, open_sources
     from maskwright.methods import choose_method, find_method
 
     bar = progress or Progress(quiet=int(os.environ.get("RANK", "0")) > 0)
-    if not 0 <= seed < 2**63:
-        raise MaskwrightError(f"--seed {seed}", "a whole number from 0 to 2**63 - 1")
     images = _opened(data, labels, void, range)
     if split is not None:
         images = images.split(split)
     if labeled is not None:
         images = images.labeled(labeled)
+    sources = open_sources(source, beside=images)
     reason = ""
     if method == "auto":
-        method, reason = choose_method(images.labels_present(), len(images), source is not None)
+        method, reason = choose_method(images.labels_present(), len(images), SOURCE in sources)
         bar.say(f"method: {reason}")
     cls = find_method(method)
     config = configure(cls.Config, {**(settings or {}), **more})
-    _needs(cls, config, images, source)
-    if encoder := flat(config).get("encoder"):
-        if backbone not in ("auto", encoder):
-            raise MaskwrightError(f"--backbone {backbone} and --set encoder={encoder}", "one of the two")
-        backbone = encoder
-
-    context = _context(
-        images, cls.name, config, bar, out=out, source=source, split=split, labeled=labeled, classes=classes,
-        backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, resume=resume, reason=reason,
+    if reason and SOURCE not in cls.streams_taken(config):
+        sources.pop(SOURCE, None)  # the reason says so
+    request = RunRequest(
+        data=images, method=cls, config=config, out=out, sources=sources, split=split, labeled=labeled, classes=classes,
+        names=None if names is None else given_names(names), backbone=backbone, weights=weights, steps=steps, seed=seed,
+        device=device, resume=resume, reason=reason, progress=bar,
     )  # fmt: skip
+    context = open_run(request)
     try:
-        return _run(cls, config, context, report)
+        return run_method(cls, config, context, _pages() if report else None)
     finally:
         context.run.release()
+
+
+def _pages() -> Pages:
+    """What makes a run's pictures and its page."""
+    from maskwright.app.pictures import write_previews
+    from maskwright.app.report import write_report
+    from maskwright.engine.run import Pages
+
+    return Pages(write_previews, write_report)
 
 
 def _opened(data: str | Path | Dataset, labels: Any = None, void: Any = None, range: Any = None) -> Dataset:
@@ -341,288 +346,3 @@ def _opened(data: str | Path | Dataset, labels: Any = None, void: Any = None, ra
         return open_folder(data, labels=labels, void=void, range=range)
     said = Reading.parse(labels, void, range)
     return data if said == Reading() else data.with_reading(said)
-
-
-def _understood_source(source: str | Path | Dataset) -> Dataset:
-    """The source folder, its values understood; its own options are those of the doctor, which mends a copy."""
-    from maskwright.data.examining.understanding import understand
-
-    domain = _opened(source)
-    try:
-        return understand(domain, masks=True)
-    except MaskwrightError as error:
-        where = shlex.quote(str(domain.root))
-        repair = f"{error.repair}: as options of maskwright doctor {where} --fix OUT, and give --source OUT"
-        raise MaskwrightError(f"source: {error.found}", error.expected, repair) from error
-
-
-def _labels_needed(cls: Any, config: Any) -> frozenset[str]:
-    """The kinds of labels that a method needs under its options."""
-    return frozenset(getattr(config, "labels_needed", cls.needs))
-
-
-def _needs(cls: Any, config: Any, images: Dataset, source: Any) -> None:
-    present = images.labels_present()
-    for need in sorted(_labels_needed(cls, config)):
-        if need == "source" and source is None:
-            raise MaskwrightError(f"{cls.name} needs a labelled source folder", "--source DATA")
-        if need in present and not present[need]:
-            raise MaskwrightError(
-                f"{cls.name} needs {need} and {images.root} has none", f"at least one image with {need}",
-                f"`maskwright doctor {images.root}` says what it found, `maskwright methods` lists what needs less",
-            )  # fmt: skip
-
-
-def _reads_masks(cls: Any, config: Any) -> bool:
-    """Whether a run learns from masks or, as options that begin with `oracle_` do, peeks at them."""
-    from maskwright.engine.config import options
-
-    oracles = (o for o in options(type(config)) if o.path[-1].startswith("oracle_") or o.flat.startswith("oracle_"))
-    peeks = any(o.of(config) for o in oracles)
-    return peeks or "masks" in _labels_needed(cls, config)
-
-
-def _looks_at_masks(cls: Any, config: Any) -> bool:
-    """Whether anything in a run's folder depends on masks: what it learns from, or figures that it writes beside."""
-    from maskwright.engine.config import flat
-
-    judges = any(flat(config).get(name) for name in ("linear_probe", "threshold_curve"))
-    return judges or _reads_masks(cls, config)
-
-
-def _backbone_unused(cls: Any, config: Any) -> str:
-    """Why a run leaves its backbone's weights aside, as far as its options say; empty where it does not."""
-    from maskwright.models.networks.build import brings_encoder
-    from maskwright.recipes.training.method import NetworkMethod
-
-    if not issubclass(cls, NetworkMethod):
-        return ""
-    if brings_encoder(config.network.name):
-        return f"not used, because network {config.network.name} has an encoder of its own"
-    weights = config.network.weights
-    return f"its weights are not used, because network_weights={weights} replaces them" if weights else ""
-
-
-def _class_table(images: Dataset, classes: int | None, named: bool) -> tuple[ClassTable, str]:
-    from maskwright.data.examining.understanding import highest_id
-    from maskwright.data.masking.classes import ClassTable
-
-    if classes is not None and classes < 1:
-        raise MaskwrightError(f"--classes {classes}", "at least 1")
-    known = images.classes
-    if known is not None and classes in (None, len(known.names)):
-        if named:
-            return known, f"the {len(known.names)} of the class table"
-        count = len(known.names)
-        return ClassTable.numbered(count), f"{count} clusters without names, as many as the class table has classes"
-    if classes is not None and named and known is not None:
-        raise MaskwrightError(
-            f"--classes {classes} and a class table of {len(known.names)}", "the same number", "leave --classes out"
-        )
-    if classes is not None:
-        if named and images.checked and (top := highest_id(images, note=False)) >= classes:
-            raise MaskwrightError(
-                f"--classes {classes} and masks with ids up to {top}", "a class for each id",
-                f"add --classes {top + 1}, or --void if ids from {classes} on mean no class",
-            )  # fmt: skip
-        return ClassTable.numbered(classes), f"{classes} {'classes' if named else 'clusters'}, as asked"
-    if named and images.labels_present()["masks"]:
-        count = highest_id(images) + 1
-        return ClassTable.numbered(count), f"{count}, up to the highest id in the masks that may be read"
-    return (
-        ClassTable.numbered(DEFAULT_CLUSTERS),
-        f"{DEFAULT_CLUSTERS} clusters, the default where neither --classes nor a class table says how many",
-    )
-
-
-def _backbone(
-    name: str, weights: str | Path | None, bar: Progress, seed: int, kind: str = "any", unused: str = ""
-) -> tuple[Backbone, str]:
-    import torch
-
-    from maskwright.engine.seeding import derive
-    from maskwright.models.backbones.build import build_backbone, default_backbone
-
-    torch.manual_seed(derive(seed, "backbone"))  # for weights="random"
-    if name == "auto" and weights is None:
-        backbone, why = default_backbone(kind=kind)
-    elif name == "auto":
-        usual = "dinov2_small" if kind == "vit" else "tf_efficientnet_lite0"
-        backbone = build_backbone(usual, weights=str(weights))
-        why = f"{backbone.name} with the weights given"
-    else:
-        backbone = build_backbone(name, weights=None if weights is None else str(weights))
-        why = f"{backbone.name}, as asked"
-    if unused:
-        return backbone, unused
-    bar.say(f"backbone: {why}; labels its weights saw: {backbone.provenance.labels_seen}")
-    return backbone, why
-
-
-def _context(
-    images: Dataset, method: str, config: Any, bar: Progress, *, out: Any, source: Any, split: Any, labeled: Any,
-    classes: Any, backbone: str, weights: Any, steps: int | None, seed: int, device: str, resume: bool, reason: str,
-) -> Context:  # fmt: skip
-    from maskwright.data.examining.understanding import understand
-    from maskwright.data.trust.files import file_for
-    from maskwright.data.trust.identity import label_identity
-    from maskwright.engine.cache import FeatureCache
-    from maskwright.engine.config import configure, flat, nested
-    from maskwright.engine.context import Context
-    from maskwright.engine.devices import make_fabric, pick_device
-    from maskwright.engine.records import RUNNING, RunFolder, command, labels_note, now, versions
-    from maskwright.evaluate.scores import hash_names
-    from maskwright.methods import METHODS
-
-    if steps is not None and steps < 1:
-        raise MaskwrightError(f"--steps {steps}", "at least 1")
-    where = Path(images.root).resolve().name
-    folder = Path(out) if out is not None else file_for(Path("runs"), f"{method}-{where}", "")
-    RunFolder.check(folder, resume=resume)
-    with bar.counter("reading") as count:
-        images = images.readable(progress=count)
-    for name, why in images.skipped:
-        bar.say(f"skipped {name}: {why}")
-    if not len(images):
-        raise MaskwrightError(
-            f"none of the images in {images.root} can be read", "at least one", "run maskwright doctor"
-        )
-    cls = METHODS[method]
-    with bar.counter("checking") as count:
-        images = understand(images, masks=_reads_masks(cls, config), progress=count)
-    table, why_classes = _class_table(images, classes, named=cls.family != "unsupervised")
-    fabric = make_fabric(device, precision="bf16-mixed" if pick_device(device) == "cuda" else "32-true")
-    bar.quiet = bar.quiet or fabric.global_rank > 0
-    domain = None if source is None else _understood_source(source)
-    unused = _backbone_unused(cls, config)
-    network, why_backbone = _backbone(backbone, weights, bar, seed, cls.backbones, unused)
-    cls.check_backbone(network)
-    digest = hash_names(i.name for i in images.items if i.mask) if labeled or _reads_masks(cls, config) else ""
-    needs = _labels_needed(cls, config)
-    labels = label_identity(
-        images, masks=_looks_at_masks(cls, config), tags="tags" in needs, captions="captions" in needs, source=domain
-    )
-    record = {
-        "status": RUNNING,
-        "command": command(),
-        "method": {"name": cls.name, "title": cls.title, "paper": cls.venue, "link": cls.link, "family": cls.family},
-        "config": flat(config),
-        "options": nested(config),
-        "seed": seed,
-        "steps": steps,
-        "classes_asked": len(table.names),
-        "split": split,
-        "labeled": str(labeled) if labeled is not None else None,
-        "labeled_hash": digest or None,
-        "source": None if domain is None else domain.fingerprint(),
-        "reading": images.settled_reading.to_json(),
-        "versions": versions(),
-        "device": str(fabric.device),
-        "processes": fabric.world_size,
-        "backbone": network.provenance.to_json(),
-        "backbone_unused": unused,
-        "weights_key": network.key,
-        "data": {
-            "root": str(images.root),
-            "images": len(images),
-            "fingerprint": images.fingerprint(),
-            "labels_present": images.labels_present(),
-            "labels": labels.summary(),
-            "skipped": [list(s) for s in images.skipped],
-        },
-        "labels_read": images.ledger.counts(),
-        "started": now(),
-    }
-    run = RunFolder.start(
-        folder, record, resume=resume, writes=fabric.is_global_zero, labels=labels,
-        defaults=flat(configure(cls.Config, {})),
-    )  # fmt: skip
-    if run.earlier:
-        bar.say(run.earlier)
-    context = Context(
-        data=images, table=table, seed=seed, steps=steps, fabric=fabric, run=run, cache=FeatureCache(),
-        backbone=network, source=domain, progress=bar, notes=list(run.record.get("notes", [])),
-    )  # fmt: skip
-    told = [digest and labels_note(images, labeled, digest), reason and f"Method: {reason}."]
-    of_source = [f"Source: {sentence}" for sentence in (domain.notices if domain is not None else ())]
-    with _recorded(run):
-        for sentence in (*images.notices, *of_source, *told, f"Backbone: {why_backbone}.", f"Classes: {why_classes}."):
-            if sentence:
-                context.note(sentence)
-    return context
-
-
-def _trained_sizes(images: Dataset, most: int = 500) -> dict[str, list[int]]:
-    """Sizes of the images trained on, which say at what scale larger ones are to be seen (`predict.tiles`): the median
-    height and width, and the (H, W) that no more than one in twenty exceeds in area."""
-    sizes = [images.size(i) for i in range(0, len(images), max(1, len(images) // most))]
-    by_area = sorted(sizes, key=lambda s: s[0] * s[1])
-    return {
-        "image_size": [sorted(s[k] for s in sizes)[len(sizes) // 2] for k in (0, 1)],
-        "largest_size": list(by_area[-(-len(sizes) * 19 // 20) - 1]),
-    }
-
-
-@contextlib.contextmanager
-def _recorded(run: RunFolder) -> Iterator[None]:
-    """However the block ends before its end, the run's record says so."""
-    from maskwright.engine.records import FAILED, INTERRUPTED
-
-    try:
-        yield
-    except BaseException as error:
-        with contextlib.suppress(MaskwrightError):  # on a full disk the first error is the one to tell
-            run.save(status=INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED)
-        run.release()
-        raise
-
-
-def _run(cls: Any, config: Any, context: Context, report: bool) -> Model:
-    """Stages, model and report."""
-    with _recorded(context.run):
-        return _run_to_the_end(cls(config, context), context, report)
-
-
-def _run_to_the_end(method: Any, context: Context, report: bool) -> Model:
-    from maskwright.engine.context import FEATURES
-    from maskwright.engine.records import FINISHED, MODEL, now
-    from maskwright.engine.stages import run_stages
-    from maskwright.models.bundle import save_bundle
-    from maskwright.predict.model import Model
-
-    run = context.run
-    run_stages(method, context)
-    segmenter = method.segmenter()
-    run.save(provenance=segmenter.provenance.to_json())
-    if run.record["provenance"] != run.record["backbone"]:
-        context.progress.say(f"weights: {segmenter.provenance.summary()}")
-    extra = {
-        **segmenter.extra,
-        "method": run.record["method"],
-        "seed": context.seed,
-        "data": run.record["data"]["fingerprint"],
-        **_trained_sizes(context.data),
-        "refine": method.refinement,
-        "reading": context.data.settled_reading.to_json(),
-    }
-    if run.writes:
-        save_bundle(run.path / MODEL, segmenter, extra)
-    model = Model(segmenter, extra, device=str(context.device))
-    if report and run.writes:
-        from maskwright.app.pictures import write_previews
-        from maskwright.app.report import write_report
-
-        shares = write_previews(run.path, model, context.data, progress=context.progress)
-        run.record["classes"] = [
-            {"name": n, "color": [int(v) for v in c], "share": float(s)}
-            for n, c, s in zip(context.table.names, context.table.colors, shares)
-        ]
-    done = {"status": FINISHED, "finished": now(), "labels_read": context.data.ledger.counts()}
-    if report and run.writes:
-        # The report comes first: a run is finished when all that it leaves is there.
-        context.progress.say(f"report: {write_report(run.path, run.record | done)}")
-    run.save(**done)
-    if run.writes:
-        shutil.rmtree(run.path / FEATURES, ignore_errors=True)
-    context.progress.say(f"model: {run.path / MODEL}")
-    return model

@@ -112,11 +112,16 @@ def methods(json: Json = False) -> None:
 def train(
     data: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
     method: Annotated[str, typer.Option(help="A name that `maskwright methods` lists, or auto.")] = "auto",
-    source: Annotated[str | None, typer.Option(help="A fully labelled folder of another domain.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="[NAME=]DATA[@SPLIT], repeatable: other data, labelled if it has no name.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
     labeled: Annotated[str | None, typer.Option(help="Split or file: the images whose masks may be read.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes or clusters.")] = None,
+    names: Annotated[
+        str | None, typer.Option(help="Class names: with commas between, or a file with one a line.")
+    ] = None,
     backbone: Annotated[str, typer.Option(help="A timm name or a short name, or auto.")] = "auto",
     weights: Annotated[str | None, typer.Option(help="A local checkpoint, or package, or random.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of the main training stage.")] = None,
@@ -133,8 +138,8 @@ def train(
     from maskwright import api
 
     api.train(
-        data, method, out=out, source=source, split=split, labeled=labeled, classes=classes, backbone=backbone,
-        weights=weights, steps=steps, seed=seed, device=device, settings=settings, resume=resume,
+        data, method, out=out, source=source, split=split, labeled=labeled, classes=classes, names=names,
+        backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, settings=settings, resume=resume,
         labels=labels, void=void, range=range,
     )  # fmt: skip
 

@@ -182,15 +182,18 @@ def test_missing_predictions_and_masks_are_counted_and_named(tmp_path: Path, mon
 
 def test_a_source_whose_masks_are_asked_about_is_mended_by_the_printed_command(tmp_path: Path, monkeypatch) -> None:
     from maskwright import api
+    from maskwright.engine.contract import LABELLED_SOURCE
+    from maskwright.engine.streams import understood_source
 
     root = write_set(tmp_path / "source", lambda i, t: grey(255 * t))
     with pytest.raises(MaskwrightError) as raised:
-        api._understood_source(root)
+        understood_source("source", api.open_folder(root), LABELLED_SOURCE)
     command = re.search(r"maskwright (doctor \S+ --fix) OUT", raised.value.repair)
     assert command and "--labels binary255" in raised.value.repair
     words = [*shlex.split(command[1]), str(tmp_path / "out"), "--labels", "binary255"]
     assert run(monkeypatch, *words) == 0
-    np.testing.assert_array_equal(api._understood_source(tmp_path / "out").mask(0), TRUE[0])
+    mended = understood_source("source", api.open_folder(tmp_path / "out"), LABELLED_SOURCE)
+    np.testing.assert_array_equal(mended.mask(0), TRUE[0])
 
 
 def test_train_asks_before_anything_is_made(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -114,7 +114,7 @@ class NoStages(Method):
 
 
 def test_labels_of_the_source_count(tiny_folder, tmp_path):
-    given = context(tiny_folder, tmp_path / "run", source=open_folder(tiny_folder))
+    given = context(tiny_folder, tmp_path / "run", sources={"source": open_folder(tiny_folder)})
 
     class Reads(NoStages):
         def stages(self) -> list[Stage]:

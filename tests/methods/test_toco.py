@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
-from maskwright import api
+from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.tag_targets import TagTargets, find_targets
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
+from maskwright.engine.run import RunRequest, find_backbone, open_run
 from maskwright.errors import MaskwrightError
 from maskwright.methods.weak import toco
 from maskwright.ops.cam_labels import IGNORE, cam_regions
@@ -183,12 +184,12 @@ def test_rates_rise_and_fall():
 
 @pytest.fixture
 def training(tmp_path) -> toco.TocoTraining:
-    data = api.open_folder(write_tiny_folder(tmp_path / "tiny"))
     config = configure(toco.TocoConfig, SMALL)
-    context = api._context(
-        data, "toco", config, Progress(quiet=True), out=tmp_path / "run", source=None, split=None, labeled=None,
-        classes=None, backbone=VIT, weights="random", steps=20, seed=0, device="cpu", resume=False, reason="",
+    request = RunRequest(
+        data=open_folder(write_tiny_folder(tmp_path / "tiny")), method=toco.Toco, config=config, out=tmp_path / "run",
+        backbone=VIT, weights="random", steps=20, device="cpu", progress=Progress(quiet=True),
     )  # fmt: skip
+    context = open_run(request)
     targets = find_targets(context.data, context.table)
     return toco.TocoTraining(context, config, targets, 20)
 
@@ -344,10 +345,10 @@ def test_the_automatic_backbone_is_a_transformer(monkeypatch):
     monkeypatch.setattr(backbones, "hub_cached", lambda *_: None)
     monkeypatch.setattr(backbones, "hub_reachable", lambda: False)
     with pytest.raises(MaskwrightError, match="no vision transformer is in the local hub cache"):
-        api._backbone("auto", None, Progress(quiet=True), 0, "vit")
+        find_backbone("auto", None, Progress(quiet=True), 0, "vit")
     real = backbones.build_backbone
     monkeypatch.setattr(backbones, "build_backbone", lambda name, weights: asked.append(name) or real(VIT, weights))
-    backbone, _ = api._backbone("auto", "random", Progress(quiet=True), 0, "vit")
+    backbone, _ = find_backbone("auto", "random", Progress(quiet=True), 0, "vit")
     assert backbone.is_vit and asked == ["dinov2_small"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 
 from maskwright.engine import seeding
 from maskwright.engine.cache import FeatureCache, FeatureStore
+from maskwright.engine.ledgers import TARGET, Ledgers
 from maskwright.engine.loop import Training, fit
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
@@ -22,23 +24,9 @@ if TYPE_CHECKING:
 
     from maskwright.data.folders.folder import Dataset
     from maskwright.data.masking.classes import ClassTable
-    from maskwright.data.trust.ledger import Ledger
     from maskwright.models.backbones.build import Backbone
     from maskwright.models.preprocess import Preprocess
     from maskwright.models.segmenter import BackboneEncoder
-
-
-class _LedgerState:
-    """The ledger as a part of a checkpoint: what a killed run had read is added to what was read since."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self.ledger.state_dict())
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.ledger.merge(state)
 
 
 @dataclass
@@ -54,7 +42,8 @@ class Context:
         run: the run's folder and record.
         cache: features on disk.
         backbone: the network that sees; frozen unless a method trains it.
-        source: a labelled folder of another domain, or None.
+        sources: the data sets beside the run's own, by the names that `--source` gave; what the method's contract does
+            not let it read of their labels is hidden.
         progress: how work shows itself.
         notes: sentences for the report.
     """
@@ -67,9 +56,35 @@ class Context:
     run: RunFolder
     cache: FeatureCache
     backbone: Backbone
-    source: Dataset | None = None
+    sources: Mapping[str, Dataset] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def streams(self) -> dict[str, Dataset]:
+        """All data sets by name: `target`, which is `data`, and those of `sources`."""
+        return {TARGET: self.data, **self.sources}
+
+    @property
+    def source(self) -> Dataset | None:
+        """The data set of the unnamed `--source`, labelled and of another domain; None where there is none."""
+        return self.sources.get("source")
+
+    @property
+    def ledgers(self) -> Ledgers:
+        """Which labels were read, by stream."""
+        return Ledgers.of(self.streams)
+
+    def data_of(self, name: str) -> Dataset:
+        """The data set of one name, `target` or one of `--source`.
+
+        Raises:
+            KeyError: there is none; a method that asks for it declares it as required (`Method.streams`).
+        """
+        streams = self.streams
+        if name not in streams:
+            raise KeyError(f"no data set called {name!r} in this run, only {', '.join(streams)}")
+        return streams[name]
 
     @property
     def classes(self) -> int:
@@ -94,7 +109,7 @@ class Context:
 
     def fit(self, training: Training, name: str, folder: Path, steps: int, **options: Any) -> None:
         """Trains a stage through the one loop; which labels it read is saved with its checkpoints."""
-        training.extra = {**training.extra, "ledger": _LedgerState(self.data.ledger)}
+        training.extra = {**training.extra, "ledger": self.ledgers}
         fit(
             training,
             name=name,

@@ -6,7 +6,7 @@ The loop, the command line and the contract tests know methods only by what stan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -39,6 +39,26 @@ class Stage:
     says: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class StreamNeed:
+    """What a method takes of one named data set beside the run's own.
+
+    Attributes:
+        says: what it is for, in a few words.
+        labels: the kinds of labels that it reads there and that each image must have, out of `masks`, `tags`,
+            `captions`; all others are hidden from it.
+        required: whether it cannot run without.
+    """
+
+    says: str
+    labels: frozenset[str] = frozenset()
+    required: bool = True
+
+
+LABELLED_SOURCE = StreamNeed(says="a fully labelled folder of another domain", labels=frozenset({"masks"}))
+"""What the data set called `source` is, where a method says no more than that it needs it."""
+
+
 class Method(ABC):
     """A paper, as the program runs it.
 
@@ -49,6 +69,10 @@ class Method(ABC):
         link: the paper's address.
         family: `unsupervised`, `semi`, `weak`, `adapt`, `language` or `supervised`.
         needs: labels without which it cannot run, out of `masks`, `tags`, `captions`, `names`, `source`.
+        streams: the named data sets that it takes beside the run's own, required or not. One that needs `source` and
+            says no more of it gets a fully labelled one.
+        classes_from: `labels` where its classes are those of the labels, which have names; `clusters` where it finds
+            them itself.
         backbones: `any`, or `vit` where only a vision transformer will do; the automatic choice respects it.
         Config: its keyword-only dataclass of options.
     """
@@ -59,6 +83,8 @@ class Method(ABC):
     link: ClassVar[str]
     family: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
+    streams: ClassVar[Mapping[str, StreamNeed]] = {}
+    classes_from: ClassVar[Literal["labels", "clusters"]] = "labels"
     backbones: ClassVar[Literal["any", "vit"]] = "any"
     Config: ClassVar[type]
 
@@ -81,6 +107,41 @@ class Method(ABC):
                 "give --backbone dinov2_small or dino_small16, or leave it out",
             )
 
+    @classmethod
+    def labels_needed(cls, config: Any) -> frozenset[str]:
+        """The labels without which a run with these options cannot be: `needs`, unless an option changes it."""
+        return cls.needs
+
+    @classmethod
+    def streams_taken(cls, config: Any) -> dict[str, StreamNeed]:
+        """The named data sets that a run with these options takes beside its own: `streams`, unless an option changes
+        it, and `source` where that is needed."""
+        needed = {"source": LABELLED_SOURCE} if "source" in cls.labels_needed(config) else {}
+        return {**needed, **cls.streams}
+
+    @classmethod
+    def reads_masks(cls, config: Any) -> bool:
+        """Whether a run with these options learns from masks of its own data, or lets them choose what it keeps.
+
+        A method with an option that peeks at masks overrides this.
+        """
+        return "masks" in cls.labels_needed(config)
+
+    @classmethod
+    def judges(cls, config: Any) -> bool:
+        """Whether a run with these options writes figures against masks beside its model."""
+        return False
+
+    @classmethod
+    def wanted_backbone(cls, config: Any) -> str:
+        """The backbone that the options name; empty where they name none."""
+        return ""
+
+    @classmethod
+    def backbone_unused(cls, config: Any) -> str:
+        """Why a run with these options leaves its backbone's weights aside; empty where it does not."""
+        return ""
+
     @abstractmethod
     def stages(self) -> list[Stage]:
         """The stages in order; each is skipped in a resumed run where its folder says that it is done."""
@@ -88,7 +149,7 @@ class Method(ABC):
     @property
     def refinement(self) -> str:
         """How predictions are refined where the user does not say: `none`, `crf` or `guided`."""
-        return "crf" if getattr(self.config, "crf", False) else "none"
+        return "none"
 
     @abstractmethod
     def segmenter(self) -> Segmenter:

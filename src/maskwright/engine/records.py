@@ -42,7 +42,6 @@ IDENTITY = (
     "split",
     "labeled",
     "labeled_hash",
-    "source",
     "reading",
     "weights_key",
 )
@@ -64,7 +63,9 @@ SHAPE: dict[str, Any] = {
     "config?": dict,
     "options?": dict,
     "data?": {"fingerprint?": (str, None), "labels?": (dict, None)},
+    "sources?": {str: {"fingerprint?": str, "reading?": (dict, None)}},
     "labels_read?": {str: {str: int}},
+    "labels_read_by_stream?": {str: {str: {str: int}}},
     "backbone?": (dict, None),
     "provenance?": (dict, None),
     "notes?": [str],
@@ -276,6 +277,7 @@ class RunFolder:
             (self.record.get("data") or {}).get("fingerprint"),
             (asked.get("data") or {}).get("fingerprint"),
         )
+        pairs["sources"] = (_source_identity(self.record), _source_identity(asked))
         for key, (was, now_) in pairs.items():
             if key in LATER and was is None:
                 continue
@@ -414,6 +416,12 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds so far."""
         return time.perf_counter() - self._start
+
+
+def _source_identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same of the data sets beside a run's own, by name."""
+    kept = ("fingerprint", "split", "reading")
+    return {name: {k: data.get(k) for k in kept} for name, data in (record.get("sources") or {}).items()}
 
 
 def _difference(key: str, was: Any, now_: Any) -> str:

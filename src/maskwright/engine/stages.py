@@ -30,7 +30,7 @@ def run_stages(method: Method, context: Context) -> None:
     stages = method.stages()
     done = {stage.name: _done(context, run.path / stage.name / DONE) for stage in stages}
     run.record["stages"] = [record for record in done.values() if record is not None]
-    run.save(labels_read=context.data.ledger.counts())
+    run.save(**context.ledgers.record())
     for number, stage in enumerate(stages, 1):
         folder = run.stage_folder(stage.name)
         stop_if_asked()
@@ -60,22 +60,20 @@ def run_stages(method: Method, context: Context) -> None:
             write_record(folder / DONE, record)
         done[stage.name] = record
         run.record["stages"] = [r for r in done.values() if r is not None]
-        run.save(labels_read=context.data.ledger.counts())
+        run.save(**context.ledgers.record())
     barrier()
 
 
 def _join_ledgers(context: Context) -> None:
-    """Puts what all processes read, and what was read of the source folder, into the run's one ledger."""
-    ledger = context.data.ledger
-    if context.source is not None and context.source.ledger is not ledger:
-        ledger.merge(context.source.ledger, prefix="source/")
-    for other in gather_objects(ledger.state_dict()):
-        ledger.merge(other)
+    """Puts what all processes read into the run's ledgers."""
+    ledgers = context.ledgers
+    for other in gather_objects(ledgers.state_dict()):
+        ledgers.load_state_dict(other)
 
 
 def _save_ledger(context: Context) -> None:
     if context.run.writes:
-        write_record(context.run.path / LEDGER, context.data.ledger.state_dict())
+        write_record(context.run.path / LEDGER, context.ledgers.state_dict())
 
 
 def _done(context: Context, path: Path) -> dict[str, Any] | None:
@@ -95,7 +93,7 @@ def _restore_ledger(context: Context) -> None:
     if not saved.exists():
         return
     try:
-        context.data.ledger.merge(parse_record(saved.read_bytes()))
+        context.ledgers.load_state_dict(parse_record(saved.read_bytes()))
     except (OSError, ValueError) as error:
         raise unreadable(
             saved, error, "the record of which labels the run read", "choose another --out: what was read is not known"

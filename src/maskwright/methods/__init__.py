@@ -69,7 +69,7 @@ def find_method(name: str) -> type[Method]:
 
 
 PREFERENCES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("source", "there is a labelled source folder", ()),
+    ("source", "there is a labelled source folder", ("dacs", "source_only")),
     ("masks", "some images have masks", ("unimatch", "mean_teacher", "supervised")),
     ("tags", "images have tags", ("seam", "cam")),
     ("captions", "images have captions", ()),
@@ -115,4 +115,6 @@ def choose_method(labels: Mapping[str, int], images: int, source: bool = False) 
 
 def _left(unused: list[str]) -> str:
     """What the chosen method leaves aside, as the end of a sentence."""
-    return f"; it does not use the {' and '.join(unused)} that are there" if unused else ""
+    labels = [kind for kind in unused if kind != "source"]
+    told = "; no method here uses the source" if "source" in unused else ""
+    return told + (f"; it does not use the {' and '.join(labels)} that are there" if labels else "")

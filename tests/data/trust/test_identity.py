@@ -86,15 +86,23 @@ def test_tags_captions_and_classes(tiny_folder):
     assert changes(tiny_folder, was)[2] == "classes.txt is gone"
 
 
-def test_the_source_folder(tiny_folder, tmp_path):
+def test_the_data_sets_beside_it(tiny_folder, tmp_path):
     from tests.conftest import write_tiny_folder
 
-    source = write_tiny_folder(tmp_path / "source")
-    was = of(tiny_folder, source=open_folder(source))
-    invert(source / "masks" / "picture_02.png")
-    now = of(tiny_folder, source=open_folder(source))
-    assert now.changes_since(was) == ["in the source folder the masks of 1 image changed (first: picture_02)"]
-    assert now.summary()["source"] != was.summary()["source"]
+    roots = {name: write_tiny_folder(tmp_path / name) for name in ("source", "day")}
+
+    def both() -> LabelIdentity:
+        beside = {n: label_identity(open_folder(r), masks=True, tags=False, captions=False) for n, r in roots.items()}
+        return of(tiny_folder, sources=beside)
+
+    was = both()
+    invert(roots["day"] / "masks" / "picture_02.png")
+    now = both()
+    assert now.changes_since(was) == ["in the day data the masks of 1 image changed (first: picture_02)"]
+    assert now.summary()["sources"]["day"] != was.summary()["sources"]["day"]
+    assert now.summary()["sources"]["source"] == was.summary()["sources"]["source"]
+    again = LabelIdentity.from_json(json.loads(json.dumps(now.to_json())))
+    assert again == now and both().changes_since(again) == []
 
 
 def test_files_are_read_once(tiny_folder, monkeypatch):

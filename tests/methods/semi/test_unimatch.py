@@ -15,12 +15,13 @@ from tests.conftest import write_tiny_folder
 from tests.methods.semi.checks import check_is_supervised
 
 import maskwright as mw
-from maskwright import api
+from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine import loop
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
+from maskwright.engine.run import RunRequest, open_run
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import unimatch as um
 from maskwright.recipes.training.segmenting import SegmentationTraining
@@ -46,13 +47,12 @@ def batch_of(t) -> um.SemiBatch:
 
 @pytest.fixture
 def vit_context(tmp_path):
-    data = api.open_folder(write_tiny_folder(tmp_path / "tiny"))
-    data = data.labeled(data.names[:3])
-    return api._context(
-        data, "unimatch", um.UniMatchConfig(), Progress(quiet=True), out=tmp_path / "vit", source=None, split=None,
-        labeled=None, classes=None, backbone=VIT, weights="random", steps=4, seed=0, device="cpu", resume=False,
-        reason="",
+    data = open_folder(write_tiny_folder(tmp_path / "tiny"))
+    request = RunRequest(
+        data=data.labeled(data.names[:3]), method=um.UniMatch, out=tmp_path / "vit", backbone=VIT, weights="random",
+        steps=4, device="cpu", progress=Progress(quiet=True),
     )  # fmt: skip
+    return open_run(request)
 
 
 # ---------------------------------------------------------------------- losses

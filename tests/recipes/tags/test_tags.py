@@ -14,6 +14,7 @@ from maskwright.data.training.tag_targets import TagTargets, find_targets
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.build import build_backbone
+from maskwright.recipes.tags.pipeline import PipelineConfig, TagMethod
 from maskwright.recipes.tags.tags import TagConfig, TagTraining, multi_label_soft_margin, note_targets, tag_steps
 
 
@@ -167,4 +168,10 @@ def test_steps_and_contradictions(data):
     assert tag_steps(ctx, config()) == 30 and tag_steps(ctx, config(tag_steps=5)) == 5
     with pytest.raises(MaskwrightError, match="tag_scale_max"):
         config(tag_scale_min=2.0)
-    assert config(tags_from_masks=True).labels_needed == {"masks"} and config().labels_needed == {"tags"}
+
+
+def test_masks_that_stand_for_tags_are_the_labels_needed():
+    def needed(**options):
+        return TagMethod.labels_needed(configure(PipelineConfig, options))
+
+    assert needed(tags_from_masks=True) == {"masks"} and needed() == {"tags"}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,6 +192,30 @@ class Dataset:
         derived = self.with_items(self.items)
         derived.notices = tuple(dict.fromkeys((*self.notices, *sentences)))
         return derived
+
+    def with_classes(self, classes: ClassTable | None) -> Dataset:
+        """The same dataset with another class table. What mask values mean is asked anew."""
+        derived = self.with_reading(self.reading)
+        derived.classes = classes
+        return derived
+
+    def with_ledger(self, ledger: Ledger) -> Dataset:
+        """The same dataset, which notes what is read of its labels elsewhere."""
+        derived = self.with_items(self.items)
+        derived.ledger = ledger
+        return derived
+
+    def only_labels(self, kinds: Collection[str]) -> Dataset:
+        """Hides the labels of all kinds but these ("masks", "tags", "captions"), whatever lies in the folder."""
+        return self.with_items(
+            replace(
+                item,
+                mask=item.mask if "masks" in kinds else None,
+                tags=item.tags if "tags" in kinds else None,
+                captions=item.captions if "captions" in kinds else (),
+            )
+            for item in self.items
+        )
 
     def subset(self, indices: Iterable[int]) -> Dataset:
         """The images at these places, in this order."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from maskwright.data.folders.scan import is_regular
 from maskwright.data.folders.tables import read_lines
 from maskwright.errors import MaskwrightError
 
@@ -193,6 +194,33 @@ def read_classes(
             f"--void {','.join(map(str, (*sorted(known), number)))}"
         )
     return ClassTable(tuple(lines), default_palette(len(lines)))
+
+
+def given_names(names: str | os.PathLike[str] | Iterable[str]) -> tuple[str, ...]:
+    """Class names as `--names` takes them.
+
+    Args:
+        names: names with commas between; a file with one name a line, as `classes.txt`; or the names themselves.
+
+    Raises:
+        MaskwrightError: no name, an empty one, one twice, or a file that is not there or not such a list.
+    """
+    if isinstance(names, str | os.PathLike):
+        text = os.fspath(names)
+        if is_regular(text):
+            return read_classes(text).names
+        if not isinstance(names, str) or ("," not in text and (os.sep in text or text.endswith(".txt"))):
+            raise MaskwrightError(
+                f"--names {text}, and there is no such file", "names with commas between, or a file with one a line"
+            )
+        names = text.split(",")
+    found = [name.strip() for name in names]
+    expected = "at least one name, each of them once"
+    if not found or not all(found):
+        raise MaskwrightError(f"--names with {'an empty name' if found else 'no name'}", expected, "--names road,sky")
+    if twice := next((name for k, name in enumerate(found) if name in found[:k]), None):
+        raise MaskwrightError(f"--names with {twice!r} twice", expected, "rename one of them")
+    return tuple(found)
 
 
 def _bare(name: str) -> str:

@@ -21,7 +21,7 @@ from maskwright.errors import MaskwrightError
 
 KINDS = ("masks", "tags", "captions")
 _DIGITS = 16
-_SHAPE = {"kinds": {str: {str: str}}, "classes": ([str], None), "colours": (str, None), "source?": (dict, None)}
+_SHAPE = {"kinds": {str: {str: str}}, "classes": ([str], None), "colours": (str, None), "sources?": {str: dict}}
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class LabelIdentity:
         kinds: {kind: {image: 16 hexadecimal digits}}, of the kinds that are read.
         classes: class names in the order of their ids; None where there are none.
         colours: hash of their colours; None where there are none.
-        source: likewise of the source folder.
+        sources: likewise of the data sets beside the run's own, by name.
     """
 
     kinds: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     colours: str | None = None
-    source: LabelIdentity | None = None
+    sources: Mapping[str, LabelIdentity] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; `from_json` reads them back."""
@@ -46,7 +46,7 @@ class LabelIdentity:
             "kinds": {kind: dict(sorted(found.items())) for kind, found in self.kinds.items()},
             "classes": None if self.classes is None else list(self.classes),
             "colours": self.colours,
-            "source": None if self.source is None else self.source.to_json(),
+            "sources": {name: labels.to_json() for name, labels in self.sources.items()},
         }
 
     @classmethod
@@ -58,12 +58,12 @@ class LabelIdentity:
         """
         if told := misfit(record, _SHAPE):
             raise MaskwrightError(f"a list of labels whose {told}", "what an earlier run wrote", "choose another --out")
-        names, source = record["classes"], record.get("source")
+        names = record["classes"]
         return cls(
             record["kinds"],
             None if names is None else tuple(names),
             record["colours"],
-            None if source is None else cls.from_json(source),
+            {name: cls.from_json(labels) for name, labels in record.get("sources", {}).items()},
         )
 
     def summary(self) -> dict[str, Any]:
@@ -73,8 +73,8 @@ class LabelIdentity:
         }
         if self.classes is not None:
             sums["classes"] = _hash([*self.classes, self.colours or ""])
-        if self.source is not None:
-            sums["source"] = self.source.summary()
+        if self.sources:
+            sums["sources"] = {name: labels.summary() for name, labels in self.sources.items()}
         return sums
 
     def changes_since(self, was: LabelIdentity) -> list[str]:
@@ -88,13 +88,13 @@ class LabelIdentity:
             told.append(_classes_told(was.classes, self.classes))
         elif self.colours != was.colours:
             told.append("the colours of the classes changed")
-        if self.source is not None and was.source is not None:
-            told += [f"in the source folder {t}" for t in self.source.changes_since(was.source)]
+        for name in sorted(self.sources.keys() & was.sources.keys()):
+            told += [f"in the {name} data {t}" for t in self.sources[name].changes_since(was.sources[name])]
         return told
 
 
 def label_identity(
-    data: Dataset, *, masks: bool, tags: bool, captions: bool, source: Dataset | None = None
+    data: Dataset, *, masks: bool, tags: bool, captions: bool, sources: Mapping[str, LabelIdentity] | None = None
 ) -> LabelIdentity:
     """The identity of a data set's labels. Nothing is noted in the ledger: no label is understood.
 
@@ -103,7 +103,7 @@ def label_identity(
         masks: whether masks are read.
         tags: whether tags are.
         captions: whether captions are.
-        source: a folder of another domain, whose masks are read.
+        sources: the identities of the data sets beside it, by name.
 
     Raises:
         MaskwrightError: a mask file cannot be read.
@@ -115,11 +115,11 @@ def label_identity(
         kinds["tags"] = {i.name: _hash(i.tags)[:_DIGITS] for i in data.items if i.tags is not None}
     if captions:
         kinds["captions"] = {i.name: _hash(i.captions)[:_DIGITS] for i in data.items if i.captions}
-    other = None if source is None else label_identity(source, masks=True, tags=False, captions=False)
+    others = dict(sources or {})
     table: ClassTable | None = data.classes
     if table is None:
-        return LabelIdentity(kinds, source=other)
-    return LabelIdentity(kinds, tuple(table.names), _digest(table.colors.tobytes()).hex(), other)
+        return LabelIdentity(kinds, sources=others)
+    return LabelIdentity(kinds, tuple(table.names), _digest(table.colors.tobytes()).hex(), others)
 
 
 def _mask_hashes(data: Dataset) -> dict[str, str]:

@@ -146,8 +146,14 @@ class DeepSpectral(Method):
     venue: ClassVar[str] = "Melas-Kyriazi et al., CVPR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2205.07839"
     family: ClassVar[str] = "unsupervised"
+    classes_from: ClassVar[Literal["labels", "clusters"]] = "clusters"
     Config: ClassVar[type] = DeepSpectralConfig
     config: DeepSpectralConfig
+
+    @property
+    def refinement(self) -> str:
+        """The dense CRF, where the option `crf` says so."""
+        return "crf" if self.config.crf else "none"
 
     def stages(self) -> list[Stage]:
         """Spectra, segments, cluster, self_train."""

@@ -57,6 +57,11 @@ class KMeans(FrozenMethod):
     Config: ClassVar[type] = KMeansConfig
     config: KMeansConfig
 
+    @property
+    def refinement(self) -> str:
+        """The dense CRF, where the option `crf` says so."""
+        return "crf" if self.config.crf else "none"
+
     def own_stages(self) -> list[Stage]:
         """Features, PCA and clusters."""
         return [Stage("cluster", "fit", self.cluster, "features of a frozen network, PCA, k-means")]

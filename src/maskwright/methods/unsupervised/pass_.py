@@ -33,7 +33,7 @@ import copy
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -229,8 +229,14 @@ class Pass(Method):
     venue: ClassVar[str] = "Gao et al., TPAMI 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.03149"
     family: ClassVar[str] = "unsupervised"
+    classes_from: ClassVar[Literal["labels", "clusters"]] = "clusters"
     Config: ClassVar[type] = PassConfig
     config: PassConfig
+
+    @classmethod
+    def reads_masks(cls, config: PassConfig) -> bool:
+        """To choose the threshold, where that is asked for."""
+        return config.oracle_threshold
 
     def __init__(self, config: PassConfig, context: Any) -> None:
         super().__init__(config, context)

@@ -303,6 +303,11 @@ class Stego(FrozenMethod):
     Config: ClassVar[type] = StegoConfig
     config: StegoConfig
 
+    @property
+    def refinement(self) -> str:
+        """The dense CRF, where the option `crf` says so."""
+        return "crf" if self.config.crf else "none"
+
     def own_stages(self) -> list[Stage]:
         """Prepare (PCA, neighbours, shifts), distill, cluster."""
         says = "features, nearest photographs, shifts from their correlations"

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
@@ -32,8 +32,14 @@ class FrozenMethod(Method):
     """A method on frozen features; its own stages are followed by a linear probe where that is asked for."""
 
     family: ClassVar[str] = "unsupervised"
+    classes_from: ClassVar[Literal["labels", "clusters"]] = "clusters"
     Config: ClassVar[type] = FrozenConfig
     config: Any
+
+    @classmethod
+    def judges(cls, config: Any) -> bool:
+        """A linear probe is fitted to masks."""
+        return bool(config.linear_probe)
 
     @cached_property
     def features(self) -> FrozenFeatures:

@@ -82,6 +82,26 @@ class TagMethod(Method):
     trainer: ClassVar[type[TagTraining]] = TagTraining
     config: Any
 
+    @classmethod
+    def labels_needed(cls, config: Any) -> frozenset[str]:
+        """Tags, or the masks that stand for them."""
+        return frozenset({"masks" if config.tags_from_masks else "tags"})
+
+    @classmethod
+    def reads_masks(cls, config: Any) -> bool:
+        """Instead of tags, or to choose the threshold."""
+        return bool(config.tags_from_masks or config.oracle_threshold)
+
+    @classmethod
+    def judges(cls, config: Any) -> bool:
+        """The curve of the threshold is measured on masks."""
+        return bool(config.threshold_curve)
+
+    @classmethod
+    def wanted_backbone(cls, config: Any) -> str:
+        """The option `network.encoder`."""
+        return str(config.network.encoder)
+
     def stages(self) -> list[Stage]:
         """Classify, cams, seeds, retrain."""
         return [

@@ -72,11 +72,6 @@ class TagConfig:
         if self.tag_scale_min > self.tag_scale_max:
             raise MaskwrightError(f"tag_scale_min={self.tag_scale_min}", f"at most tag_scale_max={self.tag_scale_max}")
 
-    @property
-    def labels_needed(self) -> frozenset[str]:
-        """The labels that a run with these options reads."""
-        return frozenset({"masks" if self.tags_from_masks else "tags"})
-
 
 def note_targets(context: Context, targets: TagTargets) -> None:
     """Tells the report what is tagged, what is not, and what stands for the background."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from maskwright.data.training.sources import Labels, MaskLabels
 from maskwright.engine.contract import Method, Stage
-from maskwright.models.networks.build import Network
+from maskwright.models.networks.build import Network, brings_encoder
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.training.network import make_segmenter, trained_network
 from maskwright.recipes.training.selection import hold_out
@@ -28,6 +28,19 @@ class NetworkMethod(Method):
     trainer: ClassVar[Callable[..., NetworkTraining]] = NetworkTraining
     says: ClassVar[str] = ""
     config: Any
+
+    @classmethod
+    def wanted_backbone(cls, config: Any) -> str:
+        """The option `network.encoder`."""
+        return str(config.network.encoder)
+
+    @classmethod
+    def backbone_unused(cls, config: Any) -> str:
+        """A network may bring an encoder of its own, or weights of the whole network may replace the backbone's."""
+        name, weights = config.network.name, config.network.weights
+        if brings_encoder(name):
+            return f"not used, because network {name} has an encoder of its own"
+        return f"its weights are not used, because network_weights={weights} replaces them" if weights else ""
 
     @property
     def result(self) -> str:

@@ -1,0 +1,116 @@
+"""The classes or clusters that a run produces: whose names they have, and how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from maskwright.data.examining.understanding import highest_id
+from maskwright.data.masking.classes import ClassTable
+from maskwright.errors import MaskwrightError
+
+if TYPE_CHECKING:
+    from maskwright.data.folders.folder import Dataset
+
+DEFAULT_CLUSTERS = 12
+"""Clusters where neither `--classes` nor a class table says how many: a few more than most scenes have things."""
+
+
+def known_table(
+    target: Dataset, labelled: Mapping[str, Dataset], names: Sequence[str] | None
+) -> tuple[ClassTable | None, str]:
+    """The class table of a run whose classes are those of labels: names and colours.
+
+    Args:
+        target: the run's own data.
+        labelled: the data sets beside it whose masks are learned from.
+        names: class names that were given, which go above all tables.
+
+    Returns:
+        The table, and whose it is in a few words; None and "" where there is none.
+
+    Raises:
+        MaskwrightError: two tables do not name the same classes.
+    """
+    tables = {"": target.classes, **{name: data.classes for name, data in labelled.items()}}
+    found = [(of, table) for of, table in tables.items() if table is not None]
+    if names is not None:
+        # Colours stay, where there are as many: masks may be drawn in them.
+        colors = next((table.colors for _, table in found if len(table) == len(names)), None)
+        table = ClassTable(tuple(names)) if colors is None else ClassTable(tuple(names), colors)
+        return table, "that --names gives"
+    if not found:
+        return None, ""
+    (first, table), *others = found
+    for of, other in others:
+        if other.names != table.names:
+            raise _conflict(first, table, of, other)
+    return table, f"of the class table of {first}" if first else "of the class table"
+
+
+def _conflict(a: str, one: ClassTable, b: str, other: ClassTable) -> MaskwrightError:
+    k = next((k for k, (x, y) in enumerate(zip(one.names, other.names)) if x != y), None)
+    whose = [name or "the run's own data" for name in (a, b)]
+    if k is None:
+        what = f"{whose[0]} has {len(one)} classes and {whose[1]} has {len(other)}"
+    else:
+        what = f"class {k} is {one.names[k]!r} in {whose[0]} and {other.names[k]!r} in {whose[1]}"
+    return MaskwrightError(
+        what, "the same classes in the same order", "mend one of the two classes.txt; --names gives names for both"
+    )
+
+
+def class_table(
+    known: ClassTable | None,
+    whose: str = "of the class table",
+    *,
+    named: bool,
+    classes: int | None = None,
+    counted: Mapping[str, Dataset] | None = None,
+) -> tuple[ClassTable, str]:
+    """The classes or clusters to produce.
+
+    Args:
+        known: the class table, if there is one.
+        whose: whose it is, in a few words.
+        named: whether the method's classes are those of labels, which have names; else they are clusters.
+        classes: how many were asked for, if that was said.
+        counted: data sets whose masks say how many there are, where nothing else does.
+
+    Returns:
+        The table, and where it comes from in a few words.
+
+    Raises:
+        MaskwrightError: fewer than one, another number than the class table has, or fewer than the masks have ids.
+    """
+    if classes is not None and classes < 1:
+        raise MaskwrightError(f"--classes {classes}", "at least 1")
+    if known is not None and classes in (None, len(known)):
+        if named:
+            return known, f"the {len(known)} {whose}"
+        return (
+            ClassTable.numbered(len(known)),
+            f"{len(known)} clusters without names, as many as the class table has classes",
+        )
+    if classes is not None and named and known is not None:
+        raise MaskwrightError(
+            f"--classes {classes} and a class table of {len(known)}", "the same number", "leave --classes out"
+        )
+    masks = [data for data in (counted or {}).values() if data.labels_present()["masks"]] if named else []
+    if classes is not None:
+        # The number was said: masks are compared with it where they were looked at anyway, and taught nothing.
+        top = max((highest_id(data, note=False) for data in masks if data.checked), default=-1)
+        if top >= classes:
+            raise MaskwrightError(
+                f"--classes {classes} and masks with ids up to {top}",
+                "a class for each id",
+                f"add --classes {top + 1}, or --void if ids from {classes} on mean no class",
+            )
+        return ClassTable.numbered(classes), f"{classes} {'classes' if named else 'clusters'}, as asked"
+    if masks:
+        count = max(highest_id(data) for data in masks) + 1
+        return ClassTable.numbered(count), f"{count}, up to the highest id in the masks that may be read"
+    return (
+        ClassTable.numbered(DEFAULT_CLUSTERS),
+        f"{DEFAULT_CLUSTERS} clusters, the default where neither --classes nor a class table says how many",
+    )
