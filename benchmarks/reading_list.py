@@ -24,7 +24,17 @@ from maskwright.engine.loop import Training
 from maskwright.methods import METHODS
 
 ROOT = Path(maskwright.__file__).parent
-WAY = ("cli", "cli.train", "cli.main", "api", "methods", "engine.run", "engine.stages", "engine.loop", "engine.contract")
+WAY = (
+    "cli",
+    "cli.train",
+    "cli.main",
+    "api",
+    "methods",
+    "engine.run",
+    "engine.stages",
+    "engine.loop",
+    "engine.contract",
+)
 """From the verb to the loop; what a version of the program does not have is passed over."""
 
 
