@@ -15,15 +15,26 @@ import torch
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 
+from maskwright.methods import METHODS
+
 STEPS = 150
 
 
+OPTIONS = {
+    "stego": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
+    "deep_spectral": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
+    "dacs": ("--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2"),
+}
+"""What makes a method's run small."""
+
+
 def command(data: Path, out: Path, method: str, *more: str) -> list[str]:
+    """A training; of a method that needs a source, on one in the folder beside its data."""
+    source = ("--source", str(data.with_name("source"))) if "source" in METHODS[method].needs else ()
     return [
         sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method, "--classes", "3",
-        "--out", str(out), "--backbone", "tf_efficientnet_lite0", "--weights", "random", "--set", "short_side=64",
-        "--set", "batch=4",
-        "--steps", str(STEPS), "--device", "cpu", *more,
+        "--out", str(out), "--weights", "random", "--steps", str(STEPS), "--device", "cpu", *OPTIONS[method], *source,
+        *more,
     ]  # fmt: skip
 
 
@@ -42,10 +53,15 @@ def last_step(out: Path, stage: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("method", "stage"), [("stego", "distill"), pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow)]
-)
+    ("method", "stage"),
+    [
+        ("stego", "distill"), ("dacs", "train"),
+        pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_kill_and_resume(method, stage, tmp_path):
     data = write_tiny_folder(tmp_path / "tiny")
+    write_tiny_folder(tmp_path / "source")
     environment = os.environ | {"MASKWRIGHT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
 
@@ -66,6 +82,8 @@ def test_kill_and_resume(method, stage, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     record = json.loads((tmp_path / "killed" / "run.json").read_text())
     assert record["status"] == "finished" and len(record["resumed"]) == 1
+    whole = json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert record["labels_read"] == whole["labels_read"], "the ledger is that of an uninterrupted run"
     steps = [
         json.loads(t)["step"] for t in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines() if stage in t
     ]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from maskwright.recipes.training.segmenting import SegmentationTraining
 from torch import nn
 
 from maskwright.data.training.labels import LabelMap
@@ -16,7 +17,6 @@ from maskwright.data.training.sources import MaskLabels
 from maskwright.engine import loop
 from maskwright.engine.config import configure
 from maskwright.methods.supervised import SupervisedConfig
-from maskwright.recipes.training.segmenting import SegmentationTraining
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from maskwright.recipes.training.segmenting import SegmentationTraining
 from tests.methods.semi.checks import check_resumes
 
 from maskwright.data.training.labels import LabelMap
@@ -28,7 +29,6 @@ from maskwright.methods.semi.adv_semi import (
     unit_range,
 )
 from maskwright.methods.supervised import SupervisedConfig
-from maskwright.recipes.training.segmenting import SegmentationTraining
 
 VARIANTS = ["pixel", "s4gan"]
 

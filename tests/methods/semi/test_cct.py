@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from maskwright.recipes.training.segmenting import SegmentationTraining
 from tests.methods.semi.checks import check_resumes, drop_in_training, sharpen
 
 from maskwright.data.masking.classes import ClassTable
@@ -26,7 +27,6 @@ from maskwright.methods.semi.cct import (
     parse_counts,
 )
 from maskwright.methods.supervised import SupervisedConfig
-from maskwright.recipes.training.segmenting import SegmentationTraining
 
 
 def training(context, **options):

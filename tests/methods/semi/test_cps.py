@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from maskwright.recipes.training.segmenting import SegmentationTraining
 from tests.methods.semi.checks import check_resumes, labels_of
 
 from maskwright.data.training.labels import LabelMap
@@ -16,7 +17,6 @@ from maskwright.methods.semi import cps
 from maskwright.methods.semi.cps import CPSConfig, CPSTraining, agreement, cross_pseudo_supervision
 from maskwright.methods.supervised import SupervisedConfig
 from maskwright.recipes.training import segmenting
-from maskwright.recipes.training.segmenting import SegmentationTraining
 
 
 def training(context, **options):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from maskwright.recipes.training.segmenting import SegmentationTraining
 from tests.methods.semi.checks import batch_of, labels_of, seeded
 
 from maskwright.data.training.labels import LabelMap
@@ -15,7 +16,6 @@ from maskwright.engine.config import configure
 from maskwright.methods.semi import reco_semi as rs
 from maskwright.methods.supervised import SupervisedConfig
 from maskwright.ops.losses.region_contrast import Queries
-from maskwright.recipes.training.segmenting import SegmentationTraining
 
 
 def training(context, **options):

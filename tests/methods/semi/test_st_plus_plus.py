@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from maskwright.recipes.training.segmenting import NetworkConfig
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 
@@ -33,7 +34,6 @@ from maskwright.methods.semi.st_plus_plus import (
     split_steps,
     stability,
 )
-from maskwright.recipes.training.segmenting import NetworkConfig
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from maskwright.recipes.training.segmenting import SegmentationTraining
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 from tests.methods.semi.checks import check_is_supervised
@@ -24,7 +25,6 @@ from maskwright.engine.progress import Progress
 from maskwright.engine.run import RunRequest, open_run
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import unimatch as um
-from maskwright.recipes.training.segmenting import SegmentationTraining
 
 VIT = "vit_tiny_patch16_224"
 
