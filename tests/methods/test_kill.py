@@ -17,7 +17,7 @@ from tests.conftest import write_tiny_folder
 
 from maskwright.methods import METHODS
 
-STEPS = 150
+STEPS = 120
 
 
 OPTIONS = {
