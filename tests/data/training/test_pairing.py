@@ -39,7 +39,7 @@ def table(tmp_path: Path, text: str) -> Path:
     return tmp_path / "pairs.csv"
 
 
-@pytest.mark.parametrize("head", ["", "night,day\n", "\n name , partner \n"])
+@pytest.mark.parametrize("head", ["night,day\n", "\n name , partner, why\n"])
 def test_a_file_of_pairs(tmp_path, night, day, head):
     pairs = pairs_from_file(table(tmp_path, head + "n2,d0\nn0.png, images/d3.png\n\n"), night, day)
     assert pairs.dtype == np.int64 and pairs.tolist() == [3, -1, 0]
@@ -47,7 +47,7 @@ def test_a_file_of_pairs(tmp_path, night, day, head):
 
 
 def test_a_file_may_name_images_that_a_split_left_out(tmp_path, night, day):
-    path = table(tmp_path, "n0,d0\nn1,d1\nn2,d2\n")
+    path = table(tmp_path, "a,b\nn0,d0\nn1,d1\nn2,d2\n")
     assert pairs_from_file(path, night.subset([2, 0]), day.subset([2, 3])).tolist() == [0, -1]
     unreadable = day.with_items(day.items[1:], [("d0", "no image")])
     assert pairs_from_file(path, night, unreadable).tolist() == [-1, 0, 1]
@@ -56,11 +56,13 @@ def test_a_file_may_name_images_that_a_split_left_out(tmp_path, night, day):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("n0,d0\nn1\n", "line 2 of .* is 'n1'"),
-        ("n0,d0\nn1,\n", "line 2 of .* is 'n1,'"),
-        ("n0,d0\nn1,dd1\n", "line 2 of .* names 'dd1', which is no image of .*day"),
-        ("n0,d0\n\nx9,d1\n", "line 3 of .* names 'x9', which is no image of .*night"),
-        ("n0,d0\nn0,d0\nn0,d1\n", "line 3 of .* gives 'n0' a second partner, 'd1' beside 'd0'"),
+        ("a,b\nn1\n", "line 2 of .* is 'n1'"),
+        ("a,b\nn1,\n", "line 2 of .* is 'n1,'"),
+        ("a,b\nn1,dd1\n", "line 2 of .* names 'dd1', which is no image of .*day"),
+        ("a,b\n\nx9,d1\n", "line 3 of .* names 'x9', which is no image of .*night"),
+        ("a,b\nn0,d0\nn0,d1\n", "line 3 of .* gives 'n0' a second partner, 'd1' beside 'd0'"),
+        ("n0,d0\nn1,d1\n", "begins with an image, 'n0,d0'"),
+        ("n0\n", "begins with an image, 'n0'"),
         ("night,day\n", r"no line of .*pairs\.csv pairs an image"),
         ("", r"no line of .*pairs\.csv pairs an image"),
     ],
@@ -73,7 +75,7 @@ def test_a_file_that_is_wrong(tmp_path, night, day, text, words):
 
 def test_the_nearest_name_is_offered(tmp_path, night, day):
     with pytest.raises(MaskwrightError) as raised:
-        pairs_from_file(table(tmp_path, "n0,dd1\nn1,d1\n"), night, day)
+        pairs_from_file(table(tmp_path, "a,b\nn0,dd1\nn1,d1\n"), night, day)
     assert raised.value.repair == "the nearest is 'd1'"
 
 

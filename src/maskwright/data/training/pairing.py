@@ -26,10 +26,11 @@ NO_PARTNER = -1
 
 
 def pairs_from_file(path: str | os.PathLike[str], first: Dataset, second: Dataset) -> np.ndarray:
-    """Pairs that a CSV file lists, one a line: an image of the first data set, one of the second.
+    """Pairs that a CSV file lists: a header line of two cells, say `night,day`, then one pair a line, an image of the
+    first data set and one of the second.
 
-    Its first line may be a header, that is, two cells of which neither is an image. Names may carry suffixes, as in
-    split files. A line whose images are known but were left out by a split, or could not be read, is passed over.
+    Names may carry suffixes, as in split files. A line whose images are known but were left out by a split, or could
+    not be read, is passed over.
 
     Args:
         path: the file.
@@ -40,21 +41,25 @@ def pairs_from_file(path: str | os.PathLike[str], first: Dataset, second: Datase
         int64 (N,).
 
     Raises:
-        MaskwrightError: the file cannot be read, a line has fewer than two cells or names what is no image, an image
-            of the first has two partners, or no pair is left.
+        MaskwrightError: the file cannot be read or has no header, a line has fewer than two cells or names what is no
+            image, an image of the first has two partners, or no pair is left.
     """
     path = Path(path)
-    expected = "lines of two image names with a comma between"
+    expected = "a header line, then lines of two image names with a comma between"
     try:
         cells = [[c.strip() for c in row] for row in csv.reader(read_lines(path), skipinitialspace=True)]
     except csv.Error as error:
         raise MaskwrightError(f"{path} is not a table: {error}", expected, "save it again as CSV") from error
     rows = [(number, row) for number, row in enumerate(cells, 1) if any(row)]
     known = [_finder(data) for data in (first, second)]
-    if rows and len(rows[0][1]) >= 2 and not any(index.find(cell) for index, cell in zip(known, rows[0][1])):
-        rows = rows[1:]
+    if any(index.find(cell) for index, cell in zip(known, rows[0][1] if rows else [])):
+        raise MaskwrightError(
+            f"{path} begins with an image, {','.join(rows[0][1])!r}",
+            expected,
+            "add a first line, for example night,day",
+        )
     partner: dict[str, str] = {}
-    for number, row in rows:
+    for number, row in rows[1:]:
         if len(row) < 2 or not all(row[:2]):
             raise MaskwrightError(f"line {number} of {path} is {','.join(row)!r}", expected, "fill it in or delete it")
         names = [index.find(cell) for index, cell in zip(known, row)]
