@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -233,6 +234,20 @@ def _labels_used(run: Mapping[str, Any]) -> int:
     return sum(sum(_counts(run, purpose).values()) for purpose in ("train", "select"))
 
 
+def _by_source(run: Mapping[str, Any]) -> list[str]:
+    """What of the labels read for training and selection lies in the data sets beside the run's own."""
+    streams = run.get("labels_read_by_stream")
+    sentences = []
+    for name, read in streams.items() if isinstance(streams, Mapping) else ():
+        of_one = {"labels_read": read}
+        counts = Counter[str]()
+        for purpose in ("train", "select"):
+            counts.update(_counts(of_one, purpose))
+        if name != "target" and (told := [f"{n} {kind}" for kind, n in counts.items() if n]):
+            sentences.append(f"Of these, from {name}: {', '.join(told)}.")
+    return sentences
+
+
 def _labels(run: Mapping[str, Any]) -> str:
     if not isinstance(run.get("labels_read"), Mapping):
         return ""
@@ -248,6 +263,7 @@ def _labels(run: Mapping[str, Any]) -> str:
             for p in ("train", "select") for kind, n in counts[p].items() if n
         ]  # fmt: skip
         claim = f'<p class="claim"><strong>Labels read:</strong> {escape(", ".join(parts))}.</p>'
+        claim += "".join(f"<p>{escape(sentence)}</p>" for sentence in _by_source(run))
     head = "".join(f'<th scope="col" class="n">{escape(k)}</th>' for k in kinds)
     rows = "".join(
         f'<tr><th scope="row">{escape(PURPOSES.get(p, p))}</th>'

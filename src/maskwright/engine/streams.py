@@ -222,7 +222,7 @@ def apart(target: Dataset, sources: Mapping[str, Dataset]) -> dict[str, Dataset]
     Raises:
         MaskwrightError: an image is in the run's own data and in a source.
     """
-    own = _files(target)
+    own = _files(target) if sources else {}
     ledgers = [target.ledger]
     found: dict[str, Dataset] = {}
     for name, data in sources.items():

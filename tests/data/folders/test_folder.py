@@ -13,7 +13,9 @@ from PIL import Image
 
 from maskwright.data.folders.folder import Dataset, Item, Readers, open_folder
 from maskwright.data.folders.tables import NameIndex, read_captions, read_tags
+from maskwright.data.masking.classes import ClassTable
 from maskwright.data.masking.masks import read_mask_rg, write_mask_rg
+from maskwright.data.trust.ledger import Ledger
 from maskwright.errors import MaskwrightError
 
 
@@ -318,3 +320,28 @@ def test_folders_of_splits_alone_say_the_splits(tmp_path) -> None:
     data = open_folder(tmp_path)
     assert len(data) == 6 and data.split("train").names == ["train/p0", "train/p1"]
     assert data.split("valid").has_mask(0) and data.split_names == ["test", "train", "valid"]
+
+
+def test_a_dataset_with_other_classes_reads_its_masks_by_them(tiny_folder):
+    data = open_folder(tiny_folder)
+    two = data.with_classes(ClassTable(("ground", "disc")))
+    assert two.classes.names == ("ground", "disc") and data.classes.names == ("ground", "disc", "square")
+    with pytest.raises(MaskwrightError, match="id 2"):
+        two.mask(1)
+    assert data.with_classes(None).classes is None and data.mask(1).max() == 2
+
+
+def test_a_dataset_with_a_ledger_of_its_own(tiny_folder):
+    data = open_folder(tiny_folder)
+    apart = data.with_ledger(Ledger())
+    apart.mask(0)
+    assert (data.ledger.counts()["train"]["masks"], apart.ledger.counts()["train"]["masks"]) == (0, 1)
+    assert apart.subset([1]).ledger is apart.ledger
+
+
+def test_labels_that_are_hidden(tiny_folder):
+    data = open_folder(tiny_folder)
+    assert data.only_labels(("masks", "captions")).labels_present() == {"masks": 8, "tags": 0, "captions": 8}
+    bare = data.only_labels(())
+    assert bare.tags(0) is None and bare.captions(0) == () and not bare.has_mask(0)
+    assert bare.names == data.names and data.labels_present()["tags"] == 8

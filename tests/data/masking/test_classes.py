@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from maskwright.data.masking.classes import ClassTable, default_palette, read_classes
+from maskwright.data.masking.classes import ClassTable, default_palette, given_names, read_classes
 from maskwright.errors import MaskwrightError
 
 
@@ -109,3 +110,31 @@ def test_sixty_thousand_names(tmp_path) -> None:
     path.write_text("".join(f"class {i}\n" for i in range(60_000)) + "class 7\n")
     with pytest.raises(MaskwrightError, match="as ids 7 and 60000"):
         read_classes(path)
+
+
+def test_names_as_they_are_given(tmp_path, monkeypatch):
+    file = tmp_path / "names.txt"
+    file.write_text("road\nsky, blue\n\n")
+    assert given_names("road, sky ,tree") == given_names(["road", "sky", "tree"]) == ("road", "sky", "tree")
+    assert given_names("road") == ("road",)
+    assert given_names(file) == given_names(str(file)) == ("road", "sky, blue"), "in a file commas are part of a name"
+    monkeypatch.chdir(tmp_path)
+    assert given_names("names.txt") == ("road", "sky, blue")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("road,,sky", "an empty name"),
+        ("", "an empty name"),
+        ([], "no name"),
+        ("road,sky,road", "'road' twice"),
+        ("no/such/file", "there is no such file"),
+        ("nosuch.txt", "there is no such file"),
+        (Path("nosuch"), "there is no such file"),
+    ],
+)
+def test_names_that_are_none(names, words):
+    with pytest.raises(MaskwrightError, match=words) as raised:
+        given_names(names)
+    assert raised.value.expected
