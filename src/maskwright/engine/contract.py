@@ -47,6 +47,7 @@ class Method(ABC):
         title: the paper's title.
         venue: where and when it appeared.
         link: the paper's address.
+        summary: one plain sentence of what it does; its first words say most, for they stand in a narrow table.
         family: `unsupervised`, `semi`, `weak`, `adapt`, `language` or `supervised`.
         needs: labels without which it cannot run, out of `masks`, `tags`, `captions`, `names`, `source`.
         backbones: `any`, or `vit` where only a vision transformer will do; the automatic choice respects it.
@@ -57,6 +58,7 @@ class Method(ABC):
     title: ClassVar[str]
     venue: ClassVar[str]
     link: ClassVar[str]
+    summary: ClassVar[str]
     family: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     backbones: ClassVar[Literal["any", "vit"]] = "any"

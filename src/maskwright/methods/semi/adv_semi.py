@@ -63,14 +63,16 @@ class AdvSemiConfig(SemiConfig):
     """Options of `adv_semi`."""
 
     unused: ClassVar[frozenset[str]] = TEACHER | {"teacher_mode", "strong"}
-    variant: str = option("pixel", "pixel: AdvSemiSeg; s4gan: one verdict an image", choices=("pixel", "s4gan"))
+    variant: str = option(
+        "pixel", "pixel: AdvSemiSeg; s4gan: one verdict an image", choices=("pixel", "s4gan"), main=True
+    )
     lam_adv: float = option(0.01, "pixel: weight of the adversarial loss on labelled crops", low=0)
     lam_adv_u: float = option(0.001, "pixel: the same on unlabelled crops", low=0)
     lam_fm: float = option(0.1, "s4gan: weight of feature matching", low=0)
-    weight: float | None = option(None, "lam_semi, weight of self-training; none: 0.1, s4gan 1", low=0)  # type: ignore[assignment]
+    weight: float | None = option(None, "lam_semi, weight of self-training; none: 0.1, s4gan 1", low=0, main=True)  # type: ignore[assignment]
     start: float | None = option(None, "share of the steps before self-training; none: 0.25, s4gan 0", low=0, high=1)  # type: ignore[assignment]
     threshold: float | None = option(
-        None, "T, least verdict of what is learnt from; none: 0.2, s4gan 0.6", low=0, high=1
+        None, "T, least verdict of what is learnt from; none: 0.2, s4gan 0.6", low=0, high=1, main=True
     )
     one_hot: float = option(
         1.0, "probability of the labelled class in real maps; the others share the rest", low=0.5, high=1
@@ -363,6 +365,7 @@ class AdvSemi(SemiMethod):
     title: ClassVar[str] = "Adversarial learning for semi-supervised semantic segmentation"
     venue: ClassVar[str] = "Hung et al., BMVC 2018"
     link: ClassVar[str] = "https://arxiv.org/abs/1802.07934"
+    summary: ClassVar[str] = "Lets a discriminator say which predictions are good enough to learn from."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = AdvSemiConfig
     says: ClassVar[str] = "a segmenter that a discriminator takes for people's labels"

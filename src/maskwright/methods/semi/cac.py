@@ -61,12 +61,14 @@ class CACConfig(SemiConfig):
 
     unused: ClassVar[frozenset[str]] = TEACHER | {"teacher_mode"}
     strong: str = option("cac", "photometric recipe of each crop, drawn on its own", choices=tuple(PRESETS))
-    weight: float = option(0.1, "weight of L_1 + L_2", low=0)
+    weight: float = option(0.1, "weight of L_1 + L_2", low=0, main=True)
     start: float = option(
         0.0625, "share of the steps before L_1 + L_2 set in: 5 of the paper's 80 epochs", low=0, high=1
     )
     temperature: float = option(0.1, "tau", low=1e-3, high=10)
-    threshold: float = option(0.75, "confidence above which the other crop's pixel is worth following", low=0, high=1)
+    threshold: float = option(
+        0.75, "confidence above which the other crop's pixel is worth following", low=0, high=1, main=True
+    )
     negatives: int = option(
         6400, "random pixels of each crop of the pairs of a process, capped by those there are", low=1
     )
@@ -308,6 +310,7 @@ class CAC(SemiMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation with directional context-aware consistency"
     venue: ClassVar[str] = "Lai et al., CVPR 2021"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.14133"
+    summary: ClassVar[str] = "Makes overlapping crops agree where they overlap; the surer one leads."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CACConfig
     trainer: ClassVar[type[SemiTraining]] = CACTraining

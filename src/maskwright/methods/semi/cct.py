@@ -75,12 +75,12 @@ class CCTConfig(SemiConfig):
     unused: ClassVar[frozenset[str]] = TEACHER | {"teacher_mode", "strong"}
     counts: str = option(
         "one", "auxiliary decoders: one of each kind, the paper's 30 (paper), or a list such as noise:2,vat:1 of "
-        "dropout, drop, noise, cutout, context, object, vat",
+        "dropout, drop, noise, cutout, context, object, vat", main=True,
     )  # fmt: skip
     background: str = option(
         "auto", "class that cutout, context and object take for background; auto: of that name; none"
     )
-    weight: float = option(30.0, "greatest weight of L_u at 21 classes; in proportion to C at others", low=0)
+    weight: float = option(30.0, "greatest weight of L_u at 21 classes; in proportion to C at others", low=0, main=True)
     ramp_up: float = option(0.1, "share of the steps over which the weight grows as exp(-5 (1 - t)^2)", low=0, high=1)
     noise: float = option(0.3, "greatest share by which noise changes a feature", low=0, high=1)
     dropout: float = option(0.5, "chance of a channel to be dropped", low=0, high=0.99)
@@ -284,6 +284,7 @@ class CCT(SemiMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation with cross-consistency training"
     venue: ClassVar[str] = "Ouali et al., CVPR 2020"
     link: ClassVar[str] = "https://arxiv.org/abs/2003.09005"
+    summary: ClassVar[str] = "Makes decoders of perturbed features agree with the main decoder."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CCTConfig
     trainer: ClassVar[type[SemiTraining]] = CCTTraining

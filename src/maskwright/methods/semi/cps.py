@@ -50,8 +50,8 @@ class CPSConfig(SemiConfig):
 
     unused: ClassVar[frozenset[str]] = TEACHER | {"strong"}
     teacher_mode: str = option("train", "with CutMix: batch norm of the network that labels", choices=("eval", "train"))
-    cutmix: bool = option(True, "teach on photographs with boxes of others in them; unlabelled ones alone")
-    weight: float = option(1.5, "lam, weight of the sum of both cross losses", low=0)
+    cutmix: bool = option(True, "teach on photographs with boxes of others in them; unlabelled ones alone", main=True)
+    weight: float = option(1.5, "lam, weight of the sum of both cross losses", low=0, main=True)
 
 
 def cross_pseudo_supervision(logits1: Tensor, logits2: Tensor, k1: LabelMap, k2: LabelMap) -> Tensor:
@@ -139,6 +139,7 @@ class CPS(SemiMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation with cross pseudo supervision"
     venue: ClassVar[str] = "Chen et al., CVPR 2021"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.01226"
+    summary: ClassVar[str] = "Lets two networks label for each other, without a threshold."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CPSConfig
     trainer: ClassVar[type[SemiTraining]] = CPSTraining

@@ -53,13 +53,15 @@ class MeanTeacherConfig(SemiConfig):
     """Options of `mean_teacher`."""
 
     final: str = option("teacher", "the network that is kept: student or teacher", choices=("student", "teacher"))
-    perturb: str = option("cutmix", "what the student's view has that the teacher's has not", choices=PERTURBATIONS)
+    perturb: str = option(
+        "cutmix", "what the student's view has that the teacher's has not", choices=PERTURBATIONS, main=True
+    )
     distance: str = option(
         "auto",
         "square_sum or square_mean over classes, kl, or hard cross-entropy; auto: hard for class mixing",
         choices=DISTANCES,
     )
-    threshold: float = option(0.968, "confidence of a pixel that counts as sure; 0: all are", low=0, high=1)
+    threshold: float = option(0.968, "confidence of a pixel that counts as sure; 0: all are", low=0, high=1, main=True)
     confidence: str = option(
         "image", "how sure pixels weigh: their share in the batch or image, each pixel, or none",
         choices=("batch", "image", "pixel", "none"),
@@ -158,6 +160,7 @@ class MeanTeacher(SemiMethod):
     title: ClassVar[str] = "Mean teachers are better role models"
     venue: ClassVar[str] = "Tarvainen & Valpola, NeurIPS 2017"
     link: ClassVar[str] = "https://arxiv.org/abs/1703.01780"
+    summary: ClassVar[str] = "Learns on mixed photographs what an average of itself says of plain ones."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = MeanTeacherConfig
     trainer: ClassVar[type[SemiTraining]] = MeanTeacherTraining

@@ -90,14 +90,19 @@ class STPlusPlusConfig(NetworkConfig):
 
     unused: ClassVar[frozenset[str]] = frozenset({"norm_from"})
     steps: int = option(
-        6000, "optimiser steps of all trainings where --steps does not say: three times the other methods'", low=1
+        6000,
+        "optimiser steps of all trainings where --steps does not say: three times the other methods'",
+        low=1,
+        main=True,
     )
-    plus: bool = option(True, "trust reliable photographs first (ST++); false: all at once (ST)")
+    plus: bool = option(True, "trust reliable photographs first (ST++); false: all at once (ST)", main=True)
     teacher_share: float = option(0.25, "share of the steps that the teacher trains for", low=0.01, high=0.98)
     first_share: float = option(
         0.25, "ST++: share of the steps of the first retraining; the last has the rest", low=0.01, high=0.98
     )
-    reliable: float = option(0.5, "ST++: share of the unlabelled images that count as reliable", low=0, high=1)
+    reliable: float = option(
+        0.5, "ST++: share of the unlabelled images that count as reliable", low=0, high=1, main=True
+    )
     batch_unlabeled: int = option(0, "pseudo-labelled crops in a step; 0: as many as labelled ones", low=0)
     unlabeled: str = option(
         "rest", "rest: images without masks (all where there are none); all", choices=("rest", "all")
@@ -255,6 +260,7 @@ class STPlusPlus(NetworkMethod):
     title: ClassVar[str] = "ST++: Make self-training work better for semi-supervised semantic segmentation"
     venue: ClassVar[str] = "Yang et al., CVPR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.05095"
+    summary: ClassVar[str] = "Labels the most reliable photographs first, retrains, then labels the rest."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = STPlusPlusConfig
 

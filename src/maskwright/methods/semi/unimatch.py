@@ -56,14 +56,20 @@ DONORS = 0x5851F42D4C957F2D
 class UniMatchConfig(SemiConfig):
     """Options of `unimatch`."""
 
-    version: str = option("v2", "v2; v1, without a teacher; or fixmatch, with one strong view", choices=VERSIONS)
-    threshold: float = option(0.95, "least confidence of a pixel whose label is learnt; above 1: none is", low=0)
+    version: str = option(
+        "v2", "v2; v1, without a teacher; or fixmatch, with one strong view", choices=VERSIONS, main=True
+    )
+    threshold: float = option(
+        0.95, "least confidence of a pixel whose label is learnt; above 1: none is", low=0, main=True
+    )
     dropout: float = option(0.5, "chance of a channel to be dropped in v1's feature stream", low=0, high=0.99)
     feature_weight: float = option(
         0.5, "share of the feature stream in v1's L_u; the strong views have the rest", low=0, high=1
     )
     whole: float = option(0.5, "share of v2's images whose strong views lose no channel", low=0, high=1)
-    ema: float = option(0.996, "greatest momentum of v2's teacher; min(1 - 1/(n + 1), ema) at update n", low=0, high=1)
+    ema: float = option(
+        0.996, "greatest momentum of v2's teacher; min(1 - 1/(n + 1), ema) at update n", low=0, high=1, main=True
+    )
     final: str = option("teacher", "the network that is kept: student, or v2's teacher", choices=("student", "teacher"))
     teacher_mode: str = option(
         "eval", "batch norm of v2's teacher; in v1 and fixmatch of the pass that labels the donors alone",
@@ -292,6 +298,7 @@ class UniMatch(SemiMethod):
     title: ClassVar[str] = "UniMatch V2: Pushing the limit of semi-supervised semantic segmentation"
     venue: ClassVar[str] = "Yang et al., TPAMI 2025"
     link: ClassVar[str] = "https://arxiv.org/abs/2410.10777"
+    summary: ClassVar[str] = "Learns on strong views what a teacher is sure of on weak ones."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = UniMatchConfig
     says: ClassVar[str] = "a network that agrees with itself on weak and strong views"

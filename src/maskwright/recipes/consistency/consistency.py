@@ -51,14 +51,14 @@ class SemiConfig(NetworkConfig):
     )
     strong: str = option("unimatch", "photometric recipe of the strong views", choices=tuple(PRESETS))
     ema: float = option(
-        0.99, "greatest momentum of the EMA teacher; min(1 - 1/(n + 1), ema) at update n", low=0, high=1
+        0.99, "greatest momentum of the EMA teacher; min(1 - 1/(n + 1), ema) at update n", low=0, high=1, main=True
     )
     ema_buffers: str = option(
         "ema", "the teacher's batch-norm statistics: averaged, copied or its own", choices=("ema", "copy", "own")
     )
     teacher_mode: str = option("eval", "batch norm of the network that labels", choices=("eval", "train"))
     final: str = option("student", "the network that is kept: student or teacher", choices=("student", "teacher"))
-    weight: float = option(1.0, "weight of the unsupervised loss", low=0)
+    weight: float = option(1.0, "weight of the unsupervised loss", low=0, main=True)
     ramp_up: float = option(0.0, "share of the steps over which the weight grows as exp(-5 (1 - t)^2)", low=0, high=1)
     start: float = option(0.0, "share of the steps before the unsupervised loss sets in", low=0, high=1)
 

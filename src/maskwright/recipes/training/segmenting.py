@@ -52,21 +52,25 @@ LOOKS = 10
 class NetworkConfig:
     """Options of everything that trains a segmentation network."""
 
-    network: str = option("auto", "a name of the table of networks; auto: deeplabv3plus on a CNN, dpt on a ViT")
+    network: str = option(
+        "auto", "a name of the table of networks; auto: deeplabv3plus on a CNN, dpt on a ViT", main=True
+    )
     encoder: str = option("", "timm name of its encoder, the same as --backbone; empty: the run's backbone")
     network_weights: str = option("", "official checkpoint of a network that has an encoder of its own")
     network_options: str = option("", "options of its builder, key=value joined by ;, as output_stride=8")
-    crop: int = option(256, "side of the square training crops, pixels; rounded up to what the network takes", low=16)
+    crop: int = option(
+        256, "side of the square training crops, pixels; rounded up to what the network takes", low=16, main=True
+    )
     long_side: int = option(
         1024, "larger images are first scaled to this longer side, pixels", low=16, high=MAX_LONG_SIDE
     )
     scale_min: float = option(0.5, "least random scale of a labelled crop", low=0.05, high=10)
     scale_max: float = option(2.0, "greatest random scale", low=0.05, high=10)
-    batch: int = option(4, "labelled crops in a step", low=1)
-    steps: int = option(2000, "optimiser steps where --steps does not say", low=1)
+    batch: int = option(4, "labelled crops in a step", low=1, main=True)
+    steps: int = option(2000, "optimiser steps where --steps does not say", low=1, main=True)
     optimizer: str = option("adamw", "adamw, or sgd with Nesterov momentum 0.9", choices=OPTIMIZERS)
     lr: float = option(
-        0.0, "the head's rate, poly schedule; 0: adamw 1e-3, 2e-4 on a vision transformer; sgd 0.01", low=0
+        0.0, "the head's rate, poly schedule; 0: adamw 1e-3, 2e-4 on a vision transformer; sgd 0.01", low=0, main=True
     )
     encoder_lr: float | None = option(
         None,
