@@ -47,7 +47,7 @@ class Method(ABC):
         title: the paper's title.
         venue: where and when it appeared.
         link: the paper's address.
-        summary: one plain sentence of what it does; its first words say most, for they stand in a narrow table.
+        summary: one plain sentence of what it does, at most 43 characters, so that a table of methods fits 80 columns.
         family: `unsupervised`, `semi`, `weak`, `adapt`, `language` or `supervised`.
         needs: labels without which it cannot run, out of `masks`, `tags`, `captions`, `names`, `source`.
         backbones: `any`, or `vit` where only a vision transformer will do; the automatic choice respects it.

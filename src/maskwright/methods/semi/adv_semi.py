@@ -365,7 +365,7 @@ class AdvSemi(SemiMethod):
     title: ClassVar[str] = "Adversarial learning for semi-supervised semantic segmentation"
     venue: ClassVar[str] = "Hung et al., BMVC 2018"
     link: ClassVar[str] = "https://arxiv.org/abs/1802.07934"
-    summary: ClassVar[str] = "Lets a discriminator say which predictions are good enough to learn from."
+    summary: ClassVar[str] = "Lets a discriminator judge predictions."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = AdvSemiConfig
     says: ClassVar[str] = "a segmenter that a discriminator takes for people's labels"

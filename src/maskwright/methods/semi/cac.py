@@ -310,7 +310,7 @@ class CAC(SemiMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation with directional context-aware consistency"
     venue: ClassVar[str] = "Lai et al., CVPR 2021"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.14133"
-    summary: ClassVar[str] = "Makes overlapping crops agree where they overlap; the surer one leads."
+    summary: ClassVar[str] = "Makes overlapping crops agree."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CACConfig
     trainer: ClassVar[type[SemiTraining]] = CACTraining

@@ -284,7 +284,7 @@ class CCT(SemiMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation with cross-consistency training"
     venue: ClassVar[str] = "Ouali et al., CVPR 2020"
     link: ClassVar[str] = "https://arxiv.org/abs/2003.09005"
-    summary: ClassVar[str] = "Makes decoders of perturbed features agree with the main decoder."
+    summary: ClassVar[str] = "Makes decoders of perturbed features agree."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CCTConfig
     trainer: ClassVar[type[SemiTraining]] = CCTTraining

@@ -139,7 +139,7 @@ class CPS(SemiMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation with cross pseudo supervision"
     venue: ClassVar[str] = "Chen et al., CVPR 2021"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.01226"
-    summary: ClassVar[str] = "Lets two networks label for each other, without a threshold."
+    summary: ClassVar[str] = "Lets two networks label for each other."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CPSConfig
     trainer: ClassVar[type[SemiTraining]] = CPSTraining

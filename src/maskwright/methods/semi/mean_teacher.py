@@ -160,7 +160,7 @@ class MeanTeacher(SemiMethod):
     title: ClassVar[str] = "Mean teachers are better role models"
     venue: ClassVar[str] = "Tarvainen & Valpola, NeurIPS 2017"
     link: ClassVar[str] = "https://arxiv.org/abs/1703.01780"
-    summary: ClassVar[str] = "Learns on mixed photographs what an average of itself says of plain ones."
+    summary: ClassVar[str] = "Learns from its own average on mixed views."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = MeanTeacherConfig
     trainer: ClassVar[type[SemiTraining]] = MeanTeacherTraining

@@ -181,7 +181,7 @@ class ReCo(SemiMethod):
     title: ClassVar[str] = "Bootstrapping semantic segmentation with regional contrast"
     venue: ClassVar[str] = "Liu et al., ICLR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2104.04465"
-    summary: ClassVar[str] = "Adds to a mean teacher a contrast of regions that are easily confused."
+    summary: ClassVar[str] = "Contrasts regions that are easily confused."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = ReCoConfig
     trainer: ClassVar[type[SemiTraining]] = ReCoTraining

@@ -260,7 +260,7 @@ class STPlusPlus(NetworkMethod):
     title: ClassVar[str] = "ST++: Make self-training work better for semi-supervised semantic segmentation"
     venue: ClassVar[str] = "Yang et al., CVPR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.05095"
-    summary: ClassVar[str] = "Labels the most reliable photographs first, retrains, then labels the rest."
+    summary: ClassVar[str] = "Retrains on the most reliable labels first."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = STPlusPlusConfig
 

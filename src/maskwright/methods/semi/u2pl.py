@@ -289,7 +289,7 @@ class U2PL(SemiMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation using unreliable pseudo-labels"
     venue: ClassVar[str] = "Wang et al., CVPR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2203.03884"
-    summary: ClassVar[str] = "Uses pixels of unsure class as negatives of the classes that they are surely not."
+    summary: ClassVar[str] = "Takes unsure pixels as negatives."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = U2PLConfig
     trainer: ClassVar[type[SemiTraining]] = U2PLTraining

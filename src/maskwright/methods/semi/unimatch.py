@@ -298,7 +298,7 @@ class UniMatch(SemiMethod):
     title: ClassVar[str] = "UniMatch V2: Pushing the limit of semi-supervised semantic segmentation"
     venue: ClassVar[str] = "Yang et al., TPAMI 2025"
     link: ClassVar[str] = "https://arxiv.org/abs/2410.10777"
-    summary: ClassVar[str] = "Learns on strong views what a teacher is sure of on weak ones."
+    summary: ClassVar[str] = "Learns on strong views what weak ones say."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = UniMatchConfig
     says: ClassVar[str] = "a network that agrees with itself on weak and strong views"

@@ -148,7 +148,7 @@ class DeepSpectral(Method):
     )
     venue: ClassVar[str] = "Melas-Kyriazi et al., CVPR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2205.07839"
-    summary: ClassVar[str] = "Cuts each photograph along eigenvectors of a graph, then clusters the segments."
+    summary: ClassVar[str] = "Cuts photographs by graph eigenvectors."
     family: ClassVar[str] = "unsupervised"
     Config: ClassVar[type] = DeepSpectralConfig
     config: DeepSpectralConfig

@@ -56,7 +56,7 @@ class KMeans(FrozenMethod):
     title: ClassVar[str] = "k-means on frozen dense features"
     venue: ClassVar[str] = "baseline, as in Leopart (CVPR 2022) and PiCIE (CVPR 2021)"
     link: ClassVar[str] = "https://arxiv.org/abs/2204.13101"
-    summary: ClassVar[str] = "Clusters a network's frozen features by k-means; the baseline of all others."
+    summary: ClassVar[str] = "Clusters frozen features by k-means."
     Config: ClassVar[type] = KMeansConfig
     config: KMeansConfig
 

@@ -232,7 +232,7 @@ class Pass(Method):
     title: ClassVar[str] = "Large-scale Unsupervised Semantic Segmentation"
     venue: ClassVar[str] = "Gao et al., TPAMI 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.03149"
-    summary: ClassVar[str] = "Pretrains a network on the photographs themselves, clusters it, trains on the clusters."
+    summary: ClassVar[str] = "Pretrains, then clusters, then fine-tunes."
     family: ClassVar[str] = "unsupervised"
     Config: ClassVar[type] = PassConfig
     config: PassConfig

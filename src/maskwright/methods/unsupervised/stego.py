@@ -302,7 +302,7 @@ class Stego(FrozenMethod):
     title: ClassVar[str] = "Unsupervised Semantic Segmentation by Distilling Feature Correspondences"
     venue: ClassVar[str] = "Hamilton et al., ICLR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2203.08414"
-    summary: ClassVar[str] = "Trains a small head so that frozen features fall into clear clusters."
+    summary: ClassVar[str] = "Distils feature correspondences into codes."
     Config: ClassVar[type] = StegoConfig
     config: StegoConfig
 

@@ -60,7 +60,7 @@ class Affinity(WalkMethod):
     title: ClassVar[str] = "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations"
     venue: ClassVar[str] = "Ahn, Cho and Kwak, CVPR 2019"
     link: ClassVar[str] = "https://arxiv.org/abs/1904.05044"
-    summary: ClassVar[str] = "Spreads class maps by a random walk along a learned affinity of pixels."
+    summary: ClassVar[str] = "Walks class maps along learned affinities."
     Config: ClassVar[type] = AffinityConfig
 
     @property

@@ -255,7 +255,7 @@ class Seam(WalkMethod):
     title: ClassVar[str] = "Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic Segmentation"
     venue: ClassVar[str] = "Wang et al., CVPR 2020"
     link: ClassVar[str] = "https://arxiv.org/abs/2004.04581"
-    summary: ClassVar[str] = "Works as cam does, with class maps that must follow the image through scaling."
+    summary: ClassVar[str] = "Makes class maps follow a rescaled image."
     Config: ClassVar[type] = SeamConfig
     trainer: ClassVar[type[TagTraining]] = SeamTraining
     # SEAM's copy of AffinityNet walks 2^6 steps with a background of power 6, AffinityNet 2^8 with 16.

@@ -382,7 +382,7 @@ class Toco(TagMethod):
     title: ClassVar[str] = "Token Contrast for Weakly-Supervised Semantic Segmentation"
     venue: ClassVar[str] = "Ru et al., CVPR 2023"
     link: ClassVar[str] = "https://arxiv.org/abs/2303.01267"
-    summary: ClassVar[str] = "Learns masks from tags in one stage by contrasting a transformer's tokens."
+    summary: ClassVar[str] = "Contrasts the tokens of a transformer."
     backbones: ClassVar[Literal["any", "vit"]] = "vit"
     Config: ClassVar[type] = TocoConfig
     trainer: ClassVar[type[TagTraining]] = TocoTraining  # type: ignore[assignment]
