@@ -323,14 +323,34 @@ def train(
             raise MaskwrightError(f"--backbone {backbone} and --set encoder={encoder}", "one of the two")
         backbone = encoder
 
+    call = {
+        "method": cls.name, "data": data, "source": source, "split": split, "labeled": labeled, "classes": classes,
+        "backbone": backbone, "weights": weights, "steps": steps, "seed": seed, "device": device,
+    }  # fmt: skip
     context = _context(
         images, cls.name, config, bar, out=out, source=source, split=split, labeled=labeled, classes=classes,
         backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, resume=resume, reason=reason,
     )  # fmt: skip
     try:
+        _write_call(context.run, call, images, config)
         return _run(cls, config, context, report)
     finally:
         context.run.release()
+
+
+def _write_call(run: RunFolder, call: dict[str, Any], images: Dataset, config: Any) -> None:
+    """Leaves what was asked for in the run's folder, in the form that repeats it; its paths hold from anywhere."""
+    from maskwright.engine.config import nested
+    from maskwright.engine.config_file import CONFIG, lasting, write_config
+
+    names = {"split": images.split_names, "labeled": images.split_names, "weights": ("package", "random")}
+    for key in ("data", "source", "split", "labeled", "weights"):
+        given = call[key]
+        place = given if isinstance(given, str | Path | None) else given.root
+        call[key] = place if str(place) in names.get(key, ()) else lasting(place)
+    if run.writes:
+        with _recorded(run):
+            write_config(run.path / CONFIG, call | images.reading.arguments(), nested(config))
 
 
 def _opened(data: str | Path | Dataset, labels: Any = None, void: Any = None, range: Any = None) -> Dataset:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from maskwright.cli.methods import method_names
 from maskwright.cli.options import Labels, Range, Void, key_value
+from maskwright.engine.config_file import read_config
+from maskwright.errors import MaskwrightError
+
+
+def from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes the options that a file gives the defaults of those on the command line."""
+    if path is not None and not context.resilient_parsing:
+        context.default_map = {name: argument(value) for name, value in read_config(path, OPTIONS)[0].items()}
+    return path
+
+
+def argument(value: Any) -> Any:
+    """A value of a file as the command line would have it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return None if value is None else str(value)
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
+    data: Annotated[str | None, typer.Argument(help="Dataset folder, or layout:path.")] = None,
     method: Annotated[
         str, typer.Option(help="A name that `maskwright methods` lists, or auto.", autocompletion=method_names)
     ] = "auto",
@@ -27,13 +44,23 @@ def train(
     seed: Annotated[int, typer.Option(help="Every random draw is a function of it.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", help="An option of the method, key=value.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A YAML or TOML file that says the same; the command line wins.", callback=from_file, is_eager=True
+        ),
+    ] = None,
     labels: Labels = None,
     void: Void = None,
     range: Range = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that lies in --out.")] = False,
 ) -> None:
     """Train a method on a folder: masks, a model and a report."""
-    settings = dict(key_value(s) for s in set_ or [])
+    settings: dict[str, Any] = dict(key_value(s) for s in set_ or [])
+    if config is not None:
+        settings = {k: v for k, v in read_config(config, OPTIONS)[1].items() if k not in settings} | settings
+    if data is None:
+        raise MaskwrightError("no DATA", "a dataset folder", "maskwright train DATA, or a --config with a line data:")
     from maskwright import api
 
     api.train(
@@ -41,3 +68,7 @@ def train(
         weights=weights, steps=steps, seed=seed, device=device, settings=settings, resume=resume,
         labels=labels, void=void, range=range,
     )  # fmt: skip
+
+
+OPTIONS = frozenset(signature(train).parameters) - {"config", "set_", "resume"}
+"""What a file may say beside settings of the method."""
