@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 from tests.conftest import write_tiny_folder
 
+import maskwright as mw
 from maskwright import cli
+from maskwright.engine.config import describe
 
 FAST = ["--backbone", "tf_efficientnet_lite0", "--weights", "random", "--set", "short_side=64", "--device", "cpu"]
 
@@ -68,24 +70,89 @@ def bad(result: tuple[int, str, str], *words: str) -> None:
         assert word in lines[0], lines[0]
 
 
-def test_help_is_light():
-    slow = ("torch", "timm", "numba", "scipy", "PIL")
-    code = f"import sys, maskwright.cli as c\nprint([m for m in {slow} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
-    shown = subprocess.run([sys.executable, "-m", "maskwright.cli", "--help"], capture_output=True, text=True)
-    assert shown.returncode == 0
-    for verb in ("doctor", "methods", "train", "predict", "evaluate", "demo"):
-        assert verb in shown.stdout
+def test_without_a_verb_a_short_help_is_shown(maskwright):
+    code, out, err = maskwright()
+    assert code == 0 and not err and len(out.splitlines()) < 20
+    assert all(len(line) <= 82 for line in out.splitlines())
+    assert all(f"maskwright {verb.name or verb.callback.__name__}" in out for verb in cli.app.registered_commands)
 
 
-def test_methods(maskwright):
+def test_version(maskwright):
+    assert maskwright("--version") == (0, f"maskwright {mw.__version__}\n", "")
+
+
+def test_a_shell_completes_verbs_options_and_methods():
+    def offered(*words: str) -> list[str]:
+        asked = {
+            "_MASKWRIGHT_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": f"{len(words) - 1}",
+        }
+        command = [sys.executable, "-m", "maskwright"]
+        done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert offered("maskwright", "pre") == ["predict"]
+    assert offered("maskwright", "train", "--meth") == ["--method"]
+    assert offered("maskwright", "train", "--method", "ste") == ["stego"]
+    assert offered("maskwright", "methods", "mean") == ["mean_teacher"]
+
+
+def test_the_table_of_methods_has_one_line_a_method_and_fits_a_screen(maskwright, monkeypatch):
+    for columns in ("80", "100", "200", "60"):
+        monkeypatch.setenv("COLUMNS", columns)
+        code, out, err = maskwright("methods")
+        lines = out.splitlines()
+        assert code == 0 and not err and len(lines) <= 50
+        rows = {line.split()[0]: line for line in lines[1:-2]}
+        assert list(rows) == list(mw.METHODS)
+        if columns != "60":
+            assert all(m.summary in rows[name] for name, m in mw.METHODS.items())
+        assert all(len(line) <= max(int(columns), 80) for line in lines)
+    assert rows["stego"].split()[:4] == ["stego", "none", "ICLR", "2022"]
+    assert rows["cam"].split()[1] == "tags" and rows["unimatch"].split()[1] == "masks"
+
+
+@pytest.mark.parametrize("name", mw.METHODS)
+def test_one_method_shows_the_options_to_know_on_a_screen_and_all_where_asked(maskwright, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = describe(mw.METHODS[name].Config)
+    code, out, _ = maskwright("methods", name)
+    assert code == 0 and len(out.splitlines()) <= 50 and all(len(line) <= 80 for line in out.splitlines())
+    listed = [line.split("=")[0].strip() for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert sorted(listed) == sorted(o["name"] for o in rows if o["main"])
+    code, out, _ = maskwright("methods", name, "--all")
+    listed = [line.split("=")[0].strip() for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert code == 0 and sorted(listed) == sorted(o["name"] for o in rows)
+
+
+def test_options_are_shown_by_part_with_their_default_range_and_former_name():
+    from maskwright.cli import methods
+
+    row = {"name": "teacher.mode", "type": "str", "default": "eval", "says": "batch norm", "choices": ["eval", "train"],
+           "low": None, "high": None, "old": "teacher_mode", "main": True, "group": "teacher"}  # fmt: skip
+    assert methods.lines_of(row, 100) == ["  teacher.mode=eval         eval | train; batch norm; also teacher_mode"]
+    row |= {
+        "name": "a.very.long.name.of.an.option",
+        "choices": None,
+        "low": 0,
+        "high": 1.0,
+        "default": 0.5,
+        "old": "option",
+    }
+    assert methods.lines_of(row, 100) == ["  a.very.long.name.of.an.option=0.5", " " * 28 + "0 to 1; batch norm"]
+    row |= {"name": "scales", "default": (0.5, 1.0), "low": 0.1, "high": None, "old": "scales"}
+    assert methods.lines_of(row, 100) == ["  scales=0.5,1              at least 0.1; batch norm"]
+
+
+def test_methods_as_json(maskwright):
     code, out, _ = maskwright("methods", "--json")
     rows = json.loads(out)
-    assert code == 0 and {"kmeans", "deep_spectral", "stego"} <= {r["name"] for r in rows}
-    assert all(r["title"] and r["link"] and r["options"] for r in rows)
-    code, out, _ = maskwright("methods")
-    assert code == 0 and "stego" in out
+    assert code == 0 and [r["name"] for r in rows] == list(mw.METHODS)
+    fields = {"name", "title", "paper", "link", "family", "needs", "options", "summary"}
+    assert all(set(r) == fields and r["title"] and r["link"] and r["options"] and r["summary"] for r in rows)
+    code, out, _ = maskwright("methods", "stego", "--json")
+    assert code == 0 and json.loads(out) == [r for r in rows if r["name"] == "stego"]
 
 
 def test_train_predict_evaluate(maskwright, tmp_path):
@@ -183,6 +250,10 @@ def test_predict_keeps_to_tags(maskwright, trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["methods", "stegoo"], ["stegoo", "'stego'"]),
+        (["trian", "DATA"], ["trian", "'train'", "see maskwright --help"]),
+        (["train", "DATA", "--metod", "kmeans"], ["--metod", "--method", "see maskwright train --help"]),
+        (["--versio"], ["--versio", "--version"]),
         (["train", "NOWHERE"], ["NOWHERE"]),
         (["train", "DATA", "--method", "stegoo"], ["stegoo", "'stego'"]),
         (["train", "DATA", "--method", "kmeans", "--set", "restartz=3"], ["restartz", "'restarts'"]),

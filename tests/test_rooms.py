@@ -19,6 +19,7 @@ SLOW = ("torch", "torchvision", "timm", "numba", "lightning_fabric", "lightning"
 LAYERS = {
     "ops": 0, "errors": 0, "accel": 1, "data": 1, "models": 2, "predict": 3, "evaluate": 3, "engine": 4, "recipes": 5,
     "methods": 6, "app": 7, "api": 8, "demo": 9, "cli": 10,
+    "__main__": 11,
 }  # fmt: skip
 """Each room imports from lower ones alone; rooms of one height do not know each other."""
 
@@ -30,7 +31,9 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("what", ["maskwright", "maskwright.cli", "maskwright.api", "maskwright.methods"])
+@pytest.mark.parametrize(
+    "what", ["maskwright", "maskwright.cli", "maskwright.api", "maskwright.methods", "maskwright.engine.config"]
+)
 def test_importing_is_light(what):
     code = f"import sys, {what}; print(*sorted(set(sys.modules) & {set(SLOW)!r}))"
     done = python("-c", code)
@@ -38,15 +41,20 @@ def test_importing_is_light(what):
     assert done.stdout.split() == []
 
 
-def test_help():
-    done = python("-m", "maskwright.cli", "--help")
+@pytest.mark.parametrize("module", ["maskwright", "maskwright.cli"])
+@pytest.mark.parametrize("words", [["--help"], []])
+def test_help(module, words):
+    done = python("-m", module, *words)
     assert done.returncode == 0, done.stderr
-    for verb in ("doctor", "methods", "train", "predict", "evaluate", "demo"):
+    for verb in ("doctor", "methods", "train", "predict", "suggest", "evaluate", "probe", "demo"):
         assert verb in done.stdout
+    assert ("Commands:" in done.stdout) == bool(words), "without a verb the short help"
 
 
-def test_help_imports_nothing_slow():
-    done = python("-X", "importtime", "-m", "maskwright.cli", "--help")
+@pytest.mark.parametrize("words", [["--help"], [], ["--version"], ["train", "--help"], ["methods", "--help"]])
+def test_help_imports_nothing_slow(words):
+    done = python("-X", "importtime", "-m", "maskwright", *words)
+    assert done.returncode == 0, done.stderr
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "maskwright" in imported and imported.isdisjoint(SLOW)
 

@@ -13,6 +13,7 @@ from maskwright.errors import MaskwrightError
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
     from maskwright.engine.progress import Progress
+    from maskwright.engine.records import RunFolder
     from maskwright.engine.run import Pages
     from maskwright.engine.streams import Place
     from maskwright.evaluate.scores import Scores
@@ -299,7 +300,7 @@ def train(
     from maskwright.engine.config import configure
     from maskwright.engine.progress import Progress
     from maskwright.engine.run import RunRequest, open_run, run_method
-    from maskwright.engine.streams import SOURCE, open_sources
+    from maskwright.engine.streams import SOURCE, open_sources, sources_as_written
     from maskwright.methods import choose_method, find_method
 
     bar = progress or Progress(quiet=int(os.environ.get("RANK", "0")) > 0)
@@ -324,9 +325,31 @@ def train(
     )  # fmt: skip
     context = open_run(request)
     try:
+        call = {
+            "method": cls.name, "data": data, "source": sources_as_written(source, sources), "split": split,
+            "labeled": labeled, "classes": classes, "names": None if request.names is None else list(request.names),
+            "backbone": backbone, "weights": weights, "steps": steps, "seed": seed, "device": device,
+        }  # fmt: skip
+        _write_call(context.run, call, images, config)
         return run_method(cls, config, context, _pages() if report else None)
     finally:
         context.run.release()
+
+
+def _write_call(run: RunFolder, call: dict[str, Any], images: Dataset, config: Any) -> None:
+    """Leaves what was asked for in the run's folder, in the form that repeats it; its paths hold from anywhere."""
+    from maskwright.engine.config import nested
+    from maskwright.engine.config_file import CONFIG, lasting, write_config
+    from maskwright.engine.run import recorded
+
+    names = {"split": images.split_names, "labeled": images.split_names, "weights": ("package", "random")}
+    for key in ("data", "split", "labeled", "weights"):
+        given = call[key]
+        place = given if isinstance(given, str | Path | None) else given.root
+        call[key] = place if str(place) in names.get(key, ()) else lasting(place)
+    if run.writes:
+        with recorded(run):
+            write_config(run.path / CONFIG, call | images.reading.arguments(), nested(config))
 
 
 def _pages() -> Pages:

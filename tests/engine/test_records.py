@@ -20,6 +20,7 @@ from maskwright.engine.records import (
     RECORD,
     RunFolder,
     Stopwatch,
+    command,
     labels_note,
     versions,
 )
@@ -252,3 +253,18 @@ def test_one_process_a_run(tmp_path):
         other.wait()
     RunFolder.start(tmp_path / "run", RECORD_OF, resume=True)
     assert len(RunFolder.start(tmp_path / "run", RECORD_OF, resume=True).record["resumed"]) == 2, "not its own enemy"
+
+
+@pytest.mark.parametrize(
+    "program, told",
+    [
+        ("/usr/bin/maskwright", "maskwright train 'my photos'"),
+        ("/lib/maskwright/__main__.py", "maskwright train 'my photos'"),
+        ("/lib/maskwright/cli/__main__.py", "maskwright train 'my photos'"),
+        ("/home/me/script.py", "maskwright.train"),
+        ("/lib/pytest/__main__.py", "maskwright.train"),
+    ],
+)
+def test_the_command_that_made_a_run(monkeypatch, program, told):
+    monkeypatch.setattr("sys.argv", [program, "train", "my photos"])
+    assert command() == told

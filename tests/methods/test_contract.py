@@ -133,6 +133,8 @@ def test_identity(name):
     method = mw.METHODS[name]
     assert method.name == name
     assert method.title and method.venue and method.link.startswith("https://")
+    assert method.summary.endswith(".") and 20 <= len(method.summary) <= 43, "one sentence"
+    assert 3 <= sum(o["main"] for o in describe(method.Config)) <= 12, "a handful of options that a user should know"
     assert method.family in ("unsupervised", "semi", "weak", "adapt", "language", "supervised")
     assert method.needs <= {"masks", "tags", "captions", "names", "source"}
     assert all(f.kw_only for f in dataclasses.fields(method.Config))

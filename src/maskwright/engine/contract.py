@@ -67,6 +67,7 @@ class Method(ABC):
         title: the paper's title.
         venue: where and when it appeared.
         link: the paper's address.
+        summary: one plain sentence of what it does, at most 43 characters, so that a table of methods fits 80 columns.
         family: `unsupervised`, `semi`, `weak`, `adapt`, `language` or `supervised`.
         needs: labels without which it cannot run, out of `masks`, `tags`, `captions`, `names`, `source`.
         streams: the named data sets that it takes beside the run's own, required or not. One that needs `source` and
@@ -81,6 +82,7 @@ class Method(ABC):
     title: ClassVar[str]
     venue: ClassVar[str]
     link: ClassVar[str]
+    summary: ClassVar[str]
     family: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     streams: ClassVar[Mapping[str, StreamNeed]] = {}

@@ -365,7 +365,8 @@ def now() -> str:
 def command() -> str:
     """The command line that made the run, or the function that did."""
     program = Path(sys.argv[0])
-    ours = program.name == "maskwright" or program.parts[-2:] == ("maskwright", "cli.py")
+    modules = (("maskwright", "__main__.py"), ("cli", "__main__.py"))  # python -m maskwright, python -m maskwright.cli
+    ours = program.name == "maskwright" or program.parts[-2:] in modules
     return shlex.join(["maskwright", *sys.argv[1:]]) if ours else "maskwright.train"
 
 

@@ -21,6 +21,7 @@ from maskwright.data.folders.folder import Dataset
 from maskwright.data.folders.readers import Item
 from maskwright.data.layouts import layout_of, open_data
 from maskwright.data.trust.ledger import Ledger
+from maskwright.engine.config_file import lasting
 from maskwright.engine.contract import Method, StreamNeed
 from maskwright.engine.ledgers import TARGET
 from maskwright.engine.progress import Progress
@@ -132,6 +133,30 @@ def _same(a: Path, b: Path) -> bool:
 
 
 # -------------------------------------------------------------------------------------------------- what a method takes
+
+
+def sources_as_written(
+    given: Place | Mapping[str, Place] | Iterable[str] | None, used: Mapping[str, Source]
+) -> list[str]:
+    """The data sets beside a run's own as `--source` names them, their paths found from anywhere.
+
+    Args:
+        given: as for `open_sources`.
+        used: those of them that the run has.
+    """
+    texts: dict[str, str] = {}
+    if isinstance(given, str):
+        texts = dict([split_name(given)])
+    elif isinstance(given, Mapping):
+        texts = {name: place for name, place in given.items() if isinstance(place, str)}
+    elif given is not None and not isinstance(given, Path | Dataset | tuple):
+        texts = dict(split_name(text) for text in given)
+    written = []
+    for name, source in used.items():
+        place = split_place(texts[name])[0] if name in texts else str(source.data.root)
+        split = "" if source.split is None else f"@{source.split}"
+        written.append(f"{name}={lasting(place)}{split}")
+    return written
 
 
 def check_sources(method: type[Method], taken: Mapping[str, StreamNeed], sources: Mapping[str, Source]) -> None:

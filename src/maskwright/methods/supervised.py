@@ -32,6 +32,7 @@ class Supervised(NetworkMethod):
     title: ClassVar[str] = "Fully Convolutional Networks for Semantic Segmentation"
     venue: ClassVar[str] = "Long et al., CVPR 2015"
     link: ClassVar[str] = "https://arxiv.org/abs/1411.4038"
+    summary: ClassVar[str] = "Trains a network on the masks alone."
     family: ClassVar[str] = "supervised"
     Config: ClassVar[type] = SupervisedConfig
     says: ClassVar[str] = "a segmentation network on the masks"

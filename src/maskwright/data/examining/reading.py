@@ -71,14 +71,18 @@ class Reading:
         """The levels that were named, in the order of the classes; () where none were."""
         return _levels(self.labels)
 
+    def arguments(self) -> dict[str, str]:
+        """What was said, as values of the options `labels`, `void` and `range`; those not said are left out."""
+        said = {} if self.labels == "auto" else {"labels": self.labels}
+        if self.void is not None:
+            said["void"] = ",".join(map(str, self.void)) or "none"
+        if self.range is not None:
+            said["range"] = ",".join(f"{v:g}" if float(f"{v:g}") == v else repr(v) for v in self.range)
+        return said
+
     def options(self) -> str:
         """What was said, as options of the command line; empty where nothing was."""
-        said = [f"--labels {self.labels}"] if self.labels != "auto" else []
-        if self.void is not None:
-            said.append(f"--void {','.join(map(str, self.void)) or 'none'}")
-        if self.range is not None:
-            said.append(f"--range {self.range[0]:g},{self.range[1]:g}")
-        return " ".join(said)
+        return " ".join(f"--{name} {value}" for name, value in self.arguments().items())
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; `from_json` reads them back."""

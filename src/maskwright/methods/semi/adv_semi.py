@@ -64,7 +64,7 @@ DEFAULTS = {
 class AdvRampOptions:
     """When self-training sets in, and how much it weighs."""
 
-    weight: float | None = option(None, "lam_semi, weight of self-training; none: 0.1, s4gan 1", low=0)
+    weight: float | None = option(None, "lam_semi, weight of self-training; none: 0.1, s4gan 1", low=0, main=True)
     up: float = option(
         0.0, "share of the steps over which the weight grows as exp(-5 (1 - t)^2)", low=0, high=1, old="ramp_up"
     )
@@ -83,12 +83,14 @@ class AdvSemiConfig(SemiConfig):
 
     unlabeled: UnlabeledOptions = part(UnlabeledOptions, without=("strong",))
     ramp: AdvRampOptions = part(AdvRampOptions)  # type: ignore[assignment]
-    variant: str = option("pixel", "pixel: AdvSemiSeg; s4gan: one verdict an image", choices=("pixel", "s4gan"))
+    variant: str = option(
+        "pixel", "pixel: AdvSemiSeg; s4gan: one verdict an image", choices=("pixel", "s4gan"), main=True
+    )
     lam_adv: float = option(0.01, "pixel: weight of the adversarial loss on labelled crops", low=0)
     lam_adv_u: float = option(0.001, "pixel: the same on unlabelled crops", low=0)
     lam_fm: float = option(0.1, "s4gan: weight of feature matching", low=0)
     threshold: float | None = option(
-        None, "T, least verdict of what is learnt from; none: 0.2, s4gan 0.6", low=0, high=1
+        None, "T, least verdict of what is learnt from; none: 0.2, s4gan 0.6", low=0, high=1, main=True
     )
     one_hot: float = option(
         1.0, "probability of the labelled class in real maps; the others share the rest", low=0.5, high=1
@@ -326,6 +328,7 @@ class AdvSemi(NetworkMethod):
     title: ClassVar[str] = "Adversarial learning for semi-supervised semantic segmentation"
     venue: ClassVar[str] = "Hung et al., BMVC 2018"
     link: ClassVar[str] = "https://arxiv.org/abs/1802.07934"
+    summary: ClassVar[str] = "Lets a discriminator judge predictions."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = AdvSemiConfig
     says: ClassVar[str] = "a segmenter that a discriminator takes for people's labels"

@@ -72,7 +72,9 @@ class CACConfig(SemiConfig):
         },
     )  # fmt: skip
     temperature: float = option(0.1, "tau", low=1e-3, high=10)
-    threshold: float = option(0.75, "confidence above which the other crop's pixel is worth following", low=0, high=1)
+    threshold: float = option(
+        0.75, "confidence above which the other crop's pixel is worth following", low=0, high=1, main=True
+    )
     negatives: int = option(
         6400, "random pixels of each crop of the pairs of a process, capped by those there are", low=1
     )
@@ -332,6 +334,7 @@ class CAC(NetworkMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation with directional context-aware consistency"
     venue: ClassVar[str] = "Lai et al., CVPR 2021"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.14133"
+    summary: ClassVar[str] = "Makes overlapping crops agree."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CACConfig
     trainer: ClassVar[type[NetworkTraining]] = CACTraining

@@ -81,7 +81,7 @@ class CCTConfig(SemiConfig):
     )  # fmt: skip
     counts: str = option(
         "one", "auxiliary decoders: one of each kind, the paper's 30 (paper), or a list such as noise:2,vat:1 of "
-        "dropout, drop, noise, cutout, context, object, vat",
+        "dropout, drop, noise, cutout, context, object, vat", main=True,
     )  # fmt: skip
     background: str = option(
         "auto", "class that cutout, context and object take for background; auto: of that name; none"
@@ -285,6 +285,7 @@ class CCT(NetworkMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation with cross-consistency training"
     venue: ClassVar[str] = "Ouali et al., CVPR 2020"
     link: ClassVar[str] = "https://arxiv.org/abs/2003.09005"
+    summary: ClassVar[str] = "Makes decoders of perturbed features agree."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CCTConfig
     trainer: ClassVar[type[NetworkTraining]] = CCTTraining

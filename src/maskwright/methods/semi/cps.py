@@ -66,7 +66,7 @@ class CPSConfig(SemiConfig):
         says={"mode": "with CutMix: batch norm of the network that labels"},
     )  # fmt: skip
     unlabeled: UnlabeledOptions = part(UnlabeledOptions, without=("strong",))
-    cutmix: bool = option(True, "teach on photographs with boxes of others in them; unlabelled ones alone")
+    cutmix: bool = option(True, "teach on photographs with boxes of others in them; unlabelled ones alone", main=True)
     ramp: RampOptions = part(RampOptions, weight=1.5, says={"weight": "lam, weight of the sum of both cross losses"})
 
 
@@ -150,6 +150,7 @@ class CPS(NetworkMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation with cross pseudo supervision"
     venue: ClassVar[str] = "Chen et al., CVPR 2021"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.01226"
+    summary: ClassVar[str] = "Lets two networks label for each other."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CPSConfig
     trainer: ClassVar[type[NetworkTraining]] = CPSTraining

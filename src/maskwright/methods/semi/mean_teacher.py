@@ -71,7 +71,7 @@ class MeanTeacherConfig(SemiConfig):
         "square_sum or square_mean over classes, kl, or hard cross-entropy; auto: hard for class mixing",
         choices=DISTANCES,
     )
-    threshold: float = option(0.968, "confidence of a pixel that counts as sure; 0: all are", low=0, high=1)
+    threshold: float = option(0.968, "confidence of a pixel that counts as sure; 0: all are", low=0, high=1, main=True)
     confidence: str = option(
         "image", "how sure pixels weigh: their share in the batch or image, each pixel, or none",
         choices=("batch", "image", "pixel", "none"),
@@ -186,6 +186,7 @@ class MeanTeacher(NetworkMethod):
     title: ClassVar[str] = "Mean teachers are better role models"
     venue: ClassVar[str] = "Tarvainen & Valpola, NeurIPS 2017"
     link: ClassVar[str] = "https://arxiv.org/abs/1703.01780"
+    summary: ClassVar[str] = "Learns from its own average on mixed views."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = MeanTeacherConfig
     trainer: ClassVar[type[NetworkTraining]] = MeanTeacherTraining

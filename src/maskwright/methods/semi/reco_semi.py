@@ -79,17 +79,18 @@ class ReCoConfig(SemiConfig):
     unlabeled: UnlabeledOptions = part(
         UnlabeledOptions, strong="dacs", says={"strong": "photometric recipe of the student's view"}
     )
-    mix: str = option("classmix", "how the student's views are mixed", choices=MIXES)
+    mix: str = option("classmix", "how the student's views are mixed", choices=MIXES, main=True)
     strong_threshold: float = option(
         0.97,
         "delta_s: confidence of a pixel that counts for its image's weight; hard pixels are below it",
         low=0,
         high=1,
+        main=True,
     )
     weak_threshold: float = option(
         0.7, "delta_w: least confidence of an unlabelled pixel in the contrast", low=0, high=1
     )
-    contrast: float = option(1.0, "weight of L_reco", low=0)
+    contrast: float = option(1.0, "weight of L_reco", low=0, main=True)
     temperature: float = option(0.5, "tau", low=1e-3, high=10)
     queries: int = option(256, "queries of each class in a step", low=1)
     negatives: int = option(512, "negatives of each query", low=1)
@@ -217,6 +218,7 @@ class ReCo(NetworkMethod):
     title: ClassVar[str] = "Bootstrapping semantic segmentation with regional contrast"
     venue: ClassVar[str] = "Liu et al., ICLR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2104.04465"
+    summary: ClassVar[str] = "Contrasts regions that are easily confused."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = ReCoConfig
     trainer: ClassVar[type[NetworkTraining]] = ReCoTraining

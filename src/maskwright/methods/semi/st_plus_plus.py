@@ -86,14 +86,19 @@ class STPlusPlusConfig(NetworkConfig):
         },
     )  # fmt: skip
     steps: int = option(
-        6000, "optimiser steps of all trainings where --steps does not say: three times the other methods'", low=1
+        6000,
+        "optimiser steps of all trainings where --steps does not say: three times the other methods'",
+        low=1,
+        main=True,
     )
-    plus: bool = option(True, "trust reliable photographs first (ST++); false: all at once (ST)")
+    plus: bool = option(True, "trust reliable photographs first (ST++); false: all at once (ST)", main=True)
     teacher_share: float = option(0.25, "share of the steps that the teacher trains for", low=0.01, high=0.98)
     first_share: float = option(
         0.25, "ST++: share of the steps of the first retraining; the last has the rest", low=0.01, high=0.98
     )
-    reliable: float = option(0.5, "ST++: share of the unlabelled images that count as reliable", low=0, high=1)
+    reliable: float = option(
+        0.5, "ST++: share of the unlabelled images that count as reliable", low=0, high=1, main=True
+    )
     cutout: float = option(0.5, "chance that a pseudo-labelled crop gets a box of noise without a label", low=0, high=1)
     flips: bool = option(True, "label with the mean over the photograph and its mirror image")
     scales: tuple[float, ...] = option((1.0,), "label with the mean over these input sizes", low=0.1, high=4)
@@ -246,6 +251,7 @@ class STPlusPlus(NetworkMethod):
     title: ClassVar[str] = "ST++: Make self-training work better for semi-supervised semantic segmentation"
     venue: ClassVar[str] = "Yang et al., CVPR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.05095"
+    summary: ClassVar[str] = "Retrains on the most reliable labels first."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = STPlusPlusConfig
 

@@ -109,9 +109,9 @@ class U2PLConfig(SemiConfig):
     )
     cutmix: float = option(0.5, "chance of a step to mix its unlabelled crops", low=0, high=1)
     drop: float = option(
-        20.0, "percent of unlabelled pixels that L_u leaves out at first, falling to 0", low=0, high=100
+        20.0, "percent of unlabelled pixels that L_u leaves out at first, falling to 0", low=0, high=100, main=True
     )
-    contrast: float = option(1.0, "weight of L_c", low=0)
+    contrast: float = option(1.0, "weight of L_c", low=0, main=True)
     alpha: float = option(
         20.0, "percent of pixels of lowest and of highest entropy at first, falling to 0", low=0, high=50
     )
@@ -320,6 +320,7 @@ class U2PL(NetworkMethod):
     title: ClassVar[str] = "Semi-supervised semantic segmentation using unreliable pseudo-labels"
     venue: ClassVar[str] = "Wang et al., CVPR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2203.03884"
+    summary: ClassVar[str] = "Takes unsure pixels as negatives."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = U2PLConfig
     trainer: ClassVar[type[NetworkTraining]] = U2PLTraining

@@ -69,15 +69,19 @@ class UniMatchTeacherOptions(TeacherOptions):
 class UniMatchConfig(SemiConfig):
     """Options of `unimatch`."""
 
-    version: str = option("v2", "v2; v1, without a teacher; or fixmatch, with one strong view", choices=VERSIONS)
-    threshold: float = option(0.95, "least confidence of a pixel whose label is learnt; above 1: none is", low=0)
+    version: str = option(
+        "v2", "v2; v1, without a teacher; or fixmatch, with one strong view", choices=VERSIONS, main=True
+    )
+    threshold: float = option(
+        0.95, "least confidence of a pixel whose label is learnt; above 1: none is", low=0, main=True
+    )
     dropout: float = option(0.5, "chance of a channel to be dropped in v1's feature stream", low=0, high=0.99)
     feature_weight: float = option(
         0.5, "share of the feature stream in v1's L_u; the strong views have the rest", low=0, high=1
     )
     whole: float = option(0.5, "share of v2's images whose strong views lose no channel", low=0, high=1)
     teacher: TeacherOptions = part(
-        UniMatchTeacherOptions, ema=0.996, final="teacher",
+        UniMatchTeacherOptions, ema=0.996, final="teacher", main=("ema",),
         says={
             "ema": "greatest momentum of v2's teacher; min(1 - 1/(n + 1), ema) at update n",
             "final": "the network that is kept: student, or v2's teacher",
@@ -237,6 +241,7 @@ class UniMatch(NetworkMethod):
     title: ClassVar[str] = "UniMatch V2: Pushing the limit of semi-supervised semantic segmentation"
     venue: ClassVar[str] = "Yang et al., TPAMI 2025"
     link: ClassVar[str] = "https://arxiv.org/abs/2410.10777"
+    summary: ClassVar[str] = "Learns on strong views what weak ones say."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = UniMatchConfig
     says: ClassVar[str] = "a network that agrees with itself on weak and strong views"

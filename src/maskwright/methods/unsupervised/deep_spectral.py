@@ -75,12 +75,14 @@ BACKGROUND_NAMES = ("background", "other", "void", "ground")
 class DeepSpectralConfig:
     """Options of `deep_spectral`."""
 
-    short_side: int = option(320, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE)
+    short_side: int = option(320, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE, main=True)
     layers: tuple[int, ...] | None = option(None, "blocks or stages for the graph; none: last block, or stride 16")
     kind: str | None = option(None, "what of a transformer block; none: its keys", choices=("tokens", "q", "k", "v"))
     color: float = option(10.0, "weight lambda of the colour affinity beside that of features", low=0.0)
     vectors: int = option(15, "eigenvectors k beside the constant one", low=1)
-    segments: int = option(15, "segments a photograph; 0: as many as eigenvalues lie below their largest gap", low=0)
+    segments: int = option(
+        15, "segments a photograph; 0: as many as eigenvalues lie below their largest gap", low=0, main=True
+    )
     object: str = option(
         "border", "how the object is found: far from the border; the Fiedler vector's smaller side, as the paper; or "
         "the side of it that touches the border less", choices=("border", "fiedler", "fiedler_border"),
@@ -90,14 +92,15 @@ class DeepSpectralConfig:
         "auto",
         "class 0 is the background segment (zero), or all segments are clustered",
         choices=("auto", "zero", "cluster"),
+        main=True,
     )
     dim: int = option(32, "channels of a segment's feature kept by PCA before clustering", low=1)
     restarts: int = option(10, "starts of the k-means over segments", low=1)
-    self_train: bool = option(True, "train a head on the labels made")
-    steps: int = option(1000, "optimiser steps of self-training; --steps overrides it", low=1)
+    self_train: bool = option(True, "train a head on the labels made", main=True)
+    steps: int = option(1000, "optimiser steps of self-training; --steps overrides it", low=1, main=True)
     batch: int = option(8, "photographs a step", low=1)
     hidden: int = option(128, "width of the self-trained head", low=8)
-    lr: float = option(1e-3, "AdamW's learning rate", low=0.0)
+    lr: float = option(1e-3, "AdamW's learning rate", low=0.0, main=True)
     crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
     max_rows: int = option(400_000, "positions for PCA", low=1)
 
@@ -145,6 +148,7 @@ class DeepSpectral(Method):
     )
     venue: ClassVar[str] = "Melas-Kyriazi et al., CVPR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2205.07839"
+    summary: ClassVar[str] = "Cuts photographs by graph eigenvectors."
     family: ClassVar[str] = "unsupervised"
     classes_from: ClassVar[Literal["labels", "clusters"]] = "clusters"
     Config: ClassVar[type] = DeepSpectralConfig

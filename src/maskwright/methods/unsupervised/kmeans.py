@@ -36,12 +36,14 @@ CLUSTERS = "clusters.safetensors"
 class KMeansConfig(FrozenConfig):
     """Options of `kmeans`."""
 
-    dim: int = option(32, "channels kept by PCA; more keep noise, which whitening would raise to full power", low=1)
+    dim: int = option(
+        32, "channels kept by PCA; more keep noise, which whitening would raise to full power", low=1, main=True
+    )
     whiten: bool = option(True, "divide each kept channel by its standard deviation")
-    restarts: int = option(10, "starts of k-means; the one with the best inertia is kept", low=1)
+    restarts: int = option(10, "starts of k-means; the one with the best inertia is kept", low=1, main=True)
     iterations: int = option(100, "most iterations of each start", low=1)
     max_rows: int = option(1_000_000, "positions to fit on; more are drawn from, the same number an image", low=1)
-    crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
+    crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise", main=True)
     temperature: float = option(
         0.1, "cosines are divided by it to give logits; for confidence and refinement only", low=1e-4
     )
@@ -54,6 +56,7 @@ class KMeans(FrozenMethod):
     title: ClassVar[str] = "k-means on frozen dense features"
     venue: ClassVar[str] = "baseline, as in Leopart (CVPR 2022) and PiCIE (CVPR 2021)"
     link: ClassVar[str] = "https://arxiv.org/abs/2204.13101"
+    summary: ClassVar[str] = "Clusters frozen features by k-means."
     Config: ClassVar[type] = KMeansConfig
     config: KMeansConfig
 

@@ -108,8 +108,8 @@ PAPER_BACKBONES = {"imagenet_s50": "resnet18", "imagenet_s300": "resnet50", "ima
 class PassConfig:
     """Options of `Pass`; those without a value of their own take the preset's, those that are given win."""
 
-    preset: str = option("small", "sets the other options' defaults", choices=tuple(PRESETS))
-    instance: str = option("swav", "L_e, the loss between crops", choices=("swav", "simsiam", "moco"))
+    preset: str = option("small", "sets the other options' defaults", choices=tuple(PRESETS), main=True)
+    instance: str = option("swav", "L_e, the loss between crops", choices=("swav", "simsiam", "moco"), main=True)
     p2p: bool = option(True, "pixel-to-pixel alignment of what two crops share")
     d2s: tuple[int, ...] = option(
         (3,), "stages that the deepest (4) supervises, deep to shallow; empty for none", low=1, high=3
@@ -120,7 +120,7 @@ class PassConfig:
         "auto", "id 0, other: within --classes, beside them, or auto: beside where classes.txt has no class for it",
         choices=("auto", "within", "beside"),
     )  # fmt: skip
-    crop: int = option(None, "side of the two global crops, pixels (preset)", low=16)
+    crop: int = option(None, "side of the two global crops, pixels (preset)", low=16, main=True)
     local_crop: int = option(None, "side of the local crops, pixels (preset)", low=16)
     local_crops: int = option(None, "local crops of a photograph; swav alone uses them (preset)", low=0, high=32)
     scale_min: float = option(
@@ -137,9 +137,11 @@ class PassConfig:
     )
     queue_epoch: int = option(None, "epoch from which swav's queue is filled (preset)", low=0)
     frozen: int = option(None, "first steps in which the prototypes stay (preset)", low=0)
-    batch: int = option(None, "photographs in a step, over all processes (preset)", low=2)
-    epochs: int = option(None, "passes over the photographs of pretraining, unless --steps says (preset)", low=1)
-    lr: float = option(None, "LARC's factor, cosine to a thousandth of it (preset)", low=0)
+    batch: int = option(None, "photographs in a step, over all processes (preset)", low=2, main=True)
+    epochs: int = option(
+        None, "passes over the photographs of pretraining, unless --steps says (preset)", low=1, main=True
+    )
+    lr: float = option(None, "LARC's factor, cosine to a thousandth of it (preset)", low=0, main=True)
     backbone_share: float = option(None, "share of lr for the backbone in pretraining (preset)", low=0)
     freeze_norm: bool = option(None, "keep the backbone's batch-norm statistics, in all stages (preset)")
     weight_decay: float = option(1e-6, "on every tensor", low=0)
@@ -159,7 +161,9 @@ class PassConfig:
         None, "shorter side for clustering, labelling and prediction, pixels (preset)", low=32, high=MAX_SIDE
     )
     restarts: int = option(None, "k-means starts; the best inertia is kept (preset)", low=1)
-    threshold: float | None = option(None, "least mean gate of what is not other; none: Otsu's, or 0", low=0, high=1)
+    threshold: float | None = option(
+        None, "least mean gate of what is not other; none: Otsu's, or 0", low=0, high=1, main=True
+    )
     oracle_threshold: bool = option(False, "choose it by the mIoU of the run's own masks, as the authors do")
     precision: str = option("auto", "bf16 where the processor has it, or fp32", choices=("auto", "bf16", "fp32"))
     threads: int = option(0, "photographs prepared at a time; 0: as many as torch computes with, at most 16", low=0)
@@ -228,6 +232,7 @@ class Pass(Method):
     title: ClassVar[str] = "Large-scale Unsupervised Semantic Segmentation"
     venue: ClassVar[str] = "Gao et al., TPAMI 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2106.03149"
+    summary: ClassVar[str] = "Pretrains, then clusters, then fine-tunes."
     family: ClassVar[str] = "unsupervised"
     classes_from: ClassVar[Literal["labels", "clusters"]] = "clusters"
     Config: ClassVar[type] = PassConfig

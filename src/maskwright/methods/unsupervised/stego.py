@@ -68,18 +68,18 @@ class StegoConfig(FrozenConfig):
     """Options of `stego`."""
 
     reduce: int = option(64, "channels of f kept by PCA before the head; 0 keeps all", low=0)
-    code: int = option(70, "channels E of the codes", low=2)
-    steps: int = option(2000, "optimiser steps; --steps overrides it", low=1)
-    batch: int = option(16, "photographs a step", low=2)
+    code: int = option(70, "channels E of the codes", low=2, main=True)
+    steps: int = option(2000, "optimiser steps; --steps overrides it", low=1, main=True)
+    batch: int = option(16, "photographs a step", low=2, main=True)
     points: int = option(11, "positions are sampled on a points x points draw a photograph", low=1)
     sampling: str = option(
         "corners", "where -1 and 1 lie: on the outer cells' centres, as the authors have it, or on their outer edges "
         "(cells), where what is within half a cell of the rim reads the rim", choices=("corners", "cells"),
     )  # fmt: skip
-    neighbors: int = option(7, "nearest photographs to draw the neighbour from", low=1)
+    neighbors: int = option(7, "nearest photographs to draw the neighbour from", low=1, main=True)
     negatives: int = option(5, "random pairings a step", low=1)
     dropout: float = option(0.1, "probability of a channel to be dropped, in the head and in f", low=0.0, high=0.9)
-    lr: float = option(5e-4, "Adam's learning rate of the head", low=0.0)
+    lr: float = option(5e-4, "Adam's learning rate of the head", low=0.0, main=True)
     probe_lr: float = option(5e-3, "Adam's learning rate of the cluster probe", low=0.0)
     auto_shift: bool = option(True, "shifts b and weights w from the data's own correlations")
     share_self: float = option(0.25, "share of centred correlations with itself that exceed b_self", low=0.0, high=1.0)
@@ -94,7 +94,9 @@ class StegoConfig(FrozenConfig):
     readout: str = option("kmeans", "how codes become clusters", choices=("kmeans", "probe"))
     restarts: int = option(10, "starts of the final k-means", low=1)
     max_rows: int = option(400_000, "positions for PCA and the final k-means", low=1)
-    crf: bool = option(True, "the dense CRF after prediction, as in the paper, unless --refine says otherwise")
+    crf: bool = option(
+        True, "the dense CRF after prediction, as in the paper, unless --refine says otherwise", main=True
+    )
     temperature: float = option(0.5, "cosines are divided by it to give logits; the paper's alpha = 2 is 0.5", low=1e-4)
 
 
@@ -300,6 +302,7 @@ class Stego(FrozenMethod):
     title: ClassVar[str] = "Unsupervised Semantic Segmentation by Distilling Feature Correspondences"
     venue: ClassVar[str] = "Hamilton et al., ICLR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2203.08414"
+    summary: ClassVar[str] = "Distils feature correspondences into codes."
     Config: ClassVar[type] = StegoConfig
     config: StegoConfig
 

@@ -48,9 +48,9 @@ class AffinityConfig(WalkConfig):
     """Options of `affinity`."""
 
     variant: str = option(
-        "irn", "irn: boundaries on a frozen backbone; psa: features of a trained one", choices=VARIANTS
+        "irn", "irn: boundaries on a frozen backbone; psa: features of a trained one", choices=VARIANTS, main=True
     )
-    seeds: str = option("cam", "whose maps walk", choices=SEEDS)
+    seeds: str = option("cam", "whose maps walk", choices=SEEDS, main=True)
 
 
 class Affinity(WalkMethod):
@@ -60,6 +60,7 @@ class Affinity(WalkMethod):
     title: ClassVar[str] = "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations"
     venue: ClassVar[str] = "Ahn, Cho and Kwak, CVPR 2019"
     link: ClassVar[str] = "https://arxiv.org/abs/1904.05044"
+    summary: ClassVar[str] = "Walks class maps along learned affinities."
     Config: ClassVar[type] = AffinityConfig
 
     @property

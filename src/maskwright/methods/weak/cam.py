@@ -45,7 +45,9 @@ class CamConfig(PipelineConfig):
 class GradCamConfig(PipelineConfig):
     """Options of `grad_cam` and `grad_cam_pp`."""
 
-    layer: int = option(-1, "stage or block whose activations are weighted; -1: what the classifier sees, -2: finer")
+    layer: int = option(
+        -1, "stage or block whose activations are weighted; -1: what the classifier sees, -2: finer", main=True
+    )
 
 
 class Cam(TagMethod):
@@ -55,6 +57,7 @@ class Cam(TagMethod):
     title: ClassVar[str] = "Learning Deep Features for Discriminative Localization"
     venue: ClassVar[str] = "Zhou et al., CVPR 2016"
     link: ClassVar[str] = "https://arxiv.org/abs/1512.04150"
+    summary: ClassVar[str] = "Makes masks of what a tag classifier sees."
     Config: ClassVar[type] = CamConfig
 
     def maps(self, network: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -70,6 +73,7 @@ class GradCam(Cam):
     title: ClassVar[str] = "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization"
     venue: ClassVar[str] = "Selvaraju et al., ICCV 2017"
     link: ClassVar[str] = "https://arxiv.org/abs/1610.02391"
+    summary: ClassVar[str] = "Weighs a classifier's maps by gradients."
     Config: ClassVar[type] = GradCamConfig
 
 
@@ -80,3 +84,4 @@ class GradCamPP(GradCam):
     title: ClassVar[str] = "Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep Convolutional Networks"
     venue: ClassVar[str] = "Chattopadhay et al., WACV 2018"
     link: ClassVar[str] = "https://arxiv.org/abs/1710.11063"
+    summary: ClassVar[str] = "Weighs maps so that all things count alike."

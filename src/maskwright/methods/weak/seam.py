@@ -65,12 +65,12 @@ class SeamConfig(WalkConfig):
     small_share: float = option(
         0.1, "share of the small view in the soft margin (SEAM: 0.5); small images are hard to classify", low=0, high=1
     )
-    er: float = option(1.0, "weight of L_ER", low=0)
+    er: float = option(1.0, "weight of L_ER", low=0, main=True)
     er_ramp: float = option(0.5, "share of the steps over which that weight grows from 0; SEAM: 0", low=0, high=1)
-    ecr: float = option(1.0, "weight of L_ECR", low=0)
+    ecr: float = option(1.0, "weight of L_ECR", low=0, main=True)
     tag_dropout: float = option(0.5, "chance of a channel to be dropped before the classifier", low=0, high=0.95)
     norm: str = option("minmax", "range of each map: minmax (SEAM), or by its maximum", choices=NORMS)
-    walk: str = option("none", "then a random walk along a learned affinity", choices=("none", *VARIANTS))
+    walk: str = option("none", "then a random walk along a learned affinity", choices=("none", *VARIANTS), main=True)
 
 
 # -------------------------------------------------------------------------------------------------------- losses
@@ -255,6 +255,7 @@ class Seam(WalkMethod):
     title: ClassVar[str] = "Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic Segmentation"
     venue: ClassVar[str] = "Wang et al., CVPR 2020"
     link: ClassVar[str] = "https://arxiv.org/abs/2004.04581"
+    summary: ClassVar[str] = "Makes class maps follow a rescaled image."
     Config: ClassVar[type] = SeamConfig
     trainer: ClassVar[type[TagTraining]] = SeamTraining
     # SEAM's copy of AffinityNet walks 2^6 steps with a background of power 6, AffinityNet 2^8 with 16.

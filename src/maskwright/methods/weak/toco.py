@@ -85,9 +85,9 @@ class TocoConfig(PipelineConfig):
     aux_layer: int = option(-3, "block of the auxiliary class map, negative from the end")
     high: float = option(0.7, "a class where a map is at least this", low=0, high=1)
     low: float = option(0.25, "background where no map exceeds this", low=0, high=1)
-    w_ptc: float = option(0.2, "weight of L_ptc", low=0)
+    w_ptc: float = option(0.2, "weight of L_ptc", low=0, main=True)
     w_ctc: float = option(0.5, "weight of L_ctc", low=0)
-    w_seg: float = option(0.1, "weight of L_seg", low=0)
+    w_seg: float = option(0.1, "weight of L_seg", low=0, main=True)
     w_reg: float = option(0.05, "weight of L_reg; 0 leaves it out", low=0)
     temperature: float = option(0.5, "of L_ctc", low=1e-3)
     momentum: float = option(0.9, "of the projector's moving average", low=0, high=1)
@@ -103,7 +103,7 @@ class TocoConfig(PipelineConfig):
     projection: int = option(1024, "E, what class tokens are compared in", low=1)
     retrain: str = option(
         "none", "another network afterwards, on: the branch's masks, or seeds of the class maps",
-        choices=("none", "masks", "cams"),
+        choices=("none", "masks", "cams"), main=True,
     )  # fmt: skip
     mask_scales: tuple[float, ...] = option((1.0, 1.25, 1.5), "input sizes of `retrain=masks`", low=0.05, high=8)
 
@@ -382,6 +382,7 @@ class Toco(TagMethod):
     title: ClassVar[str] = "Token Contrast for Weakly-Supervised Semantic Segmentation"
     venue: ClassVar[str] = "Ru et al., CVPR 2023"
     link: ClassVar[str] = "https://arxiv.org/abs/2303.01267"
+    summary: ClassVar[str] = "Contrasts the tokens of a transformer."
     backbones: ClassVar[Literal["any", "vit"]] = "vit"
     Config: ClassVar[type] = TocoConfig
     trainer: ClassVar[type[TagTraining]] = TocoTraining  # type: ignore[assignment]

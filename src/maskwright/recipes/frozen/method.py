@@ -20,7 +20,7 @@ from maskwright.recipes.probing.linear import linear_probe
 class FrozenConfig:
     """Options of all methods on frozen features."""
 
-    short_side: int = option(320, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE)
+    short_side: int = option(320, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE, main=True)
     layers: tuple[int, ...] | None = option(None, "blocks or stages to read; none chooses by the network")
     kind: str = option("tokens", "what of a transformer block", choices=("tokens", "q", "k", "v"))
     linear_probe: bool = option(

@@ -65,7 +65,11 @@ class SeedConfig:
     fuse: str = option("sum", "how scales and flips are joined: sum (IRN, SEAM) or max", choices=FUSIONS)
     norm: str = option("max", "range of each map: by its maximum (IRN), or minmax (SEAM)", choices=NORMS)
     threshold: float | None = option(
-        None, "a pixel is background where no map reaches it, in [0, 1]; none: chosen without masks", low=0, high=1
+        None,
+        "a pixel is background where no map reaches it, in [0, 1]; none: chosen without masks",
+        low=0,
+        high=1,
+        main=True,
     )
     threshold_rule: str = option(
         "entropy", "how it is chosen: least cross entropy (Li and Lee), or otsu", choices=RULES

@@ -46,9 +46,11 @@ class TagConfig:
     background: str = option(
         "auto", "class that no tag names; auto: the one called background, else class 0 where nothing is tagged with it"
     )
-    tag_steps: int = option(0, "steps of the classifier; 0: --steps, or 800 where that is not given", low=0)
+    tag_steps: int = option(0, "steps of the classifier; 0: --steps, or 800 where that is not given", low=0, main=True)
     tag_batch: int = option(8, "crops in a step", low=1)
-    tag_crop: int = option(320, "side of the square crops, pixels; rounded up to what the network takes", low=16)
+    tag_crop: int = option(
+        320, "side of the square crops, pixels; rounded up to what the network takes", low=16, main=True
+    )
     tag_long_side: int = option(
         512, "long side of images before the random scale, and of seeds, pixels", low=16, high=MAX_LONG_SIDE
     )

@@ -1,0 +1,130 @@
+"""`maskwright predict` and `suggest`: what a trained model says of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskwright.cli.options import Labels, Range, Void, echo
+from maskwright.errors import MaskwrightError
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="model.safetensors, or a run folder.")],
+    images: Annotated[str, typer.Argument(help="Dataset folder, folder of images, or one image.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    tile: Annotated[
+        str, typer.Option(help="Pixels of the tiles; none: each image whole; auto: tiles where it is much larger.")
+    ] = "auto",
+    refine: Annotated[str, typer.Option(help="none, crf, guided, or auto: what the model's method does.")] = "auto",
+    flips: Annotated[bool, typer.Option("--flips", help="Average with the mirrored image.")] = False,
+    scales: Annotated[str, typer.Option(help="Average over the input sizes of these factors: 0.75,1,1.25.")] = "1",
+    confidence: Annotated[bool, typer.Option("--confidence", help="Write confidence maps too.")] = False,
+    overlays: Annotated[bool, typer.Option("--overlays", help="Write overlays too.")] = False,
+    tags: Annotated[bool, typer.Option("--tags", help="Find nothing in an image but what it is tagged with.")] = False,
+    range: Range = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Write OUT/NAME.png for each image."""
+    from maskwright import api
+    from maskwright.engine.devices import pick_device
+    from maskwright.engine.progress import Progress
+
+    loaded = api.load(model, device=pick_device(device))
+    data = _images(images)
+    if split is not None:
+        data = data.split(split)
+    bar = Progress()
+    done = loaded.predict_folder(
+        data,
+        out,
+        tile=_tile(tile),
+        refine=refine,
+        flips=flips,
+        scales=_numbers("--scales", scales),
+        confidence=confidence,
+        overlays=overlays,
+        tags=tags,
+        range=range,
+        progress=bar,
+    )
+    if tags:
+        bar.say(f"tags: {done.tagged} of {len(data)} images have them")
+    for name, why in done.skipped:
+        bar.say(f"skipped {name}: {why}")
+    bar.say(f"{done.written} masks in {out}" + (f", {len(done.skipped)} images skipped" if done.skipped else ""))
+    if not done.written:
+        raise MaskwrightError(f"none of the {len(data)} images could be read", "at least one", "run maskwright doctor")
+
+
+def suggest(
+    model: Annotated[Path, typer.Argument(help="A run folder, or model.safetensors.")],
+    data: Annotated[str, typer.Argument(help="Dataset folder, or layout:path.")],
+    count: Annotated[int, typer.Option(help="Images to suggest.")],
+    out: Annotated[Path, typer.Option(help="Folder for suggestions.csv, names.txt, regions.csv and sheet.png.")],
+    by: Annotated[
+        str, typer.Option(help="mixed, entropy, margin, confidence, disagreement, coreset or random.")
+    ] = "mixed",
+    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    labeled: Annotated[str | None, typer.Option(help="Split or file: the images that have masks already.")] = None,
+    regions: Annotated[int, typer.Option(help="Regions to suggest in each image.")] = 0,
+    region_size: Annotated[int, typer.Option(help="Their side, pixels; 0: a sixth of the shorter side.")] = 0,
+    labels: Labels = None,
+    void: Void = None,
+    range: Range = None,
+    seed: Annotated[int, typer.Option(help="The draw of random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Say which images without a mask, and which regions of them, to label next."""
+    from maskwright import api
+    from maskwright.engine.progress import Progress
+
+    bar = Progress()
+    found = api.suggest(
+        model, data, count, by=by, split=split, labeled=labeled, regions=regions, region_size=region_size, out=out,
+        seed=seed, device=device, labels=labels, void=void, range=range, progress=bar,
+    )  # fmt: skip
+    for name, why in found.skipped:
+        bar.say(f"skipped {name}: {why}")
+    for row in found:
+        echo(f"{row.rank:4d}  {row.score:8.4f}  {row.name}")
+    bar.say(f"{len(found)} of {found.pool} images without a mask, by {found.by}: {out / 'sheet.png'}")
+
+
+def _images(path: str):
+    """A dataset from a folder, or from one image."""
+    from maskwright import api
+    from maskwright.data.folders.scan import is_regular, is_utf8
+
+    if is_regular(path):
+        from maskwright.data.folders.folder import Dataset, Item
+
+        image = Path(path)
+        if not is_utf8(image.name):
+            raise MaskwrightError(f"the name of {path} is not UTF-8 text", "a name that can be written", "rename it")
+        return Dataset(image.parent, [Item(image.stem, image)])
+    return api.open_folder(path)
+
+
+def _tile(text: str) -> int | None:
+    """None for auto, 0 for none: as `predict_folder` takes it."""
+    said = text.strip().lower()
+    if said in ("auto", "none"):
+        return None if said == "auto" else 0
+    try:
+        return max(-1, int(said))
+    except ValueError:
+        raise MaskwrightError(f"--tile {text}", "pixels, none or auto", "--tile none sees each image whole") from None
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(v) for v in text.split(",") if v.strip())
+    except ValueError:
+        values = ()
+    if not values or not all(0.05 <= v <= 10 for v in values):
+        raise MaskwrightError(f"{name} {text}", "numbers from 0.05 to 10 joined by commas", f"{name} 0.75,1,1.25")
+    return values
