@@ -17,7 +17,7 @@ from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
-from maskwright.methods.unsupervised import pass_ as P
+from maskwright.methods.unsupervised.pass_ import method as P
 from maskwright.methods.unsupervised.pass_.attention import UNIMODAL, separability
 from maskwright.methods.unsupervised.pass_.network import PassNetwork
 from maskwright.models.backbones.build import build_backbone
