@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from maskwright.accel.batch_norm import normalise, normalise_backward
+from maskwright.accel.bits import DTYPES
 from maskwright.accel.depthwise import Pair, depthwise_backward
 from maskwright.accel.switch import enabled
-from maskwright.ops.bits import DTYPES
 from maskwright.ops.lanes import LANES
 
 Pads = tuple[int, int, int, int]
