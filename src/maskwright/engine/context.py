@@ -15,6 +15,7 @@ from maskwright.engine.ledgers import TARGET, Ledgers
 from maskwright.engine.loop import Training, fit
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
+from maskwright.models.parts.table import check_modules
 
 FEATURES = ".features"
 """Folder of a run for features that the cache could not take; gone when the run is finished."""
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
     from maskwright.data.masking.classes import ClassTable
     from maskwright.models.backbones.build import Backbone
+    from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.preprocess import Preprocess
-    from maskwright.models.segmenter import BackboneEncoder
 
 
 @dataclass
@@ -108,7 +109,12 @@ class Context:
         )
 
     def fit(self, training: Training, name: str, folder: Path, steps: int, **options: Any) -> None:
-        """Trains a stage through the one loop; which labels it read is saved with its checkpoints."""
+        """Trains a stage through the one loop; which labels it read is saved with its checkpoints.
+
+        Raises:
+            MaskwrightError: before the first step, for a part that a saved model could not be loaded with again.
+        """
+        check_modules(training.modules.values())
         training.extra = {**training.extra, "ledger": self.ledgers}
         fit(
             training,

@@ -144,7 +144,7 @@ class DACS(NetworkMethod):
     title: ClassVar[str] = "DACS: Domain adaptation via cross-domain mixed sampling"
     venue: ClassVar[str] = "Tranheden et al., WACV 2021"
     link: ClassVar[str] = "https://arxiv.org/abs/2007.08702"
-    summary: ClassVar[str] = "pastes classes of a labelled source onto the target, whose other pixels a teacher labels"
+    summary: ClassVar[str] = "Pastes a source's classes onto the target."
     family: ClassVar[str] = "adapt"
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
     Config: ClassVar[type] = DACSConfig

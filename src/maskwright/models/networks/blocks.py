@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.models.parts.heads import Part
+from maskwright.accel.quicken import QuickNorm
+from maskwright.models.parts.part import Part
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -31,6 +32,10 @@ class BatchNorm2d(nn.BatchNorm2d):
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         return super().forward(x)
+
+
+class QuickBatchNorm2d(QuickNorm, BatchNorm2d):
+    """The same with the training passes of `accel`."""
 
 
 def tolerate_single_values(module: nn.Module) -> nn.Module:
@@ -134,6 +139,3 @@ class FCNHead(Part):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps to logits (B, C, h, w) of one of them."""
         return self.last(self.drop(self.body(features[self.index])))
-
-
-BLOCKS: dict[str, type[Part]] = {part.__name__: part for part in (FCNHead,)}

@@ -22,7 +22,7 @@ from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.engine.run import RunRequest, find_backbone, open_run
 from maskwright.errors import MaskwrightError
-from maskwright.methods.weak import toco
+from maskwright.methods.weak.toco import method as toco
 from maskwright.ops.cam_labels import IGNORE, cam_regions
 
 VIT = "test_vit"
