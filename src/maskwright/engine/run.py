@@ -43,8 +43,8 @@ from maskwright.engine.stages import run_stages
 from maskwright.engine.streams import Source, apart, check_sources, prepare_source, understood_source
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.scores import hash_names
+from maskwright.models import bundle
 from maskwright.models.backbones.build import build_backbone, default_backbone
-from maskwright.models.bundle import save_bundle
 from maskwright.predict.model import Model
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
         "reading": context.data.settled_reading.to_json(),
     }
     if run.writes:
-        save_bundle(run.path / MODEL, segmenter, extra)
+        bundle.save_bundle(run.path / MODEL, segmenter, extra)
     model = Model(segmenter, extra, device=str(context.device))
     if pages is not None and run.writes:
         shares = pages.previews(run.path, model, context.data, progress=context.progress)
