@@ -1,9 +1,9 @@
 """What has to be read to know a method: `python -m benchmarks.reading_list stego cac seam unimatch pass dacs`.
 
-The way from the verb to the loss (verb, Python surface, table of methods, run, stages, loop, contract), the method's own
-file or package, and every file of ours that a class of it inherits from or that holds a group of its options: what
-inheritance and options do cannot be guessed from where they are used. Functions and parts that a step calls by name do
-what their docstrings say, and are not counted. Prints files and lines a method; `--files` lists them.
+The way from the verb to the loss (verb, Python surface, table of methods, run, stages, context, loop, contract), the
+method's own file or package, and every file of ours that a class of it inherits from or that holds a group of its
+options: what inheritance and options do cannot be guessed from where they are used. Functions and parts that a step
+calls by name do what their docstrings say, and are not counted. Prints files and lines a method; `--files` lists them.
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ def semi_context(tmp_path: Path) -> Context:
     """A run's context on a tiny folder, three of eight images labelled, with a small backbone of random weights."""
     from maskwright.data.folders.folder import open_folder
     from maskwright.engine.progress import Progress
-    from maskwright.engine.run import RunRequest, open_run
+    from maskwright.engine.opening import open_run
+    from maskwright.engine.request import RunRequest
     from maskwright.methods.supervised import Supervised, SupervisedConfig
 
     data = open_folder(write_tiny_folder(tmp_path / "tiny"))

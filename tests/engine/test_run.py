@@ -19,7 +19,8 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.engine import stages
 from maskwright.engine.context import Context
 from maskwright.engine.contract import StreamNeed
-from maskwright.engine.run import RunRequest, open_run
+from maskwright.engine.opening import open_run
+from maskwright.engine.request import RunRequest
 from maskwright.engine.streams import Source
 from maskwright.errors import MaskwrightError
 from maskwright.methods.supervised import Supervised

@@ -18,7 +18,8 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import mix
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
-from maskwright.engine.run import RunRequest, open_run
+from maskwright.engine.opening import open_run
+from maskwright.engine.request import RunRequest
 from maskwright.engine.streams import open_sources
 from maskwright.methods.adapt.dacs import DACS, DACSConfig, DACSTraining, mixed_loss, sure_share
 from maskwright.methods.adapt.source_only import SourceOnly

@@ -22,7 +22,8 @@ from maskwright.data.training.sources import MaskLabels
 from maskwright.engine import loop
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
-from maskwright.engine.run import RunRequest, open_run
+from maskwright.engine.opening import open_run
+from maskwright.engine.request import RunRequest
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import unimatch as um
 

@@ -1,0 +1,140 @@
+"""`train`: from a folder and what is asked of it to a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskwright.data.folders.folder import Dataset
+    from maskwright.engine.progress import Progress
+    from maskwright.engine.records import RunFolder
+    from maskwright.engine.run import Pages
+    from maskwright.engine.streams import Place
+    from maskwright.predict.model import Model
+
+from maskwright.api.opening import opened
+
+
+def train(
+    data: str | Path | Dataset,
+    method: str = "auto",
+    *,
+    out: str | Path | None = None,
+    source: Place | Mapping[str, Place] | Iterable[str] | None = None,
+    split: str | None = None,
+    labeled: str | Path | None = None,
+    classes: int | None = None,
+    names: str | Path | Iterable[str] | None = None,
+    backbone: str = "auto",
+    weights: str | Path | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    labels: str | None = None,
+    void: str | int | Iterable[int] | None = None,
+    range: str | Iterable[float] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    report: bool = True,
+    progress: Progress | None = None,
+    **more: Any,
+) -> Model:
+    """Trains a method on a folder and leaves a run folder with the model, its masks' previews and a report.
+
+    Args:
+        data: dataset folder, `layout:path`, or an opened dataset.
+        method: a name of `METHODS`, or `auto`.
+        out: the run folder; by default `runs/METHOD-DATA`.
+        source: data beside it: `"[NAME=]DATA[@SPLIT]"`, a list of such texts, an opened dataset, a pair (data, split),
+            or a table of these by name. The one without a name is called `source` and is fully labelled; which others
+            a method takes, and whether they need labels, is what the method says.
+        split: only these images.
+        labeled: name of a split, or a file: only these images' masks may be read.
+        classes: number of classes or clusters; by default that of the class table.
+        names: class names, above those of `classes.txt`: with commas between, a file with one a line, or a sequence.
+        backbone: a timm name or one of the short names; `auto` takes the best that can be had.
+        weights: a local checkpoint for it; `package` for those of the `offline` extra, `random` for none.
+        steps: optimiser steps of the main training stage.
+        seed: every random draw is a function of it.
+        device: `auto`, `cpu` or `cuda`.
+        labels, void, range: what the values of the files mean, as for `open_folder`.
+        settings: options of the method, as `--set key=value`.
+        resume: continue the run that lies in `out`.
+        report: write previews and `report.html`.
+        progress: how work shows itself.
+        more: further settings, as keywords.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        MaskwrightError: on bad input.
+    """
+    from maskwright.data.masking.classes import given_names
+    from maskwright.engine.config import configure
+    from maskwright.engine.opening import open_run
+    from maskwright.engine.progress import Progress
+    from maskwright.engine.request import RunRequest
+    from maskwright.engine.run import run_method
+    from maskwright.engine.streams import SOURCE, open_sources, sources_as_written
+    from maskwright.methods import choose_method, find_method
+
+    bar = progress or Progress(quiet=int(os.environ.get("RANK", "0")) > 0)
+    images = opened(data, labels, void, range)
+    if split is not None:
+        images = images.split(split)
+    if labeled is not None:
+        images = images.labeled(labeled)
+    sources = open_sources(source, beside=images)
+    reason = ""
+    if method == "auto":
+        method, reason = choose_method(images.labels_present(), len(images), SOURCE in sources)
+        bar.say(f"method: {reason}")
+    cls = find_method(method)
+    config = configure(cls.Config, {**(settings or {}), **more})
+    if reason and SOURCE not in cls.streams_taken(config):
+        sources.pop(SOURCE, None)  # the reason says so
+    request = RunRequest(
+        data=images, method=cls, config=config, out=out, sources=sources, split=split, labeled=labeled, classes=classes,
+        names=None if names is None else given_names(names), backbone=backbone, weights=weights, steps=steps, seed=seed,
+        device=device, resume=resume, reason=reason, progress=bar,
+    )  # fmt: skip
+    context = open_run(request)
+    try:
+        call = {
+            "method": cls.name, "data": data, "source": sources_as_written(source, sources), "split": split,
+            "labeled": labeled, "classes": classes, "names": None if request.names is None else list(request.names),
+            "backbone": backbone, "weights": weights, "steps": steps, "seed": seed, "device": device,
+        }  # fmt: skip
+        _write_call(context.run, call, images, config)
+        return run_method(cls, config, context, _pages() if report else None)
+    finally:
+        context.run.release()
+
+
+def _write_call(run: RunFolder, call: dict[str, Any], images: Dataset, config: Any) -> None:
+    """Leaves what was asked for in the run's folder, in the form that repeats it; its paths hold from anywhere."""
+    from maskwright.engine.config import nested
+    from maskwright.engine.config_file import CONFIG, lasting, write_config
+    from maskwright.engine.run import recorded
+
+    names = {"split": images.split_names, "labeled": images.split_names, "weights": ("package", "random")}
+    for key in ("data", "split", "labeled", "weights"):
+        given = call[key]
+        place = given if isinstance(given, str | Path | None) else given.root
+        call[key] = place if str(place) in names.get(key, ()) else lasting(place)
+    if run.writes:
+        with recorded(run):
+            write_config(run.path / CONFIG, call | images.reading.arguments(), nested(config))
+
+
+def _pages() -> Pages:
+    """What makes a run's pictures and its page."""
+    from maskwright.app.pictures import write_previews
+    from maskwright.app.report import write_report
+    from maskwright.engine.run import Pages
+
+    return Pages(write_previews, write_report)

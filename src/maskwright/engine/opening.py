@@ -1,0 +1,232 @@
+"""`open_run`: from a request to the context that a method is given, and the run's record."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from maskwright.data.examining.understanding import understand
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.trust.identity import LabelIdentity, label_identity
+from maskwright.engine.cache import FeatureCache
+from maskwright.engine.classes import class_table, known_table
+from maskwright.engine.config import configure, flat, nested
+from maskwright.engine.context import Context
+from maskwright.engine.devices import make_fabric, pick_device
+from maskwright.engine.ledgers import TARGET, Ledgers
+from maskwright.engine.progress import Progress
+from maskwright.engine.records import (
+    RUNNING,
+    RunFolder,
+    command,
+    labels_note,
+    now,
+    versions,
+)
+from maskwright.engine.seeding import derive
+from maskwright.engine.streams import apart, prepare_source, understood_source
+from maskwright.errors import MaskwrightError
+from maskwright.evaluate.scores import hash_names
+from maskwright.models.backbones.build import build_backbone, default_backbone
+
+if TYPE_CHECKING:
+    from maskwright.data.folders.folder import Dataset
+    from maskwright.models.backbones.dense import Backbone
+
+from maskwright.engine.request import RunRequest
+from maskwright.engine.run import recorded
+
+
+def open_run(request: RunRequest) -> Context:
+    """Begins a run, or opens an earlier one to resume it: checks the request, looks at the files, starts the folder.
+
+    Whoever opens a run releases it: `context.run.release()`.
+
+    Raises:
+        MaskwrightError: as `RunRequest.check`, `understand`, `class_table`, `find_backbone` and `RunFolder.start`.
+    """
+    request.check()
+    cls, config, bar = request.method, request.config, request.progress
+    RunFolder.check(request.folder, resume=request.resume)
+    images, sources, table, why_classes = _data_and_classes(request)
+    fabric = make_fabric(request.device, precision="bf16-mixed" if pick_device(request.device) == "cuda" else "32-true")
+    bar.quiet = bar.quiet or fabric.global_rank > 0
+    unused = cls.backbone_unused(config)
+    backbone, why_backbone = find_backbone(
+        request.backbone_name, request.weights, bar, request.seed, cls.backbones, unused
+    )
+    cls.check_backbone(backbone)
+    reads = cls.reads_masks(config)
+    digest = hash_names(i.name for i in images.items if i.mask) if request.labeled or reads else ""
+    needs = cls.labels_needed(config)
+    beside = {name: _identity(data, request.taken[name].labels) for name, data in sources.items()}
+    own = {*needs, *(("masks",) if reads or cls.judges(config) else ())}
+    labels = _identity(images, own, beside)
+    record = {
+        "status": RUNNING,
+        "command": command(),
+        "method": {"name": cls.name, "title": cls.title, "paper": cls.venue, "link": cls.link, "family": cls.family},
+        "config": flat(config),
+        "options": nested(config),
+        "seed": request.seed,
+        "steps": request.steps,
+        "classes_asked": len(table.names),
+        "names": None if request.names is None else list(request.names),
+        "split": request.split,
+        "labeled": str(request.labeled) if request.labeled is not None else None,
+        "labeled_hash": digest or None,
+        "reading": images.settled_reading.to_json(),
+        "versions": versions(),
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "backbone": backbone.provenance.to_json(),
+        "backbone_unused": unused,
+        "weights_key": backbone.key,
+        "data": _data_record(images, labels),
+        "sources": {
+            name: {
+                "split": request.sources[name].split,
+                "reading": data.settled_reading.to_json(),
+                **_data_record(data, beside[name]),
+            }
+            for name, data in sources.items()
+        },
+        **Ledgers.of({TARGET: images, **sources}).record(),
+        "started": now(),
+    }
+    run = RunFolder.start(
+        request.folder, record, resume=request.resume, writes=fabric.is_global_zero, labels=labels,
+        defaults=flat(configure(cls.Config, {})),
+    )  # fmt: skip
+    if run.earlier:
+        bar.say(run.earlier)
+    context = Context(
+        data=images,
+        table=table,
+        seed=request.seed,
+        steps=request.steps,
+        fabric=fabric,
+        run=run,
+        cache=FeatureCache(),
+        backbone=backbone,
+        sources=sources,
+        progress=bar,
+        notes=list(run.record.get("notes", [])),
+    )
+    told = [digest and labels_note(images, request.labeled, digest), request.reason and f"Method: {request.reason}."]
+    of_sources = [sentence for name, data in sources.items() for sentence in _told(name, data, request)]
+    chosen = (f"Backbone: {why_backbone}.", f"Classes: {why_classes}.")
+    with recorded(run):
+        for sentence in (*images.notices, *of_sources, *told, *chosen):
+            if sentence:
+                context.note(sentence)
+    return context
+
+
+def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset], ClassTable, str]:
+    """The images that can be read, their values understood, those of the sources likewise, and the class table."""
+    cls, bar = request.method, request.progress
+    named = cls.classes_from == "labels"
+    images = _readable(request)
+    prepared = {n: prepare_source(n, source, request.taken[n], bar) for n, source in request.sources.items()}
+    sources = apart(images, prepared)
+    labelled = {name: sources[name] for name in request.labelled}
+    known, whose = images.classes, "of the class table"
+    if named:
+        known, whose = known_table(images, labelled, request.names)
+        images = _with_table(images, known)
+        sources |= {name: _with_table(data, known) for name, data in labelled.items()}
+    reads = cls.reads_masks(request.config)
+    with bar.counter("checking") as count:
+        images = understand(images, masks=reads, progress=count)
+    sources = {name: understood_source(name, data, request.taken[name]) for name, data in sources.items()}
+    counted = {name: sources[name] for name in labelled}
+    if reads or not labelled:
+        counted[TARGET] = images
+    table, why = class_table(known, whose, named=named, classes=request.classes, counted=counted)
+    return images, sources, table, why
+
+
+def _with_table(data: Dataset, table: ClassTable | None) -> Dataset:
+    """The data set with the run's class names, which its masks are then checked against."""
+    if table is None or (data.classes is not None and data.classes.names == table.names):
+        return data
+    return data.with_classes(table)
+
+
+def _identity(
+    data: Dataset, kinds: Collection[str], sources: Mapping[str, LabelIdentity] | None = None
+) -> LabelIdentity:
+    return label_identity(
+        data, masks="masks" in kinds, tags="tags" in kinds, captions="captions" in kinds, sources=sources
+    )
+
+
+def _data_record(data: Dataset, labels: LabelIdentity) -> dict[str, Any]:
+    """What a run's record tells of a data set."""
+    return {
+        "root": str(data.root),
+        "images": len(data),
+        "fingerprint": data.fingerprint(),
+        "labels_present": data.labels_present(),
+        "labels": labels.summary(),
+        "skipped": [list(s) for s in data.skipped],
+    }
+
+
+def _told(name: str, data: Dataset, request: RunRequest) -> list[str]:
+    """What is said of a data set beside the run's own."""
+    split, kinds = request.sources[name].split, sorted(request.taken[name].labels)
+    where = f"{data.root}, split {split}" if split else str(data.root)
+    read = f"their {' and '.join(kinds)} may be read" if kinds else "no label of theirs may be read"
+    head = name.capitalize()
+    return [f"{head}: {len(data)} images of {where}; {read}.", *(f"{head}: {sentence}" for sentence in data.notices)]
+
+
+def _readable(request: RunRequest) -> Dataset:
+    """The images that can be read."""
+    images, bar = request.data, request.progress
+    with bar.counter("reading") as count:
+        images = images.readable(progress=count)
+    for name, why in images.skipped:
+        bar.say(f"skipped {name}: {why}")
+    if not len(images):
+        raise MaskwrightError(
+            f"none of the images in {images.root} can be read", "at least one", "run maskwright doctor"
+        )
+    return images
+
+
+def find_backbone(
+    name: str, weights: str | Path | None, bar: Progress, seed: int, kind: str = "any", unused: str = ""
+) -> tuple[Backbone, str]:
+    """The network that sees, and why it is this one.
+
+    Args:
+        name: a timm name, a short name, or `auto`.
+        weights: a local checkpoint; `package`, or `random`; None takes what can be had.
+        bar: where it is said.
+        seed: of random weights.
+        kind: `any`, or `vit` where only a vision transformer will do.
+        unused: why its weights are left aside, which is said instead; empty where they are not.
+
+    Raises:
+        MaskwrightError: no such network, or no weights for it.
+    """
+    torch.manual_seed(derive(seed, "backbone"))  # for weights="random"
+    if name == "auto" and weights is None:
+        backbone, why = default_backbone(kind=kind)
+    elif name == "auto":
+        usual = "dinov2_small" if kind == "vit" else "tf_efficientnet_lite0"
+        backbone = build_backbone(usual, weights=str(weights))
+        why = f"{backbone.name} with the weights given"
+    else:
+        backbone = build_backbone(name, weights=None if weights is None else str(weights))
+        why = f"{backbone.name}, as asked"
+    if unused:
+        return backbone, unused
+    bar.say(f"backbone: {why}; labels its weights saw: {backbone.provenance.labels_seen}")
+    return backbone, why
