@@ -14,17 +14,17 @@ import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from maskwright.recipes.training.segmenting import SegmentationTraining
 from PIL import Image
 
 from benchmarks.common import Row, one_thread, side_by_side
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.sources import MaskLabels
-from maskwright.engine.progress import Progress
 from maskwright.engine.opening import open_run
+from maskwright.engine.progress import Progress
 from maskwright.engine.request import RunRequest
 from maskwright.methods.semi.mean_teacher import MeanTeacherConfig, MeanTeacherTraining
 from maskwright.methods.supervised import Supervised, SupervisedConfig
-from maskwright.recipes.training.segmenting import SegmentationTraining
 
 CLASSES, PICTURES = 21, 12
 

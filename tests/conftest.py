@@ -106,8 +106,8 @@ def write_tiny_folder(root: Path, count: int = 8, size: tuple[int, int] = (48, 6
 def semi_context(tmp_path: Path) -> Context:
     """A run's context on a tiny folder, three of eight images labelled, with a small backbone of random weights."""
     from maskwright.data.folders.folder import open_folder
-    from maskwright.engine.progress import Progress
     from maskwright.engine.opening import open_run
+    from maskwright.engine.progress import Progress
     from maskwright.engine.request import RunRequest
     from maskwright.methods.supervised import Supervised, SupervisedConfig
 

@@ -18,8 +18,8 @@ from maskwright.engine.config import option
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage, StreamNeed
 from maskwright.engine.loop import CHECKPOINT, Training
-from maskwright.engine.progress import Progress
 from maskwright.engine.opening import open_run
+from maskwright.engine.progress import Progress
 from maskwright.engine.request import RunRequest
 from maskwright.engine.run import run_method
 from maskwright.models.parts.heads import Identity, LinearClassifier

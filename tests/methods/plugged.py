@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from maskwright.recipes.training.segmenting import SegmentationTraining, make_network
 from tests.methods.faint import Faint
 from torch import Tensor
 
@@ -11,7 +12,6 @@ from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.loop import CHECKPOINT
 from maskwright.methods.supervised import Supervised
 from maskwright.models.networks.network import Network
-from maskwright.recipes.training.segmenting import SegmentationTraining, make_network
 
 STEPS: list[int] = []
 """Steps that were taken."""

@@ -17,8 +17,8 @@ from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import mix
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.engine.opening import open_run
+from maskwright.engine.progress import Progress
 from maskwright.engine.request import RunRequest
 from maskwright.engine.streams import open_sources
 from maskwright.methods.adapt.dacs import DACS, DACSConfig, DACSTraining, mixed_loss, sure_share

@@ -21,8 +21,8 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine import loop
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.engine.opening import open_run
+from maskwright.engine.progress import Progress
 from maskwright.engine.request import RunRequest
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import unimatch as um

@@ -19,8 +19,8 @@ from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.tag_targets import TagTargets, find_targets
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.engine.opening import find_backbone, open_run
+from maskwright.engine.progress import Progress
 from maskwright.engine.request import RunRequest
 from maskwright.errors import MaskwrightError
 from maskwright.methods.weak.toco import method as toco

@@ -8,14 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from maskwright.recipes.consistency.consistency import SemiConfig, SemiTraining, share_confident
+from maskwright.recipes.training.segmenting import SegmentationTraining
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.config import configure, describe
 from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS
-from maskwright.recipes.consistency.consistency import SemiConfig, SemiTraining, share_confident
-from maskwright.recipes.training.segmenting import SegmentationTraining
 
 
 def training(context, cls=SemiTraining, steps=10, **options):

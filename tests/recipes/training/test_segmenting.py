@@ -8,10 +8,10 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from maskwright.recipes.training.segmenting import NetworkConfig, SegmentationTraining
 
 from maskwright.data.training.sources import MaskLabels
 from maskwright.ops.losses.seg_losses import dice_loss, ohem_cross_entropy
-from maskwright.recipes.training.segmenting import NetworkConfig, SegmentationTraining
 
 
 def training(context, steps=10, **options):
