@@ -171,13 +171,13 @@ def _each(kernel: Any, cuts: list[int], parts: np.ndarray, *args: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _first_row(x, pivot):  # type: ignore[no-untyped-def]
+def _first_row(x, pivot):
     for c in range(0, len(pivot), LANES):
         store8(pivot, c, load_bits8(x, c))
 
 
 @njit(cache=True, nogil=True)
-def _moments(parts, pivot, n, mean, var):  # type: ignore[no-untyped-def]
+def _moments(parts, pivot, n, mean, var):
     """Mean and biased variance from sums around the pivot."""
     for c in range(len(pivot)):
         shift, square = parts[:, 0, c].sum() / n, parts[:, 1, c].sum() / n
@@ -185,7 +185,7 @@ def _moments(parts, pivot, n, mean, var):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _affine(gamma, beta, mean, var, eps, scale, offset):  # type: ignore[no-untyped-def]
+def _affine(gamma, beta, mean, var, eps, scale, offset):
     """Scale and offset of x that normalise it; the same to the bit in both passes."""
     for c in range(len(gamma)):
         factor = float(gamma[c]) / math.sqrt(float(var[c]) + eps)
@@ -193,7 +193,7 @@ def _affine(gamma, beta, mean, var, eps, scale, offset):  # type: ignore[no-unty
 
 
 @njit(cache=True, nogil=True)
-def _coefficients(parts, gamma, var, n, eps, a, b, c_, grad_gamma, grad_beta):  # type: ignore[no-untyped-def]
+def _coefficients(parts, gamma, var, n, eps, a, b, c_, grad_gamma, grad_beta):
     """Of the gradient a g + b (x - mean) + c, and the gradients of scale and shift."""
     for c in range(len(gamma)):
         inverse = 1.0 / math.sqrt(float(var[c]) + eps)
@@ -204,7 +204,7 @@ def _coefficients(parts, gamma, var, n, eps, a, b, c_, grad_gamma, grad_beta):  
 
 
 @njit(cache=True, nogil=True)
-def _add(sums, s, q):  # type: ignore[no-untyped-def]
+def _add(sums, s, q):
     """Adds the sums of a stretch in float64, and begins the next."""
     for c in range(len(s)):
         sums[0, c] += s[c]
@@ -213,7 +213,7 @@ def _add(sums, s, q):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _statistics(low, high, sums, x, pivot):  # type: ignore[no-untyped-def]
+def _statistics(low, high, sums, x, pivot):
     """Adds sum (x - pivot) and sum (x - pivot)^2 of rows."""
     d = len(pivot)
     s, q = np.zeros(d, np.float32), np.zeros(d, np.float32)
@@ -227,7 +227,7 @@ def _statistics(low, high, sums, x, pivot):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _apply(low, high, sums, x, y, scale, offset, least, most):  # type: ignore[no-untyped-def]
+def _apply(low, high, sums, x, y, scale, offset, least, most):
     """y = clip(scale x + offset)."""
     d = len(scale)
     lower, upper = same8(least), same8(most)
@@ -238,7 +238,7 @@ def _apply(low, high, sums, x, y, scale, offset, least, most):  # type: ignore[n
 
 
 @njit(cache=True, nogil=True)
-def _gradient_sums(low, high, sums, x, g, mean, scale, offset, least, most):  # type: ignore[no-untyped-def]
+def _gradient_sums(low, high, sums, x, g, mean, scale, offset, least, most):
     """Adds sum g and sum g (x - mean) of rows, g where y was not clipped."""
     d = len(mean)
     lower, upper = same8(least), same8(most)
@@ -255,7 +255,7 @@ def _gradient_sums(low, high, sums, x, g, mean, scale, offset, least, most):  # 
 
 
 @njit(cache=True, nogil=True)
-def _gradient(low, high, sums, x, g, out, mean, scale, offset, least, most, a, b, c_):  # type: ignore[no-untyped-def]
+def _gradient(low, high, sums, x, g, out, mean, scale, offset, least, most, a, b, c_):
     """a g + b (x - mean) + c, g where y was not clipped."""
     d = len(mean)
     lower, upper = same8(least), same8(most)

@@ -68,7 +68,7 @@ def depthwise_backward(
 
 
 @njit(cache=True, nogil=True)
-def _widen(source, start, places, d, count, into):  # type: ignore[no-untyped-def]
+def _widen(source, start, places, d, count, into):
     """`count` channels of the places from number `start` on as float32, (places * BLOCK,)."""
     for k in range(places):
         for c in range(0, count, LANES):
@@ -76,7 +76,7 @@ def _widen(source, start, places, d, count, into):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, nogil=True)
-def _narrow(source, into, start, places, d, count):  # type: ignore[no-untyped-def]
+def _narrow(source, into, start, places, d, count):
     """The way back."""
     for k in range(places):
         for c in range(0, count, LANES):
@@ -84,7 +84,7 @@ def _narrow(source, into, start, places, d, count):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True)
-def _block(  # type: ignore[no-untyped-def]
+def _block(
     x,
     g,
     w,

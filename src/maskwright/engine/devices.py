@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
+def make_fabric(device: str = "auto", precision: Literal["32-true", "bf16-mixed"] = "32-true") -> Fabric:
     """The fabric that a run uses, launched.
 
     Args:
@@ -45,7 +45,7 @@ def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
         devices=local,
         num_nodes=max(1, world // max(1, local)),
         strategy="ddp" if world > 1 else "auto",
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
     )
     fabric.launch()
     return fabric

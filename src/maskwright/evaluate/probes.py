@@ -203,7 +203,7 @@ def fit_linear_probe(
             return loss
 
         if config.steps:
-            solver.step(closure)  # type: ignore[arg-type]
+            solver.step(closure)
     else:
         adam = torch.optim.Adam(parameters, lr=config.lr)
         for _ in range(config.steps):

@@ -87,7 +87,7 @@ class Segmenter(nn.Module):
     def to_spec(self) -> dict[str, Any]:
         """The three parts as JSON values."""
         parts = (self.encoder, self.decoder, self.classifier)
-        encoder, decoder, classifier = (part.spec() for part in parts)  # type: ignore[operator]
+        encoder, decoder, classifier = (part.spec() for part in parts)
         return {"encoder": encoder, "decoder": decoder, "classifier": classifier}
 
     @classmethod

@@ -173,8 +173,8 @@ def with_background(maps: Tensor, *, threshold: float | None = None, alpha: floa
         raise ValueError("give either a threshold or an exponent alpha of the background")
     if alpha is not None:
         rest = background_power(maps, alpha)
-    else:
-        rest = maps.new_full((*maps.shape[:-3], 1, *maps.shape[-2:]), float(threshold))  # type: ignore[arg-type]
+    elif threshold is not None:
+        rest = maps.new_full((*maps.shape[:-3], 1, *maps.shape[-2:]), float(threshold))
     return torch.cat([rest, maps], dim=-3)
 
 

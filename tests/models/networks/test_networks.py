@@ -25,7 +25,7 @@ from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.ema import EMATeacher
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "networks.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "networks.md"
 CLASSES = 5
 CNN, VIT = "resnet18", "test_vit"
 WITH_AUX = {"pspnet", "ocr", "ddrnet23_slim", "ddrnet23", "ddrnet39", "setr_naive", "setr_pup", "setr_mla"}

@@ -149,12 +149,13 @@ def find_alike(prints: list[Print | None], bits: int = NEAR_BITS, grey: float = 
         bits: see `NEAR_BITS`.
         grey: see `NEAR_GREY`.
     """
-    usable = [i for i, p in enumerate(prints) if p is not None and p.hash is not None]
+    found = [(i, p) for i, p in enumerate(prints) if p is not None and p.hash is not None]
+    usable = [i for i, _ in found]
     cells = np.full(len(prints), -1, np.int64)
     if not usable:
         return Likeness(cells, np.zeros((0, 2), np.int64))
-    hashes = np.array([prints[i].hash for i in usable], np.uint64)  # type: ignore[union-attr]
-    thumbs = np.stack([prints[i].thumb.ravel() for i in usable])  # type: ignore[union-attr]
+    hashes = np.array([p.hash for _, p in found], np.uint64)
+    thumbs = np.stack([p.thumb.ravel() for _, p in found])
     # Pictures of one hash form a cell; those whose thumbnail differs from the first's get a cell of their
     # own.
     distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)

@@ -139,8 +139,10 @@ class Dataset:
         return self._places[name]
 
     def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
         try:
-            self.index(name)  # type: ignore[arg-type]
+            self.index(name)
         except KeyError:
             return False
         return True

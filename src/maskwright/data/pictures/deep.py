@@ -146,7 +146,8 @@ def _of_tiff(path: str | os.PathLike[str], page: tiff.TiffPage, data: bytes | No
     if page.photometric == 0 and page.sample == "uint":  # white is 0
         colours = colours.dtype.type(2 ** page.bits[0] - 1) - colours
     opaque = 1.0 if page.sample == "float" else float(2 ** page.bits[0] - 1)
-    return Deep(colours, alpha, opaque, alpha is not None and page.extras[page.alpha - page.bands] == 1)  # type: ignore[operator]
+    premultiplied = page.alpha is not None and page.extras[page.alpha - page.bands] == 1
+    return Deep(colours, alpha, opaque, premultiplied)
 
 
 def _through_pillow(path: str | os.PathLike[str], page: tiff.TiffPage, source: Path | BytesIO) -> np.ndarray:

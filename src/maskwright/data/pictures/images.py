@@ -313,7 +313,7 @@ def _flat(image: Image.Image, shrink: int) -> tuple[np.ndarray, AlphaKind]:
     least = most = 255
     if see_through:
         spans = [_opacity(_strip(image, top, rows)).getextrema() for top in _tops(height, rows)]
-        least, most = min(int(s[0]) for s in spans), max(int(s[1]) for s in spans)  # type: ignore[arg-type, call-overload]
+        least, most = min(int(s[0]) for s in spans), max(int(s[1]) for s in spans)  # type: ignore[arg-type]
     alpha: AlphaKind = "none" if not see_through else "empty" if most == 0 else "opaque" if least == 255 else "used"
     if height <= rows and shrink == 1:
         return np.array(_on_white(image, alpha)), alpha

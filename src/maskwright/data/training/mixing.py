@@ -36,20 +36,23 @@ def mix(a: T, b: T, mask: Tensor) -> T:
     Raises:
         ValueError: things of different kinds or shapes.
     """
+    mixed: Any  # of the kind that came in, which no checker follows through these branches
     if isinstance(a, LabelMap) and isinstance(b, LabelMap):
-        return a.mix(b, mask.to(a.ids.device))  # type: ignore[return-value]
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        mixed = a.mix(b, mask.to(a.ids.device))
+    elif isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.shape != b.shape or a.shape[-2:] != mask.shape[-2:]:
             raise ValueError(f"cannot mix {tuple(a.shape)} with {tuple(b.shape)} by {tuple(mask.shape)}")
         kept = mask.bool().to(a.device)
         if mask.dim() == 3 and a.dim() == 4:
             kept = kept.unsqueeze(1)
-        return torch.where(kept, a, b)  # type: ignore[return-value]
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return {key: mix(a[key], b[key], mask) for key in a}  # type: ignore[return-value]
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b):
-        return type(a)(mix(x, y, mask) for x, y in zip(a, b))  # type: ignore[return-value]
-    raise ValueError(f"cannot mix {type(a).__name__} with {type(b).__name__}")
+        mixed = torch.where(kept, a, b)
+    elif isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        mixed = {key: mix(a[key], b[key], mask) for key in a}
+    elif isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b):
+        mixed = type(a)(mix(x, y, mask) for x, y in zip(a, b))
+    else:
+        raise ValueError(f"cannot mix {type(a).__name__} with {type(b).__name__}")
+    return mixed
 
 
 def cut_out(x: Tensor, mask: Tensor, fill: float = 0.0) -> Tensor:

@@ -249,7 +249,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any], *, com
     """
     save = np.savez_compressed if compressed else np.savez
     with atomic_write(path, durable=durable) as beside, open(beside, "wb") as out:
-        save(out, **arrays)  # type: ignore[arg-type]
+        save(out, **arrays)
 
 
 def read_arrays(path: str | os.PathLike[str], shapes: Mapping[str, tuple[str, str]]) -> dict[str, np.ndarray]:

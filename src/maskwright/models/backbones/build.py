@@ -183,7 +183,7 @@ def _numbers(text: str | None, default: tuple[float, float, float]) -> tuple[flo
         values = tuple(float(v) for v in (text or "").split(","))
     except ValueError:
         return default
-    return values if len(values) == 3 else default  # type: ignore[return-value]
+    return values if len(values) == 3 else default
 
 
 def choose_backbone(kind: str = "any") -> BackboneChoice:

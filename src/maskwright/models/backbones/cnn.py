@@ -41,7 +41,7 @@ class CNNBackbone(Backbone):
         self.default_layer = coarse[-1] if coarse and output_stride is None else self.layers - 1
         self.multiple_of = self.strides[self.default_layer]
         # Convolutions of a CPU and of tensor cores both want channels last.
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(memory_format=torch.channels_last)
 
     def _dense(self, x: torch.Tensor, layers: list[int], kind: str, norm: bool) -> list[torch.Tensor]:
         if kind != "tokens":

@@ -31,13 +31,14 @@ class ViTBackbone(Backbone):
 
     def __init__(self, model: nn.Module, name: str, architecture: str, provenance: Provenance) -> None:
         super().__init__(model, name, architecture, provenance)
-        self.patch = tuple(int(p) for p in model.patch_embed.patch_size)  # type: ignore[union-attr]
-        depth = len(model.blocks)  # type: ignore[arg-type]
-        self.widths = (int(model.embed_dim),) * depth  # type: ignore[arg-type]
+        made: Any = model  # timm's, whose attributes its modules do not declare
+        self.patch = tuple(int(p) for p in made.patch_embed.patch_size)
+        depth = len(made.blocks)
+        self.widths = (int(made.embed_dim),) * depth
         self.strides = (self.patch[0],) * depth
         self.default_layer = depth - 1
         self.multiple_of = self.patch[0]
-        self.prefix_tokens = int(model.num_prefix_tokens)  # type: ignore[arg-type]
+        self.prefix_tokens = int(made.num_prefix_tokens)
         self.has_cls = getattr(model, "cls_token", None) is not None
 
     @property
@@ -79,13 +80,17 @@ class ViTBackbone(Backbone):
         # Mixed rotary embeddings are learned for each block, axial ones are shared.
         return rope[block] if rope is not None and getattr(self.model, "rope_mixed", False) else rope
 
+    def _block(self, block: int) -> Any:
+        model: Any = self.model
+        return model.blocks[block]
+
     def _run_block(self, tokens: torch.Tensor, rope: Any, block: int) -> torch.Tensor:
-        module: Any = self.model.blocks[block]  # type: ignore[index]
+        module = self._block(block)
         return module(tokens) if rope is None else module(tokens, rope=self._block_rope(rope, block))
 
     def _qkv(self, tokens: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values (B, T, D) of a block, as its projection gives them."""
-        module: Any = self.model.blocks[block]  # type: ignore[index]
+        module = self._block(block)
         if not hasattr(module, "attn"):
             raise ValueError(f"{self.name}: block {block} has no attention of its own; take kind='tokens'")
         post_norm = isinstance(module, ResPostBlock | EvaBlockPostNorm)
@@ -194,7 +199,7 @@ class ViTBackbone(Backbone):
         tokens, rope = self._start(x)
         for i in range(block):
             tokens = self._run_block(tokens, rope, i)
-        attn: Any = self.model.blocks[block].attn  # type: ignore[index, union-attr]
+        attn = self._block(block).attn
         q, k, _ = self._qkv(tokens, block)
         q = attn.q_norm(q.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2))  # (B, heads, T, D/heads)
         k = attn.k_norm(k.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2))

@@ -84,9 +84,7 @@ class CamNetwork(nn.Module):
         self.width = self.encoder.width if head is None else head.out
         self.drop = nn.Dropout2d(dropout)
         # Kept zero: with it the mean of a map is its score, and what a map says is where, not whether.
-        self.classifier = LinearClassifier(self.width, tags)
-        nn.init.zeros_(self.classifier.linear.bias)  # type: ignore[arg-type]
-        self.classifier.linear.bias.requires_grad_(False)  # type: ignore[union-attr]
+        self.classifier = LinearClassifier(self.width, tags).without_bias()
         freeze_stages(own, frozen_stages)
         # The backbone's own copy of the head is not used here, and would count as a parameter without gradient.
         for name in ("conv_head", "bn2") if head is not None else ():
@@ -170,9 +168,10 @@ class CamNetwork(nn.Module):
             method: its name.
         """
         linear = LinearClassifier(self.width, len(classes))
+        assert linear.linear.bias is not None
         with torch.no_grad():
             linear.linear.weight.zero_()
-            linear.linear.bias.fill_(0.0)  # type: ignore[union-attr]
+            linear.linear.bias.zero_()
             linear.linear.weight[list(ids)] = self.classifier.linear.weight.cpu()
         provenance = self.backbone.provenance
         parts = (copy.deepcopy(self.encoder).cpu(), copy.deepcopy(self.decoder).cpu(), linear)

@@ -148,12 +148,12 @@ class SummedASPP(Part):
         self.width, self.classes, self.rates = int(width), int(classes), [int(rate) for rate in rates]
         if not self.rates or min(self.rates) < 1:
             raise ValueError(f"rates are {self.rates}, expected positive dilations")
-        self.branches = nn.ModuleList(
-            nn.Conv2d(self.width, self.classes, 3, padding=rate, dilation=rate) for rate in self.rates
-        )
-        for branch in self.branches:
-            nn.init.normal_(branch.weight, std=0.01)  # type: ignore[arg-type]
-            nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
+        branches = [nn.Conv2d(self.width, self.classes, 3, padding=rate, dilation=rate) for rate in self.rates]
+        for branch in branches:
+            nn.init.normal_(branch.weight, std=0.01)
+            assert branch.bias is not None
+            nn.init.zeros_(branch.bias)
+        self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to logits (B, C, h, w)."""

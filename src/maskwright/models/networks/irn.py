@@ -155,12 +155,11 @@ class AffinityNet(nn.Module):
         freeze_stages(self.backbone, frozen_stages)
         freeze_norm_weights(self.backbone)
         self.layers = [*attention_levels(self.backbone), self.backbone.layers - 1]
-        self.reduce = nn.ModuleList(
-            nn.Conv2d(self.backbone.widths[k], w, 1, bias=False) for k, w in zip(self.layers, widths)
-        )
+        reduce = [nn.Conv2d(self.backbone.widths[k], w, 1, bias=False) for k, w in zip(self.layers, widths)]
+        self.reduce = nn.ModuleList(reduce)
         self.join = nn.Conv2d(sum(widths), sum(widths), 1, bias=False)
-        for conv in self.reduce:
-            nn.init.kaiming_normal_(conv.weight)  # type: ignore[arg-type]
+        for conv in reduce:
+            nn.init.kaiming_normal_(conv.weight)
         nn.init.xavier_uniform_(self.join.weight, gain=4)
         for name in ("conv_head", "bn2"):  # unused here, and would count as parameters without gradient
             unused = getattr(self.backbone.model, name, None)

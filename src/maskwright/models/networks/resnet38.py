@@ -154,7 +154,7 @@ class ResNet38d(nn.Module):
         for name, block in list(self.named_children())[1:-1]:
             stage = opens.get(name)
             if stage is not None and stop_early and intermediates_only and max(wanted) <= stage:
-                found[stage] = F.relu(block.bn_branch2a(x))  # type: ignore[operator,union-attr]
+                found[stage] = F.relu(block.bn_branch2a(x))  # type: ignore[operator]
                 return [found[k] for k in wanted]
             x, seen = block(x)
             if stage is not None and stage in wanted:

@@ -264,7 +264,8 @@ class SmpClassifier(Part):
         self.width, self.classes, self.kernel = int(width), int(classes), int(kernel)
         self.conv = nn.Conv2d(self.width, self.classes, self.kernel, padding=self.kernel // 2)
         nn.init.xavier_uniform_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, E, h, w) to logits (B, C, h, w)."""

@@ -66,6 +66,7 @@ class AttendedClusters(Part):
     """
 
     fields = ("width", "clusters", "threshold", "attended", "other", "temperature", "upsample")
+    centroids: Tensor
     steepness = 50.0
     """Logits that a mean gate 1.0 below the threshold is worth; only its sign decides, its size the confidence."""
 
@@ -125,7 +126,7 @@ class AttendedClusters(Part):
 
     def cosines(self, y: Tensor) -> Tensor:
         """(B, F, H, W) to cosines to the centroids (B, K, H, W)."""
-        weight = F.normalize(self.centroids, dim=1)[..., None, None].to(y.dtype)  # type: ignore[arg-type]
+        weight = F.normalize(self.centroids, dim=1)[..., None, None].to(y.dtype)
         return F.conv2d(F.normalize(y, dim=1), weight)
 
     def forward(self, x: Tensor) -> Tensor:

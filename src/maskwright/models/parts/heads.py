@@ -42,6 +42,8 @@ class Standardize(Part):
     """
 
     fields = ("width",)
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class Standardize(Part):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to standardised features of that shape."""
-        return (x - _channels(self.mean, x)) / _channels(self.scale, x)  # type: ignore[arg-type]
+        return (x - _channels(self.mean, x)) / _channels(self.scale, x)
 
 
 class Projection(Part):
@@ -71,6 +73,9 @@ class Projection(Part):
     """
 
     fields = ("width", "out", "normalize")
+    mean: Tensor
+    components: Tensor
+    scale: Tensor
 
     def __init__(self, mean: Tensor, components: Tensor, scale: Tensor | None = None, normalize: bool = False) -> None:
         super().__init__()
@@ -93,8 +98,8 @@ class Projection(Part):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to (B, E, h, w)."""
-        weight = (self.components * self.scale[:, None])[..., None, None]  # type: ignore[operator, index]
-        y = F.conv2d(x - _channels(self.mean, x), weight.to(x.dtype))  # type: ignore[arg-type]
+        weight = (self.components * self.scale[:, None])[..., None, None]
+        y = F.conv2d(x - _channels(self.mean, x), weight.to(x.dtype))
         return F.normalize(y, dim=1) if self.normalize else y
 
 
@@ -143,6 +148,12 @@ class LinearClassifier(Part):
         super().__init__()
         self.width, self.classes = int(width), int(classes)
         self.linear = nn.Conv2d(self.width, self.classes, 1)
+
+    def without_bias(self) -> Self:
+        """Keeps the bias at zero, without gradient; returns itself."""
+        assert self.linear.bias is not None
+        nn.init.zeros_(self.linear.bias).requires_grad_(False)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to logits (B, C, h, w)."""
@@ -226,7 +237,7 @@ class Sequential(Part):
 
     def spec(self) -> dict[str, Any]:
         """The specs of the parts, in order."""
-        return {"kind": "Sequential", "parts": [part.spec() for part in self.parts]}  # type: ignore[operator]
+        return {"kind": "Sequential", "parts": [self[i].spec() for i in range(len(self))]}
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
@@ -240,7 +251,9 @@ class Sequential(Part):
         return len(self.parts)
 
     def __getitem__(self, index: int) -> Part:
-        return self.parts[index]  # type: ignore[return-value]
+        part = self.parts[index]
+        assert isinstance(part, Part)
+        return part
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) through all parts."""

@@ -144,7 +144,7 @@ class Lloyd:
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _shrink(margin, labels, drop, active):  # type: ignore[no-untyped-def]
+def _shrink(margin, labels, drop, active):
     """Takes drop (K,) off the margins (N,); writes the rows without margin to `active` and returns their number."""
     count = 0
     for i in range(margin.shape[0]):
@@ -155,7 +155,7 @@ def _shrink(margin, labels, drop, active):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _settle(  # type: ignore[no-untyped-def]
+def _settle(
     index, rows, label, first, second, cosine, error, largest,
     scale, square, mass, weight, labels, margin, sums, counts, doubtful,
 ):  # fmt: skip

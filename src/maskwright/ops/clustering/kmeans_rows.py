@@ -275,7 +275,7 @@ def half_squares(centers: Tensor, metric: str) -> Tensor:
 
 # Sums of one row may be reordered, which vector registers need; the order is fixed when it is compiled.
 @njit(cache=True, nogil=True, fastmath=FAST | {"reassoc"})
-def _own_distances(rows, labels, scale, centers, out):  # type: ignore[no-untyped-def]
+def _own_distances(rows, labels, scale, centers, out):
     for i in range(rows.shape[0]):
         c, f = centers[labels[i]], scale[i]
         total = rows.dtype.type(0)
@@ -286,7 +286,7 @@ def _own_distances(rows, labels, scale, centers, out):  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def best_two(scores, half, label, first, second):  # type: ignore[no-untyped-def]
+def best_two(scores, half, label, first, second):
     """Label (n,), greatest and second score of each column of scores (K, n) - half (K,); ties to the lower label.
 
     The loop over columns is the inner one and has no branch, so that it runs in vector registers.
@@ -304,7 +304,7 @@ def best_two(scores, half, label, first, second):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def add_rows(rows, label, mass, weight, sums, counts):  # type: ignore[no-untyped-def]
+def add_rows(rows, label, mass, weight, sums, counts):
     """Adds each row times its mass to the sum of its label, and its weight to the count."""
     for i in range(rows.shape[0]):
         k, f = label[i], np.float64(mass[i])

@@ -157,7 +157,7 @@ def feature_affinity(f: Tensor, radius: int = 5) -> Tensor:
     """
     if f.dim() != 4:
         raise ValueError(f"features of shape {tuple(f.shape)}, expected (B, D, h, w)")
-    return torch.exp(-_PairDistance.apply(f.float(), radius))  # type: ignore[no-untyped-call]
+    return torch.exp(-_PairDistance.apply(f.float(), radius))
 
 
 def boundary_affinity(edge: Tensor, radius: int = 10) -> Tensor:
@@ -175,7 +175,7 @@ def boundary_affinity(edge: Tensor, radius: int = 10) -> Tensor:
     """
     if edge.dim() != 3:
         raise ValueError(f"boundaries of shape {tuple(edge.shape)}, expected (B, h, w)")
-    return 1 - _PathMaximum.apply(edge.float(), radius)  # type: ignore[no-untyped-call]
+    return 1 - _PathMaximum.apply(edge.float(), radius)
 
 
 class PairLabels(NamedTuple):

@@ -231,7 +231,7 @@ def _mean_field(
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _softmax_row(scores, marginals, start, channels):  # type: ignore[no-untyped-def]
+def _softmax_row(scores, marginals, start, channels):
     top = load8(scores, start)
     for b in range(8, channels, 8):
         top = max8(top, load8(scores, start + b))
@@ -247,13 +247,13 @@ def _softmax_row(scores, marginals, start, channels):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True)
-def _softmax(scores, marginals, channels, low, high):  # type: ignore[no-untyped-def]
+def _softmax(scores, marginals, channels, low, high):
     for n in range(low, high):
         _softmax_row(scores, marginals, n * channels, channels)
 
 
 @njit(cache=True, nogil=True)
-def _update(  # type: ignore[no-untyped-def]
+def _update(
     corner1,
     weight1,
     corners1,

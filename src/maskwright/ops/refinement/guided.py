@@ -96,7 +96,7 @@ def _window_statistics(guide: np.ndarray, radius: int, eps: float) -> tuple[np.n
 
 
 @njit(cache=True, nogil=True)
-def _inverse(covariance, eps):  # type: ignore[no-untyped-def]
+def _inverse(covariance, eps):
     """Inverses of symmetric 3x3 matrices + eps I by cofactors, in float64."""
     _, height, width = covariance.shape
     out = np.empty_like(covariance)
@@ -114,7 +114,7 @@ def _inverse(covariance, eps):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _box_mean(x, radius, out):  # type: ignore[no-untyped-def]
+def _box_mean(x, radius, out):
     """Mean over the windows, cut off at the border: running sums down the columns, then along each row, in float64."""
     height, width = x.shape
     column = np.zeros(width, np.float64)
@@ -141,7 +141,7 @@ def _box_mean(x, radius, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _fit(x, guide, means, inverse, radius, weights):  # type: ignore[no-untyped-def]
+def _fit(x, guide, means, inverse, radius, weights):
     """Weights (4, H, W) of red, green, blue and 1 of each window's function."""
     height, width = x.shape
     mean = np.empty((height, width), np.float32)
@@ -167,7 +167,7 @@ def _fit(x, guide, means, inverse, radius, weights):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
-def _apply(weights, guide, step, out):  # type: ignore[no-untyped-def]
+def _apply(weights, guide, step, out):
     """The functions, bilinear between the pixels that they were fitted on, of the full guide."""
     height, width = out.shape
     if step == 1:

@@ -234,7 +234,7 @@ def _key_layout(points: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 @njit(cache=True, nogil=True)
-def _simplices(points, scale, base, shift, keys, weight, low, high):  # type: ignore[no-untyped-def]
+def _simplices(points, scale, base, shift, keys, weight, low, high):
     """Packed keys and barycentric coordinates of the corners of each point's simplex."""
     dim = points.shape[1]
     corners = dim + 1
@@ -293,13 +293,13 @@ def _simplices(points, scale, base, shift, keys, weight, low, high):  # type: ig
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _slot(key, bits):  # type: ignore[no-untyped-def]
+def _slot(key, bits):
     """Where a key's search begins: the high bits of its product with the golden ratio."""
     return np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits))
 
 
 @njit(cache=True, nogil=True)
-def _find(table_keys, table_ids, bits, key):  # type: ignore[no-untyped-def]
+def _find(table_keys, table_ids, bits, key):
     """The vertex of a key, or -1."""
     wrap = len(table_keys) - 1
     h = _slot(key, bits)
@@ -311,7 +311,7 @@ def _find(table_keys, table_ids, bits, key):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _bits(capacity):  # type: ignore[no-untyped-def]
+def _bits(capacity):
     bits = 0
     while (1 << bits) < capacity:
         bits += 1
@@ -319,7 +319,7 @@ def _bits(capacity):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _number(keys, corners):  # type: ignore[no-untyped-def]
+def _number(keys, corners):
     """Numbers the distinct keys in order of appearance, with an open-addressing table that stays at most half full."""
     bits = max(10, _bits(len(keys) // corners))
     table_keys = np.full(1 << bits, np.int64(-1))
@@ -365,7 +365,7 @@ def _number(keys, corners):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _invert(corner, weight, corners, first, source, pull):  # type: ignore[no-untyped-def]
+def _invert(corner, weight, corners, first, source, pull):
     """From the vertices of each point to the points of each vertex, by counting."""
     size = len(first) - 1
     first[:] = 0
@@ -384,7 +384,7 @@ def _invert(corner, weight, corners, first, source, pull):  # type: ignore[no-un
 
 
 @njit(cache=True, nogil=True)
-def _link(vertex_keys, table_keys, table_ids, shift, axis):  # type: ignore[no-untyped-def]
+def _link(vertex_keys, table_keys, table_ids, shift, axis):
     """Chains of at least two neighbours along one axis: members one after another, and where each chain starts."""
     size, dim = len(vertex_keys), len(shift)
     bits = _bits(len(table_keys))
@@ -427,7 +427,7 @@ def _link(vertex_keys, table_keys, table_ids, shift, axis):  # type: ignore[no-u
 
 
 @njit(cache=True, nogil=True)
-def _splat(first, source, pull, values, stride, column, out, width, low, high):  # type: ignore[no-untyped-def]
+def _splat(first, source, pull, values, stride, column, out, width, low, high):
     """Three or one accumulators at a time: a sum in one register would wait for itself at each of its terms."""
     for v in range(low, high):
         b = 0
@@ -451,7 +451,7 @@ def _splat(first, source, pull, values, stride, column, out, width, low, high): 
 
 
 @njit(cache=True, nogil=True)
-def _blur(members, starts, values, width, low, high):  # type: ignore[no-untyped-def]
+def _blur(members, starts, values, width, low, high):
     """(1/2, 1, 1/2) along each chain, in place, zero beyond its ends."""
     half = np.float32(0.5)
     for chain in range(low, high):
@@ -490,7 +490,7 @@ def _blur(members, starts, values, width, low, high):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True)
-def _slice(corner, weight, corners, vertices, out, width, low, high):  # type: ignore[no-untyped-def]
+def _slice(corner, weight, corners, vertices, out, width, low, high):
     for n in range(low, high):
         for b in range(0, width, 8):
             total = same8(np.float32(0.0))

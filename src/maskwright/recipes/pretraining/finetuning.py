@@ -53,9 +53,9 @@ class Finetuning(Training):
     ) -> None:
         self.labels, self.crop, self.scale = labels, crop, scale
         self.preprocess, self.device = segmenter.preprocess, next(segmenter.parameters()).device
-        segmenter.encoder.precision = precision  # type: ignore[assignment]
         self.network = synchronised(segmenter).train()
         encoder: Any = self.network.encoder
+        encoder.precision = precision
         if freeze_norm:
             encoder.eval()
         self.modules = {"network": self.network}

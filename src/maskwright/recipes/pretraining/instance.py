@@ -114,12 +114,18 @@ class SwAV(InstanceLoss):
         self._q = [self.assign(i, s.detach()) for i, s in enumerate(scores[:2])]
         return swapped_loss(scores, self._q, self.temperature)
 
+    def queue(self, view: int) -> FeatureBank:
+        """The embeddings of earlier steps, of one of the two global crops."""
+        queue = self.queues[view]
+        assert isinstance(queue, FeatureBank)
+        return queue
+
     @torch.no_grad()
     def assign(self, view: int, scores: Tensor) -> Tensor:
         """q (B, K) of a global crop, balanced over this batch, the queue where it is full, and all processes."""
         rows = scores
         if len(self.queues):
-            queue: FeatureBank = self.queues[view]  # type: ignore[assignment]
+            queue = self.queue(view)
             if len(queue) == queue.size:
                 rows = torch.cat([queue.get() @ self.prototypes.weight.T, scores])
         return sinkhorn(rows, self.eps, self.iterations, all_reduce=reducer())[-len(scores) :]
@@ -132,8 +138,8 @@ class SwAV(InstanceLoss):
     def after_step(self, step: int, network: nn.Module) -> None:
         """Puts the step's embeddings into the queues."""
         if step >= self.queue_from:
-            for queue, z in zip(self.queues, self._z):
-                queue.add(z)  # type: ignore[operator]
+            for view, z in zip(range(len(self.queues)), self._z):
+                self.queue(view).add(z)
 
 
 class SimSiam(InstanceLoss):

@@ -54,7 +54,7 @@ class LARC(torch.optim.SGD):
         self.trust, self.clip = trust, clip
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; gradients are overwritten with what SGD is given."""
         decays = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
@@ -71,8 +71,8 @@ class LARC(torch.optim.SGD):
         if not params:
             return
         grads: list[Tensor] = [p.grad for p in params]
-        w = torch.stack(torch._foreach_norm(params)).float()  # type: ignore[arg-type]
-        g = torch.stack(torch._foreach_norm(grads)).float()  # type: ignore[arg-type]
+        w = torch.stack(torch._foreach_norm(params)).float()
+        g = torch.stack(torch._foreach_norm(grads)).float()
         measured = (w > 0) & (g > 0)
         rate = self.trust * w / (g + group["weight_decay"] * w).clamp(min=1e-30)
         if self.clip:
@@ -80,4 +80,4 @@ class LARC(torch.optim.SGD):
         rate = torch.where(measured, rate, 1 / g.clamp(min=1.0))
         decay = torch.where(measured, rate * group["weight_decay"], 0.0)
         torch._foreach_mul_(grads, list(rate.unbind()))
-        torch._foreach_add_(grads, torch._foreach_mul(params, list(decay.unbind())))  # type: ignore[arg-type]
+        torch._foreach_add_(grads, torch._foreach_mul(params, list(decay.unbind())))

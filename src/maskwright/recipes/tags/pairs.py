@@ -218,13 +218,13 @@ class PairTraining(TagTraining):
         groups = self.network.groups(c.affinity_lr, c.tag_encoder_lr, c.tag_weight_decay)
         return sgd(groups, c.affinity_lr, c.affinity_momentum)
 
-    def batch(self, indices: Indices, random: torch.Generator) -> PairBatch:  # type: ignore[override]
+    def batch(self, indices: Indices, random: torch.Generator) -> PairBatch:
         """Crops and what is sure on the grid of the pairs."""
         x, views, chosen = self.draw_crops(indices, random)
         y = LabelMap.stack([self.labels.read(i).through(v.resize(*self.grid)) for i, v in zip(chosen, views)])
         return PairBatch(x, y.ids.to(self.device), y.valid.to(self.device))
 
-    def losses(self, batch: PairBatch, step: int) -> dict[str, Tensor]:  # type: ignore[override]
+    def losses(self, batch: PairBatch, step: int) -> dict[str, Tensor]:
         """L_aff."""
         pairs = pair_labels(batch.ids, batch.valid, self.targets.background, self.radius)
         with self.autocast():

@@ -195,7 +195,7 @@ class TagTraining(Training):
         x = torch.stack([self.pixels(i, v, random) for i, v in zip(chosen, views)])
         return self.normalise(x), views, chosen
 
-    def batch(self, indices: Indices, random: torch.Generator) -> TagBatch:
+    def batch(self, indices: Indices, random: torch.Generator) -> Any:
         """Crops of tagged images."""
         x, views, chosen = self.draw_crops(indices, random)
         y = torch.stack([self.targets.multi_hot(self.context.data.items[i].name) for i in chosen])
@@ -205,7 +205,7 @@ class TagTraining(Training):
         """The precision of forward passes."""
         return autocast(self.device, precision_of(self.config.precision, self.device))
 
-    def losses(self, batch: TagBatch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L_cls of the pooled maps."""
         with self.autocast():
             out = self.network(batch.x)

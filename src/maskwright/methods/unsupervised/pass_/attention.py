@@ -212,7 +212,7 @@ class AttentionTraining(Training):
         self.crops = crops
         self.network = synchronised(network.requires_grad_(False)).train()
         if freeze_norm:
-            self.network.backbone.eval()  # type: ignore[operator]
+            self.network.backbone.eval()
         self.attention, self.swav = synchronised(attention).train(), swav
         self.modules = {"network": self.network, "attention": self.attention, "swav": swav}
         trained = [*attention.parameters(), *swav.parameters()]
@@ -225,14 +225,14 @@ class AttentionTraining(Training):
     def attended(self, x: Tensor) -> Tensor:
         """Crops to mean(A(n) n), (B, F)."""
         with torch.no_grad():
-            n = F.normalize(upsampled(self.network.deepest(x)), dim=1)  # type: ignore[operator]
+            n = F.normalize(upsampled(self.network.deepest(x)), dim=1)
         return (self.attention(n) * n).mean((-2, -1))
 
     def losses(self, batch: Crops, step: int) -> dict[str, Tensor]:
         """L_swav alone."""
         self.swav.before_step(step)
         pooled = [self.attended(x) for x in (batch.global_, batch.local) if x is not None]
-        z = self.network.image_head(torch.cat(pooled)).split(len(batch.global_) // 2)  # type: ignore[operator]
+        z = self.network.image_head(torch.cat(pooled)).split(len(batch.global_) // 2)
         return {"loss": self.swav(z, batch.global_.chunk(2), step)}
 
     def after_step(self, step: int) -> None:

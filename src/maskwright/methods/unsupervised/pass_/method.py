@@ -194,7 +194,7 @@ class Pretraining(Training):
         self.config, self.crops = config, crops
         self.network, self.instance = synchronised(network).train(), synchronised(instance).train()
         if config.freeze_norm:
-            self.network.backbone.eval()  # type: ignore[operator]
+            self.network.backbone.eval()
         self.modules: dict[str, nn.Module] = {"network": self.network, "instance": self.instance}
         trained = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
         groups = two_rates(trained, network.backbone.parameters(), config.lr, config.backbone_share)
@@ -217,8 +217,8 @@ class Pretraining(Training):
             total, weight = total + c.d2s_weight * l_d2s, weight + c.d2s_weight
         loss = total / weight
         if c.p2p:
-            u1, u2 = net.pixel_head(out.deep).chunk(2)  # type: ignore[operator]
-            terms["p2p"] = l_p2p = p2p_loss(u1, u2, *batch.grids, net.predictor)  # type: ignore[arg-type]
+            u1, u2 = net.pixel_head(out.deep).chunk(2)
+            terms["p2p"] = l_p2p = p2p_loss(u1, u2, *batch.grids, net.predictor)
             loss = loss + l_p2p
         return {"loss": loss, **terms}
 
@@ -386,7 +386,7 @@ class Pass(Method):
         c, context, device = self.config, self.context, self.context.device
         seed_step(context.seed, -1, stage="attention")  # initial weights of the gate
         network = self.pretrained().to(device)
-        attention, swav = PixelAttention(network.width), self.swav(c.attention_queue, 0, 0)  # type: ignore[arg-type]
+        attention, swav = PixelAttention(network.width), self.swav(c.attention_queue, 0, 0)
         if c.instance == "swav":
             learned = self.artefact("pretrain")["module.instance"]["prototypes.weight"]
             swav.prototypes.load_state_dict({"weight": learned})

@@ -190,7 +190,7 @@ class SeamTraining(TagTraining):
             other = other.rotate(c.rotate * (2 * float(torch.rand((), generator=random)) - 1))
         return other
 
-    def batch(self, indices: Indices, random: torch.Generator) -> SeamBatch:  # type: ignore[override]
+    def batch(self, indices: Indices, random: torch.Generator) -> SeamBatch:
         """Crops of tagged images, and A of each."""
         x, y, views, _ = super().batch(indices, random)
         views2 = [self.transformed(v, random) for v in views]
@@ -198,7 +198,7 @@ class SeamTraining(TagTraining):
         x2 = torch.where(valid[:, None], x2, self.margin)
         return SeamBatch(x, y, views, x2.contiguous(memory_format=torch.channels_last), views2)
 
-    def losses(self, batch: SeamBatch, step: int) -> dict[str, Tensor]:  # type: ignore[override]
+    def losses(self, batch: SeamBatch, step: int) -> dict[str, Tensor]:
         """L_cls + L_ER + L_ECR."""
         c, y = self.config, batch.y
         with self.autocast():

@@ -259,7 +259,7 @@ class TocoTraining(TagTraining):
         self.second_colors = photometric("byol_2")
         self.local_colors = replace(photometric("byol_1"), blur_p=0.5)
 
-    def batch(self, indices: Indices, random: torch.Generator) -> TocoBatch:  # type: ignore[override]
+    def batch(self, indices: Indices, random: torch.Generator) -> TocoBatch:
         """Two large views of each photograph."""
         chosen = [self.images[int(k)] for k in indices]
         x, second, changed, views = [], [], [], []
@@ -338,7 +338,7 @@ class TocoTraining(TagTraining):
         rgb = self.preprocess.denormalise(batch.x).float()
         return [l_seg, L_reg(logits, rgb, y, valid, sigma_xy=100 * self.grid[0] / self.crop, cells=c.reg_cells)]
 
-    def losses(self, batch: TocoBatch, step: int) -> dict[str, Tensor]:  # type: ignore[override]
+    def losses(self, batch: TocoBatch, step: int) -> dict[str, Tensor]:
         """All terms by the paper's names."""
         c = self.config
         with self.autocast():
@@ -385,7 +385,7 @@ class Toco(TagMethod):
     summary: ClassVar[str] = "Contrasts the tokens of a transformer."
     backbones: ClassVar[Literal["any", "vit"]] = "vit"
     Config: ClassVar[type] = TocoConfig
-    trainer: ClassVar[type[TagTraining]] = TocoTraining  # type: ignore[assignment]
+    trainer: ClassVar[type[TagTraining]] = TocoTraining
 
     def stages(self) -> list[Stage]:
         """Classify, which trains all of ToCo; with `retrain` then masks or cams and seeds, and retrain."""

@@ -123,12 +123,9 @@ class TocoNetwork(CamNetwork):
             )
         super().__init__(backbone, tags, None, dropout, frozen_stages)
         self.aux_layer = backbone.resolve_layer(aux_layer)
-        self.aux_classifier = LinearClassifier(self.width, tags)
+        self.aux_classifier = LinearClassifier(self.width, tags).without_bias()
         self.largefov = TokenLargeFOV(self.width, hidden, dilation)
-        self.segment = LinearClassifier(hidden, classes)
-        for head in (self.aux_classifier, self.segment):
-            nn.init.zeros_(head.linear.bias)  # type: ignore[arg-type]
-            head.linear.bias.requires_grad_(False)  # type: ignore[union-attr]
+        self.segment = LinearClassifier(hidden, classes).without_bias()
 
     @property
     def vit(self) -> ViTBackbone:
@@ -191,7 +188,7 @@ class TocoNetwork(CamNetwork):
         """
         # In the memory format that a loaded file has: another one gives other last digits.
         encoder, decoder, classifier = (
-            copy.deepcopy(part).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            copy.deepcopy(part).cpu().to(memory_format=torch.contiguous_format)
             for part in (self.encoder, self.largefov, self.segment)
         )
         provenance = self.backbone.provenance
