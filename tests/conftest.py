@@ -106,13 +106,14 @@ def write_tiny_folder(root: Path, count: int = 8, size: tuple[int, int] = (48, 6
 def semi_context(tmp_path: Path) -> Context:
     """A run's context on a tiny folder, three of eight images labelled, with a small backbone of random weights."""
     from maskwright import api
+    from maskwright.engine.config import configure
     from maskwright.engine.progress import Progress
     from maskwright.methods.supervised import SupervisedConfig
 
     data = api.open_folder(write_tiny_folder(tmp_path / "tiny"))
     data = data.labeled(data.names[:3])
     return api._context(
-        data, "supervised", SupervisedConfig(crop=32), Progress(quiet=True), out=tmp_path / "run", source=None,
-        split=None, labeled=None, classes=None, backbone="mobilenetv3_small_050", weights="random", steps=4, seed=0,
-        device="cpu", resume=False, reason="",
+        data, "supervised", configure(SupervisedConfig, {"crop": 32}), Progress(quiet=True), out=tmp_path / "run",
+        source=None, split=None, labeled=None, classes=None, backbone="mobilenetv3_small_050", weights="random",
+        steps=4, seed=0, device="cpu", resume=False, reason="",
     )  # fmt: skip
