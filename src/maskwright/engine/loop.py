@@ -47,9 +47,9 @@ class HasState(Protocol):
 
 
 class Sampler(Protocol):
-    """Draws the indices of this process's share of the next batch."""
+    """Draws the indices of this process's share of the next batch; of several streams, those of each by its name."""
 
-    def next(self) -> Indices: ...
+    def next(self) -> Any: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 

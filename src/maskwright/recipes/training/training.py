@@ -72,7 +72,8 @@ class NetworkTraining(Training):
         self.labels, self.held = hold_out(labels, config.holdout, context.generator("holdout"))
         seed_step(context.seed, -1, stage=stage)  # initial weights
         self.student = self.forward_of(network or make_network(context, config), dropout=dropout)
-        self.network = self.kept = self.student.network
+        self.network = self.student.network
+        self.kept: nn.Module = self.network
         self.preprocess = make_preprocess(config, self.network)
         self.crop = -(-config.crops.size // self.network.multiple_of) * self.network.multiple_of
         self.crops = CropRecipe(self.crop, (config.crops.scale_min, config.crops.scale_max), config.crops.long_side)
