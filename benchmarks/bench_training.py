@@ -14,17 +14,18 @@ import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-from maskwright.recipes.training.segmenting import SegmentationTraining
 from PIL import Image
 
 from benchmarks.common import Row, one_thread, side_by_side
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.sources import MaskLabels
+from maskwright.engine.config import configure
 from maskwright.engine.opening import open_run
 from maskwright.engine.progress import Progress
 from maskwright.engine.request import RunRequest
 from maskwright.methods.semi.mean_teacher import MeanTeacherConfig, MeanTeacherTraining
 from maskwright.methods.supervised import Supervised, SupervisedConfig
+from maskwright.recipes.training.training import NetworkTraining
 
 CLASSES, PICTURES = 21, 12
 
@@ -55,7 +56,10 @@ def context_of(root: Path, backbone: str, labeled: int) -> Any:
 
 def stepper(training: Any, fixed: bool = True) -> Any:
     """One optimiser step, on one batch or on a new one each time."""
-    draw = lambda: training.batch(training.sampler.next(), torch.Generator().manual_seed(0))  # noqa: E731
+
+    def draw() -> Any:
+        return training.on_device(training.batch(training.sampler.next(), torch.Generator().manual_seed(0)))
+
     held = draw()
 
     def step() -> None:
@@ -88,15 +92,17 @@ def rows() -> list[Row]:
         write_folder(root / "data")
         for encoder, crop in (("resnet18", 256), ("mobilenetv2_100", 192)):
             context = context_of(root, encoder, PICTURES)
-            config = SupervisedConfig(crop=crop, batch=4)
-            ours = SegmentationTraining(context, config, MaskLabels(context.data, CLASSES), 100)
+            config = configure(SupervisedConfig, {"crop": crop, "batch": 4})
+            ours = NetworkTraining(context, config, MaskLabels(context.data, CLASSES), 100)
             plain = plain_step(encoder if encoder == "resnet18" else f"tu-{encoder}", crop, 4)
             a, b = side_by_side(stepper(ours), plain, repeats=5)
             found.append(Row(f"train step, DeepLabV3+ {encoder}, 4 x {crop}", a, "plain smp loop, fp32", b, 1.4))
         context = context_of(root, "mobilenetv2_100", PICTURES // 2)
         labels = MaskLabels(context.data, CLASSES)
-        teacher = MeanTeacherTraining(context, MeanTeacherConfig(crop=192, batch=4), labels, 100)
-        supervised = SegmentationTraining(context, SupervisedConfig(crop=192, batch=8), labels, 100)
+        config = configure(MeanTeacherConfig, {"crop": 192, "batch": 4})
+        teacher = MeanTeacherTraining(context, config, labels, 100)
+        config = configure(SupervisedConfig, {"crop": 192, "batch": 8})
+        supervised = NetworkTraining(context, config, labels, 100)
         for fixed, what in ((True, "Mean Teacher step, 4 + 4 crops"), (False, "the same, loading and views included")):
             a, b = side_by_side(stepper(teacher, fixed), stepper(supervised, fixed), repeats=5)
             found.append(Row(what, a, "supervised step, 8 crops", b, 1 / 1.6))

@@ -106,6 +106,7 @@ def write_tiny_folder(root: Path, count: int = 8, size: tuple[int, int] = (48, 6
 def semi_context(tmp_path: Path) -> Context:
     """A run's context on a tiny folder, three of eight images labelled, with a small backbone of random weights."""
     from maskwright.data.folders.folder import open_folder
+    from maskwright.engine.config import configure
     from maskwright.engine.opening import open_run
     from maskwright.engine.progress import Progress
     from maskwright.engine.request import RunRequest
@@ -113,7 +114,7 @@ def semi_context(tmp_path: Path) -> Context:
 
     data = open_folder(write_tiny_folder(tmp_path / "tiny"))
     request = RunRequest(
-        data=data.labeled(data.names[:3]), method=Supervised, config=SupervisedConfig(crop=32), out=tmp_path / "run",
-        backbone="mobilenetv3_small_050", weights="random", steps=4, device="cpu", progress=Progress(quiet=True),
+        data=data.labeled(data.names[:3]), method=Supervised, config=configure(SupervisedConfig, {"crop": 32}),
+        out=tmp_path / "run", backbone="mobilenetv3_small_050", weights="random", steps=4, device="cpu", progress=Progress(quiet=True),
     )  # fmt: skip
     return open_run(request)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tests.golden.formulas import as64, draw, labels, pixels, softmax
 
-from maskwright.methods.semi.adv_semi import adversarial, feature_matching, real_maps, self_training, unit_range
+from maskwright.methods.semi.adv_semi import feature_matching, real_maps, self_training, unit_range
+from maskwright.recipes.adversarial.adversary import adversarial
 
 
 def test_adversarial_is_binary_cross_entropy_with_one_for_peoples_labels():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from maskwright.recipes.training.segmenting import SegmentationTraining, make_network
 from tests.methods.faint import Faint
 from torch import Tensor
 
@@ -12,12 +11,14 @@ from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.loop import CHECKPOINT
 from maskwright.methods.supervised import Supervised
 from maskwright.models.networks.network import Network
+from maskwright.recipes.training.network import make_network
+from maskwright.recipes.training.training import NetworkTraining
 
 STEPS: list[int] = []
 """Steps that were taken."""
 
 
-class FaintTraining(SegmentationTraining):
+class FaintTraining(NetworkTraining):
     """The supervised step on a network with another classifier."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -34,7 +35,7 @@ class Plugged(Supervised):
     """The part stands in another file."""
 
     name: ClassVar[str] = "plugged"
-    trainer: ClassVar[type[SegmentationTraining]] = FaintTraining
+    trainer: ClassVar[type[NetworkTraining]] = FaintTraining
 
     def network(self) -> Network:
         """From the checkpoint, with that part."""

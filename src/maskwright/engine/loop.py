@@ -47,7 +47,7 @@ class HasState(Protocol):
 
 
 class Sampler(Protocol):
-    """Draws the indices of this process's share of the next batch."""
+    """Draws the indices of this process's share of the next batch; of several streams, those of each by its name."""
 
     def next(self) -> Any: ...
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskwright.data.training.sampler import PairSampler, Sampler
+from maskwright.data.training.sampler import Sampler
 from maskwright.errors import MaskwrightError
 
 CASES = settings(max_examples=60, deadline=None)
@@ -72,20 +72,6 @@ def test_weights_are_the_frequencies():
     sampler = Sampler(4, 1000, 0, weights=[1, 2, 0, 1])
     drawn = np.concatenate([sampler.next() for _ in range(40)])
     assert np.allclose(np.bincount(drawn, minlength=4) / len(drawn), [0.25, 0.5, 0, 0.25], atol=0.01)
-
-
-def test_pairs_cycle_each_list_and_resume():
-    labeled, unlabeled = [3, 5, 8], list(range(10, 21))
-    sampler = PairSampler(labeled, unlabeled, 2, 4, seed=1)
-    drawn = [sampler.next() for _ in range(33)]
-    assert set(np.concatenate([l for l, _ in drawn])) == set(labeled)
-    counts = np.bincount(np.concatenate([u for _, u in drawn]))[10:]
-    assert (counts == 12).all()
-    resumed = PairSampler(labeled, unlabeled, 2, 4, seed=1)
-    resumed.load_state_dict(sampler.state_dict())
-    for x, y in zip(sampler.next(), resumed.next()):
-        assert np.array_equal(x, y)
-    assert resumed.position == 34
 
 
 def test_mistakes_are_told():

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from maskwright.recipes.training.segmenting import SegmentationTraining
 from torch import nn
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
+from maskwright.data.training.streams import Views
 from maskwright.engine import loop
 from maskwright.engine.config import configure
 from maskwright.methods.supervised import SupervisedConfig
+from maskwright.recipes.training.training import NetworkTraining
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -25,8 +26,13 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def batch_of(training: Any, seed: int = 0) -> Any:
-    """The next batch."""
-    return training.batch(training.sampler.next(), seeded(seed))
+    """The next batch, as the network's input."""
+    return training.on_device(training.batch(training.sampler.next(), seeded(seed)))
+
+
+def relabelled(views: Views, labels: LabelMap) -> Views:
+    """Labelled crops with other labels."""
+    return views._replace(labels=labels, valid=labels.valid)
 
 
 def drop_in_training(part: nn.Module) -> None:
@@ -79,19 +85,24 @@ def check_resumes(context: Any, make: Callable[[], Any], folder: Path, monkeypat
     assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
 
 
-def check_is_supervised(context: Any, training: Any) -> dict[str, Any]:
+def check_is_supervised(context: Any, training: Any, dropout: bool = True) -> dict[str, Any]:
     """A training whose unsupervised weight is 0 starts from supervised training's weights and has its loss.
+
+    Args:
+        context: of the run.
+        training: whose crops have a side of 32 pixels.
+        dropout: whether supervised training has dropout.
 
     Returns:
         The training's terms.
     """
     config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
-    plain = SegmentationTraining(context, config, MaskLabels(context.data, context.classes), 4)
+    plain = NetworkTraining(context, config, MaskLabels(context.data, context.classes), 4, dropout=dropout)
     pairs = zip(training.network.parameters(), plain.network.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     batch = batch_of(training)
     torch.manual_seed(0)
-    expected = plain.supervised(plain.run(plain.network, batch.x), batch.y)
+    expected = plain.losses(batch, 0)["loss"]
     torch.manual_seed(0)
     terms = training.losses(batch, 0)
     torch.testing.assert_close(terms["loss"], expected)

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from maskwright.recipes.training.segmenting import SegmentationTraining
-from tests.methods.semi.checks import check_resumes
+from tests.methods.semi.checks import batch_of, check_resumes, relabelled
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
+from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi.adv_semi import (
     AdvSemiConfig,
     AdvSemiTraining,
     ImageDiscriminator,
     PixelDiscriminator,
-    S4GANTraining,
-    adversarial,
     feature_matching,
-    freeze,
     real_maps,
-    resolve,
     self_training,
     unit_range,
 )
 from maskwright.methods.supervised import SupervisedConfig
+from maskwright.recipes.training.training import NetworkTraining
 
 VARIANTS = ["pixel", "s4gan"]
 
 
 def training(context, variant="pixel", **options):
-    config = AdvSemiConfig(**{"crop": 32, "batch": 2, "precision": "fp32", "variant": variant, **options})
-    trainer = S4GANTraining if variant == "s4gan" else AdvSemiTraining
-    return trainer(context, config, MaskLabels(context.data, context.classes), 10)
-
-
-def batch(t):
-    return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+    settings = {"crop": 32, "batch": 2, "precision": "fp32", "variant": variant, **options}
+    config = configure(AdvSemiConfig, settings)
+    return AdvSemiTraining(context, config, MaskLabels(context.data, context.classes), 10)
 
 
 def weights(module):
@@ -53,10 +45,11 @@ def same(a, b):
 
 def holed(b):
     """The batch with void in a labelled crop and padding in all unlabelled ones."""
-    void, padding = torch.zeros_like(b.y.valid), torch.zeros_like(b.valid)
+    x, u = b["x"], b["u"]
+    void, padding = torch.zeros_like(x.valid), torch.zeros_like(u.valid)
     void[0, 20:] = True
     padding[:, :, 50:] = True
-    return b._replace(y=b.y.restrict(~void), valid=b.valid & ~padding)
+    return {"x": relabelled(x, x.y.restrict(~void)), "u": u._replace(valid=u.valid & ~padding)}
 
 
 def far_apart(d, gain=1.0):
@@ -71,11 +64,14 @@ def far_apart(d, gain=1.0):
 
 def passes(t, b):
     """The segmenter's logits on labelled and on unlabelled crops, and real maps of `one_hot=0.9`, written out."""
+    y = b["x"].y
     torch.manual_seed(1)  # of the dropout on labelled crops
     with torch.no_grad():
-        f_x, f_u = t.run(t.network, b.x).logits, t.run_plain(b.w).logits
-    labels = 0.05 + 0.85 * F.one_hot(b.y.ids, 3).movedim(-1, 1)
-    return f_x, f_u, torch.where(b.y.valid[:, None], labels, f_x.softmax(1))
+        f_x = t.student(b["x"].weak).logits
+        with t.student.plain():
+            f_u = t.student(b["u"].weak).logits
+    labels = 0.05 + 0.85 * F.one_hot(y.ids, 3).movedim(-1, 1)
+    return f_x, f_u, torch.where(y.valid[:, None], labels, f_x.softmax(1))
 
 
 def bce(verdicts, target):
@@ -85,8 +81,8 @@ def bce(verdicts, target):
 def midway(t, verdicts):
     """Sets T between the least and the greatest verdict."""
     p = verdicts.sigmoid()
-    t.config = dataclasses.replace(t.config, threshold=float(p.min() + p.max()) / 2)
-    return t.config.threshold
+    t.threshold = float(p.min() + p.max()) / 2
+    return t.threshold
 
 
 def check_terms(terms, expected):
@@ -107,34 +103,20 @@ def test_shapes():
 
 
 def test_variants_have_their_papers_values():
-    pixel, s4gan = resolve(AdvSemiConfig()), resolve(AdvSemiConfig(variant="s4gan"))
-    assert (pixel.weight, pixel.start, pixel.threshold) == (0.1, 0.25, 0.2)
-    assert (s4gan.weight, s4gan.start, s4gan.threshold) == (1.0, 0.0, 0.6)
-    asked = resolve(AdvSemiConfig(weight=0.0, start=0.5, threshold=0.0))
-    assert (asked.weight, asked.start, asked.threshold) == (0.0, 0.5, 0.0), "zero is no missing value"
+    def decided(**options):
+        c = configure(AdvSemiConfig, options)
+        return c.self_training.weight, c.self_training.start, c.least_verdict
+
+    assert decided() == (0.1, 0.25, 0.2)
+    assert decided(variant="s4gan") == (1.0, 0.0, 0.6)
+    assert decided(weight=0.0, start=0.5, threshold=0.0) == (0.0, 0.5, 0.0), "zero is no missing value"
 
 
-def test_adversarial_is_binary_cross_entropy():
-    g = torch.Generator().manual_seed(0)
-    d, valid = torch.randn(2, 3, 4, generator=g), torch.rand(2, 3, 4, generator=g) > 0.4
-    for real in (True, False):
-        total, n = 0.0, 0
-        for v, ok in zip(d.flatten().tolist(), valid.flatten().tolist()):
-            p = 1 / (1 + math.exp(-v))
-            if ok:
-                total -= math.log(p if real else 1 - p)
-                n += 1
-        assert float(adversarial(d, real, valid)) == pytest.approx(total / n, rel=1e-5)
-    assert float(adversarial(torch.zeros(3), True)) == pytest.approx(math.log(2))
-
-
-def test_label_convention():
-    """The segmenter wants the verdict that the discriminator gives to people's labels."""
-    d = torch.tensor([4.0])
-    assert adversarial(d, True) < adversarial(d, False)
-    d.requires_grad_(True)
-    adversarial(d, True).backward()
-    assert d.grad < 0, "S pushes the verdict up"
+def test_the_options_decide_what_the_training_does(semi_context):
+    t = training(semi_context, "s4gan", weight=0.5, ramp_up=0.5)
+    assert (t.threshold, t.ramp(9), t.ramp(0)) == (0.6, 0.5, pytest.approx(0.5 * math.exp(-5)))
+    t = training(semi_context, threshold=0.7)
+    assert (t.threshold, t.ramp(2), t.ramp(3)) == (0.7, 0.0, 0.1)
 
 
 def test_real_maps():
@@ -151,7 +133,8 @@ def test_a_void_pixel_cannot_be_told_from_a_prediction(semi_context):
     p = torch.rand(1, 3, 32, 32).softmax(1)
     nothing = LabelMap.unlabeled((32, 32))
     y = LabelMap(nothing.ids[None], nothing.confidence[None], nothing.valid[None])
-    assert torch.equal(t.discriminator(real_maps(y, p)), t.discriminator(p))
+    d = t.adversary.discriminator
+    assert torch.equal(d(real_maps(y, p)), d(p))
 
 
 def test_feature_matching():
@@ -192,33 +175,22 @@ def test_unit_range():
     assert torch.allclose(unit_range(x[:1]), u[:1]), "no image depends on its neighbours"
 
 
-def test_freeze_gives_the_state_back():
-    d = PixelDiscriminator(3)
-    d.verdict.bias.requires_grad_(False)
-    x = torch.rand(1, 3, 32, 32, requires_grad=True)
-    with pytest.raises(RuntimeError, match="on purpose"), freeze(d):
-        d(x).sum().backward()
-        raise RuntimeError("on purpose")
-    assert x.grad.abs().sum() > 0 and all(p.grad is None for p in d.parameters())
-    assert all(p.requires_grad for p in d.convs.parameters()) and not d.verdict.bias.requires_grad
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_discriminator_gets_nothing_from_the_segmenters_loss(semi_context, variant):
     t = training(semi_context, variant)
-    t.losses(batch(t), 9)["loss"].backward()
-    assert all(p.grad is None for p in t.discriminator.parameters())
+    t.losses(batch_of(t), 9)["loss"].backward()
+    assert all(p.grad is None for p in t.adversary.discriminator.parameters())
     assert any(p.grad is not None and p.grad.any() for p in t.network.parameters())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_segmenter_gets_nothing_from_the_discriminators_loss(semi_context, variant):
     t = training(semi_context, variant)
-    b = batch(t)
+    b = batch_of(t)
     _, play = t.segmenter_loss(b, 9)
     t.discriminator_loss(b, play).backward()
     assert all(p.grad is None for p in t.network.parameters())
-    assert all(p.grad is not None for p in t.discriminator.parameters())
+    assert all(p.grad is not None for p in t.adversary.discriminator.parameters())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -227,9 +199,9 @@ def test_each_optimiser_moves_its_own(semi_context, variant):
         t = training(semi_context, variant)
         for group in t.optimizers[frozen].param_groups:
             group["lr"] = 0.0
-        parts = {"network": t.network, "discriminator": t.discriminator}
+        parts = {"network": t.network, "discriminator": t.adversary.discriminator}
         before = {k: [p.detach().clone() for p in m.parameters()] for k, m in parts.items()}
-        t.update(semi_context.fabric, batch(t), 9)
+        t.update(semi_context.fabric, batch_of(t), 9)
         moved = {k: any(not torch.equal(p, q) for p, q in zip(m.parameters(), before[k])) for k, m in parts.items()}
         assert moved == {moves: True, frozen: False}
 
@@ -237,40 +209,41 @@ def test_each_optimiser_moves_its_own(semi_context, variant):
 def test_threshold_zero_takes_all_and_one_none(semi_context):
     for threshold, share in ((0.0, 1.0), (1.0, 0.0)):
         t = training(semi_context, threshold=threshold)
-        terms = t.losses(batch(t), 9)
+        terms = t.losses(batch_of(t), 9)
         assert float(terms["sure"]) == share
         assert torch.isfinite(terms["loss"]) and (share == 1 or float(terms["semi"].detach()) == 0)
         t = training(semi_context, "s4gan", threshold=threshold)
-        assert float(t.losses(batch(t), 9)["sure"]) == share
+        assert float(t.losses(batch_of(t), 9)["sure"]) == share
 
 
 def test_self_training_sets_in_after_start(semi_context):
     t = training(semi_context)
-    b = batch(t)
+    b = batch_of(t)
     assert "semi" not in t.losses(b, 2) and "semi" in t.losses(b, 3), "a quarter of ten steps"
     assert "adv" in t.losses(b, 0), "the adversary plays from the beginning"
 
 
 def test_loss_is_the_weighted_sum(semi_context):
     t = training(semi_context)
-    x = {k: float(v.detach()) for k, v in t.losses(batch(t), 9).items()}
+    x = {k: float(v.detach()) for k, v in t.losses(batch_of(t), 9).items()}
     assert x["loss"] == pytest.approx(x["x"] + 0.01 * x["adv"] + 0.001 * x["adv_u"] + 0.1 * x["semi"], rel=1e-5)
     t = training(semi_context, "s4gan", threshold=0.0)
-    x = {k: float(v.detach()) for k, v in t.losses(batch(t), 9).items()}
+    x = {k: float(v.detach()) for k, v in t.losses(batch_of(t), 9).items()}
     assert x["loss"] == pytest.approx(x["x"] + 0.1 * x["fm"] + x["semi"], rel=1e-5)
 
 
 def test_terms_of_advsemiseg_written_out(semi_context):
     t = training(semi_context, crop=64, batch_unlabeled=3, one_hot=0.9)
-    far_apart(t.discriminator)
-    b = holed(batch(t))
+    far_apart(t.adversary.discriminator)
+    b = holed(batch_of(t))
+    truth, inside = b["x"].y.valid, b["u"].valid
     f_x, f_u, real = passes(t, b)
     with torch.no_grad():
-        d_x, d_u, d_real = (t.discriminator(maps) for maps in (f_x.softmax(1), f_u.softmax(1), real))
-    d_x, d_real = d_x[b.y.valid], d_real[b.y.valid]
-    chosen = (d_u.sigmoid() >= midway(t, d_u[b.valid])) & b.valid
-    said, d_u, share = f_u.movedim(1, -1)[chosen], d_u[b.valid], chosen.sum() / b.valid.sum()
-    assert 0 < share < 1 and not b.y.valid.all()
+        d_x, d_u, d_real = (t.adversary.discriminator(maps) for maps in (f_x.softmax(1), f_u.softmax(1), real))
+    d_x, d_real = d_x[truth], d_real[truth]
+    chosen = (d_u.sigmoid() >= midway(t, d_u[inside])) & inside
+    said, d_u, share = f_u.movedim(1, -1)[chosen], d_u[inside], chosen.sum() / inside.sum()
+    assert 0 < share < 1 and not truth.all()
     torch.manual_seed(1)
     terms, play = t.segmenter_loss(b, 9)
     semi = F.cross_entropy(said, said.argmax(1))
@@ -281,14 +254,15 @@ def test_terms_of_advsemiseg_written_out(semi_context):
 
 def test_terms_of_s4gan_written_out(semi_context):
     t = training(semi_context, "s4gan", crop=64, batch_unlabeled=3, one_hot=0.9, d_dropout=0.0)
-    far_apart(t.discriminator, gain=4.0)  # verdicts are of means over the image
-    b = holed(batch(t))
+    far_apart(t.adversary.discriminator, gain=4.0)  # verdicts are of means over the image
+    b = holed(batch_of(t))
     _, f_u, real = passes(t, b)
     with torch.no_grad():
-        (z_real, y_real), (z_u, y_u) = t.discriminator(b.x, real), t.discriminator(b.w, f_u.softmax(1))
+        pairs = (b["x"].weak, real), (b["u"].weak, f_u.softmax(1))
+        (z_real, y_real), (z_u, y_u) = (t.adversary.discriminator(*pair) for pair in pairs)
     images = z_u.sigmoid() > midway(t, z_u)
     assert 0 < images.sum() < 3
-    said = f_u.movedim(1, -1)[images[:, None, None] & b.valid]
+    said = f_u.movedim(1, -1)[images[:, None, None] & b["u"].valid]
     torch.manual_seed(1)
     terms, play = t.segmenter_loss(b, 9)
     fm, semi = (y_real.mean(0) - y_u.mean(0)).abs().mean(), F.cross_entropy(said, said.argmax(1))
@@ -299,14 +273,14 @@ def test_terms_of_s4gan_written_out(semi_context):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_its_terms_it_is_supervised_training(semi_context, variant, tmp_path):
     t = training(semi_context, variant, lam_adv=0.0, lam_adv_u=0.0, lam_fm=0.0, weight=0.0)
-    config = SupervisedConfig(crop=32, batch=2, precision="fp32")
-    alone = SegmentationTraining(semi_context, config, MaskLabels(semi_context.data, semi_context.classes), 10)
-    untrained = weights(t.discriminator)
+    config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
+    alone = NetworkTraining(semi_context, config, MaskLabels(semi_context.data, semi_context.classes), 10)
+    untrained = weights(t.adversary.discriminator)
     for k, one in enumerate((t, alone)):
         (tmp_path / str(k)).mkdir()
         semi_context.fit(one, "train", tmp_path / str(k), 3)
     assert same(weights(t.network), weights(alone.network))
-    assert same(untrained, weights(t.discriminator))
+    assert same(untrained, weights(t.adversary.discriminator))
 
 
 def test_small_crops_are_refused(semi_context):
@@ -329,6 +303,7 @@ def test_what_is_matched_loses_no_channel():
 
 def test_labels_come_from_a_pass_without_dropout(semi_context):
     t = training(semi_context)
-    x = batch(t).w
-    assert torch.equal(t.run_plain(x).logits, t.run_plain(x).logits)
-    assert not torch.equal(t.run(t.network, x).logits, t.run(t.network, x).logits)
+    x = batch_of(t)["u"].weak
+    with t.student.plain():
+        assert torch.equal(t.student(x).logits, t.student(x).logits)
+    assert not torch.equal(t.student(x).logits, t.student(x).logits)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.methods.semi.checks import check_is_supervised, drop_in_training, sharpen
+from tests.methods.semi.checks import batch_of, check_is_supervised, drop_in_training, sharpen
 
 from maskwright.data.training.crops import overlapping_crops
 from maskwright.data.training.sources import MaskLabels
@@ -25,8 +25,9 @@ def training(context, **options):
     return cac.CACTraining(context, config, MaskLabels(context.data, context.classes), 4)
 
 
-def batch_of(t, seed: int = 0):
-    return t.batch(t.sampler.next(), torch.Generator().manual_seed(seed))
+def pairs_of(t, seed: int = 0):
+    """The pairs of the next batch."""
+    return batch_of(t, seed)["u"]
 
 
 # ---------------------------------------------------------------------- geometry
@@ -81,7 +82,7 @@ def test_cells_off_the_lattice_are_refused():
 
 def test_batches_number_the_cells_of_all_pairs(semi_context):
     t = training(semi_context, strong="none", scale_min=1.0, scale_max=1.0, pair_scale_min=1.0, long_side=64)
-    batch = batch_of(t)
+    batch = pairs_of(t)
     assert batch.u1.shape == batch.u2.shape == (2, 3, 32, 32) and len(batch.views) == 2
     seen = [F.avg_pool2d(u.double(), 8).permute(1, 0, 2, 3).flatten(1) for u in (batch.u1, batch.u2)]
     torch.testing.assert_close(seen[0][:, batch.cells1], seen[1][:, batch.cells2], rtol=1e-5, atol=1e-5)
@@ -91,8 +92,8 @@ def test_batches_number_the_cells_of_all_pairs(semi_context):
 def test_photometric_changes_of_a_pair_are_independent(semi_context):
     t = training(semi_context, pair_iou=1.0)
     views = (View.identity((48, 64)).crop(0, 0, 32, 32),) * 2
-    t.pair = lambda i, random: views
-    batch = batch_of(t)
+    t.streams["u"].pair = lambda i, random: views
+    batch = pairs_of(t)
     assert float((batch.u1 - batch.u2).abs().max()) > 0.05
 
 
@@ -153,7 +154,7 @@ def test_a_confidence_of_the_threshold_is_not_followed():
 
 def test_cells_are_means_of_the_embedding_through_projector_and_classifier(semi_context):
     t = training(semi_context, projection=16)
-    u = batch_of(t).u1
+    u = pairs_of(t).u1
     sharpen(t.network, u)
     found = t.embed(u)
     for m in t.network.modules():
@@ -178,11 +179,11 @@ def test_both_directions_against_a_loop(semi_context):
     """The second step of two, so that the bank holds earlier cells too."""
     tau, threshold = 0.3, 0.5
     t = training(semi_context, batch_unlabeled=4, temperature=tau, threshold=threshold, negatives=20, pair_iou=0.3)
-    batch = batch_of(t)
-    sharpen(t.network, batch.u1)
-    t.unsupervised(batch, 0)
-    batch = batch_of(t, 1)
-    terms = t.unsupervised(batch, 1)
+    step = batch_of(t)
+    sharpen(t.network, step["u"].u1)
+    t.losses(step, 0)
+    step = batch_of(t, 1)
+    terms, batch = t.losses(step, 1), step["u"]
     bank, ids = t.bank.get(), t.bank.get_ids()
     embedded = [t.embed(u) for u in (batch.u1, batch.u2)]
     first, second = (cells._replace(z=cells.z.detach()) for cells in embedded)
@@ -206,7 +207,8 @@ def test_both_directions_against_a_loop(semi_context):
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_two_identical_crops_give_exactly_zero(semi_context, mode):
     t = training(semi_context, threshold=0.0)
-    batch = batch_of(t)
+    step = batch_of(t)
+    batch = step["u"]
     same = torch.arange(2 * t.cells**2)
     inside = torch.ones_like(batch.inside1)
     twins = batch._replace(u2=batch.u1, cells1=same, cells2=same, inside1=inside, inside2=inside)
@@ -214,14 +216,14 @@ def test_two_identical_crops_give_exactly_zero(semi_context, mode):
     for m in t.network.modules():
         if isinstance(m, torch.nn.modules.dropout._DropoutNd):
             m.eval()
-    terms = t.unsupervised(twins, 0)
+    terms = t.losses(step | {"u": twins}, 0)
     assert float(terms["u"].detach()) == 0 and float(terms["moving"]) == 0
-    assert float(t.unsupervised(batch, 0)["u"].detach()) > 0
+    assert float(t.losses(step, 0)["u"].detach()) > 0
 
 
 def test_no_dropout_falls_on_embeddings_and_confidences(semi_context):
     t = training(semi_context)
-    x = batch_of(t).u1
+    x = pairs_of(t).u1
     for part in (t.network.decoder, t.network.classifier):
         drop_in_training(part)
     t.network.train()
@@ -231,7 +233,7 @@ def test_no_dropout_falls_on_embeddings_and_confidences(semi_context):
     two = t.embed(x)
     assert all(torch.equal(p, q) for p, q in zip(one, two))
     assert all(m.training for m in t.network.modules())
-    out = [t.run(t.network, x).logits for _ in range(2)]
+    out = [t.student(x).logits for _ in range(2)]
     assert not torch.equal(*out)  # on labelled crops it does
 
 
@@ -241,8 +243,8 @@ def test_the_bank_holds_random_cells_of_the_last_iterations(semi_context):
     t.network.eval()
     kept = []
     for batch in batches:
-        t.unsupervised(batch, 0)
-        kept.append(torch.cat([t.embed(batch.u1).z, t.embed(batch.u2).z]))
+        t.losses(batch, 0)
+        kept.append(torch.cat([t.embed(batch["u"].u1).z, t.embed(batch["u"].u2).z]))
         assert len(t.bank) == 10 * min(2, len(kept))
     rows = t.bank.get()
     for part, source in zip(rows.split(10), kept[1:]):
@@ -254,8 +256,8 @@ def test_negatives_are_capped_by_the_cells_there_are_and_lie_in_the_photographs(
     t = training(semi_context)
     assert t.negatives == 2 * 4 * 4 and t.bank.most == 64
     batch = batch_of(t)
-    t.unsupervised(batch, 0)
-    assert len(t.bank) == int(batch.inside1.sum() + batch.inside2.sum())
+    t.losses(batch, 0)
+    assert len(t.bank) == int(batch["u"].inside1.sum() + batch["u"].inside2.sum())
 
 
 def test_the_term_sets_in_after_its_share_of_the_steps(semi_context):
@@ -277,8 +279,8 @@ def test_the_projector_is_trained_and_not_kept(semi_context):
     groups = t.optimizers["network"].param_groups
     trained = {id(p): g for g in groups for p in g["params"]}
     for p in t.projector.parameters():
-        assert trained[id(p)]["lr"] == t.config.lr
-        assert trained[id(p)]["weight_decay"] == (t.config.weight_decay if p.ndim > 1 else 0)
+        assert trained[id(p)]["lr"] == t.config.optimizer.lr
+        assert trained[id(p)]["weight_decay"] == (t.config.optimizer.weight_decay if p.ndim > 1 else 0)
     assert not any("projector" in k for k in t.network.state_dict())
     assert sum(p.numel() for p in t.projector.parameters()) == (t.network.width + 1) * (t.network.width + 128)
 
@@ -291,9 +293,9 @@ def test_contradicting_scales_are_refused():
 def test_pairs_are_read_as_the_views_say(semi_context):
     t = training(semi_context)
     g = torch.Generator().manual_seed(3)
-    views = t.pair(4, g)
+    views = t.streams["u"].pair(4, g)
     image = semi_context.data.image(4)
-    for pixels, view in zip(t.pair_pixels(4, views), views):
+    for pixels, view in zip(t.streams["u"].pixels(4, views), views):
         expected = torch.from_numpy(np.asarray(view.render(image))).permute(2, 0, 1)
         inside = view.valid()
         assert pixels.dtype == torch.uint8

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from maskwright.recipes.training.segmenting import SegmentationTraining
-from tests.methods.semi.checks import check_resumes, drop_in_training, sharpen
+from tests.methods.semi.checks import batch_of, check_resumes, drop_in_training, sharpen
 
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
+from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import cct as module
 from maskwright.methods.semi.cct import (
@@ -27,10 +27,11 @@ from maskwright.methods.semi.cct import (
     parse_counts,
 )
 from maskwright.methods.supervised import SupervisedConfig
+from maskwright.recipes.training.training import NetworkTraining
 
 
 def training(context, **options):
-    config = CCTConfig(**{"crop": 32, "batch": 2, "precision": "fp32", **options})
+    config = configure(CCTConfig, {"crop": 32, "batch": 2, "precision": "fp32", **options})
     return CCTTraining(context, config, MaskLabels(context.data, context.classes), 10)
 
 
@@ -38,17 +39,19 @@ def with_background(context):
     return replace(context, table=ClassTable(("background", "disc", "square")))
 
 
-def batch(t):
-    return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+def views_of(t):
+    """Unlabelled crops."""
+    return batch_of(t)["u"]
 
 
 def padded(context, **options):
-    """A training whose background is class 2, with crops that reach beyond their photographs; all classes are seen."""
+    """A training whose background is class 2, with unlabelled crops that reach beyond their photographs; all classes
+    are seen."""
     context = replace(context, table=ClassTable(("disc", "square", "background")))
     t = training(context, scale_min=0.3, scale_max=0.5, **options)
-    b = batch(t)
-    sharpen(t.network, b.w)
-    return t, b
+    u = views_of(t)
+    sharpen(t.network, u.weak)
+    return t, u
 
 
 def plain(t, x):
@@ -104,12 +107,12 @@ def test_identity_and_shared_weights_give_zero(semi_context, monkeypatch):
     monkeypatch.setattr(t, "perturb", lambda kind, z, *_: z)
     t.auxiliary = [t.network.classifier]
     t.network.eval()
-    assert float(t.unsupervised(batch(t), 0)["u"].detach()) == pytest.approx(0, abs=1e-12)
+    assert float(t.consistency(views_of(t)).detach()) == pytest.approx(0, abs=1e-12)
 
 
 def test_gradient_reaches_what_lies_before_z_but_not_the_main_classifier(semi_context):
     t = training(with_background(semi_context))
-    t.unsupervised(batch(t), 0)["u"].backward()
+    t.consistency(views_of(t)).backward()
     assert all(p.grad is None for p in t.network.classifier.parameters())
     assert sum(float(p.grad.abs().sum()) for p in t.network.decoder.parameters() if p.grad is not None) > 0
     assert sum(float(p.grad.abs().sum()) for p in t.network.encoder.parameters() if p.grad is not None) > 0
@@ -121,9 +124,9 @@ def test_no_dropout_falls_on_z_and_its_label(semi_context, monkeypatch):
     t, found = training(semi_context, counts="noise"), []
     drop_in_training(t.network.decoder)
     monkeypatch.setattr(t, "perturb", lambda kind, z, *rest: found.append(z.detach()) or z)
-    b = batch(t)
+    u = views_of(t)
     for _ in range(2):
-        t.unsupervised(b, 0)
+        t.consistency(u)
     assert torch.equal(*found) and t.network.decoder.training
 
 
@@ -146,7 +149,7 @@ def test_strength_does_not_depend_on_the_number_of_classes(semi_context, monkeyp
     assert float(few) == pytest.approx(float(many), rel=1e-5)
     t = training(semi_context, counts="noise:1")
     monkeypatch.setattr(module, "consistency", lambda auxiliary, q, valid: torch.tensor(21.0))
-    assert float(t.unsupervised(batch(t), 0)["u"]) == pytest.approx(3), "classes"
+    assert float(t.consistency(views_of(t))) == pytest.approx(3), "classes"
 
 
 def test_ramp(semi_context):
@@ -183,7 +186,7 @@ def test_each_perturbation_changes_z_in_shape(semi_context):
 
 
 def test_perturbations_get_the_configured_numbers_and_the_objects_of_the_photograph(semi_context, monkeypatch):
-    t, b = padded(semi_context, noise=0.2, dropout=0.25, erase=0.3, vat_eps=1.5)
+    t, u = padded(semi_context, noise=0.2, dropout=0.25, erase=0.3, vat_eps=1.5)
     calls = {}
 
     def spy(name):
@@ -198,7 +201,7 @@ def test_perturbations_get_the_configured_numbers_and_the_objects_of_the_photogr
     masks = ("object_boxes", "guided_cutout", "context_mask", "object_mask")
     for name in ("channel_dropout", "feature_drop", "feature_noise", "vat_direction", *masks):
         spy(name)
-    t.unsupervised(b, 0)
+    t.consistency(u)
     assert calls["channel_dropout"]["p"] == 0.25 and calls["feature_noise"]["bound"] == 0.2
     assert set(calls["feature_drop"]) == {"z", "result"}, "the paper's bounds"
     assert calls["vat_direction"]["eps"] == 1.5
@@ -206,24 +209,24 @@ def test_perturbations_get_the_configured_numbers_and_the_objects_of_the_photogr
     assert calls["object_boxes"]["min_contour"] == 5, "50 pixels at the paper's crop of 320"
     assert calls["guided_cutout"]["share"] == 0.3 and calls["guided_cutout"]["size"] == (32, 32)
     assert calls["guided_cutout"]["boxes"] == calls["object_boxes"]["result"] != [[], []]
-    ids = plain(t, b.w)[1].argmax(1)
-    foreground = (ids != 2) & b.valid
-    assert all(set(part.tolist()) == {0, 1, 2} for part in (ids[b.valid], ids[~b.valid]))
+    ids = plain(t, u.weak)[1].argmax(1)
+    foreground = (ids != 2) & u.valid
+    assert all(set(part.tolist()) == {0, 1, 2} for part in (ids[u.valid], ids[~u.valid]))
     for name in ("object_boxes", "context_mask", "object_mask"):
         assert torch.equal(calls[name]["foreground"], foreground), name
 
 
 def test_each_decoder_learns_the_main_ones_word_of_the_photograph(semi_context):
     """L_u by hand, from what each decoder was given; context and object masks by hand too."""
-    t, b = padded(semi_context)
+    t, u = padded(semi_context)
     given = [[] for _ in t.kinds]
     for decoder, inputs in zip(t.auxiliary, given):
         decoder.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0].detach()))
-    u = float(t.unsupervised(b, 0)["u"].detach())
+    loss = float(t.consistency(u).detach())
     seen = {kind: inputs[-1] for kind, inputs in zip(t.kinds, given)}  # behind vat's trials
-    z, q = plain(t, b.w)
+    z, q = plain(t, u.weak)
     assert list(seen) == list(PAPER) and z.shape[-1] == 8
-    objects = ((q.argmax(1) != 2) & b.valid)[:, None, 2::4, 2::4]
+    objects = ((q.argmax(1) != 2) & u.valid)[:, None, 2::4, 2::4]
     assert 0 < int(objects.sum()) < objects.numel()
     torch.testing.assert_close(seen["context"], z * objects, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(seen["object"], z * ~objects, rtol=1e-3, atol=1e-3)
@@ -231,23 +234,23 @@ def test_each_decoder_learns_the_main_ones_word_of_the_photograph(semi_context):
     losses = []
     for kind, decoder in zip(t.kinds, t.auxiliary):
         logits = F.interpolate(decoder(seen[kind]).detach(), (32, 32), mode="bilinear", align_corners=False)
-        losses.append(float((logits.softmax(1) - q).square().mean(1)[b.valid].mean()))
+        losses.append(float((logits.softmax(1) - q).square().mean(1)[u.valid].mean()))
     assert max(losses) > 1.05 * min(losses)
-    assert u == pytest.approx(sum(losses) / 7 * 3 / 21, rel=1e-4)
+    assert loss == pytest.approx(sum(losses) / 7 * 3 / 21, rel=1e-4)
 
 
 def test_what_is_said_of_padding_does_not_count(semi_context, monkeypatch):
-    t, b = padded(semi_context)
+    t, u = padded(semi_context)
     upsample, noise = module.upsample, 9 * torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
     def loss(where):
         monkeypatch.setattr(module, "upsample", lambda logits, size: upsample(logits, size) + noise * where[:, None])
         torch.manual_seed(0)
-        return float(t.unsupervised(b, 0)["u"].detach())
+        return float(t.consistency(u).detach())
 
-    unchanged = loss(torch.zeros_like(b.valid))
-    assert loss(~b.valid) == pytest.approx(unchanged, rel=1e-5)
-    assert loss(b.valid) != pytest.approx(unchanged, rel=1e-2)
+    unchanged = loss(torch.zeros_like(u.valid))
+    assert loss(~u.valid) == pytest.approx(unchanged, rel=1e-5)
+    assert loss(u.valid) != pytest.approx(unchanged, rel=1e-2)
 
 
 def test_the_papers_thirty_decoders(semi_context):
@@ -265,7 +268,7 @@ def test_annealed_leaves_out_what_is_known():
 
 def test_the_bootstrapped_threshold_grows_from_chance_to_nine_tenths(semi_context, monkeypatch):
     t, etas, asked = training(semi_context, bootstrap=True), [], []
-    b, u, real = batch(t), torch.tensor(0.5), t.supervised
+    b, u, real = batch_of(t), torch.tensor(0.5), t.supervised
 
     def spied(logits, y, eta):
         etas.append(eta)
@@ -273,25 +276,25 @@ def test_the_bootstrapped_threshold_grows_from_chance_to_nine_tenths(semi_contex
 
     monkeypatch.setattr(module, "annealed", spied)
     monkeypatch.setattr(t, "supervised", lambda out, y: asked.append(y) or real(out, y))
-    monkeypatch.setattr(t, "unsupervised", lambda batch, step: {"u": u})
+    monkeypatch.setattr(t, "consistency", lambda views: u)
     for step in (0, 5, 9, 10):
         terms = t.losses(b, step)
         torch.testing.assert_close(terms["loss"], terms["x"] + t.ramp(step) * u)
     assert etas == pytest.approx([1 / 3, (1 / 3 + 0.9) / 2, 0.1 / 3 + 0.9 * 0.9, 0.9])
-    assert all(0 < int(y.valid.sum()) < 0.7 * int(b.y.valid.sum()) for y in asked)
+    assert all(0 < int(y.valid.sum()) < 0.7 * int(b["x"].y.valid.sum()) for y in asked)
 
 
 def test_bootstrapped_supervision_trains(semi_context):
     t = training(semi_context, bootstrap=True)
-    terms = t.losses(batch(t), 0)
+    terms = t.losses(batch_of(t), 0)
     assert terms["loss"].requires_grad and torch.isfinite(terms["loss"])
 
 
 def test_weight_zero_is_supervised_training(semi_context, tmp_path):
     """The auxiliary decoders neither get a gradient nor disturb the random numbers of the rest."""
     labels = MaskLabels(semi_context.data, semi_context.classes)
-    config = SupervisedConfig(crop=32, batch=2, precision="fp32")
-    trainings = [training(semi_context, weight=0.0), SegmentationTraining(semi_context, config, labels, 10)]
+    config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
+    trainings = [training(semi_context, weight=0.0), NetworkTraining(semi_context, config, labels, 10)]
     for k, t in enumerate(trainings):
         (tmp_path / str(k)).mkdir()
         semi_context.fit(t, "train", tmp_path / str(k), 3)

@@ -7,25 +7,23 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from maskwright.recipes.training.segmenting import SegmentationTraining
-from tests.methods.semi.checks import check_resumes, labels_of
+from tests.methods.semi.checks import batch_of, check_resumes, labels_of, relabelled
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
+from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import cps
 from maskwright.methods.semi.cps import CPSConfig, CPSTraining, agreement, cross_pseudo_supervision
 from maskwright.methods.supervised import SupervisedConfig
-from maskwright.recipes.training import segmenting
+from maskwright.recipes.training import training as training_module
+from maskwright.recipes.training.network import make_network
+from maskwright.recipes.training.training import NetworkTraining
 
 
 def training(context, **options):
-    config = CPSConfig(**{"crop": 32, "batch": 2, "precision": "fp32", **options})
+    config = configure(CPSConfig, {"crop": 32, "batch": 2, "precision": "fp32", **options})
     return CPSTraining(context, config, MaskLabels(context.data, context.classes), 10)
-
-
-def batch(t):
-    return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
 
 
 def over_valid(logits, ids, valid):
@@ -80,7 +78,7 @@ def test_confidence_does_not_weigh():
 
 def test_same_encoder_other_head(semi_context):
     t = training(semi_context)
-    a, b = t.network, t.network2
+    a, b = t.network, t.student2.network
     assert all(torch.equal(p, q) for p, q in zip(a.encoder.parameters(), b.encoder.parameters()))
     heads = [[p for p in n.head_parameters() if p.ndim > 1] for n in (a, b)]
     assert heads[0] and not any(torch.equal(p, q) for p, q in zip(*heads))
@@ -91,23 +89,24 @@ def test_same_encoder_other_head(semi_context):
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_identical_networks_say_the_same(semi_context, cutmix):
     t = training(semi_context, cutmix=cutmix)
-    t.network2.load_state_dict(t.network.state_dict())
-    t.network.eval(), t.network2.eval()
-    t.train_mode = lambda network: network.eval()  # dropout would part them
-    terms = t.losses(batch(t), 5)
+    t.student2.network.load_state_dict(t.network.state_dict())
+    for student in (t.student, t.student2):
+        student.network.eval()
+        student.learn = student.network.eval
+    terms = t.losses(batch_of(t), 5)
     assert float(terms["agree"]) == 1
     assert torch.equal(terms["x"], terms["x2"])
 
 
 def test_each_learns_what_the_other_says_of_both_kinds_of_crops(semi_context):
     t = training(semi_context, cutmix=False)
-    b = batch(t)
+    x, u = batch_of(t).values()
     valid = torch.rand(4, 32, 32, generator=torch.Generator().manual_seed(1)) < 0.7
-    b = b._replace(y=b.y.restrict(valid[:2]), valid=b.valid & valid[2:])
-    valid = torch.cat([b.y.valid, b.valid])
-    f1, f2 = (torch.cat([t.run(n, x).logits for x in (b.x, b.w)]) for n in (t.network, t.network2))
+    x, u = relabelled(x, x.y.restrict(valid[:2])), u._replace(valid=u.valid & valid[2:])
+    valid = torch.cat([x.y.valid, u.valid])
+    f1, f2 = (torch.cat([student(crops.weak).logits for crops in (x, u)]) for student in (t.student, t.student2))
     k1, k2 = f1.argmax(1), f2.argmax(1)
-    terms = t.losses(b, 5)
+    terms = t.losses({"x": x, "u": u}, 5)
     expected = over_valid(f1, k2, valid) + over_valid(f2, k1, valid)
     assert float(terms["u"].detach()) == pytest.approx(expected, rel=1e-4)
     assert float(terms["agree"]) == pytest.approx(float((k1 == k2)[valid].float().mean())) and terms["agree"] < 1
@@ -115,16 +114,16 @@ def test_each_learns_what_the_other_says_of_both_kinds_of_crops(semi_context):
 
 def test_each_learns_what_the_other_says_of_the_parts_of_mixed_crops(semi_context, monkeypatch):
     t = training(semi_context, batch_unlabeled=3)
-    b, m = batch(t), torch.zeros(3, 32, 32, dtype=torch.bool)
+    b, m = batch_of(t), torch.zeros(3, 32, 32, dtype=torch.bool)
     m[:, 8:24, 4:20] = True
     monkeypatch.setitem(cps.MASKS, "cps", lambda n, size: m)
     k1, k2 = labels_of(3, 32, 32, 3, seed=1), labels_of(3, 32, 32, 3, seed=2)
-    t.label = lambda network, batch: k1 if network is t.network else k2
+    t.label = lambda student, u: k1 if student is t.student else k2
 
     def mixed(p):
         return torch.where(m[:, None] if p.dim() == 4 else m, p, p.roll(-1, 0))
 
-    f1, f2 = (t.run(n, mixed(b.w)).logits for n in (t.network, t.network2))
+    f1, f2 = (student(mixed(b["u"].weak)).logits for student in (t.student, t.student2))
     expected = over_valid(f1, mixed(k2.ids), mixed(k2.valid)) + over_valid(f2, mixed(k1.ids), mixed(k1.valid))
     assert float(t.losses(b, 5)["u"].detach()) == pytest.approx(expected, rel=1e-4)
 
@@ -132,28 +131,26 @@ def test_each_learns_what_the_other_says_of_the_parts_of_mixed_crops(semi_contex
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_both_networks_learn(semi_context, cutmix):
     t = training(semi_context, cutmix=cutmix)
-    terms = t.losses(batch(t), 5)
+    terms = t.losses(batch_of(t), 5)
     assert float(terms["loss"].detach()) == pytest.approx(
         float((terms["x"] + terms["x2"] + 1.5 * terms["u"]).detach()), rel=1e-5
     )
     terms["u"].backward()
-    for network in (t.network, t.network2):
+    for network in (t.network, t.student2.network):
         assert sum(float(p.grad.abs().sum()) for p in network.parameters() if p.grad is not None) > 0
 
 
 def test_mixed_labels_come_from_where_the_pixels_come(semi_context):
     """Three constant pictures: what a pixel shows says whose label it must carry."""
     t = training(semi_context)
-    b = batch(t)
-    n = 3
+    u, n = batch_of(t)["u"], 3
     tone = torch.arange(n, dtype=torch.float32)
     w = tone[:, None, None, None].expand(n, 3, 32, 32).contiguous()
     valid = torch.ones(n, 32, 32, dtype=torch.bool)
     valid[1] = False
-    b = b._replace(w=w, valid=valid)
     ids = tone.long()[:, None, None].expand(n, 32, 32)
-    t.label = lambda network, batch: LabelMap(ids, torch.ones(n, 32, 32), batch.valid)
-    x, k1, k2 = t.cutmix(b)
+    t.label = lambda student, u: LabelMap(ids, torch.ones(n, 32, 32), u.valid)
+    x, k1, k2 = t.cutmix(u._replace(weak=w, valid=valid))
     assert torch.equal(x[:, 0].long(), k1.ids) and torch.equal(k1.ids, k2.ids)
     assert torch.equal(k1.valid, k1.ids != 1) and torch.equal(k2.valid, k1.valid)
     assert len(x[0].unique()) == 2, "a box of the next picture"
@@ -162,38 +159,32 @@ def test_mixed_labels_come_from_where_the_pixels_come(semi_context):
 def test_labelling_in_evaluation_mode_leaves_the_statistics(semi_context):
     t = training(semi_context, teacher_mode="eval")
     before = {k: v.clone() for k, v in t.network.named_buffers()}
-    t.label(t.network, batch(t))
+    t.label(t.student, batch_of(t)["u"])
     assert all(torch.equal(v, before[k]) for k, v in t.network.named_buffers()) and t.network.training
     t = training(semi_context)  # by default as in training
-    t.label(t.network, batch(t))
+    t.label(t.student, batch_of(t)["u"])
     assert not all(torch.equal(v, before[k]) for k, v in t.network.named_buffers())
-
-
-class WithoutDropout(SegmentationTraining):
-    """Supervised training of a network as CPS has it."""
-
-    dropout = False
 
 
 def test_weight_zero_is_two_supervised_runs(semi_context, tmp_path):
     labels = MaskLabels(semi_context.data, semi_context.classes)
     t = training(semi_context, weight=0.0)
-    config = SupervisedConfig(crop=32, batch=2, precision="fp32")
-    alone = WithoutDropout(semi_context, config, labels, 10)
-    second = WithoutDropout(semi_context, config, labels, 10, copy.deepcopy(t.network2))
+    config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
+    alone = NetworkTraining(semi_context, config, labels, 10, dropout=False)
+    second = NetworkTraining(semi_context, config, labels, 10, dropout=False, network=copy.deepcopy(t.student2.network))
     for k, one in enumerate((t, alone, second)):
         (tmp_path / str(k)).mkdir()
         semi_context.fit(one, "train", tmp_path / str(k), 3)
     a, b = t.network.state_dict(), alone.network.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in b)
-    c, d = t.network2.state_dict(), second.network.state_dict()
+    c, d = t.student2.network.state_dict(), second.network.state_dict()
     assert all(torch.equal(c[name], d[name]) for name in d)
     assert not all(torch.equal(c[name], b[name]) for name in b)
 
 
 def test_weights_that_fill_both_networks_are_refused(semi_context, monkeypatch):
-    one = segmenting.make_network(semi_context, CPSConfig())
-    for place in (segmenting, cps):
+    one = make_network(semi_context, CPSConfig())
+    for place in (training_module, cps):
         monkeypatch.setattr(place, "make_network", lambda context, config: copy.deepcopy(one))
     with pytest.raises(MaskwrightError, match=r"network_weights=whole\.pth fills both networks"):
         training(semi_context, network_weights="whole.pth")
@@ -201,10 +192,10 @@ def test_weights_that_fill_both_networks_are_refused(semi_context, monkeypatch):
 
 def test_second_network_is_supervised_with_its_own_auxiliary_heads(semi_context):
     t = training(semi_context, network="pspnet")
-    out = t.run(t.network2, batch(t).x)
-    t.supervised(out, batch(t).y, t.network2).backward()
+    x = batch_of(t)["x"]
+    t.supervised(t.student2(x.weak), x.y, t.student2).backward()
     assert all(p.grad is None for p in t.network.parameters())
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in t.network2.aux.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in t.student2.network.aux.parameters())
 
 
 @pytest.mark.parametrize("cutmix", [False, True])

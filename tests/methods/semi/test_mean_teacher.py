@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.methods.semi.checks import check_resumes, sharpen
+from tests.methods.semi.checks import batch_of, check_resumes, sharpen
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, class_mask, complex_mask
 from maskwright.data.training.sources import MaskLabels
+from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi.mean_teacher import (
     PERTURBATIONS,
@@ -17,10 +18,11 @@ from maskwright.methods.semi.mean_teacher import (
     consistency,
     sureness,
 )
+from maskwright.recipes.training.forward import Forward
 
 
 def training(context, **options):
-    config = MeanTeacherConfig(crop=32, batch=2, precision="fp32", **options)
+    config = configure(MeanTeacherConfig, {"crop": 32, "batch": 2, "precision": "fp32", **options})
     return MeanTeacherTraining(context, config, MaskLabels(context.data, context.classes), 10)
 
 
@@ -49,8 +51,8 @@ def test_one_crop_alone_is_told(semi_context):
 
 def test_a_teacher_that_keeps_its_first_statistics_is_refused():
     with pytest.raises(MaskwrightError, match="teacher_mode=train"):
-        MeanTeacherConfig(ema_buffers="own").check()
-    MeanTeacherConfig(ema_buffers="own", teacher_mode="train").check()
+        configure(MeanTeacherConfig, {"ema_buffers": "own"})
+    configure(MeanTeacherConfig, {"ema_buffers": "own", "teacher_mode": "train"})
 
 
 @pytest.mark.parametrize("distance", ["square_sum", "square_mean", "hard"])
@@ -126,16 +128,14 @@ def test_cutout_keeps_a_box_or_empties_it(semi_context, perturb):
 def test_no_perturbation_and_an_equal_teacher_give_zero(semi_context):
     t = training(semi_context, perturb="photometric", strong="none", confidence="none")
     t.network.eval()
-    b = t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
-    assert float(t.unsupervised(b, 0)["u"].detach()) == pytest.approx(0, abs=1e-10)
+    assert float(t.losses(batch_of(t), 0)["u"].detach()) == pytest.approx(0, abs=1e-10)
 
 
 @pytest.mark.parametrize("perturb", PERTURBATIONS)
 def test_gradient_reaches_the_student_alone(semi_context, perturb):
     t = training(semi_context, perturb=perturb, threshold=0.0)
-    b = t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
-    t.unsupervised(b, 0)["u"].backward()
-    assert all(p.grad is None for p in t.teacher.parameters())
+    t.losses(batch_of(t), 0)["u"].backward()
+    assert all(p.grad is None for p in t.teacher.average.parameters())
     assert sum(float(p.grad.abs().sum()) for p in t.network.parameters() if p.grad is not None) > 0
 
 
@@ -145,31 +145,33 @@ def test_gradient_reaches_the_student_alone(semi_context, perturb):
 def padded(context, perturb, **options):
     """A training with a teacher unlike the student, and three unlabelled crops that reach beyond their photographs."""
     t = training(context, perturb=perturb, batch_unlabeled=3, scale_min=0.3, scale_max=0.5, **options)
-    b = t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
-    sharpen(t.teacher.module, b.w)
-    sharpen(t.network, b.s[0])
-    assert all(0.2 < float(v.float().mean()) < 0.8 for v in b.valid)
+    b = batch_of(t)
+    sharpen(t.teacher.network, b["u"].weak)
+    sharpen(t.network, b["u"].strong[0])
+    assert all(0.2 < float(v.float().mean()) < 0.8 for v in b["u"].valid)
     return t, b
 
 
 def perturbed_by_hand(t, b):
     """Draws the mask again; the student's views (3, 3, S, S), the teacher's probabilities for them, and validity."""
-    c, s = t.config, b.s[0]
+    c, u = t.config, b["u"]
+    s = u.strong[0]
     with torch.no_grad():
-        q = t.run(t.teacher.module, b.w).logits.softmax(1)
-    torch.manual_seed(1)
+        q = t.student.through(t.teacher.network, u.weak).logits.softmax(1)
+        torch.manual_seed(2)
+        t.student(b["x"].weak)  # whose dropout is drawn first
     if c.perturb == "photometric":
-        return s, q, b.valid
+        return s, q, u.valid
     if c.perturb in ("cutout", "cutout_hole", "cutmix", "cowmix"):
         m = MASKS[{"cowmix": "cow"}.get(c.perturb, c.perturb)](3, (32, 32))
     else:
-        labels = LabelMap(q.argmax(1), q.amax(1), b.valid)
+        labels = LabelMap(q.argmax(1), q.amax(1), u.valid)
         m = class_mask(labels) if c.perturb == "classmix" else complex_mask(labels, grid=c.grid, base=c.cells)
     assert all(0 < float(k.float().mean()) < 1 for k in m)
     if c.perturb.startswith("cutout"):
-        return s * m[:, None], q, b.valid & m
+        return s * m[:, None], q, u.valid & m
     donor = torch.tensor([1, 2, 0])
-    mixed = (torch.where(m[:, None], part, part[donor]) for part in (s, q, b.valid[:, None]))
+    mixed = (torch.where(m[:, None], part, part[donor]) for part in (s, q, u.valid[:, None]))
     x, q, valid = mixed
     return x, q, valid[:, 0]
 
@@ -196,10 +198,10 @@ def test_the_student_learns_on_the_strong_view_what_the_teacher_says_of_the_weak
     semi_context, perturb, distance, options
 ):
     t, b = padded(semi_context, perturb, threshold=0.6, grid=3, **options)
-    torch.manual_seed(1)
-    terms = t.unsupervised(b, 0)
+    torch.manual_seed(2)
+    terms = t.losses(b, 0)
     x, q, valid = perturbed_by_hand(t, b)
-    p = t.run(t.network, x).logits.softmax(1).detach()  # under the same dropout
+    p = t.student(x).logits.softmax(1).detach()  # under the same dropout
     sure = (q.amax(1) >= 0.6) & valid
     total = 0.0
     for i in range(3):
@@ -220,37 +222,39 @@ def test_nothing_is_asked_in_padding_and_in_the_hole(semi_context, monkeypatch, 
     """Whatever the teacher says of padding, and the student of it and of the hole, the loss is the same."""
     t, b = padded(semi_context, perturb, threshold=0.6)
     _, _, valid = perturbed_by_hand(t, b)
-    run, noise = t.run, 9 * torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    through, noise = Forward.through, 9 * torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
     def loss(of_teacher, of_student):
         """L_u with noise on what either network says of some pixels."""
 
-        def noisy(network, x):
+        def noisy(self, network, x):
             where = of_student if network is t.network else of_teacher
-            out = run(network, x)
+            out = through(self, network, x)
+            if len(x) == 2:  # the labelled crops
+                return out
             return out._replace(logits=out.logits + noise * where[:, None])
 
-        monkeypatch.setattr(t, "run", noisy)
-        torch.manual_seed(1)
-        return float(t.unsupervised(b, 0)["u"].detach())
+        monkeypatch.setattr(Forward, "through", noisy)
+        torch.manual_seed(2)
+        return float(t.losses(b, 0)["u"].detach())
 
     nowhere = torch.zeros_like(valid)
     plain = loss(nowhere, nowhere)
-    assert loss(~b.valid, ~valid) == pytest.approx(plain, rel=1e-5)
-    assert loss(b.valid, nowhere) != pytest.approx(plain, rel=1e-2)
+    assert loss(~b["u"].valid, ~valid) == pytest.approx(plain, rel=1e-5)
+    assert loss(b["u"].valid, nowhere) != pytest.approx(plain, rel=1e-2)
     assert loss(nowhere, valid) != pytest.approx(plain, rel=1e-2)
 
 
 @pytest.mark.parametrize("perturb", ["cutmix", "classmix"])
 def test_interrupted_and_resumed_while_the_teacher_is_followed(semi_context, perturb, tmp_path, monkeypatch):
-    asked, unsupervised = [], MeanTeacherTraining.unsupervised
+    asked, losses = [], MeanTeacherTraining.losses
 
     def watched(self, batch, step):
-        terms = unsupervised(self, batch, step)
+        terms = losses(self, batch, step)
         asked.append(float(terms["u"].detach()))
         return terms
 
-    monkeypatch.setattr(MeanTeacherTraining, "unsupervised", watched)
+    monkeypatch.setattr(MeanTeacherTraining, "losses", watched)
     check_resumes(
         semi_context, lambda: training(semi_context, perturb=perturb, threshold=0.0, weight=30.0), tmp_path, monkeypatch
     )

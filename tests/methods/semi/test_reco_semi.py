@@ -7,14 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from maskwright.recipes.training.segmenting import SegmentationTraining
-from tests.methods.semi.checks import batch_of, labels_of, seeded
+from tests.methods.semi.checks import batch_of, check_is_supervised, labels_of, seeded
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.config import configure
 from maskwright.methods.semi import reco_semi as rs
-from maskwright.methods.supervised import SupervisedConfig
 from maskwright.ops.losses.region_contrast import Queries
 
 
@@ -126,11 +124,11 @@ def test_easily_confused_classes_are_drawn_more_often(monkeypatch):
 @pytest.mark.parametrize("how", rs.MIXES)
 def test_views_labels_confidence_and_validity_come_from_one_place(semi_context, monkeypatch, how):
     t = training(semi_context, mix=how, strong="none")
-    batch = batch_of(t)
+    u = batch_of(t)["u"]
     address = torch.arange(2 * 32 * 32).view(2, 32, 32)
     own = LabelMap(torch.randint(3, (2, 32, 32)), address / address.max(), address % 5 > 0)
-    monkeypatch.setattr(t, "pseudo_labels", lambda q, valid: own)
-    views, labels = t.mixed(batch._replace(s=(address[:, None].expand(2, 3, 32, 32).float(),)))
+    monkeypatch.setattr(rs, "pseudo_labels", lambda q, valid: own)
+    views, labels = t.mixed(u._replace(strong=(address[:, None].expand(2, 3, 32, 32).float(),)))
     at = views[:, 0].long()
     if how == "cutout":
         hole = (at == 0) & (address > 0)
@@ -152,40 +150,42 @@ def test_total_is_the_sum_and_gradients_stay_with_the_student(semi_context):
     torch.testing.assert_close(terms["loss"], terms["x"] + terms["u"])
     assert float(terms["contrast"].detach()) > 0
     terms["loss"].backward()
-    assert all(p.grad is None for p in t.teacher.parameters())
+    assert all(p.grad is None for p in t.teacher.average.parameters())
     assert all(p.grad is not None for p in t.head.parameters())
 
 
 def test_the_contrast_is_asked_for_the_students_pixels_with_the_configured_numbers(semi_context, monkeypatch):
     """Unlabelled pixels enter it from the weak threshold on."""
     t = training(semi_context, weak_threshold=1.0, strong_threshold=0.4, temperature=0.3)
-    passes, weighted, seen = [], [], []
-    real = t.terms
-    monkeypatch.setattr(t, "terms", lambda all_, step: passes.append(all_) or real(all_, step))
+    passes, said, mixes, weighted, seen = [], [], [], [], []
+
+    def spied(found, function):
+        """Keeps what a function of the step returns."""
+        return lambda *args: found.append(function(*args)) or found[-1]
+
+    monkeypatch.setattr(t, "student", spied(passes, t.student))
+    monkeypatch.setattr(t, "represent", spied(said, t.represent))
+    monkeypatch.setattr(t, "mixed", spied(mixes, t.mixed))
     consistency = rs.weighted_consistency
     monkeypatch.setattr(rs, "weighted_consistency", lambda *a: weighted.append(a) or consistency(*a))
     monkeypatch.setattr(rs, "reco_loss", lambda r, p, labels, **o: seen.append((r, p, labels, o)) or 0 * r.sum())
-    t.losses(batch_of(t), 0)
+    batches = [batch_of(t), batch_of(t)]
+    t.losses(batches[0], 0)
     t.config.weak_threshold = 0.0
-    t.losses(batch_of(t), 0)
-    for all_, (f, k, threshold), (r, p, labels, options) in zip(passes, weighted, seen, strict=True):
+    t.losses(batches[1], 0)
+    for batch, out, r_all, (_, own), (f, k, threshold), (r, p, labels, options) in zip(
+        batches, passes, said, mixes, weighted, seen, strict=True
+    ):
         assert options == {"threshold": 0.4, "temperature": 0.3, "queries": 8, "negatives": 6}
-        assert torch.equal(f, all_.out.logits[2:]) and k is all_.u and threshold == 0.4
+        assert torch.equal(f, out.logits[2:]) and k is own and threshold == 0.4
         assert len(r) == len(p) == labels.ids.numel() and not p.requires_grad
-        at = all_.out.logits.softmax(1)[..., 2::4, 2::4]  # the student's
+        at = out.logits.softmax(1)[..., 2::4, 2::4]  # the student's
         torch.testing.assert_close(p.view(4, 8, 8, 3).permute(0, 3, 1, 2), at)
-        assert torch.equal(r.view(4, 8, 8, 16).permute(0, 3, 1, 2), all_.r)
-        assert torch.equal(labels.ids, torch.cat([all_.y.ids, all_.u.ids])[..., 2::4, 2::4])
+        assert torch.equal(r.view(4, 8, 8, 16).permute(0, 3, 1, 2), r_all)
+        assert torch.equal(labels.ids, torch.cat([batch["x"].y.ids, own.ids])[..., 2::4, 2::4])
     assert not bool(seen[0][2].valid[2:].any()) and bool(seen[1][2].valid[2:].any())
     assert bool(seen[0][2].valid[:2].any())
 
 
 def test_without_weight_it_is_supervised_training(semi_context):
-    t = training(semi_context, weight=0.0)
-    config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
-    plain = SegmentationTraining(semi_context, config, MaskLabels(semi_context.data, semi_context.classes), 4)
-    batch = batch_of(t)
-    torch.manual_seed(0)
-    expected = plain.supervised(plain.run(plain.network, batch.x), batch.y)
-    torch.manual_seed(0)
-    torch.testing.assert_close(t.losses(batch, 0)["loss"], expected)
+    check_is_supervised(semi_context, training(semi_context, weight=0.0))

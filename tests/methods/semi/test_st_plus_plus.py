@@ -9,17 +9,19 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from maskwright.recipes.training.segmenting import NetworkConfig
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
+from tests.methods.semi.checks import seeded
 
 import maskwright as mw
 from maskwright import api
 from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
+from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
 from maskwright.errors import MaskwrightError
@@ -34,6 +36,10 @@ from maskwright.methods.semi.st_plus_plus import (
     split_steps,
     stability,
 )
+from maskwright.predict.inference import predict_probs
+from maskwright.recipes.self_training.labelling import Labelling
+from maskwright.recipes.training import network as network_module
+from maskwright.recipes.training.options import NetworkConfig
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +49,18 @@ def data(tmp_path_factory):
     return folder
 
 
+SMALL = {"crop": 32, "batch": 2, "precision": "fp32"}
+
+
+def configured(**options):
+    return configure(STPlusPlusConfig, {**SMALL, **options})
+
+
 def run(data, out, steps=8, resume=False, **settings):
     return mw.train(
         data, "st_plus_plus", out=out, classes=3, backbone="mobilenetv3_small_050", weights="random", steps=steps,
         device="cpu", labeled="few", report=False, progress=Progress(quiet=True), resume=resume,
-        settings={"crop": 32, "batch": 2, "precision": "fp32", **settings},
+        settings={**SMALL, **settings},
     )  # fmt: skip
 
 
@@ -62,7 +75,7 @@ def finished(data, tmp_path_factory):
 def method(data, finished, semi_context):
     """The method on what the finished run left; it writes nothing there."""
     images, record = api.open_folder(data).labeled("few"), RunFolder(finished, writes=False)
-    config = STPlusPlusConfig(crop=32, batch=2, precision="fp32", class_balanced=True)
+    config = configured(class_balanced=True)
     return STPlusPlus(config, dataclasses.replace(semi_context, data=images, run=record, steps=8))
 
 
@@ -146,7 +159,7 @@ class Stored:
 
 
 def retraining(context, **options):
-    config = STPlusPlusConfig(**{"crop": 64, "batch": 2, "batch_unlabeled": 3, "precision": "fp32", **options})
+    config = configured(**{"crop": 64, "batch_unlabeled": 3, **options})
     labels = MaskLabels(context.data, context.classes)
     return RetrainTraining(Stored(context.data, [3, 4, 5, 6, 7]), context, config, labels, 10)
 
@@ -154,57 +167,72 @@ def retraining(context, **options):
 def test_strong_changes_of_pseudo_labelled_crops_alone(semi_context, monkeypatch):
     t = retraining(semi_context, cutout=1.0)
     seen = []
-    real = t.strengthen
-    monkeypatch.setattr(t, "strengthen", lambda pixels, random: seen.append(len(pixels)) or real(pixels, random))
+    strong = t.streams["u"]
+    real = strong.strengthen
+    monkeypatch.setattr(strong, "strengthen", lambda pixels, random: seen.append(len(pixels)) or real(pixels, random))
     indices = t.sampler.next()
-    b = t.batch(indices, torch.Generator().manual_seed(0))
-    assert seen == [3] and b.x.shape == (5, 3, 64, 64)
-    plain = t.labeled_crops(indices[0], torch.Generator().manual_seed(0))
-    assert torch.equal(b.x[:2], plain.x) and torch.equal(b.y.ids[:2], plain.y.ids)
-    assert torch.equal(b.y.valid[:2], plain.y.valid)
+    x, u = t.batch(indices, seeded()).values()
+    assert seen == [3] and x.weak.shape == (2, 3, 64, 64) and u.weak.shape == (3, 3, 64, 64)
+    plain = t.streams["x"].draw(indices["x"], seeded())
+    assert torch.equal(x.weak, plain.weak) and torch.equal(x.y.ids, plain.y.ids)
+    assert torch.equal(x.y.valid, plain.y.valid)
+
+
+def test_the_loss_is_that_of_both_kinds_of_crops_together(semi_context, monkeypatch):
+    t = retraining(semi_context)
+    x, u = t.on_device(t.batch(t.sampler.next(), seeded())).values()
+    asked, real = [], t.student
+    monkeypatch.setattr(t, "student", lambda crops: asked.append((crops, real(crops))) or asked[-1][1])
+    loss = t.losses({"x": x, "u": u}, 0)["loss"]
+    ((crops, out),) = asked
+    assert torch.equal(crops, torch.cat([x.weak, u.weak]))
+    ids, valid = torch.cat([x.y.ids, u.y.ids]), torch.cat([x.y.valid, u.y.valid])
+    nll = F.cross_entropy(out.logits, ids, reduction="none")
+    assert valid[:2].any() and valid[2:].any() and not valid.all()
+    torch.testing.assert_close(loss, nll[valid].mean())
 
 
 def test_the_box_of_noise_is_as_small_as_the_authors(semi_context):
     """Their area is drawn anew with each place that is refused: 0.138 on average, 0.205 where it is drawn once."""
     t = retraining(semi_context, cutout=1.0, strong="none")
     pixels = torch.zeros(1000, 3, 64, 64, dtype=torch.uint8)
-    share = t.strengthen(pixels, torch.Generator().manual_seed(0))[1].float().mean((1, 2))
+    share = t.streams["u"].strengthen(pixels, seeded())[1].float().mean((1, 2))
     assert 0.12 < float(share.mean()) < 0.148 and float((share > 0.3).float().mean()) < 0.11
 
 
 def test_the_box_of_noise_has_no_label_and_the_rest_keeps_its_pixels(semi_context, monkeypatch):
     t = retraining(semi_context, cutout=1.0, strong="none")
     pixels = torch.full((6, 3, 64, 64), 7, dtype=torch.uint8)
-    strong, box = t.strengthen(pixels, torch.Generator().manual_seed(0))
+    stream = t.streams["u"]
+    strong, box = stream.strengthen(pixels, seeded())
     assert box.flatten(1).any(1).all() and not box.flatten(1).all(1).any()
     changed = (strong != 7).any(1)
     assert not (changed & ~box).any() and changed[box].float().mean() > 0.95
     share = box.float().mean((1, 2))
     assert share.min() > 0.01 and share.max() < 0.41
-    boxes, real = [], t.strengthen
+    boxes, real = [], stream.strengthen
 
     def caught(pixels, random):
         strong, box = real(pixels, random)
         boxes.append(box)
         return strong, box
 
-    monkeypatch.setattr(t, "strengthen", caught)
+    monkeypatch.setattr(stream, "strengthen", caught)
     indices = [3, 4, 5]
-    y = t.pseudo_crops(indices, torch.Generator().manual_seed(0)).y
-    uncut = (
-        retraining(semi_context, cutout=0.0, strong="none").pseudo_crops(indices, torch.Generator().manual_seed(0)).y
-    )
+    views = stream.draw(indices, seeded())
+    y, uncut = views.y, retraining(semi_context, cutout=0.0, strong="none").streams["u"].draw(indices, seeded()).y
+    assert torch.equal(views.valid, y.valid)
     assert torch.equal(y.valid, uncut.valid & ~boxes[0])
     assert (uncut.valid & boxes[0]).any() and not uncut.valid.all()
 
 
 def test_pseudo_labels_count_fully(semi_context):
-    y = retraining(semi_context).batch(([0, 1], [3, 4, 5]), torch.Generator().manual_seed(0)).y
-    assert (y.confidence[2:][y.valid[2:]] == 1).all() and (y.ids[2:][y.valid[2:]] == 2).all()
+    y = retraining(semi_context).batch({"x": [0, 1], "u": [3, 4, 5]}, seeded())["u"].y
+    assert y.valid.any() and (y.confidence[y.valid] == 1).all() and (y.ids[y.valid] == 2).all()
 
 
 def test_snapshots_are_the_networks_of_their_steps(semi_context, tmp_path):
-    config = STPlusPlusConfig(crop=32, batch=2, precision="fp32")
+    config = configured()
     labels = MaskLabels(semi_context.data, semi_context.classes)
     seen = []
 
@@ -221,7 +249,7 @@ def test_snapshots_are_the_networks_of_their_steps(semi_context, tmp_path):
 
 
 def test_reliability_is_one_for_identical_networks(semi_context):
-    method = STPlusPlus(STPlusPlusConfig(crop=32, precision="fp32"), semi_context)
+    method = STPlusPlus(configured(), semi_context)
     network = module.make_network(semi_context, method.config)
     segmenters = [method.as_segmenter(network)] * 3
     assert [method.reliability(segmenters, i) for i in range(3)] == [1.0, 1.0, 1.0]
@@ -229,7 +257,7 @@ def test_reliability_is_one_for_identical_networks(semi_context):
 
 def test_the_last_of_the_teachers_is_that_of_the_last_step(semi_context):
     """Also where `holdout` chose an earlier one to label."""
-    method = STPlusPlus(STPlusPlusConfig(crop=32, batch=2, holdout=0.4), semi_context)
+    method = STPlusPlus(configured(holdout=0.4), semi_context)
     folder = semi_context.run.stage_folder("teacher")
     one = module.make_network(semi_context, method.config).state_dict()
     first, second, last, best = ({name: v + n for name, v in one.items()} for n in range(4))
@@ -244,28 +272,28 @@ def test_the_last_of_the_teachers_is_that_of_the_last_step(semi_context):
 
 @pytest.mark.parametrize("lam", [None, torch.full((3,), 0.2)], ids=["hard", "class_balanced"])
 def test_labels_are_of_the_photograph_and_its_mirror_image(semi_context, lam):
-    method = STPlusPlus(STPlusPlusConfig(crop=32, batch=2, precision="fp32"), semi_context)
+    method = STPlusPlus(configured(), semi_context)
     network = module.make_network(semi_context, method.config)
     with torch.no_grad():
         for p in network.classifier.parameters():
             p.mul_(10)  # probabilities that differ from place to place
     segmenter, image = method.as_segmenter(network), semi_context.data.image(4)
     plain, mirrored = (
-        torch.from_numpy(module.predict_probs(segmenter, np.ascontiguousarray(x))) for x in (image, image[:, ::-1])
+        torch.from_numpy(predict_probs(segmenter, np.ascontiguousarray(x))) for x in (image, image[:, ::-1])
     )
     both = (plain + mirrored.flip(-1)) / 2
     assert (both.max(0)[0] - plain.max(0)[0]).abs().max() > 0.02 and not torch.equal(both.argmax(0), plain.argmax(0))
-    y = method.pseudo_label(segmenter, image, lam)  # equal thresholds below all probabilities change nothing
+    y = method.labelling.pseudo_label(segmenter, image, lam)  # equal thresholds below all probabilities change nothing
     torch.testing.assert_close(y.confidence, both.max(0)[0], rtol=0, atol=2e-3)
     assert y.valid.all() and (y.ids == both.argmax(0)).float().mean() > 0.99
-    once = method.predict(segmenter, image, plain=True).ids
+    once = method.labelling.predict(segmenter, image, plain=True).ids
     assert np.array_equal(once, plain.argmax(0).numpy()), "reliability is of the photograph alone"
     method.config.flips = False
-    torch.testing.assert_close(method.pseudo_label(segmenter, image, lam).confidence, plain.max(0)[0])
+    torch.testing.assert_close(method.labelling.pseudo_label(segmenter, image, lam).confidence, plain.max(0)[0])
 
 
 def test_held_out_images_get_no_pseudo_labels(data, tmp_path, semi_context):
-    method = STPlusPlus(STPlusPlusConfig(holdout=0.4, unlabeled="all"), semi_context)
+    method = STPlusPlus(configured(holdout=0.4, unlabeled="all"), semi_context)
     _, held = module.hold_out(method.labels(), 0.4, semi_context.generator("holdout"))
     assert held and not set(held) & set(method.unlabeled())
     assert STPlusPlus(STPlusPlusConfig(), semi_context).unlabeled() == [3, 4, 5, 6, 7]
@@ -301,7 +329,7 @@ def test_the_named_network_labels(method, finished):
         stored, lam = method.stored(stage), load_file(finished / stage / "thresholds.safetensors")["lam"]
         i = stored.indices[0]
         y, image = stored.read(i), method.context.data.image(i)
-        ours, theirs = (method.pseudo_label(segmenters[s], image, lam) for s in (by, other))
+        ours, theirs = (method.labelling.pseudo_label(segmenters[s], image, lam) for s in (by, other))
         assert torch.equal(y.ids, ours.ids) and torch.equal(y.valid, ours.valid)
         torch.testing.assert_close(y.confidence, ours.confidence, rtol=0, atol=1e-5)  # 16 bit
         assert (y.confidence - theirs.confidence).abs().max() > 1e-3
@@ -313,12 +341,12 @@ def test_each_training_starts_anew_on_its_own_labels(method, monkeypatch):
     for stage, train in (("teacher", method.train_teacher), ("first", method.train_first), ("retrain", method.retrain)):
         train(method.folder(stage))
     reliable, others = method.stored("label"), method.stored("relabel")
-    assert trainings["first"].pseudo.indices == reliable.indices
-    pseudo = trainings["retrain"].pseudo
-    assert pseudo.indices == sorted(reliable.indices + others.indices) == list(range(3, 10))
+    pseudo = {stage: trainings[stage].streams["u"].photographs for stage in ("first", "retrain")}
+    assert pseudo["first"].indices.tolist() == pseudo["first"].labels.indices == reliable.indices
+    assert pseudo["retrain"].indices.tolist() == sorted(reliable.indices + others.indices) == list(range(3, 10))
     for stored in (reliable, others):
         i = stored.indices[-1]
-        assert torch.equal(pseudo.read(i).ids, stored.read(i).ids)
+        assert torch.equal(pseudo["retrain"].labels.read(i).ids, stored.read(i).ids)
     pretrained = module.make_network(method.context, method.config).encoder.state_dict()
     networks = [t.network for t in trainings.values()]
     assert all(same(network.encoder.state_dict(), pretrained) for network in networks)
@@ -351,16 +379,17 @@ def test_plain_st_labels_everything_once(data, tmp_path):
 def test_interrupted_inside_a_stage_without_training(function, after, finished, data, tmp_path, monkeypatch):
     """Stopped at the third image of ranking, of counting confidences and of either labelling, then resumed."""
     monkeypatch.setattr(module, "CHUNK", 2)
-    real, calls = getattr(STPlusPlus, function), []
+    owner = STPlusPlus if function == "reliability" else Labelling
+    real, calls = getattr(owner, function), []
 
     def interrupted(self, *args, **kwargs):
-        if (self.folder(after) / "stage.json").exists():
+        if (self.context.run.path / after / "stage.json").exists():
             calls.append(args)
             if len(calls) == 3:
                 raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(STPlusPlus, function, interrupted)
+    monkeypatch.setattr(owner, function, interrupted)
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run(data, folder, class_balanced=True)
@@ -386,9 +415,13 @@ def test_a_missing_snapshot_is_told(semi_context):
         method.teachers()
 
 
-def test_statistics_are_those_of_all_photographs(semi_context, tmp_path):
+def test_statistics_are_those_of_all_photographs(semi_context, tmp_path, monkeypatch):
     """As of all semi-supervised methods: the labelled ones are a dozen. Held-out images judge such networks too."""
-    method = STPlusPlus(STPlusPlusConfig(crop=32, batch=2), semi_context)
+    method, asked = STPlusPlus(configured(), semi_context), []
+    monkeypatch.setattr(network_module, "retake_statistics", lambda network, data, chosen, *_: asked.append(chosen))
     teacher = TeacherTraining(tmp_path, semi_context, method.config, method.labels(), 4, stage="teacher")
-    assert method.seen() == list(range(len(semi_context.data)))
-    assert teacher.seen() == retraining(semi_context).seen() == method.seen()
+    for training in (teacher, retraining(semi_context)):
+        training.with_statistics(training.network)
+    method.as_segmenter(teacher.network)
+    network_module.make_segmenter(semi_context, method.config, teacher.network, method.name, method.seen())
+    assert asked == [list(range(len(semi_context.data)))] * 4

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tests.methods.semi.checks import batch_of, check_is_supervised, labels_of, seeded
-from torch import nn
+from torch import Tensor, nn
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
@@ -16,7 +17,8 @@ from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import u2pl
 from maskwright.ops.losses.thresholds import entropy_masks
-from maskwright.recipes.consistency.representation import RepresentationHead, at_size
+from maskwright.recipes.consistency.parts import joined
+from maskwright.recipes.consistency.representation import RepresentationHead, at_size, labels_at
 
 
 def training(context, **options):
@@ -25,13 +27,20 @@ def training(context, **options):
     return u2pl.U2PLTraining(context, config, MaskLabels(context.data, context.classes), 4)
 
 
-def together(t) -> u2pl.Together:
-    """The student's pass over the next batch."""
+class Pass(NamedTuple):
+    """The student's pass over the next batch: its representations, labels (B + U, h, w) of their places, and B."""
+
+    r: Tensor
+    labels: LabelMap
+    n: int
+
+
+def together(t) -> Pass:
     batch = batch_of(t)
-    views, labels = t.mixed(batch)
-    x = torch.cat([batch.x, views])
-    out = t.run(t.network, x)
-    return u2pl.Together(x, batch.y, labels, out, t.represent(t.head, out.embedding))
+    views, labels = t.mixed(batch["u"])
+    x = batch["x"]
+    r = t.represent(t.head, t.student(torch.cat([x.weak, views])).embedding)
+    return Pass(r, labels_at(joined([x.y, labels]), (r.shape[-2], r.shape[-1])), len(x.weak))
 
 
 # ---------------------------------------------------------------------- which pixels
@@ -129,11 +138,11 @@ def test_queues_never_hold_labelled_pixels_of_their_class(semi_context):
     """Every feature is the pixel's own label; the teacher is unsure of everything."""
     t = training(semi_context)
     all_ = together(t)
-    b, (h, w) = len(all_.x), all_.size
+    b, (h, w) = len(all_.r), all_.r.shape[-2:]
     r = F.one_hot(all_.labels.ids, 16).permute(0, 3, 1, 2).float()
     q = torch.full((b, 3, h, w), 1 / 3) + 1e-3 * torch.rand(b, 3, h, w)
     nothing = torch.zeros(2, h, w, dtype=torch.bool)
-    t.contrast(all_, q, r, nothing, nothing)
+    t.contrast(*all_, q, r, nothing, nothing)
     assert len(t.banks) > 0
     for c in range(3):
         assert bool((t.banks.get(c)[:, c] == 0).all())
@@ -142,14 +151,14 @@ def test_queues_never_hold_labelled_pixels_of_their_class(semi_context):
 def test_anchors_are_sure_pixels_of_low_entropy(semi_context, monkeypatch):
     t = training(semi_context, anchor=0.4)
     all_ = together(t)
-    h, w = all_.size
+    h, w = all_.r.shape[-2:]
     q = torch.randn(4, 3, h, w, generator=seeded()).softmax(1)
     low, high = (torch.rand(2, h, w, generator=seeded(s)) < 0.5 for s in (1, 2))
     low &= all_.labels.valid[2:]
     drawn = []
     real = u2pl.draw_queries
     monkeypatch.setattr(u2pl, "draw_queries", lambda *a: drawn.append(real(*a)) or drawn[-1])
-    t.contrast(all_, q, all_.r.detach(), low, high)
+    t.contrast(*all_, q, all_.r.detach(), low, high)
     mask = torch.cat([all_.labels.valid[:2], low]).flatten()
     p = q.gather(1, all_.labels.ids[:, None]).flatten()
     assert len(drawn[0].places) and bool(mask[drawn[0].places].all()) and float(p[drawn[0].places].min()) > 0.4
@@ -175,7 +184,7 @@ def test_contrast_against_a_loop(semi_context, monkeypatch):
     draw, index = u2pl.draw_queries, t.banks.index
     monkeypatch.setattr(u2pl, "draw_queries", lambda *a: asked.append(a) or drawn.append(draw(*a)) or drawn[-1])
     monkeypatch.setattr(t.banks, "index", lambda *a: places.append(index(*a)) or places[-1])
-    loss = t.contrast(u2pl.Together(None, y, u, None, student), q, r, reliable, unreliable)
+    loss = t.contrast(student, joined([y, u]), 2, q, r, reliable, unreliable)
 
     pixels = [(b, i, j) for b in range(4) for i in range(h) for j in range(w)]
     queues, members, anchors = [[] for _ in range(5)], [[] for _ in range(5)], []
@@ -221,7 +230,7 @@ def test_total_is_the_sum_and_gradients_stay_with_the_student(semi_context):
     torch.testing.assert_close(terms["loss"], terms["x"] + terms["u"])
     assert float(terms["contrast"].detach()) > 0
     terms["loss"].backward()
-    assert all(p.grad is None for m in (t.teacher, t.teacher_head) for p in m.parameters())
+    assert all(p.grad is None for m in (t.teacher.average, t.teacher_head) for p in m.parameters())
     assert all(p.grad is not None for p in t.head.parameters())
     assert not t.banks.rows.requires_grad
 
@@ -237,23 +246,31 @@ def test_contrast_alone_trains_the_head_and_not_the_classifier(semi_context):
 @pytest.mark.parametrize(("step", "drop", "alpha"), [(1, 15, 7.5), (3, 5, 2.5)])
 def test_pixels_are_chosen_by_the_entropy_of_the_pass_for_features(semi_context, monkeypatch, step, drop, alpha):
     t = training(semi_context, drop=20.0, alpha=10.0, contrast=0.5)
-    all_ = together(t)._replace(u=labels_of(2, 32, 32, 3))
+    batch, labels = batch_of(t), labels_of(2, 32, 32, 3)
+    views = torch.randn(2, 3, 32, 32, generator=seeded(2))
     q = torch.randn(4, 3, 32, 32, generator=seeded()).softmax(1)
     r = torch.randn(4, 16, 8, 8, generator=seeded(1))
-    asked, seen = [], []
+    asked, seen, passes, said = [], [], [], []
+    student, represent = t.student, t.represent
+    monkeypatch.setattr(t, "mixed", lambda u: (views, labels))
+    monkeypatch.setattr(t, "student", lambda x: passes.append((x, student(x))) or passes[-1][1])
+    monkeypatch.setattr(t, "represent", lambda *a: said.append(represent(*a)) or said[-1])
     monkeypatch.setattr(t, "teach_features", lambda x: asked.append(x) or (q, r))
     monkeypatch.setattr(t, "contrast", lambda *a: seen.append(a) or torch.tensor(2.0))
-    terms = t.terms(all_, step)
-    assert torch.equal(asked[0], all_.x)
-    valid = all_.u.valid
-    kept = all_.u.restrict(entropy_masks(q[2:], 100 - drop, 100, valid).reliable)
+    terms = t.losses(batch, step)
+    ((x, out),) = passes
+    assert torch.equal(x, torch.cat([batch["x"].weak, views])) and torch.equal(asked[0], x)
+    valid = labels.valid
+    kept = labels.restrict(entropy_masks(q[2:], 100 - drop, 100, valid).reliable)
     assert float(kept.valid.sum() / valid.sum()) == pytest.approx(1 - drop / 100, abs=0.01)
-    loss_u = u2pl.reliable_cross_entropy(all_.out.logits[2:], kept, valid)
+    loss_u = u2pl.reliable_cross_entropy(out.logits[2:], kept, valid)
     torch.testing.assert_close(terms["reliable"], loss_u)
     torch.testing.assert_close(terms["u"], loss_u + 1)
     low, high, _ = entropy_masks(q[2:], alpha, 100 - alpha, valid)
-    everything, at, features, reliable, unreliable = seen[0]
-    assert everything is all_ and features is r
+    of_student, everything, n, at, features, reliable, unreliable = seen[0]
+    assert of_student is said[0] and features is r and n == 2
+    assert torch.equal(everything.ids, torch.cat([batch["x"].y.ids, labels.ids])[..., 2::4, 2::4])
+    assert torch.equal(everything.valid, torch.cat([batch["x"].y.valid, valid])[..., 2::4, 2::4])
     for found, whole in ((at, q), (reliable, low), (unreliable, high)):
         assert torch.equal(found, whole[..., 2::4, 2::4])
 
@@ -263,9 +280,9 @@ def test_cutmix_moves_views_and_labels_together(semi_context, monkeypatch, chanc
     t = training(semi_context, cutmix=chance)
     batch = batch_of(t)
     own = LabelMap(torch.arange(2).view(2, 1, 1).expand(2, 32, 32), torch.ones(2, 32, 32), torch.ones(2, 32, 32) > 0)
-    monkeypatch.setattr(t, "pseudo_labels", lambda q, valid: own)
+    monkeypatch.setattr(u2pl, "pseudo_labels", lambda q, valid: own)
     s = own.ids[:, None].expand(2, 3, 32, 32).float()
-    views, labels = t.mixed(batch._replace(s=(s,)))
+    views, labels = t.mixed(batch["u"]._replace(strong=(s,)))
     assert torch.equal(views[:, 0].long(), labels.ids)
     share = float((labels.ids != own.ids).float().mean())
     assert share == pytest.approx(0.5, abs=0.03) if chance else share == 0
@@ -284,16 +301,16 @@ def test_the_teachers_head_follows(semi_context):
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_features_are_taken_in_training_mode_and_labels_as_asked(semi_context, mode):
     t = training(semi_context, teacher_mode=mode, ema_buffers="own")
-    batch, norm = batch_of(t), next(m for m in t.teacher.module.modules() if isinstance(m, nn.BatchNorm2d))
+    w, norm = batch_of(t)["u"].weak, next(m for m in t.teacher.network.modules() if isinstance(m, nn.BatchNorm2d))
     count = int(norm.num_batches_tracked)
-    t.teach(batch.w)
+    t.teach(w)
     assert int(norm.num_batches_tracked) == count + (mode == "train")
     before = norm.running_mean.clone()
-    t.teach_features(batch.w)
+    t.teach_features(w)
     assert int(norm.num_batches_tracked) == count + 1 + (mode == "train") and not torch.equal(norm.running_mean, before)
     t.after_step(0)
     assert torch.equal(norm.num_batches_tracked, torch.tensor(count + 1 + (mode == "train")))  # its own
-    assert not any(m.training for m in t.teacher.modules() if isinstance(m, nn.Dropout))
+    assert not any(m.training for m in t.teacher.average.modules() if isinstance(m, nn.Dropout))
 
 
 def test_a_window_of_no_ranks_is_refused():

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from maskwright.recipes.training.segmenting import SegmentationTraining
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
-from tests.methods.semi.checks import check_is_supervised
+from tests.methods.semi.checks import batch_of, check_is_supervised
 
 import maskwright as mw
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
+from maskwright.data.training.streams import Views
 from maskwright.engine import loop
 from maskwright.engine.config import configure
 from maskwright.engine.opening import open_run
@@ -26,6 +26,8 @@ from maskwright.engine.progress import Progress
 from maskwright.engine.request import RunRequest
 from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import unimatch as um
+from maskwright.recipes.training import training as training_module
+from maskwright.recipes.training.forward import Forward, Output
 
 VIT = "vit_tiny_patch16_224"
 
@@ -39,11 +41,8 @@ def label_map(batch: int = 3, size: int = 6, classes: int = 4, seed: int = 0) ->
 
 def training(context, version: str, **options):
     config = configure(um.UniMatchConfig, {"crop": 32, "batch": 2, "version": version, "precision": "fp32", **options})
-    return um.TRAINERS[version](context, config, MaskLabels(context.data, context.classes), 4)
-
-
-def batch_of(t) -> um.SemiBatch:
-    return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+    method = um.UniMatch(config, context)
+    return method.trainer(context, method.config, MaskLabels(context.data, context.classes), 4)
 
 
 @pytest.fixture
@@ -124,28 +123,32 @@ def test_no_image_is_its_own_donor(n):
     assert order.min() >= 0 and order.max() < n
 
 
-def test_donors_have_an_order_of_their_own_that_resumes():
-    def make() -> um.TripleSampler:
-        return um.TripleSampler(range(3), range(3, 20), 2, 4, seed=5, world=1, rank=0)
+@pytest.mark.parametrize("version", ["v1", "fixmatch"])
+def test_donors_have_an_order_of_their_own_that_resumes(semi_context, version):
+    def make():
+        return training(semi_context, version, batch_unlabeled=4).sampler
 
     sampler = make()
-    drawn = [sampler.next() for _ in range(6)]
-    assert all(len(own) == len(donors) == 4 for _, own, donors in drawn)
-    assert not all(np.array_equal(own, donors) for _, own, donors in drawn)
-    assert {int(i) for _, _, donors in drawn for i in donors} == set(range(3, 20))
+    drawn = [np.split(sampler.next()["u"], 2) for _ in range(6)]
+    assert all(len(own) == len(donors) == 4 for own, donors in drawn)
+    assert not all(np.array_equal(own, donors) for own, donors in drawn)
+    assert {int(i) for _, donors in drawn for i in donors} == {3, 4, 5, 6, 7} == {int(i) for o, _ in drawn for i in o}
     early = make()
     early.next()
     later = make()
     later.load_state_dict(early.state_dict())
-    assert all(np.array_equal(a, b) for a, b in zip(later.next(), drawn[1]))
+    assert np.array_equal(later.next()["u"], np.concatenate(drawn[1]))
 
 
-def test_processes_share_donors_as_they_share_images():
-    shares = [um.TripleSampler(range(3), range(3, 12), 4, 5, seed=1, world=2, rank=r).next() for r in range(2)]
-    assert [len(own) == len(donors) for _, own, donors in shares] == [True, True]
+def test_processes_share_donors_as_they_share_images(semi_context, monkeypatch):
+    monkeypatch.setattr(training_module, "world_size", lambda: 2)
+    for rank, share in ((0, 3), (1, 2)):
+        monkeypatch.setattr(training_module, "rank", lambda rank=rank: rank)
+        orders = training(semi_context, "fixmatch", batch_unlabeled=5).streams["u"].order
+        assert len(orders.first.next()) == len(orders.second.next()) == share
 
 
-def numbered(n: int, views: int) -> um.SemiBatch:
+def numbered(n: int, views: int) -> dict[str, Views]:
     """Unlabelled crops filled with their number; the second channel of a strong view holds the view's."""
     number = torch.zeros(n, 3, 32, 32)
     number[:, 0] = torch.arange(n).view(n, 1, 1)
@@ -153,7 +156,10 @@ def numbered(n: int, views: int) -> um.SemiBatch:
     for v, x in enumerate(s):
         x[:, 1] = v
     y = LabelMap.stack([LabelMap.unlabeled((32, 32))] * 2)
-    return um.SemiBatch(torch.zeros(2, 3, 32, 32), y, number, torch.rand(n, 32, 32) < 0.8, tuple(s))
+    return {
+        "x": Views(torch.zeros(2, 3, 32, 32), y, y.valid, (), (), (0, 1)),
+        "u": Views(number, None, torch.rand(n, 32, 32) < 0.8, tuple(s), (), tuple(range(n))),
+    }
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -169,42 +175,41 @@ def test_each_pixel_of_each_view_is_taught_the_label_of_its_image(semi_context, 
         return boxes[-1]
 
     monkeypatch.setitem(um.MASKS, "unimatch", box)
-    monkeypatch.setattr(t, "run", lambda network, x: um.Output([], x, x))
+    monkeypatch.setattr(Forward, "through", lambda self, network, x: Output([], x, x))
     monkeypatch.setattr(t, "supervised", lambda out, y: torch.zeros(()))
 
-    def weak(batch, n):
-        out, logits, _ = um.FixMatchTraining.forward_weak(t, batch, n)
-        return out, logits, logits  # the feature stream sees the same crops
-
-    if version == "v1":
-        monkeypatch.setattr(t, "forward_weak", weak)
+    if version == "v1":  # the feature stream sees the same crops
+        monkeypatch.setattr(t, "forward_weak", lambda x, w: (Output([], x, x), w, w))
     if version == "v2":
         monkeypatch.setattr(t, "forward_strong", lambda x: x)
 
     def labels(q, valid):
         return LabelMap((q[:, 0] / q[:, 1]).log().round().long(), q[:, 0], valid)
 
-    monkeypatch.setattr(t, "pseudo_labels", labels)
+    monkeypatch.setattr(um, "pseudo_labels", labels)
     monkeypatch.setattr(um, "confident_cross_entropy", lambda f, k, t: asked.append((f, k)) or 0 * f.sum())
-    batch = numbered(n if version == "v2" else 2 * n, t.strong_views)
+    batch = numbered(n if version == "v2" else 2 * n, t.streams["u"].strong_views)
     t.losses(batch, 0)
     donors = {2: [1, 0], 3: [2, 0, 0]}[n] if version == "v2" else list(range(n, 2 * n))
     if version == "v1":
         f, k = asked.pop()
-        assert torch.equal(f[:, 0].long(), k.ids) and torch.equal(f, batch.w[:n])
+        assert torch.equal(f[:, 0].long(), k.ids) and torch.equal(f, batch["u"].weak[:n])
     assert len(asked) == len(boxes) == (1 if version == "fixmatch" else 2)
     for v, ((f, k), inside) in enumerate(zip(asked, boxes)):
         expected = torch.where(inside, torch.tensor(donors).view(n, 1, 1), torch.arange(n).view(n, 1, 1))
         assert torch.equal(f[:, 0].long(), expected) and bool((f[:, 1] == v).all())
         assert torch.equal(k.ids, expected)
-        assert torch.equal(k.valid, batch.valid.gather(0, expected))
+        assert torch.equal(k.valid, batch["u"].valid.gather(0, expected))
 
 
 @pytest.mark.parametrize("version", ["v1", "fixmatch"])
-def test_donors_follow_the_unlabelled_crops(semi_context, version):
+def test_donors_follow_the_unlabelled_crops(semi_context, monkeypatch, version):
     t = training(semi_context, version)
-    batch = t.batch(([0, 1], [3, 4], [6, 5]), torch.Generator().manual_seed(0))
-    assert batch.u == (3, 4, 6, 5) and all(len(s) == len(batch.valid) == len(batch.w) == 4 for s in batch.s)
+    orders = t.streams["u"].order  # positions in 3, 4, ... 7
+    monkeypatch.setattr(orders.first, "next", lambda: np.array([0, 1]))
+    monkeypatch.setattr(orders.second, "next", lambda: np.array([3, 2]))
+    u = batch_of(t)["u"]
+    assert u.images == (3, 4, 6, 5) and all(len(s) == len(u.valid) == len(u.weak) == 4 for s in u.strong)
 
 
 # ---------------------------------------------------------------------- totals
@@ -217,7 +222,7 @@ def test_the_total_is_the_papers_sum_of_streams(semi_context, monkeypatch, versi
     real = um.confident_cross_entropy
     monkeypatch.setattr(um, "confident_cross_entropy", lambda *a: asked.append(a) or real(*a))
     for weight in (1.0, 3.0):
-        t.config = dataclasses.replace(t.config, weight=weight)
+        t.ramp.options = dataclasses.replace(t.ramp.options, weight=weight)
         asked.clear()
         terms = t.losses(batch, 0)
         streams = []
@@ -246,15 +251,15 @@ def test_the_total_is_the_papers_sum_of_streams(semi_context, monkeypatch, versi
 
 def test_feature_stream_without_dropout_is_the_clean_loss(semi_context):
     t = training(semi_context, "v1", threshold=0.3, dropout=0.0)
-    batch = batch_of(t)
-    _, logits_w, logits_fp = t.forward_weak(batch, 2)
+    x, w = (views.weak[:2] for views in batch_of(t).values())
+    _, logits_w, logits_fp = t.forward_weak(x, w)
     torch.testing.assert_close(logits_fp, logits_w)
     t = training(semi_context, "v1", threshold=0.3)
-    _, logits_w, logits_fp = t.forward_weak(batch, 2)
+    _, logits_w, logits_fp = t.forward_weak(x, w)
     assert (logits_fp - logits_w).abs().max().item() > 1e-3
     t.network.eval()
-    _, logits_w, logits_fp = t.forward_weak(batch, 2)
-    clean = t.run(t.network, batch.w[:2]).logits  # that labels
+    _, logits_w, logits_fp = t.forward_weak(x, w)
+    clean = t.student(w).logits  # that labels
     torch.testing.assert_close(logits_w, clean)
     assert (logits_fp - clean).abs().max().item() > 1e-4
 
@@ -262,10 +267,15 @@ def test_feature_stream_without_dropout_is_the_clean_loss(semi_context):
 def test_labels_of_the_own_image_come_from_training_mode_and_of_the_donor_from_evaluation(semi_context, monkeypatch):
     t = training(semi_context, "fixmatch")
     batch = batch_of(t)
-    assert len(batch.w) == 4 and len(batch.s) == 1
+    assert len(batch["u"].weak) == 4 and len(batch["u"].strong) == 1
     seen: list[tuple[bool, int]] = []
-    run = t.run
-    monkeypatch.setattr(t, "run", lambda network, x: (seen.append((network.training, len(x))), run(network, x))[1])
+    through = Forward.through
+
+    def spied(self, network, x):
+        seen.append((network.training, len(x)))
+        return through(self, network, x)
+
+    monkeypatch.setattr(Forward, "through", spied)
     t.losses(batch, 0)
     assert seen == [(False, 2), (True, 4), (True, 2)]
 
@@ -273,26 +283,25 @@ def test_labels_of_the_own_image_come_from_training_mode_and_of_the_donor_from_e
 def test_donors_leave_the_running_statistics_alone(semi_context):
     t = training(semi_context, "v1")
     before = {k: v.clone() for k, v in t.network.named_buffers()}
-    t.teach(batch_of(t).w[2:])
+    t.student.ask(batch_of(t)["u"].weak[2:], t.config.teacher.mode)
     assert all(torch.equal(before[k], v) for k, v in t.network.named_buffers())
     assert t.network.training
 
 
 @pytest.mark.parametrize("version", um.VERSIONS)
-def test_without_unsupervised_weight_it_is_supervised_training(semi_context, monkeypatch, version):
+def test_without_unsupervised_weight_it_is_supervised_training(semi_context, version):
     """Without dropout in FixMatch and v1, whose pass that learns also labels."""
     t = training(semi_context, version, weight=0.0)
-    monkeypatch.setattr(SegmentationTraining, "dropout", version == "v2")
-    assert set(check_is_supervised(semi_context, t)) == {"loss", "x"}
+    assert set(check_is_supervised(semi_context, t, dropout=version == "v2")) == {"loss", "x"}
 
 
 @pytest.mark.parametrize("version", ["v1", "fixmatch"])
 def test_no_gradient_reaches_the_weak_views_logits(semi_context, monkeypatch, version):
     t = training(semi_context, version, threshold=0.0)
     weak, graphs = [], []
-    forward, label = t.forward_weak, t.pseudo_labels
+    forward, label = t.forward_weak, um.pseudo_labels
     monkeypatch.setattr(t, "forward_weak", lambda *a: weak.append(forward(*a)) or weak[-1])
-    monkeypatch.setattr(t, "pseudo_labels", lambda q, *a: graphs.append(q.requires_grad) or label(q, *a))
+    monkeypatch.setattr(um, "pseudo_labels", lambda q, *a: graphs.append(q.requires_grad) or label(q, *a))
     loss = t.losses(batch_of(t), 0)["loss"]
     logits_w = weak[0][1]
     assert logits_w.requires_grad and graphs == [False, False]
@@ -303,11 +312,11 @@ def test_where_nothing_is_sure_half_of_the_supervised_gradient_is_left(semi_cont
     t = training(semi_context, "v1", threshold=1.5, freeze_norm=True)
     batch = batch_of(t)
     t.network.eval()  # batch statistics would couple the two halves
-    t.train_mode = lambda network: None
+    t.student.learn = lambda: None
     t.losses(batch, 0)["loss"].backward()
     found = [p.grad.clone() for p in t.network.parameters() if p.grad is not None]
     t.network.zero_grad()
-    (t.supervised(t.run(t.network, batch.x), batch.y) / 2).backward()
+    (t.supervised(t.student(batch["x"].weak), batch["x"].y) / 2).backward()
     plain = [p.grad for p in t.network.parameters() if p.grad is not None]
     for a, b in zip(found, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
@@ -318,7 +327,7 @@ def test_where_nothing_is_sure_half_of_the_supervised_gradient_is_left(semi_cont
 
 def test_v2_is_the_default_on_any_encoder(semi_context, vit_context):
     for context in (semi_context, vit_context):
-        method = um.UniMatch(um.UniMatchConfig(crop=32), context)
+        method = um.UniMatch(configure(um.UniMatchConfig, {"crop": 32}), context)
         assert method.trainer is um.UniMatchV2Training and method.result == "teacher"
 
 
@@ -338,25 +347,25 @@ def test_v2_takes_any_number_of_unlabelled_crops(vit_context, unlabeled):
     t = training(vit_context, "v2", batch_unlabeled=unlabeled, threshold=0.0)
     assert type(t) is um.UniMatchV2Training and t.crop == 32
     batch = batch_of(t)
-    assert [len(s) for s in batch.s] == [unlabeled, unlabeled]
+    assert [len(s) for s in batch["u"].strong] == [unlabeled, unlabeled]
     terms = t.losses(batch, 0)
     torch.testing.assert_close(terms["loss"], (terms["x"] + terms["u"]) / 2)
     terms["loss"].backward()
-    assert all(p.grad is None for p in t.teacher.parameters())
+    assert all(p.grad is None for p in t.teacher.average.parameters())
 
 
 def test_dropout_reaches_the_student_and_not_the_teacher(vit_context):
     t = training(vit_context, "v2", whole=0.0)
-    batch = batch_of(t)
+    w = batch_of(t)["u"].weak
     torch.manual_seed(0)
-    a, clean = t.teach(batch.w), t.run(t.network, batch.w).logits.detach()
+    a, clean = t.teacher(w), t.student(w).logits.detach()
     torch.manual_seed(1)
-    assert torch.equal(a, t.teach(batch.w))
+    assert torch.equal(a, t.teacher(w))
     with torch.no_grad():
-        both = t.forward_strong(torch.cat([batch.w, batch.w]))
-    assert float((both[: len(batch.w)] - clean).abs().max()) > 1e-4
+        both = t.forward_strong(torch.cat([w, w]))
+    assert float((both[: len(w)] - clean).abs().max()) > 1e-4
     t.config = dataclasses.replace(t.config, whole=1.0)
-    torch.testing.assert_close(t.forward_strong(batch.w).detach(), clean)
+    torch.testing.assert_close(t.forward_strong(w).detach(), clean)
 
 
 def test_the_first_update_of_the_teacher_copies(vit_context):
@@ -365,7 +374,7 @@ def test_the_first_update_of_the_teacher_copies(vit_context):
         for p in t.network.parameters():
             p.add_(1.0)
     t.after_step(0)
-    pairs = list(zip(t.teacher.module.parameters(), t.network.parameters(), strict=True))
+    pairs = list(zip(t.teacher.network.parameters(), t.network.parameters(), strict=True))
     assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
 
 

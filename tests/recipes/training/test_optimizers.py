@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
+from maskwright.engine.config import configure
 from maskwright.recipes.training.optimizers import make_optimizer, parameter_groups
+from maskwright.recipes.training.options import NetworkConfig, OptimizerOptions, resolved
 
 
 class Net(nn.Module):
@@ -48,16 +48,14 @@ def test_frozen_parameters_are_left_out():
 
 @pytest.mark.parametrize(("name", "cls"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_names(name, cls):
-    config = SimpleNamespace(optimizer=name, lr=0.1, encoder_lr=1.0, layer_decay=1.0, weight_decay=0.0)
-    assert isinstance(make_optimizer(config, Net()), cls)
+    options = OptimizerOptions(name=name, lr=0.1, encoder_lr=1.0, layer_decay=1.0, weight_decay=0.0)
+    assert isinstance(make_optimizer(options, Net()), cls)
 
 
 def test_rates_follow_the_optimiser_and_the_kind_of_encoder(semi_context):
-    from maskwright.recipes.training.segmenting import NetworkConfig, resolved
-
     def decided(**options):
-        c = resolved(NetworkConfig(**options), semi_context)
-        return c.lr, c.encoder_lr, c.weight_decay
+        o = resolved(configure(NetworkConfig, options), semi_context).optimizer
+        return o.lr, o.encoder_lr, o.weight_decay
 
     assert decided() == (1e-3, 1.0, 0.01)  # random weights
     semi_context.backbone.provenance = semi_context.backbone.provenance.replace(source="file: backbone.safetensors")

@@ -24,6 +24,7 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sampler import Sampler
 from maskwright.data.training.sources import Labels, fill_outside, read_view
 from maskwright.data.training.views import View
+from maskwright.errors import MaskwrightError
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
 """A photometric recipe: uint8 (B, 3, S, S) and the source of all draws to new pixels of the same shape."""
@@ -154,7 +155,11 @@ class Draws(Protocol):
 
 
 class Streams(dict[str, Draws]):
-    """The named streams of a training, and its sampler: each has an order of its own; `x` is drawn first."""
+    """The named streams of a training, and its sampler: each has an order of its own.
+
+    They are drawn in the order in which they were added: a further stream leaves the views of those before it as they
+    were.
+    """
 
     def next(self) -> dict[str, np.ndarray]:
         """Of each stream the indices of this process's share of the next batch."""
@@ -172,8 +177,13 @@ class Streams(dict[str, Draws]):
         """Continues where the state was taken.
 
         Raises:
-            MaskwrightError: the state is of other lists, batches or seeds.
+            MaskwrightError: the state is of other streams, lists, batches or seeds.
         """
+        if state.keys() != self.keys():
+            raise MaskwrightError(
+                f"the saved run drew from the streams {', '.join(state)}", f"{', '.join(self)} as now",
+                "resume with the options and images of the saved run",
+            )  # fmt: skip
         for name, stream in self.items():
             stream.order.load_state_dict(state[name])
 

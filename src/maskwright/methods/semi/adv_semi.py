@@ -39,8 +39,7 @@ from maskwright.data.training.streams import Views
 from maskwright.engine.config import option, part
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.adversarial.adversary import Adversary, adversarial
-from maskwright.recipes.adversarial.adversary import step as take_step
+from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
 from maskwright.recipes.consistency.parts import Ramp, RampOptions, SemiConfig, UnlabeledOptions, unlabeled_stream
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
@@ -97,6 +96,16 @@ class AdvSemiConfig(SemiConfig):
     )
     d_lr: float = option(1e-4, "the discriminator's learning rate (Adam, betas 0.9 and 0.99), poly schedule", low=0)
     d_dropout: float = option(0.5, "s4gan: dropout of the discriminator's channels", low=0, high=0.99)
+
+    @property
+    def self_training(self) -> RampOptions:
+        """Weight and start of self-training, the variant's where none are given."""
+        return self.ramp.decided(self.variant)
+
+    @property
+    def least_verdict(self) -> float:
+        """T, the variant's where none is given."""
+        return DEFAULTS[self.variant]["threshold"] if self.threshold is None else self.threshold
 
 
 class PixelDiscriminator(nn.Module):
@@ -220,10 +229,9 @@ class AdvSemiTraining(NetworkTraining):
         if self.crop < 32:
             raise MaskwrightError(f"crop={self.crop}", "at least 32 pixels, which the discriminator halves five times")
         c, classes = self.config, context.classes
-        self.s4gan = c.variant == "s4gan"
-        self.threshold = DEFAULTS[c.variant]["threshold"] if c.threshold is None else c.threshold
+        self.s4gan, self.threshold = c.variant == "s4gan", c.least_verdict
         self.streams["u"] = unlabeled_stream(self, strong_views=0)
-        self.ramp = Ramp(c.ramp.decided(c.variant), self.steps)
+        self.ramp = Ramp(c.self_training, self.steps)
         judge = ImageDiscriminator(classes, c.d_dropout) if self.s4gan else PixelDiscriminator(classes)
         self.adversary = Adversary(judge, self.device, c.d_lr)
         self.modules["discriminator"] = judge

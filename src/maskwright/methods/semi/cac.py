@@ -281,10 +281,12 @@ class CACTraining(NetworkTraining):
 
     def on_device(self, batch: Any) -> dict[str, Any]:
         """Views and pairs as the network's input."""
-        pairs: Pairs = batch["u"]
-        cells1, cells2, inside1, inside2 = (cells.to(self.device) for cells in pairs[2:6])
-        u1, u2 = self.normalise(pairs.u1), self.normalise(pairs.u2)
-        u = Pairs(u1, u2, cells1, cells2, inside1, inside2, pairs.views)
+        u: Pairs = batch["u"]
+        u = u._replace(
+            u1=self.normalise(u.u1), u2=self.normalise(u.u2),
+            cells1=u.cells1.to(self.device), cells2=u.cells2.to(self.device),
+            inside1=u.inside1.to(self.device), inside2=u.inside2.to(self.device),
+        )  # fmt: skip
         return {"x": self.prepared(batch["x"]), "u": u}
 
     # ------------------------------------------------------------------ the step

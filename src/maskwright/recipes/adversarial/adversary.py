@@ -53,7 +53,7 @@ class Adversary:
                 p.requires_grad_(True)
 
 
-def step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor) -> None:
+def take_step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor) -> None:
     """One step of one optimiser, its gradients the mean over processes."""
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)

@@ -108,8 +108,10 @@ class Forward:
     def plain(self) -> Iterator[Forward]:
         """For passes that label, whether or not they learn too: batch norm in training mode, no dropout."""
         train_norms(self.network, self.network.encoder if self.freeze_norm else None)
-        yield self
-        self.learn()
+        try:
+            yield self
+        finally:
+            self.learn()
 
     @torch.no_grad()
     def probabilities(self, x: Tensor) -> Tensor:
