@@ -115,6 +115,7 @@ def semi_context(tmp_path: Path) -> Context:
     data = open_folder(write_tiny_folder(tmp_path / "tiny"))
     request = RunRequest(
         data=data.labeled(data.names[:3]), method=Supervised, config=configure(SupervisedConfig, {"crop": 32}),
-        out=tmp_path / "run", backbone="mobilenetv3_small_050", weights="random", steps=4, device="cpu", progress=Progress(quiet=True),
+        out=tmp_path / "run", backbone="mobilenetv3_small_050", weights="random", steps=4, device="cpu",
+        progress=Progress(quiet=True),
     )  # fmt: skip
     return open_run(request)
