@@ -268,6 +268,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     report: bool = True,
+    workers: int | None = None,
     progress: Progress | None = None,
     **more: Any,
 ) -> Model:
@@ -290,6 +291,8 @@ def train(
         settings: options of the method, as `--set key=value`.
         resume: continue the run that lies in `out`.
         report: write previews and `report.html`.
+        workers: threads that draw the next batches while a step runs, whatever else is equal to the bit; by default
+            what the environment's MASKWRIGHT_READ_AHEAD says, else one. 0: none.
         progress: how work shows itself.
         more: further settings, as keywords.
 
@@ -299,6 +302,7 @@ def train(
     Raises:
         MaskwrightError: on bad input.
     """
+    from maskwright.engine.ahead import read_ahead
     from maskwright.engine.config import configure
     from maskwright.engine.progress import Progress
     from maskwright.methods import choose_method, find_method
@@ -306,6 +310,7 @@ def train(
     bar = progress or Progress(quiet=int(os.environ.get("RANK", "0")) > 0)
     if not 0 <= seed < 2**63:
         raise MaskwrightError(f"--seed {seed}", "a whole number from 0 to 2**63 - 1")
+    workers = read_ahead(workers)
     images = _opened(data, labels, void, range)
     if split is not None:
         images = images.split(split)
@@ -327,6 +332,7 @@ def train(
         images, cls.name, config, bar, out=out, source=source, split=split, labeled=labeled, classes=classes,
         backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, resume=resume, reason=reason,
     )  # fmt: skip
+    context.workers = workers
     try:
         return _run(cls, config, context, report)
     finally:
@@ -463,7 +469,7 @@ def _context(
     from maskwright.data.trust.identity import label_identity
     from maskwright.engine.cache import FeatureCache
     from maskwright.engine.context import Context
-    from maskwright.engine.devices import make_fabric, pick_device
+    from maskwright.engine.devices import make_fabric
     from maskwright.engine.records import RUNNING, RunFolder, command, labels_note, now, versions
     from maskwright.evaluate.scores import hash_names
     from maskwright.methods import METHODS
@@ -485,7 +491,7 @@ def _context(
     with bar.counter("checking") as count:
         images = understand(images, masks=_reads_masks(cls, config), progress=count)
     table, why_classes = _class_table(images, classes, named=cls.family != "unsupervised")
-    fabric = make_fabric(device, precision="bf16-mixed" if pick_device(device) == "cuda" else "32-true")
+    fabric = make_fabric(device)
     bar.quiet = bar.quiet or fabric.global_rank > 0
     domain = None if source is None else _understood_source(source)
     unused = _backbone_unused(cls, config)

@@ -57,6 +57,7 @@ class Context:
         source: a labelled folder of another domain, or None.
         progress: how work shows itself.
         notes: sentences for the report.
+        workers: threads that read ahead while a stage trains; None: as `engine.ahead.read_ahead` says.
     """
 
     data: Dataset
@@ -70,6 +71,7 @@ class Context:
     source: Dataset | None = None
     progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
+    workers: int | None = None
 
     @property
     def classes(self) -> int:
@@ -104,7 +106,7 @@ class Context:
             run=self.run,
             folder=folder,
             progress=self.progress,
-            **options,
+            **({"workers": self.workers} | options),
         )
 
     def note(self, sentence: str) -> None:
