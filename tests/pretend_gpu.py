@@ -48,17 +48,17 @@ MAKERS_LIKE = tuple(f"{n}_like" for n in ("empty", "full", "ones", "rand", "rand
 MAKERS_NEW = tuple(f"new_{n}" for n in ("empty", "full", "ones", "tensor", "zeros"))
 COPIES = frozenset({"copy_", "_to_copy", "_copy_from", "_foreach_copy_", "set_"})
 """Operations whose tensors may lie on both sides."""
-SCALARS = frozenset(
-    "where masked_fill masked_fill_ index_fill index_fill_ fill fill_ index_put index_put_ clamp clamp_ lerp lerp_ "
-    "addcmul addcdiv __and__ __or__".split()  # noqa: SIM905
-)
+SCALARS = frozenset({
+    "where", "masked_fill", "masked_fill_", "index_fill", "index_fill_", "fill", "fill_", "index_put", "index_put_",
+    "clamp", "clamp_", "lerp", "lerp_", "addcmul", "addcdiv", "__and__", "__or__",
+})  # fmt: skip
 """Beside pointwise ones, operations that take a CPU tensor without dimensions among CUDA's."""
 INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"})
 """Operations whose indices may lie on the CPU."""
-WAITS = frozenset(
-    "_local_scalar_dense nonzero masked_select _unique2 unique_consecutive unique_dim bincount equal is_nonzero histc "
-    "repeat_interleave item".split()  # noqa: SIM905
-)
+WAITS = frozenset({
+    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim", "bincount",
+    "equal", "is_nonzero", "histc", "repeat_interleave", "item",
+})  # fmt: skip
 """Operations whose result, or its size, the CPU waits for."""
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"})
 
