@@ -64,12 +64,12 @@ def test_trains_goes_on_elsewhere_predicts_and_suggests(name, workers, data, tmp
         except KeyboardInterrupt:
             run(name, data, folder, device=second, workers=workers, steps=4, resume=True)
         assert json.loads((folder / "run.json").read_text())["status"] == "finished"
-        assert sum(gpu.products.values()) > 0, "something ran on the GPU"
         model = mw.load(folder, device="cuda")
         result = model.predict(next((data / "images").iterdir()))
         assert result.mask.shape == (48, 64)
         found = mw.suggest(folder, data, 2, labeled="train", device="cuda")
         assert len(found.names) == 2
+        assert sum(gpu.products.values()) > 0, "something ran on the GPU"
 
 
 @pytest.mark.parametrize("protocol", ["distance", pytest.param("semi", marks=pytest.mark.slow)])
