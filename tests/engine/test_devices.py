@@ -24,9 +24,20 @@ def test_auto(monkeypatch):
     assert isinstance(cpu_has_bf16(), bool)
 
 
-def test_precision():
-    fabric = make_fabric("cpu", "bf16-mixed")
-    with fabric.autocast():
-        assert torch.nn.Linear(3, 3)(torch.randn(2, 3)).dtype == torch.bfloat16
+def test_it_is_true_fp32_and_says_nothing(capfd):
     with make_fabric("cpu").autocast():
         assert torch.nn.Linear(3, 3)(torch.randn(2, 3)).dtype == torch.float32
+    assert capfd.readouterr() == ("", "")
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0", "SLURM_JOB_NAME": "masks", "SLURM_JOB_NODELIST": "node1", "SLURM_NODELIST": "node1",
+}  # fmt: skip
+
+
+def test_in_a_slurm_job_one_command_is_one_process(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    fabric = make_fabric("cpu")
+    assert (fabric.world_size, fabric.global_rank, fabric.is_global_zero) == (1, 0, True)

@@ -6,7 +6,7 @@ import contextlib
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ class Tally:
         self.sum, self.seen = state["sum"], list(state["seen"])
 
 
+class Numbered(Sampler):
+    """Says with each batch how many came before it, which a thread that draws ahead could not know otherwise."""
+
+    def next(self) -> tuple[int, np.ndarray]:  # type: ignore[override]
+        return self.position, super().next()
+
+
 class Toy(Training):
     """Classifies noisy points: dropout, batch norm, two optimisers, a teacher, a bank, draws from every generator.
 
@@ -75,14 +82,15 @@ class Toy(Training):
             "body": torch.optim.AdamW(self.body.parameters(), lr=2e-2),
             "head": torch.optim.SGD(self.head.parameters(), lr=5e-2, momentum=0.9),
         }
-        self.sampler = Sampler(20, 6, 3, world, rank)
+        self.sampler = Numbered(20, 6, 3, world, rank)
         self.extra = {"tally": self.tally}
         self.schedule = cosine(steps, warmup=2)
         self.hook = hook
 
-    def batch(self, indices: Sequence[int], random: torch.Generator) -> tuple[Tensor, Tensor]:
-        self.hook("batch", self.sampler.position - 1)
-        chosen = torch.as_tensor(np.asarray(indices))
+    def batch(self, indices: tuple[int, np.ndarray], random: torch.Generator) -> tuple[Tensor, Tensor]:
+        number, drawn = indices
+        self.hook("batch", number)
+        chosen = torch.as_tensor(drawn)
         return self.x[chosen] + 0.1 * torch.randn(len(chosen), 6, generator=random), self.y[chosen]
 
     def losses(self, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:

@@ -186,3 +186,21 @@ def test_refinement_in_blocks_sees_every_pixel_once_with_context(monkeypatch):
     calls.clear()
     predict_mask(segmenter, image, refine="crf")
     assert calls == [(3, 700, 500)]
+
+
+def test_a_gpu_that_is_too_small_sees_fewer_windows_at_a_time(monkeypatch):
+    """The same prediction with half as many and fewer; one window that does not fit is told."""
+    segmenter, image = ColorSegmenter(), np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    whole = predict_mask(segmenter, image, tile=32)
+    real, fits = inference._Windows._logits, [3]
+
+    def small(self, places, size):
+        if len(places) > fits[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, places, size)
+
+    monkeypatch.setattr(inference._Windows, "_logits", small)
+    assert np.array_equal(predict_mask(segmenter, image, tile=32).ids, whole.ids)
+    fits[0] = 0
+    with pytest.raises(MaskwrightError, match=r"one window of 32 x 32 pixels does not fit.*add --tile 16"):
+        predict_mask(segmenter, image, tile=32)

@@ -39,6 +39,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     report: bool = True,
+    workers: int | None = None,
     progress: Progress | None = None,
     **more: Any,
 ) -> Model:
@@ -64,6 +65,8 @@ def train(
         settings: options of the method, as `--set key=value`.
         resume: continue the run that lies in `out`.
         report: write previews and `report.html`.
+        workers: threads that draw the next batches while a step runs, whatever else is equal to the bit; by default
+            what the environment's MASKWRIGHT_READ_AHEAD says, else one. 0: none.
         progress: how work shows itself.
         more: further settings, as keywords.
 
@@ -74,6 +77,7 @@ def train(
         MaskwrightError: on bad input.
     """
     from maskwright.data.masking.classes import given_names
+    from maskwright.engine.ahead import read_ahead
     from maskwright.engine.config import configure
     from maskwright.engine.opening import open_run
     from maskwright.engine.progress import Progress
@@ -102,7 +106,9 @@ def train(
         names=None if names is None else given_names(names), backbone=backbone, weights=weights, steps=steps, seed=seed,
         device=device, resume=resume, reason=reason, progress=bar,
     )  # fmt: skip
+    workers = read_ahead(workers)
     context = open_run(request)
+    context.workers = workers
     try:
         call = {
             "method": cls.name, "data": data, "source": sources_as_written(source, sources), "split": split,

@@ -47,6 +47,7 @@ class Context:
             not let it read of their labels is hidden.
         progress: how work shows itself.
         notes: sentences for the report.
+        workers: threads that read ahead while a stage trains; None: as `engine.ahead.read_ahead` says.
     """
 
     data: Dataset
@@ -60,6 +61,7 @@ class Context:
     sources: Mapping[str, Dataset] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
+    workers: int | None = None
 
     @property
     def streams(self) -> dict[str, Dataset]:
@@ -125,7 +127,7 @@ class Context:
             run=self.run,
             folder=folder,
             progress=self.progress,
-            **options,
+            **({"workers": self.workers} | options),
         )
 
     def note(self, sentence: str) -> None:

@@ -1,11 +1,14 @@
-"""Devices, precision and processes, through lightning-fabric.
+"""Devices and processes, through lightning-fabric.
 
 One process by default. Under `torchrun` (or any launcher that sets its environment variables) the run spans all
-processes, on one machine or several: NCCL on GPUs, gloo on CPUs.
+processes, on one machine or several: NCCL on GPUs, gloo on CPUs. Nothing else starts processes: variables of a
+scheduler (SLURM's) say where a job runs, not that this command is one of several. Everything is true fp32 but what a
+method puts under autocast itself.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -19,12 +22,11 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def make_fabric(device: str = "auto", precision: Literal["32-true", "bf16-mixed"] = "32-true") -> Fabric:
+def make_fabric(device: str = "auto") -> Fabric:
     """The fabric that a run uses, launched.
 
     Args:
         device: `auto` (a GPU where there is one), `cpu` or `cuda`.
-        precision: as lightning-fabric names it; `bf16-mixed` for autocast.
 
     Raises:
         MaskwrightError: when a GPU is asked for and there is none, or the device is unknown.
@@ -37,6 +39,10 @@ def make_fabric(device: str = "auto", precision: Literal["32-true", "bf16-mixed"
     accelerator = "cuda" if has_gpu and device != "cpu" else "cpu"
 
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+
+    for name in ("lightning_fabric", "lightning.fabric"):  # what it says of itself is nothing that a user asked
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -45,7 +51,8 @@ def make_fabric(device: str = "auto", precision: Literal["32-true", "bf16-mixed"
         devices=local,
         num_nodes=max(1, world // max(1, local)),
         strategy="ddp" if world > 1 else "auto",
-        precision=precision,
+        precision="32-true",
+        plugins=[TorchElasticEnvironment() if world > 1 else LightningEnvironment()],
     )
     fabric.launch()
     return fabric

@@ -34,9 +34,17 @@ def barrier() -> None:
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """The sum of `x` over all processes, in place where there is more than one."""
-    if world_size() > 1:
-        dist.all_reduce(x)
+    """The sum of `x` over all processes, in place where there is more than one.
+
+    NCCL takes tensors on a GPU alone; what lies on the CPU goes there and back.
+    """
+    if world_size() == 1:
+        return x
+    if dist.get_backend() == "nccl" and not x.is_cuda:
+        there = x.to(torch.device("cuda", torch.cuda.current_device()))
+        dist.all_reduce(there)
+        return x.copy_(there)
+    dist.all_reduce(x)
     return x
 
 

@@ -11,13 +11,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from maskwright.engine.ahead import Batches, read_ahead
 from maskwright.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from maskwright.engine.distributed import average_gradients, gather_objects, rank, world_size
 from maskwright.engine.seeding import generator, seed_step
@@ -65,7 +66,11 @@ class Training:
         sampler: draws the indices.
         extra: other things with state (banks, schedules that adapt), by name.
         schedule: factor on every optimiser's initial learning rate at a step, a pure function of the step.
+        reads_ahead: whether batches may be drawn in other threads while a step runs. False where the sampler or
+            `batch` depends on what a step changes (weights, banks, scores), or draws from torch's global generator.
     """
+
+    reads_ahead: ClassVar[bool] = True
 
     modules: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
@@ -74,11 +79,18 @@ class Training:
     schedule: Callable[[int], float] | None = None
 
     def batch(self, indices: Indices, random: torch.Generator) -> Any:
-        """Loads and augments the batch; all randomness comes from `random`."""
+        """Loads and augments the batch, on the CPU; all randomness comes from `random`.
+
+        It may run in another thread while a step runs, so it changes nothing: it reads data, and calls no network
+        that learns. It computes with one torch thread.
+        """
         raise NotImplementedError
 
     def on_device(self, batch: Any) -> Any:
-        """The batch where the network is."""
+        """The batch where the step takes it: copied to the device, normalised. Called by the thread that trains.
+
+        Tensors go there by `ops.transfer.to_device`, which does not wait for the copy.
+        """
         return batch
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
@@ -112,11 +124,13 @@ def fit(
     progress: Progress,
     checkpoint_every: int | None = None,
     log_every: int | None = None,
+    workers: int | None = None,
 ) -> None:
     """Trains a stage from where it stands to its last step.
 
-    After a kill at any moment, calling it again continues from the last checkpoint to bit-identical weights: batches
-    and random draws are functions of the step.
+    After a kill at any moment, calling it again continues from the last checkpoint: batches and random draws are
+    functions of the step. On a CPU the weights are then bit-identical to those of a run that was left alone. On a GPU
+    they are as equal as two uninterrupted runs are: some of its sums have no fixed order.
 
     Args:
         training: the stage.
@@ -130,6 +144,7 @@ def fit(
         checkpoint_every: steps between checkpoints; by default a tenth of the stage, at least 50 and at most 1000. A
             single process saves every minute too; several only agree on steps.
         log_every: steps between records; by default 200 records in all.
+        workers: threads that draw the next batches while a step runs; None: as `engine.ahead.read_ahead` says.
 
     Raises:
         MaskwrightError: when the loss is not a finite number, or a checkpoint is damaged or of another stage.
@@ -144,15 +159,14 @@ def fit(
         progress.say(f"{name}: going on from step {start} of {steps}")
     run.forget_metrics(name, start)
     saved_at = time.monotonic()
-    with progress.task(name, steps, done=start) as task:
-        for step in range(start, steps):
+    left = range(start, steps)
+    draws = Batches(training, left, lambda step: generator(seed, name, "batch", step, rank()), read_ahead(workers))
+    with progress.task(name, steps, done=start) as task, draws as batches:
+        for step in left:
             stop_if_asked()
             seed_step(seed, step, rank(), name)
             _set_rates(training, base_rates, step)
-            indices = training.sampler.next()
-            batch = training.on_device(training.batch(indices, generator(seed, name, "batch", step, rank())))
-            with fabric.autocast():
-                terms = training.update(fabric, batch, step)
+            terms = training.update(fabric, batches.next(), step)
             training.after_step(step)
 
             last = step + 1 == steps
@@ -167,7 +181,7 @@ def fit(
                 run.log(name, step, values)
                 task.advance_to(step + 1, loss=values["loss"])
             if saves:
-                _save(training, path, step + 1, run.writes)
+                _save(training, batches.sampler_state(), path, step + 1, run.writes)
                 saved_at = time.monotonic()
 
 
@@ -206,10 +220,10 @@ def _own(training: Training) -> dict[str, Any]:
     return own
 
 
-def _save(training: Training, path: Path, step: int, writes: bool) -> None:
+def _save(training: Training, sampler: dict[str, Any], path: Path, step: int, writes: bool) -> None:
     own = gather_objects(_own(training)) if world_size() > 1 else []
     if writes:
-        parts = {k: v.state_dict() for k, v in _parts(training).items()}
+        parts = {k: v.state_dict() for k, v in _parts(training).items()} | {"sampler": sampler}
         save_checkpoint(path, {"step": step, "parts": parts, "own": own})
 
 

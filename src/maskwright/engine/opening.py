@@ -15,7 +15,7 @@ from maskwright.engine.cache import FeatureCache
 from maskwright.engine.classes import class_table, known_table
 from maskwright.engine.config import configure, flat, nested
 from maskwright.engine.context import Context
-from maskwright.engine.devices import make_fabric, pick_device
+from maskwright.engine.devices import make_fabric
 from maskwright.engine.ledgers import TARGET, Ledgers
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import (
@@ -52,7 +52,7 @@ def open_run(request: RunRequest) -> Context:
     cls, config, bar = request.method, request.config, request.progress
     RunFolder.check(request.folder, resume=request.resume)
     images, sources, table, why_classes = _data_and_classes(request)
-    fabric = make_fabric(request.device, precision="bf16-mixed" if pick_device(request.device) == "cuda" else "32-true")
+    fabric = make_fabric(request.device)
     bar.quiet = bar.quiet or fabric.global_rank > 0
     unused = cls.backbone_unused(config)
     backbone, why_backbone = find_backbone(

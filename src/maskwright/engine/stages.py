@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from maskwright.data.trust.artefacts import Damage, parse_record, unreadable, write_record
 from maskwright.engine.distributed import barrier, gather_objects
@@ -44,9 +48,11 @@ def run_stages(method: Method, context: Context) -> None:
             run.forget_metrics(stage.name, 0)
         try:
             stage.run(folder)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(MaskwrightError):  # on a full disk the first error is the one to tell
                 _save_ledger(context)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise _too_large(stage.name, method.config) from error
             raise
         _join_ledgers(context)
         record = {
@@ -62,6 +68,27 @@ def run_stages(method: Method, context: Context) -> None:
         run.record["stages"] = [r for r in done.values() if r is not None]
         run.save(**context.ledgers.record())
     barrier()
+
+
+def _too_large(stage: str, config: Any) -> MaskwrightError:
+    """The error of a stage that does not fit into a GPU: which options make it smaller, and where they stand."""
+    sizes = [f"{k}={v}" for k, v in _leaves(config) if isinstance(v, int) and v > 1 and re.search("batch|crop|side", k)]
+    now = f" (now {', '.join(sizes)})" if sizes else ""
+    return MaskwrightError(
+        f"stage {stage} does not fit into the GPU's memory{now}", "a smaller batch or crop",
+        "lower one of them by --set under another --out, or add --device cpu",
+    )  # fmt: skip
+
+
+def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Options and their values, those of parts by their dotted names."""
+    if not is_dataclass(config):
+        return []
+    found: list[tuple[str, Any]] = []
+    for one in fields(config):
+        value, name = getattr(config, one.name), prefix + one.name
+        found += _leaves(value, f"{name}.") if is_dataclass(value) else [(name, value)]
+    return found
 
 
 def _join_ledgers(context: Context) -> None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from maskwright.errors import MaskwrightError
 from maskwright.models.provenance import Provenance, read_numbers, read_record
+from maskwright.ops.transfer import to_device
 
 MAX_SIDE = 4096
 """Pixels of `size` and `short_side` at most: every image is brought up to them; at 100,000 it takes 30 GB and more."""
@@ -153,7 +154,7 @@ class Preprocess:
 
     def network_input(self, x: torch.Tensor, device: torch.device) -> torch.Tensor:
         """uint8 (B, 3, h, w) as a network takes it: on the device, normalised, channels last in memory."""
-        return self.normalise(x.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+        return self.normalise(to_device(x, device)).contiguous(memory_format=torch.channels_last)
 
     def denormalise(self, x: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalise`: float (..., 3, h, w) back to uint8, for refinement and pictures."""

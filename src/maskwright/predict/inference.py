@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
+from maskwright.ops.memory import PixelBudget
 from maskwright.predict.refine import check_refinement, refine
 from maskwright.predict.tiles import WHOLE_PIXELS, Axis, Plan, make_plan
 
@@ -215,6 +217,7 @@ class _Windows:
         height, width = image.shape[:2]
         self.plan: Plan = make_plan(segmenter, (height, width), tile=tile, overlap=overlap, scales=tuple(scales))
         self.held: dict[tuple[int, int], list[Tensor]] = {}
+        self.budget = PixelBudget(BATCH_PIXELS.get(self.device.type, BATCH_PIXELS["cuda"]))
         self._fill([(0, 0)])
         first = self.held[0, 0]
         self.classes = int(first[0].shape[0])
@@ -229,21 +232,25 @@ class _Windows:
         """Runs the network on the windows at these (row, column) places."""
         self.held.update((place, []) for place in places)
         for size in self.plan.inputs:
-            limit = BATCH_PIXELS.get(self.device.type, BATCH_PIXELS["cuda"])
-            batch = max(1, limit // (size[0] * size[1]))
-            for start in range(0, len(places), batch):
-                chosen = places[start : start + batch]
-                maps = self._logits([self._crop(i, j) for i, j in chosen], size)
-                for n, place in enumerate(chosen):
-                    # Without the clone a batch's tensor would stay alive as long as one window of it.
-                    self.held[place].extend(m[n].clone() if len(chosen) > 1 else m[n] for m in maps)
+            try:
+                for chosen, maps in self.budget.batches(places, size, partial(self._logits, size=size)):
+                    for n, place in enumerate(chosen):
+                        # Without the clone a batch's tensor would stay alive as long as one window of it.
+                        self.held[place].extend(m[n].clone() if len(chosen) > 1 else m[n] for m in maps)
+            except torch.OutOfMemoryError as error:
+                raise MaskwrightError(
+                    f"one window of {size[0]} x {size[1]} pixels does not fit into the memory of {self.device}",
+                    "a smaller one",
+                    f"add --tile {max(1, min(size) // 2)}, or --device cpu",
+                ) from error
 
     def _crop(self, i: int, j: int) -> np.ndarray:
         rows, cols = self.plan.rows, self.plan.cols
         top, left = rows.starts[i], cols.starts[j]
         return self.image[top : top + rows.length, left : left + cols.length]
 
-    def _logits(self, crops: list[np.ndarray], size: tuple[int, int]) -> list[Tensor]:
+    def _logits(self, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Tensor]:
+        crops = [self._crop(i, j) for i, j in places]
         x = self.segmenter.preprocess.apply_many(crops, size).to(self.device)  # (B, 3, h, w)
         with autocast(self.device, self.precision):
             maps = [self.segmenter(x)]

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from maskwright.data.trust.ledger import KINDS, PURPOSES, Ledger
+from maskwright.data.trust.ledger import KINDS, PURPOSES, Ledger, note_all, set_aside
 
 
 def test_counts_distinct_images() -> None:
@@ -79,3 +79,25 @@ def test_threads_share_the_main_purpose_unless_they_set_their_own() -> None:
             thread.join()
         assert ledger.current == "evaluate"
     assert seen == {"shared": "evaluate", "own": "train"}
+
+
+def test_labels_set_aside_are_noted_later_for_the_purpose_of_that_time():
+    ledger, other = Ledger(), Ledger()
+    with set_aside() as notes:
+        ledger.note("masks", "a")
+        other.note("tags", "b", "select")
+        with ledger.purpose("evaluate"):
+            ledger.note("masks", "c")
+        thread = threading.Thread(target=lambda: ledger.note("masks", "of another thread"))
+        thread.start()
+        thread.join()
+        with pytest.raises(ValueError, match="expected one of"):
+            ledger.note("colours", "d")
+    assert ledger.names("train", "masks") == ["of another thread"] and not any(other.counts()["select"].values())
+    with ledger.purpose("select"):
+        note_all(notes)
+    assert ledger.names("select", "masks") == ["a"]
+    assert ledger.names("evaluate", "masks") == ["c"]
+    assert other.names("select", "tags") == ["b"]
+    ledger.note("masks", "e")
+    assert ledger.names("train", "masks") == ["e", "of another thread"]

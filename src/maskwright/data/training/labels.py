@@ -19,6 +19,7 @@ from maskwright.data.training import rendering
 from maskwright.data.training.views import View
 from maskwright.data.trust.files import atomic_write, file_for, write_text
 from maskwright.errors import MaskwrightError
+from maskwright.ops.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ class LabelMap:
 
     def to(self, device: torch.device | str) -> LabelMap:
         """The map on another device."""
-        return LabelMap(self.ids.to(device), self.confidence.to(device), self.valid.to(device))
+        return LabelMap(*(to_device(part, device) for part in (self.ids, self.confidence, self.valid)))
 
     def through(self, view: View) -> LabelMap:
         """The labels as a view of the image sees them: nearest pixel; not valid outside the image.

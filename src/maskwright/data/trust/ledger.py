@@ -18,6 +18,30 @@ PURPOSES = ("train", "select", "evaluate")
 KINDS = ("masks", "tags", "captions")
 """What labels there are."""
 
+Notes = list[tuple["Ledger", str, str, str | None]]
+"""Labels that were read and are not yet noted: ledger, kind, image, and purpose where the reader set one."""
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def set_aside() -> Iterator[Notes]:
+    """Labels that this thread reads inside the block are listed, and in no ledger until `note_all` puts them there.
+
+    For what is read ahead and perhaps never used. Threads that the block starts note as ever.
+    """
+    outer = getattr(_thread, "notes", None)
+    _thread.notes = found = Notes()
+    try:
+        yield found
+    finally:
+        _thread.notes = outer
+
+
+def note_all(notes: Notes) -> None:
+    """Notes labels that were set aside; those whose reader set no purpose for that of this thread, now."""
+    for ledger, kind, name, purpose in notes:
+        ledger.note(kind, name, purpose)
+
 
 class Ledger:
     """Notes which images' labels were read, and what for.
@@ -77,6 +101,10 @@ class Ledger:
         what_for = purpose or self.current
         if kind not in KINDS or what_for not in PURPOSES:
             raise ValueError(f"label {kind!r} for {what_for!r}, expected one of {KINDS} for one of {PURPOSES}")
+        if (aside := getattr(_thread, "notes", None)) is not None:
+            own = getattr(self._own, "stack", None)
+            aside.append((self, kind, name, purpose or (own[-1] if own else None)))
+            return
         with self._lock:
             self._read[what_for][kind].add(name)
 

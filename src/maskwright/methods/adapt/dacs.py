@@ -39,6 +39,7 @@ from maskwright.data.training.mixing import class_mask, mix
 from maskwright.data.training.sources import Labels, MaskLabels
 from maskwright.engine.config import option, part
 from maskwright.ops.losses.seg_losses import cross_entropy
+from maskwright.ops.transfer import to_device
 from maskwright.recipes.consistency.parts import (
     SECOND,
     Ramp,
@@ -118,7 +119,7 @@ class DACSTraining(NetworkTraining):
         """Views and mixed crops as the network's input."""
         x_m, mask = batch["m"]
         views = {name: self.prepared(batch[name]) for name in ("s", "t")}
-        return {**views, "m": (self.normalise(x_m), mask.to(self.device, non_blocking=True))}
+        return {**views, "m": (self.normalise(x_m), to_device(mask, self.device))}
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L = L_s + lambda(t) L_m."""

@@ -47,6 +47,7 @@ from maskwright.engine.distributed import world_size
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.contrast import contrastive_loss, directional_mask
 from maskwright.ops.losses.region_contrast import as_rows
+from maskwright.ops.transfer import to_device
 from maskwright.recipes.consistency.class_banks import RecentBank
 from maskwright.recipes.consistency.parts import Ramp, RampOptions, SemiConfig, UnlabeledOptions, unlabeled_stream
 from maskwright.recipes.consistency.representation import at_size
@@ -284,8 +285,8 @@ class CACTraining(NetworkTraining):
         u: Pairs = batch["u"]
         u = u._replace(
             u1=self.normalise(u.u1), u2=self.normalise(u.u2),
-            cells1=u.cells1.to(self.device), cells2=u.cells2.to(self.device),
-            inside1=u.inside1.to(self.device), inside2=u.inside2.to(self.device),
+            cells1=to_device(u.cells1, self.device), cells2=to_device(u.cells2, self.device),
+            inside1=to_device(u.inside1, self.device), inside2=to_device(u.inside2, self.device),
         )  # fmt: skip
         return {"x": self.prepared(batch["x"]), "u": u}
 

@@ -44,6 +44,7 @@ from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, rank, share, world_size
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.seeding import derive, seed_step
+from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.heads import ConvDecoder, CosineClassifier, LinearClassifier, Part, Projection, Sequential
 from maskwright.models.preprocess import MAX_SIDE, resize_uint8
 from maskwright.models.segmenter import Segmenter
@@ -60,6 +61,7 @@ from maskwright.recipes.frozen.features import (
     cluster_rows,
     fit_reduction,
     frozen_features,
+    head_precision,
     projection,
 )
 
@@ -100,6 +102,9 @@ class DeepSpectralConfig:
     steps: int = option(1000, "optimiser steps of self-training; --steps overrides it", low=1, main=True)
     batch: int = option(8, "photographs a step", low=1)
     hidden: int = option(128, "width of the self-trained head", low=8)
+    precision: str = option(
+        "auto", "of the head's forward pass: bf16 on a GPU, fp32 on a CPU; or as said", choices=("auto", "bf16", "fp32")
+    )
     lr: float = option(1e-3, "AdamW's learning rate", low=0.0, main=True)
     crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
     max_rows: int = option(400_000, "positions for PCA", low=1)
@@ -113,7 +118,7 @@ class SelfTraining(Training):
         steps: int, seed: int, device: torch.device,
     ) -> None:  # fmt: skip
         self.store, self.labels, self.device = features.store, labels, device
-        self.head = head.to(device)
+        self.head, self.precision = head.to(device), head_precision(config, device)
         self.modules = {"head": self.head}
         trained = [p for p in self.head.parameters() if p.requires_grad]
         self.optimizers = {"head": torch.optim.AdamW(trained, lr=config.lr, weight_decay=1e-4)}
@@ -135,7 +140,11 @@ class SelfTraining(Training):
         shapes = {f.shape for f, _ in batch}
         if len(shapes) == 1:
             batch = [(torch.cat([f for f, _ in batch]), torch.cat([y for _, y in batch]))]
-        terms = [F.cross_entropy(self.head(f), y) for f, y in batch]
+        terms = []
+        for f, y in batch:
+            with autocast(self.device, self.precision):
+                logits = self.head(f)
+            terms.append(F.cross_entropy(logits.float(), y))
         return {"loss": torch.stack(terms).mean()}
 
 

@@ -45,6 +45,7 @@ from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
+from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.heads import CosineClassifier, L2Norm, Projection, Sequential, StegoHead
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
@@ -54,6 +55,7 @@ from maskwright.recipes.frozen.features import (
     cluster_rows,
     decoded_rows,
     fit_reduction,
+    head_precision,
     projection,
 )
 from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
@@ -91,6 +93,9 @@ class StegoConfig(FrozenConfig):
     w_self: float = option(0.67, "weight of the pairing with itself")
     w_knn: float = option(0.25, "weight of the pairing with a neighbour")
     w_rand: float = option(0.63, "weight of the random pairings")
+    precision: str = option(
+        "auto", "of the head's forward pass: bf16 on a GPU, fp32 on a CPU; or as said", choices=("auto", "bf16", "fp32")
+    )
     readout: str = option("kmeans", "how codes become clusters", choices=("kmeans", "probe"))
     restarts: int = option(10, "starts of the final k-means", low=1)
     max_rows: int = option(400_000, "positions for PCA and the final k-means", low=1)
@@ -252,6 +257,7 @@ class Distillation(Training):
         shifts: Sequence[float], weights: Sequence[float], device: torch.device,
     ) -> None:  # fmt: skip
         self.config, self.pairs, self.device = config, pairs, device
+        self.precision = head_precision(config, device)
         self.b, self.w = dict(zip(PAIRS, shifts)), dict(zip(PAIRS, weights))
         self.head = StegoHead(width, config.code, config.dropout).to(device)
         self.probe = ClusterProbe(clusters, config.code).to(device)
@@ -270,7 +276,9 @@ class Distillation(Training):
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """L_self, L_knn, L_rand, their weighted sum L_corr, and the probe's L_cluster."""
         x, y, p, q = batch["x"], batch["y"], batch["p"], batch["q"]
-        c, c_y = self.head(x), self.head(y)
+        with autocast(self.device, self.precision):
+            c, c_y = self.head(x), self.head(y)
+        c, c_y = c.float(), c_y.float()
         f, f_y = (F.dropout2d(v, self.config.dropout) for v in (x, y))
         how = self.config.sampling
         (f_p, c_p), (f_q, c_q) = (tuple(sample(v, at, how) for v in (f, c)) for at in (p, q))

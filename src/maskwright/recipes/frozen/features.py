@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,11 @@ def frozen_features(
         layers: blocks or stages to read, joined by channels; None for `default_layers`.
         kind: `tokens`, or `q`, `k`, `v` of a transformer block.
     """
+    if kind != "tokens" and not context.backbone.is_vit:
+        raise MaskwrightError(
+            f"kind={kind}, and {context.backbone.name} is convolutional and has only tokens", "kind=tokens",
+            "or take a vision transformer, as --backbone dinov2_small",
+        )  # fmt: skip
     chosen = tuple(layers) if layers else default_layers(context.backbone)
     encoder = BackboneEncoder(context.backbone, layers=chosen, features=kind)
     preprocess = Preprocess.for_backbone(
@@ -83,6 +88,14 @@ def frozen_features(
     store = context.features(encoder, preprocess)
     mean, std = _moments(store)
     return FrozenFeatures(encoder, preprocess, store, mean, std)
+
+
+def head_precision(config: Any, device: torch.device) -> str:
+    """`bf16` or `fp32` of a small head on features that are there already; `auto` is fp32 on a CPU, which gains nothing
+    by bf16 there."""
+    if config.precision != "auto":
+        return str(config.precision)
+    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def _moments(store: FeatureStore) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,7 @@ from maskwright.ops.cam import (
     resize_maps,
 )
 from maskwright.ops.graphs.objectness import otsu_threshold
+from maskwright.ops.memory import PixelBudget
 from maskwright.ops.refinement.crf import CRF_SETTINGS, dense_crf, label_probs
 
 RULES = ("entropy", "otsu")
@@ -210,13 +211,16 @@ class MultiScale:
         x, y = self.preprocess.apply_many(images, (height, width)), tags.bool()
         if self.flips:
             x, y = torch.cat([x, x.flip(-1)]), torch.cat([y, y])
-        each = max(1, self.budget // (height * width))
-        found: list[Tensor] = []
-        for part, tagged in zip(x.split(each), y.split(each)):
-            part = part.to(self.device).contiguous(memory_format=torch.channels_last)
+
+        def seen(chosen: Sequence[int]) -> list[Tensor]:
+            rows = slice(chosen[0], chosen[-1] + 1)
+            part, tagged = x[rows].to(self.device).contiguous(memory_format=torch.channels_last), y[rows]
             with self.precision():
                 out = self.maps(part, tagged.to(self.device))
-            found += [out[b][tagged[b].to(out.device)].float().cpu() for b in range(len(part))]
+            return [out[b][tagged[b].to(out.device)].float().cpu() for b in range(len(part))]
+
+        batches = PixelBudget(self.budget).batches(range(len(x)), (height, width), seen)
+        found = [one for _, maps in batches for one in maps]
         n = len(images)
         return [fuse_flips(a, b, self.fuse) for a, b in zip(found[:n], found[n:])] if self.flips else found
 

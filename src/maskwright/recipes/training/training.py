@@ -24,6 +24,7 @@ from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.loop import Training, poly
 from maskwright.engine.seeding import seed_step
 from maskwright.models.networks.build import Network
+from maskwright.ops.transfer import to_device
 from maskwright.recipes.training.criteria import SupervisedLoss, class_aware_chances
 from maskwright.recipes.training.forward import Forward, precision_of
 from maskwright.recipes.training.network import make_network, make_preprocess, retake
@@ -152,7 +153,7 @@ class NetworkTraining(Training):
         return views._replace(
             weak=self.normalise(views.weak),
             labels=None if views.labels is None else views.labels.to(self.device),
-            valid=views.valid.to(self.device, non_blocking=True),
+            valid=to_device(views.valid, self.device),
             strong=tuple(self.normalise(s) for s in views.strong),
         )
 
