@@ -34,9 +34,9 @@ SMALL = {
 """Options that make a run small, for methods that have them."""
 
 
-def draw_folder(root: Path, count: int = 10, size: tuple[int, int] = (48, 64)) -> Path:
+def draw_folder(root: Path, count: int = 10, size: tuple[int, int] = (48, 64), seed: int = 0) -> Path:
     """A dataset folder: a textured disc (class 1) or square (class 2) on a plain ground, with masks and tags."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     for part in ("images", "masks"):
         (root / part).mkdir(parents=True)
     (root / "classes.txt").write_text("ground\ndisc\nsquare\n")
@@ -71,8 +71,10 @@ def train(name: str, data: Path, out: Path, steps: int) -> str:
     known = {o["old"] for o in describe(method.Config)}
     vit, learns = method.backbones == "vit", "network" in known
     backbone = "test_vit" if vit else "mobilenetv3_small_050" if learns else "tf_efficientnet_lite0"
+    beside = {name: str(data.with_name("beside")) for name in method.streams_taken(method.Config())}
     mw.train(
-        data, name, out=out, classes=3, backbone=backbone, weights="random", steps=steps, device="cpu", report=False,
+        data, name, out=out, source=beside or None, classes=3, backbone=backbone, weights="random", steps=steps,
+        device="cpu", report=False,
         settings={k: v for k, v in SMALL.items() if k in known}, progress=Progress(quiet=True),
     )  # fmt: skip
     return hash_of(out / "model.safetensors")
@@ -93,6 +95,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MASKWRIGHT_CACHE"] = str(Path(scratch, "cache"))
         data = draw_folder(Path(scratch, "data"))
+        draw_folder(Path(scratch, "beside"), seed=1)  # for methods that take a source
         for name in options.methods:
             found = train(name, data, Path(scratch, name), options.steps)
             differs = name in before and before[name] != found
