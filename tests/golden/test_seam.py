@@ -14,7 +14,7 @@ from maskwright.methods.weak.seam import (
     with_rest,
 )
 from maskwright.models.parts.pcm import correlate
-from maskwright.recipes.tags.tags import multi_label_soft_margin
+from maskwright.recipes.tags.training import multi_label_soft_margin
 
 TAGS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
 

@@ -13,17 +13,10 @@ from maskwright.data.training.tag_targets import find_targets
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import Preprocess
-from maskwright.recipes.tags.seeds import (
-    CamStore,
-    ImageCams,
-    MultiScale,
-    SeedConfig,
-    find_threshold,
-    infer_cams,
-    seed_labels,
-    sweep_thresholds,
-    write_seeds,
-)
+from maskwright.recipes.tags.maps import CamStore, ImageCams, MultiScale, infer_cams
+from maskwright.recipes.tags.options import MapOptions, SeedOptions
+from maskwright.recipes.tags.seeds import seed_labels, write_seeds
+from maskwright.recipes.tags.thresholds import find_threshold, sweep_thresholds
 
 
 @pytest.fixture
@@ -232,7 +225,7 @@ def test_written_seeds_are_a_dataset(data, tmp_path):
 
 def test_contradictions_are_refused():
     with pytest.raises(MaskwrightError, match="oracle_threshold"):
-        configure(SeedConfig, {"threshold": 0.3, "oracle_threshold": True})
+        configure(SeedOptions, {"threshold": 0.3, "oracle_threshold": True})
     with pytest.raises(MaskwrightError, match="no scales"):
-        configure(SeedConfig, {"scales": ""})
-    assert configure(SeedConfig, {"threshold": "none"}).threshold is None
+        configure(MapOptions, {"scales": ""})
+    assert configure(SeedOptions, {"threshold": "none"}).threshold is None
