@@ -386,7 +386,7 @@ def _looks_at_masks(cls: Any, config: Any) -> bool:
     """Whether anything in a run's folder depends on masks: what it learns from, or figures that it writes beside."""
     from maskwright.engine.config import flat
 
-    judges = any(flat(config).get(name) for name in ("linear_probe", "threshold_curve"))
+    judges = any(flat(config).get(name) for name in ("linear_probe", "threshold_curve", "judge"))
     return judges or _reads_masks(cls, config)
 
 

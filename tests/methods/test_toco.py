@@ -330,6 +330,9 @@ def test_retraining_on_masks_and_on_seeds(data, tmp_path, retrain, names):
         own = {0, *(targets.ids[k] for k in targets.tagged[name])}
         assert set(store.read(name).ids.unique().tolist()) <= own, "only tagged classes and the background"
     assert type(model.segmenter.decoder).__name__ != "TokenLargeFOV"
+    shown = json.loads((tmp_path / "run" / names[-2] / "shown.json").read_text())
+    captions = ["photograph", *(["class maps"] if retrain == "cams" else []), "pseudo mask"]
+    assert [c for c, _ in shown["rows"][0]["pictures"]] == captions and len(shown["rows"]) == 5
 
 
 def test_the_branch_is_the_result(data, tmp_path):

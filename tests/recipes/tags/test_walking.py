@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskwright.data.training.tag_targets import TagTargets
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS
@@ -165,6 +166,14 @@ def test_default_length_of_a_methods_walk(monkeypatch, name, settings, steps):
     cams = ImageCams(torch.tensor([1]), torch.rand(1, 8, 8), (376, 504))
     method.walk.walked(lambda x: torch.zeros(1, 2, 47, 63), torch.zeros(3, 376, 504), cams)
     assert seen == [steps]
+
+
+@pytest.mark.parametrize(("kind", "ground", "value"), [("psa", 0, 0.5), ("psa", None, None), ("irn", 0, None)])
+def test_one_half_is_the_threshold_where_the_background_walked_along(kind, ground, value):
+    config = configure(METHODS["seam"].Config, {"walk": kind})
+    targets = TagTargets((1,), ("a",), ground, {})
+    found = Walk(SimpleNamespace(), config, lambda: targets).threshold(targets)
+    assert (None if found is None else found.value) == value
 
 
 @pytest.mark.parametrize("kind", ["irn", "psa"])

@@ -59,6 +59,7 @@ from maskwright.predict.inference import predict_probs
 from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.tags.method import TagMethod
 from maskwright.recipes.tags.options import ClassifierOptions, MapOptions, TagsConfig
+from maskwright.recipes.tags.showing import what_is_shown
 from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin, tag_preprocess
 from maskwright.recipes.training.optimizers import add_module
 
@@ -485,6 +486,9 @@ class Toco(TagMethod):
             item = context.data.items[i]
             if item.name not in labels:
                 labels.write(item.name, self.mask_of(segmenter, i), item.image)
+        barrier()
+        if context.run.writes:
+            what_is_shown(replace(self.way(labels), maps=None), judge=self.config.seeds.judge).write(folder)
         barrier()
 
     def mask_of(self, segmenter: Segmenter, i: int) -> LabelMap:

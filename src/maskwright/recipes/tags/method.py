@@ -35,6 +35,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.tags.maps import MAPS, CamStore, MultiScale, infer_cams
 from maskwright.recipes.tags.options import TagsConfig
 from maskwright.recipes.tags.seeds import write_seeds
+from maskwright.recipes.tags.showing import Way, what_is_shown
 from maskwright.recipes.tags.telling import note_targets, note_threshold
 from maskwright.recipes.tags.thresholds import Threshold, choose_threshold, sweep_thresholds
 from maskwright.recipes.tags.training import TagTraining, load_trained, make_cam_network, tag_preprocess, tag_steps
@@ -182,9 +183,17 @@ class TagMethod(Method):
         barrier()
         if context.run.writes:
             write_record(folder / THRESHOLD, {"threshold": threshold.value, "why": threshold.why})
-            if c.threshold_curve:
-                self.write_curve(folder)
+            sweep = self.write_curve(folder) if c.threshold_curve else None
+            what_is_shown(self.way(labels), threshold=threshold, sweep=sweep, judge=c.judge).write(folder)
         barrier()
+
+    def way(self, labels: LabelStore) -> Way:
+        """What lies on the way to pseudo masks, for the report."""
+        context, walk = self.context, self.walk
+        return Way(
+            data=context.data, table=context.table, targets=self.targets, labels=labels, maps=self.raw_store,
+            walked=None if walk is None else walk.store, sure=None if walk is None else walk.label_store,
+        )  # fmt: skip
 
     def find_threshold(self) -> Threshold:
         """The background threshold and where it comes from."""

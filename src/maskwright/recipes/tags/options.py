@@ -92,7 +92,8 @@ class SeedOptions:
 
     threshold: float | None = option(
         None,
-        "a pixel is background where no map reaches it, in [0, 1]; none: chosen without masks",
+        "a pixel is background where no map reaches it, in [0, 1]; none: chosen without masks where a class stands for "
+        "the background, else 0",
         low=0, high=1, main=True,
     )  # fmt: skip
     threshold_rule: str = option(
@@ -102,6 +103,7 @@ class SeedOptions:
     band: float = option(0.0, "pixels whose largest map is nearer to the threshold get no label", low=0, high=0.5)
     crf: bool = option(True, "refine the seeds with a dense CRF before they become labels", old="seed_crf", main=True)
     threshold_curve: bool = option(False, "write mIoU, mFN and mFP over the threshold; reads masks, to judge only")
+    judge: bool = option(False, "report mIoU, mFN and mFP of the seeds; reads masks, to judge only", main=True)
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
