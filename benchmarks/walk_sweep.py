@@ -20,9 +20,9 @@ from benchmarks.cam_figures import opened
 from benchmarks.records import data_root
 from maskwright import api
 from maskwright.recipes.tags.maps import CamStore, ImageCams
+from maskwright.recipes.tags.network import tag_preprocess
 from maskwright.recipes.tags.options import SeedOptions
 from maskwright.recipes.tags.thresholds import choose_threshold, sweep_thresholds
-from maskwright.recipes.tags.training import tag_preprocess
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
                 store.write(data.names[i], ImageCams(raw[i].keys, maps[i], raw[i].size))
             sweep = sweep_thresholds(store, data, method.targets, classes, "evaluate")
             known = walk.threshold(method.targets) if walked else None
-            found = (known or choose_threshold(SeedOptions(), store, walked_over, method.targets, classes)).value
+            found = choose_threshold(SeedOptions(), store, walked_over, method.targets, classes, known).value
             at, best = sweep.curve()[sweep.nearest(found)], sweep.best()
         print(f"{what}: {100 * at.miou:.2f} at {found:.2f}, {100 * best.miou:.2f} at {best.threshold:.2f}", flush=True)
 

@@ -15,7 +15,7 @@ from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods import choose_method
 from maskwright.recipes.tags.maps import CamStore
-from maskwright.recipes.tags.method import read_threshold
+from maskwright.recipes.tags.seeding import read_threshold
 
 SMALL = {
     "batch": 2, "crop": 32, "tag_crop": 48, "tag_batch": 4, "scales": (0.5, 1.0), "precision": "fp32",

@@ -30,7 +30,7 @@ from maskwright.methods.weak.seam import (
 )
 from maskwright.models.backbones.build import build_backbone
 from maskwright.recipes.tags.maps import CamStore
-from maskwright.recipes.tags.method import read_threshold
+from maskwright.recipes.tags.seeding import read_threshold
 
 SMALL = {
     "batch": 2, "crop": 32, "tag_crop": 64, "tag_batch": 4, "scales": (0.5, 1.0), "precision": "fp32",

@@ -14,9 +14,10 @@ from maskwright.data.training.tag_targets import TagTargets, find_targets
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.build import build_backbone
+from maskwright.recipes.tags.network import tag_steps
 from maskwright.recipes.tags.options import TagsConfig
 from maskwright.recipes.tags.telling import note_targets
-from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin, tag_steps
+from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin
 
 
 @pytest.fixture

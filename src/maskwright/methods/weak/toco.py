@@ -58,9 +58,10 @@ from maskwright.ops.refinement.dense_energy import dense_energy
 from maskwright.predict.inference import predict_probs
 from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.tags.method import TagMethod
+from maskwright.recipes.tags.network import tag_preprocess
 from maskwright.recipes.tags.options import ClassifierOptions, MapOptions, TagsConfig
 from maskwright.recipes.tags.showing import what_is_shown
-from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin, tag_preprocess
+from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin
 from maskwright.recipes.training.optimizers import add_module
 
 if TYPE_CHECKING:

@@ -25,27 +25,21 @@ from torch import Tensor
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import Labels, StoredLabels
 from maskwright.data.training.tag_targets import TagTargets, find_targets
-from maskwright.data.trust.artefacts import read_record, write_record
-from maskwright.data.trust.files import write_json
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import barrier, share
-from maskwright.evaluate.seeds import ThresholdSweep
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.tags.maps import MAPS, CamStore, MultiScale, infer_cams
+from maskwright.recipes.tags.network import load_trained, make_cam_network, tag_preprocess, tag_steps
 from maskwright.recipes.tags.options import TagsConfig
-from maskwright.recipes.tags.seeds import write_seeds
-from maskwright.recipes.tags.showing import Way, what_is_shown
-from maskwright.recipes.tags.telling import note_targets, note_threshold
-from maskwright.recipes.tags.thresholds import Threshold, choose_threshold, sweep_thresholds
-from maskwright.recipes.tags.training import TagTraining, load_trained, make_cam_network, tag_preprocess, tag_steps
+from maskwright.recipes.tags.seeding import make_seeds
+from maskwright.recipes.tags.showing import Way
+from maskwright.recipes.tags.telling import note_targets
+from maskwright.recipes.tags.training import TagTraining
 from maskwright.recipes.tags.walking import Walk
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.network import make_segmenter, trained_network
 from maskwright.recipes.training.training import train_network
-
-THRESHOLD = "threshold.json"
-CURVE = "curve.json"
 
 
 class TagMethod(Method):
@@ -146,11 +140,6 @@ class TagMethod(Method):
         """The classifier's maps."""
         return CamStore(self.folder("cams") / MAPS)
 
-    @property
-    def cam_store(self) -> CamStore:
-        """The maps that seeds are made from."""
-        return self.raw_store if self.walk is None else self.walk.store
-
     def cams(self, folder: Path) -> None:
         """Maps of all tagged images; the artefact is a file an image."""
         context = self.context
@@ -168,47 +157,18 @@ class TagMethod(Method):
         """The pseudo masks."""
         return LabelStore(self.folder("seeds"), self.context.table)
 
-    def seeds(self, folder: Path) -> None:
-        """Chooses the threshold and writes label maps; the folder is a dataset of its own."""
-        context, c = self.context, self.config.seeds
-        threshold = self.find_threshold()
-        note_threshold(context, threshold, self.targets)
-        labels = LabelStore(folder, context.table)
-        mine = share(self.targets.indices(context.data))
-        work = write_seeds(
-            self.cam_store, context.data, mine, labels, self.targets.background, threshold.value, band=c.band, crf=c.crf
-        )
-        for _ in context.progress.track(work, "seeds", len(mine)):
-            pass
-        barrier()
-        if context.run.writes:
-            write_record(folder / THRESHOLD, {"threshold": threshold.value, "why": threshold.why})
-            sweep = self.write_curve(folder) if c.threshold_curve else None
-            what_is_shown(self.way(labels), threshold=threshold, sweep=sweep, judge=c.judge).write(folder)
-        barrier()
-
     def way(self, labels: LabelStore) -> Way:
-        """What lies on the way to pseudo masks, for the report."""
+        """What lies on the way to pseudo masks."""
         context, walk = self.context, self.walk
         return Way(
             data=context.data, table=context.table, targets=self.targets, labels=labels, maps=self.raw_store,
             walked=None if walk is None else walk.store, sure=None if walk is None else walk.label_store,
         )  # fmt: skip
 
-    def find_threshold(self) -> Threshold:
-        """The background threshold and where it comes from."""
-        context, o = self.context, self.config.seeds
-        asked = o.threshold is not None or o.oracle_threshold
-        if self.walk is not None and not asked and (known := self.walk.threshold(self.targets)) is not None:
-            return known
-        return choose_threshold(o, self.cam_store, context.data, self.targets, context.classes)
-
-    def write_curve(self, folder: Path) -> ThresholdSweep:
-        """mIoU, mFN and mFP of the maps over the threshold, before any CRF; the masks are noted as read to judge."""
-        context = self.context
-        sweep = sweep_thresholds(self.cam_store, context.data, self.targets, context.classes, "evaluate")
-        write_json(folder / CURVE, sweep.records())
-        return sweep
+    def seeds(self, folder: Path) -> None:
+        """Chooses the threshold and writes label maps; the folder is a dataset of its own."""
+        known = None if self.walk is None else self.walk.threshold(self.targets)
+        make_seeds(self.context, self.config.seeds, self.way(LabelStore(folder, self.context.table)), folder, known)
 
     # ---------------------------------------------------------------------- retrain
 
@@ -232,10 +192,3 @@ class TagMethod(Method):
         ground = self.targets.background
         segmenter.extra["background"] = "none" if ground is None else self.context.table.names[ground]
         return segmenter
-
-
-def read_threshold(folder: Path) -> float:
-    """The threshold that a seeds stage chose."""
-    repair = f"delete {folder} and repeat the command with --resume"
-    record = read_record(folder / THRESHOLD, {"threshold": float}, what="the threshold of its stage", repair=repair)
-    return float(record["threshold"])

@@ -66,6 +66,13 @@ class Way:
     walked: CamStore | None = None
     sure: LabelStore | None = None
 
+    @property
+    def last(self) -> CamStore:
+        """The maps that pseudo masks are made of."""
+        found = self.walked or self.maps
+        assert found is not None, "a way with maps"
+        return found
+
     def tags_of(self, name: str) -> list[int]:
         """Class ids of an image's tags."""
         return [self.targets.ids[k] for k in self.targets.tagged[name]]
@@ -209,10 +216,9 @@ def _by_class(way: Way, count: Count, judged: np.ndarray | None) -> tuple[list[s
 
 def _trade_off(way: Way, threshold: Threshold | None) -> list[Curve]:
     """Where no class stands for the background: what share of the maps' cells gets a label, by threshold."""
-    store = way.walked or way.maps
-    if store is None or threshold is None or way.targets.background is not None:
+    if threshold is None or way.targets.background is not None:
         return []
-    values = largest_values(store, [way.data.items[i].name for i in way.targets.indices(way.data)])
+    values = largest_values(way.last, [way.data.items[i].name for i in way.targets.indices(way.data)])
     places = np.linspace(0, 1, 51)
     shares = [100 * labelled_share(values, t) for t in places]
     return [Curve("cells with a label, percent", "threshold", places.tolist(), shares, threshold.value)]
@@ -258,8 +264,7 @@ def _strip(way: Way, i: int, count: Count, threshold: float) -> Strip:
     pictures = [("photograph", photo)]
     for caption, maps in (("class maps", way.maps), ("walked maps", way.walked)):
         if maps is not None:
-            last = maps is (way.walked or way.maps)
-            pictures.append((caption, heated(photo, maps.read(name), threshold if last else 0.0)))
+            pictures.append((caption, heated(photo, maps.read(name), threshold if maps is way.last else 0.0)))
     for caption, store in (("sure pixels", way.sure), ("pseudo mask", way.labels)):
         if store is not None:
             ids = store.read(name).resize(*size).target(way.table.ignore).numpy()

@@ -81,12 +81,17 @@ def labelled_share(values: np.ndarray, threshold: float) -> float:
 
 
 def choose_threshold(
-    options: SeedOptions, store: CamStore, data: Dataset, targets: TagTargets, classes: int
+    options: SeedOptions,
+    store: CamStore,
+    data: Dataset,
+    targets: TagTargets,
+    classes: int,
+    known: Threshold | None = None,
 ) -> Threshold:
     """The background threshold that the options ask for.
 
     Where no class stands for the background, every pixel is of some class: what a threshold above 0 leaves out is not
-    background but without a label, so the choice is 0. (On msrc_v2 the split of the maps cost 17 mIoU.)
+    background but without a label, so the choice is 0. On msrc_v2 the split cost 7 to 11 mIoU (docs/weak.md).
 
     Args:
         options: what was asked for.
@@ -94,6 +99,7 @@ def choose_threshold(
         data: the images.
         targets: what they are tagged with.
         classes: C.
+        known: that of maps that say themselves where background begins.
     """
     o = options
     if o.threshold is not None:
@@ -103,6 +109,8 @@ def choose_threshold(
         return Threshold(
             best.threshold, f"the best against the masks (an oracle; mIoU {100 * best.miou:.1f} before the CRF)"
         )
+    if known is not None:
+        return known
     names = [data.items[i].name for i in targets.indices(data)]
     if targets.background is None:
         values = largest_values(store, names)

@@ -7,9 +7,7 @@ Legend: B batch, T tags, S crop side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,20 +18,15 @@ from maskwright.data.training.augment import Photometric
 from maskwright.data.training.sampler import Sampler
 from maskwright.data.training.streams import CropRecipe, Stream, Streams, Views
 from maskwright.data.training.tag_targets import TagTargets
-from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.distributed import rank, world_size
-from maskwright.engine.loop import CHECKPOINT, Training, poly
+from maskwright.engine.loop import Training, poly
 from maskwright.engine.seeding import seed_step
 from maskwright.models.backbones.dense import autocast
-from maskwright.models.parts.cam import CamNetwork
-from maskwright.models.preprocess import Preprocess
+from maskwright.recipes.tags.network import Make, make_cam_network, tag_preprocess
 from maskwright.recipes.training.forward import precision_of
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
-
-Make = Callable[["Context", Any, TagTargets], Any]
-"""Builds an untrained network: (context, config, targets)."""
 
 
 def multi_label_soft_margin(scores: Tensor, y: Tensor) -> Tensor:
@@ -44,12 +37,6 @@ def multi_label_soft_margin(scores: Tensor, y: Tensor) -> Tensor:
         y: (B, T) in [0, 1].
     """
     return F.multilabel_soft_margin_loss(scores.float(), y.to(scores.device, torch.float32))
-
-
-def make_cam_network(context: Context, config: Any, targets: TagTargets) -> CamNetwork:
-    """An untrained classifier on a copy of the run's backbone."""
-    c = config.classifier
-    return CamNetwork(context.backbone, len(targets), c.output_stride or None, c.dropout, frozen_stages=c.freeze)
 
 
 class TagTraining(Training):
@@ -157,33 +144,6 @@ class TagTraining(Training):
         return {"loss": multi_label_soft_margin(out.scores, x.t)}
 
 
-def tag_steps(context: Context, config: Any, default: int = 800) -> int:
-    """Steps of a training stage on tags: the option's, else the run's, else the default."""
-    return int(config.classifier.steps or context.steps or default)
-
-
 def sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> torch.optim.Optimizer:
     """SGD over parameter groups, Nesterov's where there is momentum."""
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-
-
-def tag_preprocess(context: Context, config: Any, multiple_of: int) -> Preprocess:
-    """Normalisation of the backbone's weights; images up to the classifier's `long_side`."""
-    provenance = context.backbone.provenance
-    return Preprocess.for_backbone(provenance, long_side=config.classifier.long_side, multiple_of=multiple_of)
-
-
-def load_trained(network: nn.Module, folder: Path, part: str = "network") -> Any:
-    """Loads what a training stage left into a network of the same build, in evaluation mode.
-
-    Args:
-        network: of the same build.
-        folder: of the stage.
-        part: name in the training's `modules`.
-
-    Raises:
-        MaskwrightError: there is no checkpoint, or it is of another build.
-    """
-    path = folder / CHECKPOINT
-    load_part(network, stage_parts(path), f"module.{part}", path)
-    return network.eval()

@@ -29,9 +29,9 @@ from maskwright.ops.cam import EPS, resize_maps
 from maskwright.ops.graphs.walk import affinity_from_edges, local_feature_affinity, random_walk
 from maskwright.recipes.tags.affinity import PairTraining, make_affinity_network
 from maskwright.recipes.tags.maps import MAPS, CamStore, ImageCams
+from maskwright.recipes.tags.network import load_trained, tag_preprocess, tag_steps
 from maskwright.recipes.tags.pairs import pair_bounds, power_at, write_sure_labels
 from maskwright.recipes.tags.thresholds import Threshold, find_threshold
-from maskwright.recipes.tags.training import load_trained, tag_preprocess, tag_steps
 from maskwright.recipes.training.forward import precision_of
 
 if TYPE_CHECKING:
