@@ -131,8 +131,8 @@ class TocoConfig(TagsConfig):
         },
     )  # fmt: skip
     aux_layer: int = option(-3, "block of the auxiliary class map, negative from the end")
-    high: float = option(0.7, "a class where a map is at least this", low=0, high=1, main=True)
-    low: float = option(0.25, "background where no map exceeds this", low=0, high=1, main=True)
+    high: float = option(0.7, "a class where a map is at least this", low=0, high=1)
+    low: float = option(0.25, "background where no map exceeds this", low=0, high=1)
     w_ptc: float = option(0.2, "weight of L_ptc", low=0, main=True)
     w_ctc: float = option(0.5, "weight of L_ctc", low=0)
     w_seg: float = option(0.1, "weight of L_seg", low=0, main=True)

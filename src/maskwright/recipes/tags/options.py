@@ -101,7 +101,7 @@ class SeedOptions:
     )
     oracle_threshold: bool = option(False, "the published way: the threshold with the best mIoU on the masks (peeks)")
     band: float = option(0.0, "pixels whose largest map is nearer to the threshold get no label", low=0, high=0.5)
-    crf: bool = option(True, "refine the seeds with a dense CRF before they become labels", old="seed_crf", main=True)
+    crf: bool = option(True, "refine the seeds with a dense CRF before they become labels", old="seed_crf")
     threshold_curve: bool = option(False, "write mIoU, mFN and mFP over the threshold; reads masks, to judge only")
     judge: bool = option(False, "report mIoU, mFN and mFP of the seeds; reads masks, to judge only", main=True)
 
