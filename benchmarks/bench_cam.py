@@ -20,7 +20,7 @@ from maskwright.models.backbones.build import build_backbone
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.networks.cam import CamNetwork, activation_maps
 from maskwright.models.preprocess import Preprocess
-from maskwright.recipes.tags.seeds import CamStore, MultiScale, infer_cams
+from maskwright.recipes.tags.maps import CamStore, MultiScale, infer_cams
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 TAGS = 20

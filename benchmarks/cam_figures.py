@@ -34,7 +34,7 @@ from maskwright.methods import find_method
 from maskwright.models.backbones.build import build_backbone
 from maskwright.ops.cam import normalize_cam, resize_maps
 from maskwright.predict.sheet import heat_colors
-from maskwright.recipes.tags.seeds import MultiScale
+from maskwright.recipes.tags.maps import MultiScale
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 WIDTH, HEIGHT, GAP = 150, 112, 4

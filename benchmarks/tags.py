@@ -22,8 +22,9 @@ from maskwright import api
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.trust.files import write_json
-from maskwright.recipes.tags.pipeline import MAPS, read_threshold
-from maskwright.recipes.tags.seeds import CamStore, sweep_thresholds
+from maskwright.recipes.tags.maps import MAPS, CamStore
+from maskwright.recipes.tags.seeding import read_threshold
+from maskwright.recipes.tags.thresholds import sweep_thresholds
 
 
 class Row(NamedTuple):

@@ -19,8 +19,10 @@ import torch
 from benchmarks.cam_figures import opened
 from benchmarks.records import data_root
 from maskwright import api
-from maskwright.recipes.tags.seeds import CamStore, ImageCams, find_threshold, sweep_thresholds
-from maskwright.recipes.tags.tags import tag_preprocess
+from maskwright.recipes.tags.maps import CamStore, ImageCams
+from maskwright.recipes.tags.network import tag_preprocess
+from maskwright.recipes.tags.options import SeedOptions
+from maskwright.recipes.tags.thresholds import choose_threshold, sweep_thresholds
 
 
 def main() -> None:
@@ -40,11 +42,13 @@ def main() -> None:
     method = opened(options.run)
     split = json.loads((options.run / "run.json").read_text())["split"]
     method.context.data = everything.split(split) if split else everything
-    kind, network = method.walk_kind, method.trained_affinity()
+    walk = method.walk
+    kind, network = walk.kind, walk.trained_affinity()
     preprocess = tag_preprocess(method.context, method.config, network.multiple_of)
-    chosen = [i for i, name in enumerate(data.names) if name in method.raw_store][:: options.every]
-    names = [data.names[i] for i in chosen]
-    raw = {i: method.raw_store.read(data.names[i]) for i in chosen}
+    chosen = [i for i, name in enumerate(data.names) if name in walk.raw_store][:: options.every]
+    walked_over = data.subset(chosen)
+    classes = len(data.classes or ())
+    raw = {i: walk.raw_store.read(data.names[i]) for i in chosen}
     inputs = {i: preprocess.apply(data.image(i), preprocess.target_size(data.size(i))) for i in chosen}
 
     def judge(what: str, maps: dict[int, torch.Tensor], walked: bool) -> None:
@@ -52,8 +56,9 @@ def main() -> None:
             store = CamStore(Path(folder))
             for i in chosen:
                 store.write(data.names[i], ImageCams(raw[i].keys, maps[i], raw[i].size))
-            sweep = sweep_thresholds(store, data, method.targets, len(data.classes or ()), "evaluate")
-            found = 0.5 if walked and kind == "psa" else find_threshold(store, names)
+            sweep = sweep_thresholds(store, data, method.targets, classes, "evaluate")
+            known = walk.threshold(method.targets) if walked else None
+            found = choose_threshold(SeedOptions(), store, walked_over, method.targets, classes, known).value
             at, best = sweep.curve()[sweep.nearest(found)], sweep.best()
         print(f"{what}: {100 * at.miou:.2f} at {found:.2f}, {100 * best.miou:.2f} at {best.threshold:.2f}", flush=True)
 
@@ -65,12 +70,12 @@ def main() -> None:
     judge("no walk", {i: cams.maps for i, cams in raw.items()}, walked=False)
     lists = (options.steps, options.betas, options.alphas)
     for steps, beta, alpha in itertools.product(*(map(float, values.split(",")) for values in lists)):
-        c = method.config
-        c.walk_beta, c.walk_alpha = beta, alpha
-        c.walk_steps = method.published[kind] if steps < 0 else int(steps)
-        length = {-1: f"published {c.walk_steps}", 0: "in proportion"}.get(int(steps), str(int(steps)))
+        c = method.config.walk
+        c.beta, c.alpha = beta, alpha
+        c.steps = method.published[kind] if steps < 0 else int(steps)
+        length = {-1: f"published {c.steps}", 0: "in proportion"}.get(int(steps), str(int(steps)))
         power = f", alpha {alpha:g}" if alpha else ""
-        maps = {i: method.walked(network, inputs[i], raw[i]) for i in chosen}
+        maps = {i: walk.walked(network, inputs[i], raw[i]) for i in chosen}
         judge(f"beta {beta:g}, length {length}{power}", maps, walked=True)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -65,6 +66,16 @@ def test_a_wild_first_value_does_not_flatten_the_curve():
     root = ET.fromstring(curve(range(401), values, "loss"))
     ys = [float(p.split(",")[1]) for p in next(root.iter("polyline")).get("points").split()][5:]
     assert max(ys) - min(ys) > 30
+
+
+def test_a_curve_that_is_no_course_of_training_is_drawn_as_it_is_and_its_choice_marked():
+    x, y = [k / 40 for k in range(41)], [(k % 2) * 1.0 for k in range(41)]
+    plain, soft = curve(x, y, "a", "threshold", smoothed=False, mark=0.25), curve(x, y, "a", "threshold")
+    thin_line, thick_line = re.findall(r'class="(?:raw|smooth)" points="([^"]*)"', plain)
+    assert thin_line == thick_line and len(set(re.findall(r'points="([^"]*)"', soft))) == 2
+    (at,) = re.findall(r'class="mark" x1="([\d.]+)" x2="\1"', plain)
+    assert float(at) == pytest.approx(52 + 0.25 * (360 - 52 - 10), abs=0.1) and "chosen at 0.25" in plain
+    assert "mark" not in soft and 'class="mark"' not in curve(x, y, "a", mark=7.0)
 
 
 def test_nothing_finite_gives_nothing():

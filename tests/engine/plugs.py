@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskwright.engine.contract import Stage
-from maskwright.recipes.tags.pipeline import TagMethod
+from maskwright.recipes.tags.method import TagMethod
 
 
 class Brightness(nn.Module):

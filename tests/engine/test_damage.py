@@ -22,7 +22,7 @@ from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.models.bundle import load_bundle
 from maskwright.models.tensors import load_tensors, save_tensors
-from maskwright.recipes.tags.seeds import CamStore, ImageCams
+from maskwright.recipes.tags.maps import CamStore, ImageCams
 
 QUIET = Progress(quiet=True)
 

@@ -40,7 +40,7 @@ from maskwright.models.parts.heads import CosineClassifier, LinearClassifier, Se
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
 from maskwright.models.segmenter import Segmenter
-from maskwright.recipes.tags.pipeline import read_threshold
+from maskwright.recipes.tags.seeding import read_threshold
 from maskwright.recipes.training.norm_statistics import retake_as_recorded
 
 HUGE = "9" * 400

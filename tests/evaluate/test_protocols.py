@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from maskwright.data.examining.reading import Reading
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.layouts import open_data
 from maskwright.data.masking.masks import write_mask, write_mask_rg
+from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.luss import LussEvaluator, LussMatcher
 from maskwright.evaluate.protocols import PROTOCOLS, evaluate_arrays, evaluate_folder
@@ -215,6 +217,27 @@ def test_folder_errors(tiny_folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 48), (9, 8, 7)).save(predictions / f"{names[0]}.png")
     with pytest.raises(MaskwrightError, match="colour"):
         evaluate_folder(predictions, tiny_folder, allow_missing=True)
+
+
+def test_a_store_of_pseudo_masks_is_judged_on_the_images_that_it_holds(tiny_folder: Path, tmp_path: Path) -> None:
+    data, store = open_folder(tiny_folder), LabelStore(tmp_path / "seeds", open_folder(tiny_folder).classes)
+    for i in range(3):
+        mask = data.mask(i)
+        valid = torch.ones(mask.shape, dtype=torch.bool)
+        valid[:6] = i > 0
+        ids = torch.from_numpy(mask.astype(np.int64))
+        store.write(data.names[i], LabelMap(torch.where(valid, ids, 0), valid.float(), valid), data.items[i].image)
+    scores = evaluate_folder(store.folder, tiny_folder)
+    assert scores == evaluate_folder(store.folder / "masks", tiny_folder, allow_missing=True)
+    assert scores.images == 3 and scores.pixel_accuracy == pytest.approx(1 - 6 / (3 * 48))
+    assert any("5 of 8 images left out: no prediction" in note for note in scores.notes)
+    assert any(f"{6 * 64} pixels have no predicted class" in note for note in scores.notes)
+    with pytest.raises(MaskwrightError, match="5 of 8 predictions are missing"):
+        evaluate_folder(store.folder / "masks", tiny_folder)
+    for name in store.names:
+        (store.folder / "masks" / f"{name}.png").unlink()
+    with pytest.raises(MaskwrightError, match="8 of 8 predictions are missing"):
+        evaluate_folder(store.folder, tiny_folder)
 
 
 def test_luss_on_folders_equals_the_evaluator(tiny_folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from maskwright.methods.weak.seam.method import (
     with_rest,
 )
 from maskwright.methods.weak.seam.network import correlate
-from maskwright.recipes.tags.tags import multi_label_soft_margin
+from maskwright.recipes.tags.training import multi_label_soft_margin
 
 TAGS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
 

@@ -64,6 +64,11 @@ figcaption span.part { white-space: nowrap; }
 figure .back { display: none; }
 figure:target { grid-column: 1 / -1; }
 figure:target .back { display: inline; color: var(--accent); text-decoration: underline; }
+.strips { display: grid; gap: 1.25rem; margin: 1.5rem 0; }
+.strip > div { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(8.5rem, 45%), 1fr)); gap: 4px; }
+.strip > div > div { min-width: 0; max-width: 17.5rem; }
+.strip img { width: 100%; height: auto; display: block; background: var(--panel); }
+.strip > div span { display: block; color: var(--soft); font-size: .8rem; line-height: 1.4; }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.25rem 2rem; }
 svg.curve { width: 100%; height: auto; display: block; overflow: visible; }
 svg.curve text { font: 11px var(--sans); fill: var(--soft); font-variant-numeric: tabular-nums; }
@@ -71,6 +76,7 @@ svg.curve polyline { fill: none; stroke-linejoin: round; vector-effect: non-scal
 svg.curve .raw { stroke: var(--raw); stroke-width: 1; }
 svg.curve .smooth { stroke: var(--accent); stroke-width: 2; }
 svg.curve .grid { stroke: var(--line); } svg.curve .axis { stroke: var(--soft); }
+svg.curve .mark { stroke: var(--ink); stroke-dasharray: 4 3; }
 svg.bar { display: block; width: 100%; height: .7rem; }
 svg.bar .track { fill: var(--panel); } svg.bar .value.plain { fill: var(--accent); }
 svg.bar .value { stroke: color-mix(in srgb, var(--ink) 45%, transparent); stroke-width: 1;

@@ -68,7 +68,15 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = MAX_POINTS) -> tuple[np.nda
     return x[order], y[order]
 
 
-def curve(steps: Sequence[float], values: Sequence[float], label: str, x_label: str = "step") -> str:
+def curve(
+    steps: Sequence[float],
+    values: Sequence[float],
+    label: str,
+    x_label: str = "step",
+    *,
+    smoothed: bool = True,
+    mark: float | None = None,
+) -> str:
     """One curve, raw and smoothed, with axes.
 
     Args:
@@ -76,6 +84,8 @@ def curve(steps: Sequence[float], values: Sequence[float], label: str, x_label: 
         values: y; those that are not finite are left out and told of.
         label: what it shows, for those who cannot see it.
         x_label: what x is.
+        smoothed: whether the thick line is a moving average, or the values themselves.
+        mark: an x at which a line is drawn.
 
     Returns:
         An `<svg>` element, or an empty string without finite values.
@@ -86,7 +96,7 @@ def curve(steps: Sequence[float], values: Sequence[float], label: str, x_label: 
     x, y = x[good], y[good]
     if not len(x):
         return ""
-    soft = smooth(y, max(1, len(y) // 20))
+    soft = smooth(y, max(1, len(y) // 20) if smoothed else 1)
     low, high = _limits(y)
     x0, x1 = float(x[0]), float(x[-1]) if x[-1] > x[0] else float(x[0]) + 1
 
@@ -105,6 +115,8 @@ def curve(steps: Sequence[float], values: Sequence[float], label: str, x_label: 
         anchor = "end" if n == len(ticks) - 1 and float(px(tick)) > WIDTH - 40 else "middle"
         parts.append(f'<text x="{px(tick):.1f}" y="{HEIGHT - 9}" text-anchor="{anchor}">{format_number(tick)}</text>')
     base = HEIGHT - BOTTOM
+    if mark is not None and x0 <= mark <= x1:
+        parts.append(f'<line class="mark" x1="{px(mark):.1f}" x2="{px(mark):.1f}" y1="{TOP}" y2="{base}"/>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
     for name, line in (("raw", y), ("smooth", soft)):
         tx, ty = thin(x, line)
@@ -114,6 +126,8 @@ def curve(steps: Sequence[float], values: Sequence[float], label: str, x_label: 
         f"{label}: from {format_number(float(soft[0]))} to {format_number(float(soft[-1]))} over {x_label} "
         f"{format_number(x0)} to {format_number(float(x[-1]))}"
     )
+    if mark is not None:
+        told += f", chosen at {format_number(mark)}"
     if lost:
         told += f"; {lost} values are not finite and left out"
     return (

@@ -1,7 +1,7 @@
 """The run report: one HTML file that says what a run did, shows its pictures and needs nothing beside it.
 
-It reads `run.json`, `metrics.jsonl`, `previews/` and `scores.json` of a run folder. What is missing is left out;
-what is damaged does not keep the rest from being shown. Everything that comes from files is escaped.
+It reads `run.json`, `metrics.jsonl`, `previews/`, `scores.json` and the `shown.json` of stages of a run folder. What is
+missing is left out; what is damaged does not keep the rest from being shown. What comes from files is escaped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from maskwright.app.page import frame
 from maskwright.app.pictures import PREVIEWS, figure, swatch
 from maskwright.app.plots import bar, curve, format_number
+from maskwright.app.stage_view import stage_views
 from maskwright.data.masking.classes import ClassTable, default_palette
 from maskwright.data.trust.artefacts import Damage, parse_json, read_record
 from maskwright.data.trust.files import write_text
@@ -59,6 +60,7 @@ def write_report(run_folder: str | Path, record: Mapping[str, Any] | None = None
         _done(run),
         _labels(run),
         _pictures(folder, run),
+        *_shown(folder, run),
         _classes(run),
         _scores(folder),
         _curves(folder),
@@ -297,6 +299,12 @@ def _pictures(folder: Path, run: Mapping[str, Any]) -> str:
         body += f"<details><summary>{_count(len(more), 'more picture')}</summary>"
         body += f'<div class="pictures">{"".join(more)}</div></details>'
     return _section("Pictures", body)
+
+
+def _shown(folder: Path, run: Mapping[str, Any]) -> list[str]:
+    """What stages show of themselves, a section each."""
+    names = [str(stage.get("name")) for stage in _rows(run.get("stages"))]
+    return [_section(title, body) for title, body in stage_views(folder, names)]
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

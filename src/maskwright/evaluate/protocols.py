@@ -177,7 +177,8 @@ def evaluate_folder(
 
     Args:
         predictions: folder with NAME.png for every image, of the size of its truth; where all names begin with a
-            split's folder, as of ImageNet-S, also without it (WNID/NAME.png), as the benchmark's tools write them.
+            split's folder, as of ImageNet-S, also without it (WNID/NAME.png), as the benchmark's tools write them. A
+            store of pseudo masks (RUN/seeds, with `masks/` and `confidence/`) is judged on the images that it holds.
         truth: a `Dataset`, a dataset folder, "layout:PATH", or a folder of masks alone.
         protocol: a name of `PROTOCOLS`.
         split: only the images of this split of the truth.
@@ -208,10 +209,12 @@ def evaluate_folder(
             "masks/NAME.png for at least one",
             "add masks",
         )
+    if is_store := _is_store(folder):
+        folder = folder / "masks"
     found, spare = _predictions_below(folder, [name for name, _ in present])
     judged = [(name, i) for name, i in present if name in found]
     missing = len(present) - len(judged)
-    if missing and (not allow_missing or not judged):
+    if missing and not ((allow_missing or is_store) and judged):
         kept = {name for name, _ in judged}
         lost = next(name for name, _ in present if name not in kept)
         first = file_for(folder, lost, ".png").relative_to(folder).as_posix()
@@ -257,6 +260,11 @@ def evaluate_folder(
             f"{len(grey)} predictions hold their ids in three equal channels and are read so ({some(list(grey))})"
         )
     return replace(scores, split=split, names_hash=hash_names(name for name, _ in judged))
+
+
+def _is_store(folder: Path) -> bool:
+    """Whether a folder is a store of pseudo masks (`LabelStore`), which says itself which images it labels."""
+    return (folder / "masks").is_dir() and (folder / "confidence").is_dir()
 
 
 def _without_first_folder(names: Sequence[str]) -> dict[str, str]:

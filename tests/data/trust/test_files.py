@@ -28,7 +28,7 @@ from maskwright.data.trust.files import (
     write_json,
 )
 from maskwright.errors import MaskwrightError
-from maskwright.recipes.tags.seeds import CamStore, ImageCams
+from maskwright.recipes.tags.maps import CamStore, ImageCams
 
 LONG = {
     f"{kind} {size}": (char * (size // len(char.encode())) + "a" * (size % len(char.encode())))

@@ -16,8 +16,8 @@ from maskwright.engine.checkpoint import load_checkpoint
 from maskwright.engine.loop import CHECKPOINT
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
-from maskwright.recipes.tags.pipeline import read_threshold
-from maskwright.recipes.tags.seeds import CamStore
+from maskwright.recipes.tags.maps import CamStore
+from maskwright.recipes.tags.seeding import read_threshold
 
 SMALL = {
     "batch": 2, "crop": 32, "tag_crop": 64, "tag_batch": 4, "scales": (0.5, 1.0), "precision": "fp32",

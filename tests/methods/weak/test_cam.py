@@ -14,8 +14,8 @@ from maskwright.data.training.labels import LabelStore
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods import choose_method
-from maskwright.recipes.tags.pipeline import read_threshold
-from maskwright.recipes.tags.seeds import CamStore
+from maskwright.recipes.tags.maps import CamStore
+from maskwright.recipes.tags.seeding import read_threshold
 
 SMALL = {
     "batch": 2, "crop": 32, "tag_crop": 48, "tag_batch": 4, "scales": (0.5, 1.0), "precision": "fp32",
@@ -78,6 +78,38 @@ def test_asked_threshold_and_no_background(data, tmp_path):
     maps = [labels.read(name) for name in labels.names]
     assert any(not m.valid.all() for m in maps) and all((m.ids[m.valid] > 0).all() for m in maps)
     assert any("no class stands for the background" in n for n in record["notes"])
+
+
+def test_without_a_background_class_every_pixel_with_evidence_has_a_class(data, tmp_path):
+    _, record = run(data, tmp_path / "run", background="none", seed_crf=False)
+    assert read_threshold(tmp_path / "run" / "seeds") == 0
+    (said,) = [n for n in record["notes"] if n.startswith("Seeds:")]
+    assert "threshold 0" in said and "no class stands for the background" in said and "--set threshold=" in said
+    store = CamStore(tmp_path / "run" / "cams" / "maps")
+    labels = LabelStore(tmp_path / "run" / "seeds", mw.open_folder(data).classes)
+    for name in labels.names:
+        assert torch.equal(labels.read(name).valid, store.read(name).top()[0] > 0)
+
+
+def test_the_report_shows_the_way_to_the_masks_and_the_ledger_what_was_judged(data, tmp_path):
+    out = tmp_path / "run"
+    settings = {"walk": "irn", "walk_steps": 8, "affinity_radius": 4, "judge": True, "threshold_curve": True}
+    mw.train(
+        data, "seam", out=out, steps=2, backbone="mobilenetv2_050", weights="random", device="cpu",
+        settings={**SMALL, **settings}, progress=Progress(quiet=True),
+    )  # fmt: skip
+    record, page = json.loads((out / "run.json").read_text()), (out / "report.html").read_text()
+    assert record["labels_read"]["evaluate"]["masks"] == 6 and record["labels_read"]["train"]["masks"] == 0
+    assert "From tags to pseudo masks" in page
+    for caption in ("photograph", "class maps", "walked maps", "sure pixels", "pseudo mask"):
+        assert page.count(f"<span>{caption}</span>") == 6, caption
+    for heading in ("mIoU of the masks", "mFN", "mFP", "background threshold", "mIoU of the maps, percent"):
+        assert heading in page
+    assert "of 6 tags have not a single pixel" in page or "Each of the 6 tags has a pixel" in page
+    shown = json.loads((out / "seeds" / "shown.json").read_text())
+    scores = mw.evaluate(out / "seeds", data).to_json()
+    assert dict(map(tuple, shown["facts"]))["mIoU of the masks"] == f"{100 * scores['miou']:.1f} %"
+    assert any("2 of 8 images left out: no prediction" in n for n in scores["notes"])
 
 
 def test_grad_cam_at_the_last_layer_makes_the_maps_of_cam(data, tmp_path):

@@ -29,8 +29,8 @@ from maskwright.methods.weak.seam.method import (
     with_rest,
 )
 from maskwright.models.backbones.build import build_backbone
-from maskwright.recipes.tags.pipeline import read_threshold
-from maskwright.recipes.tags.seeds import CamStore
+from maskwright.recipes.tags.maps import CamStore
+from maskwright.recipes.tags.seeding import read_threshold
 
 SMALL = {
     "batch": 2, "crop": 32, "tag_crop": 64, "tag_batch": 4, "scales": (0.5, 1.0), "precision": "fp32",
@@ -50,6 +50,20 @@ def training(data, **options) -> SeamTraining:
     )  # fmt: skip
     settings = {"tag_crop": 64, "tag_batch": 4, "precision": "fp32", **options}
     return SeamTraining(context, configure(SeamConfig, settings), find_targets(data, data.classes), 10)
+
+
+def drawn(train: SeamTraining, images: list[int], seed: int = 0) -> dict:
+    """A batch on the device."""
+    return train.on_device(train.batch({"x": images}, torch.Generator().manual_seed(seed)))
+
+
+def test_a_batch_is_drawn_on_the_cpu_as_a_function_of_images_and_generator(data):
+    train = training(data, mirror=0.5, rotate=20.0)
+    first, again, other = (train.batch({"x": [0, 3]}, torch.Generator().manual_seed(s))["x"] for s in (1, 1, 2))
+    assert first.x1.dtype == torch.uint8 and first.x2 is None, "A is applied where the network is"
+    assert torch.equal(first.x1, again.x1) and not torch.equal(first.x1, other.x1)
+    for a, b in zip(first.views2, again.views2):
+        assert torch.equal(torch.as_tensor(a.matrix), torch.as_tensor(b.matrix))
 
 
 def test_norms_are_not_trained_and_half_of_what_the_classifier_sees_is_dropped(data):
@@ -133,8 +147,9 @@ def test_cross_regularization_against_a_slow_version():
 
 def test_identical_branches_have_no_equivariance_loss(data):
     train = training(data, rescale=1.0, tag_dropout=0.0)
-    batch = train.batch([0, 1, 2, 3], torch.Generator().manual_seed(0))
-    assert torch.equal(batch.x, batch.x2) and train.small == train.crop
+    batch = drawn(train, [0, 1, 2, 3])
+    x = batch["x"]
+    assert torch.equal(x.x1, x.x2) and train.small == train.crop
     terms = train.losses(batch, 0)
     assert float(terms["l_er"].detach()) == 0
     torch.testing.assert_close(terms["loss"], terms["l_cls"] + terms["l_ecr"])
@@ -143,17 +158,17 @@ def test_identical_branches_have_no_equivariance_loss(data):
 @pytest.mark.parametrize("rotate, mirror", [(0.0, 0.0), (0.0, 1.0), (40.0, 0.5)])
 def test_the_second_view_shows_what_its_geometry_says(data, rotate, mirror):
     train = training(data, rescale=0.5, rotate=rotate, mirror=mirror)
-    batch = train.batch([0, 1, 4, 7], torch.Generator().manual_seed(1))
-    assert batch.x2.shape == (4, 3, 32, 32) and train.grid == (8, 8)
-    for view, other in zip(batch.views, batch.views2):
+    x = drawn(train, [0, 1, 4, 7], 1)["x"]
+    assert x.x2.shape == (4, 3, 32, 32) and train.grid == (8, 8)
+    for view, other in zip(x.views1, x.views2):
         between = view.matrix_to(other)
         det = between[0, 0] * between[1, 1] - between[0, 1] * between[1, 0]
         assert float(det.abs().sqrt()) == pytest.approx(0.5)
         assert (det < 0) == (mirror == 1.0) or mirror == 0.5
     image = torch.from_numpy(data.image(0)).permute(2, 0, 1).float()
-    shown = train.preprocess.denormalise(batch.x2[0].contiguous()).float()
-    inside = View(batch.views2[0].matrix, batch.views2[0].size, batch.views2[0].source_size).valid()
-    direct = batch.views2[0].render(image)
+    shown = train.preprocess.denormalise(x.x2[0].contiguous()).float()
+    inside = View(x.views2[0].matrix, x.views2[0].size, x.views2[0].source_size).valid()
+    direct = x.views2[0].render(image)
     core = inside.clone()
     core[1:-1, 1:-1] &= inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
     gap = (shown - direct).abs().mean(0)[core]
@@ -163,22 +178,23 @@ def test_the_second_view_shows_what_its_geometry_says(data, rotate, mirror):
 def test_maps_that_follow_the_image_cost_nothing(data):
     """What A does to maps of the first view is what the second would show of the same maps."""
     train = training(data, rescale=0.5, mirror=1.0)
-    batch = train.batch([0, 1], torch.Generator().manual_seed(1))
+    x = drawn(train, [0, 1], 1)["x"]
     smooth = torch.linspace(0, 1, 8)[None, None, None].expand(2, 2, 8, 8).contiguous()
     out1 = SimpleNamespace(cams=smooth, refined=torch.cat([smooth, smooth[:, :1]], 1))
     out2 = SimpleNamespace(cams=smooth.flip(-1), refined=out1.refined.flip(-1))
     y = torch.ones(2, 2)
-    y1, _, valid = train.moved(out1, y, batch.views, batch.views2)
-    y2, _, _ = train.moved(out2, y, batch.views2, batch.views2)
+    y1, _, valid = train.seen(out1, y, x.views1, x.views2)
+    y2, _, _ = train.seen(out2, y, x.views2, x.views2)
     assert valid.any() and float(equivariant_regularization(y1, y2, valid)) < 0.02
     assert float(equivariant_regularization(y1.flip(-1), y2, valid)) > 0.2
 
 
 def test_absent_classes_stay_zero_and_cross_terms_train_the_module_alone(data):
     train = training(data)
-    batch = train.batch([0, 2], torch.Generator().manual_seed(0))
-    out = train.network(batch.x, batch.y)
-    y1, yr1, _ = train.moved(out, batch.y, batch.views, batch.views2)
+    batch = drawn(train, [0, 2])
+    x = batch["x"]
+    out = train.network(x.x1, x.y)
+    y1, yr1, _ = train.seen(out, x.y, x.views1, x.views2)
     assert not y1[:, 1].any() and not yr1[:, 2].any(), "both photographs show a disc and no square"
     train.losses(batch, 0)["l_ecr"].backward()
     assert all(p.grad is None or not p.grad.any() for p in train.network.encoder.parameters())
@@ -191,11 +207,11 @@ def test_absent_classes_stay_zero_and_cross_terms_train_the_module_alone(data):
 
 def test_classification_loss_is_the_mean_of_the_branches(data):
     train = training(data)
-    batch = train.batch([0, 1], torch.Generator().manual_seed(0))
-    out = train.network(batch.x, batch.y)
-    margin = torch.nn.functional.multilabel_soft_margin_loss(out.scores, batch.y)
-    least = adaptive_min_pooling(out.refined[:, 1:], batch.y)
-    torch.testing.assert_close(classification_loss(out, out, batch.y), margin + least)
+    x = drawn(train, [0, 1])["x"]
+    out = train.network(x.x1, x.y)
+    margin = torch.nn.functional.multilabel_soft_margin_loss(out.scores, x.y)
+    least = adaptive_min_pooling(out.refined[:, 1:], x.y)
+    torch.testing.assert_close(classification_loss(out, out, x.y), margin + least)
 
 
 def test_small_crops_keep_cells(data):

@@ -123,7 +123,7 @@ def test_large_views_are_positives_of_themselves_and_of_each_other(training, mon
     vectors = torch.randn(3, training.network.width)
     roi = torch.zeros(3, 48, 48)
     roi[1] = 1.0
-    training.class_contrast(batch, vectors, roi, batch.valid)
+    training.class_contrast(batch, vectors, roi)
     p, q, pos, neg = caught[0]
     assert p.shape[:2] == (3, 2) and q.shape[:2] == pos.shape == neg.shape == (3, 7)
     assert pos[:, :2].all() and torch.equal(pos, ~neg)
@@ -195,8 +195,20 @@ def training(tmp_path) -> toco.TocoTraining:
     return toco.TocoTraining(context, config, targets, 20)
 
 
-def batch_of(t: toco.TocoTraining) -> toco.TocoBatch:
-    return t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
+def batch_of(t: toco.TocoTraining) -> toco.LargeViews:
+    return t.on_device(t.batch(t.sampler.next(), torch.Generator().manual_seed(0)))["x"]
+
+
+def losses_of(t: toco.TocoTraining, step: int) -> dict[str, torch.Tensor]:
+    return t.losses({"x": batch_of(t)}, step)
+
+
+def test_a_batch_is_drawn_on_the_cpu_as_a_function_of_images_and_generator(training):
+    first, again, other = (training.batch({"x": [0, 3]}, torch.Generator().manual_seed(s))["x"] for s in (1, 1, 2))
+    for name in ("x", "second", "changed"):
+        a, b, c = (getattr(views, name) for views in (first, again, other))
+        assert a.dtype == torch.uint8 and torch.equal(a, b) and not torch.equal(a, c)
+    assert first.y.tolist() == [[1, 0], [0, 1]]
 
 
 def test_crops_are_cut_where_the_map_is_unsure(training):
@@ -206,8 +218,7 @@ def test_crops_are_cut_where_the_map_is_unsure(training):
     cams[1, 1] = 0.5  # unsure everywhere
     cams[2, 0] = 1.0  # the class everywhere: nowhere wanted
     roi = cam_regions(cams, 0.7, 0.25)
-    valid = torch.ones(3, 24, 24, dtype=torch.bool)
-    small, ground = training.crops(batch, roi, valid)
+    small, ground = training.crops(batch._replace(valid=torch.ones(3, 24, 24, dtype=torch.bool)), roi)
     assert small.shape == (15, 3, 16, 16) and ground.shape == (3, 5)
     assert ground[0].any() and not ground[1].any() and not ground[2].any()
     # Each crop is a slice of the view with changed colours.
@@ -240,9 +251,8 @@ def test_maps_over_scales_against_a_loop(training):
 
 
 def test_the_teacher_gets_no_gradient_and_follows(training):
-    batch = batch_of(training)
     before = [p.clone() for p in training.teacher.parameters()]
-    terms = training.losses(batch, 10)
+    terms = losses_of(training, 10)
     assert set(terms) == {"loss", "cls", "cls_aux", "ptc", "ctc", "seg", "reg"}
     total = terms["cls"] + terms["cls_aux"] + 0.2 * terms["ptc"] + 0.5 * terms["ctc"] + 0.1 * terms["seg"]
     assert torch.allclose(terms["loss"], total + 0.05 * terms["reg"])
@@ -258,7 +268,7 @@ def test_the_teacher_gets_no_gradient_and_follows(training):
 
 
 def test_the_branch_waits(training):
-    early = training.losses(batch_of(training), 1)
+    early = losses_of(training, 1)
     assert float(early["seg"]) == float(early["reg"]) == 0
     early["loss"].backward()
     assert all(p.grad is None for p in training.network.segment.parameters())
@@ -284,7 +294,7 @@ def test_padding_has_no_label(training):
     real = toco.refined_cam_labels
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toco, "refined_cam_labels", lambda *a: labels.append(real(*a)) or labels[-1])
-        training.segmentation_losses(batch, features, cams, valid)
+        training.segmentation_losses(batch, features, cams)
     assert (labels[0][~valid] == IGNORE).all() and (labels[0][valid] != IGNORE).any()
 
 
@@ -322,6 +332,9 @@ def test_retraining_on_masks_and_on_seeds(data, tmp_path, retrain, names):
         own = {0, *(targets.ids[k] for k in targets.tagged[name])}
         assert set(store.read(name).ids.unique().tolist()) <= own, "only tagged classes and the background"
     assert type(model.segmenter.decoder).__name__ != "TokenLargeFOV"
+    shown = json.loads((tmp_path / "run" / names[-2] / "shown.json").read_text())
+    captions = ["photograph", *(["class maps"] if retrain == "cams" else []), "pseudo mask"]
+    assert [c for c, _ in shown["rows"][0]["pictures"]] == captions and len(shown["rows"]) == 5
 
 
 def test_the_branch_is_the_result(data, tmp_path):

@@ -13,17 +13,10 @@ from maskwright.data.training.tag_targets import find_targets
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import Preprocess
-from maskwright.recipes.tags.seeds import (
-    CamStore,
-    ImageCams,
-    MultiScale,
-    SeedConfig,
-    find_threshold,
-    infer_cams,
-    seed_labels,
-    sweep_thresholds,
-    write_seeds,
-)
+from maskwright.recipes.tags.maps import CamStore, ImageCams, MultiScale, infer_cams
+from maskwright.recipes.tags.options import MapOptions, SeedOptions
+from maskwright.recipes.tags.seeds import seed_labels, write_seeds
+from maskwright.recipes.tags.thresholds import choose_threshold, find_threshold, labelled_share, sweep_thresholds
 
 
 @pytest.fixture
@@ -230,9 +223,55 @@ def test_written_seeds_are_a_dataset(data, tmp_path):
     assert (tmp_path / "seeds" / "masks" / "picture_00.png").stat().st_mtime_ns == before
 
 
+@pytest.fixture
+def stored(data, tmp_path):
+    """Maps of all tagged images: half of the cells at 0.1, a third at 0.8, the rest without evidence."""
+    store = CamStore(tmp_path / "stored")
+    values = torch.tensor([0.1] * 24 + [0.8] * 16 + [0.0] * 8).view(1, 6, 8)
+    for name, channels in find_targets(data, data.classes).tagged.items():
+        keys = torch.arange(1, 1 + len(channels))
+        store.write(name, ImageCams(keys, values.expand(len(channels), 6, 8), (48, 64)))
+    return store
+
+
+def chosen(store, data, background, **options):
+    targets = find_targets(data, data.classes, background=background)
+    return choose_threshold(configure(SeedOptions, options), store, data, targets, 3)
+
+
+@pytest.mark.parametrize("rule", ["entropy", "otsu"])
+def test_the_threshold_is_found_where_a_class_stands_for_the_background(data, stored, rule):
+    found = chosen(stored, data, "ground", threshold_rule=rule)
+    assert found.value == find_threshold(stored, data.names[:2], rule) and 0.1 < found.value < 0.8
+    assert found.why.endswith("without masks")
+
+
+def test_where_no_class_stands_for_the_background_nothing_is_left_out_and_the_price_is_said(data, stored):
+    found = chosen(stored, data, "none")
+    split = find_threshold(stored, data.names[:2])
+    assert found.value == 0 and "no class stands for the background" in found.why
+    assert "83 % of the maps' cells" in found.why and "33 % would" in found.why
+    assert f"--set threshold={split:.2f}" in found.why
+    assert labelled_share(np.array([0.0, 0.1, 0.1, 0.8]), 0.0) == 0.75
+    assert labelled_share(np.array([0.0, 0.1, 0.1, 0.8]), 0.1) == 0.75
+    assert labelled_share(np.array([0.0, 0.1, 0.1, 0.8]), 0.2) == 0.25 and np.isnan(labelled_share(np.zeros(0), 0))
+    cams = stored.read("picture_00")
+    labels = seed_labels(cams, None, found.value)
+    assert torch.equal(labels.valid, cams.full()[0] > 0) and not labels.valid.all()
+
+
+def test_a_threshold_that_is_asked_for_or_the_oracles_counts_whatever_stands_for_the_background(data, stored):
+    for background in ("ground", "none"):
+        assert chosen(stored, data, background, threshold=0.35) == (0.35, "as asked")
+        best = chosen(stored, data, background, oracle_threshold=True)
+        targets = find_targets(data, data.classes, background=background)
+        assert best.value == sweep_thresholds(stored, data, targets, 3, "evaluate").best().threshold
+    assert data.ledger.counts()["select"]["masks"] == 4
+
+
 def test_contradictions_are_refused():
     with pytest.raises(MaskwrightError, match="oracle_threshold"):
-        configure(SeedConfig, {"threshold": 0.3, "oracle_threshold": True})
+        configure(SeedOptions, {"threshold": 0.3, "oracle_threshold": True})
     with pytest.raises(MaskwrightError, match="no scales"):
-        configure(SeedConfig, {"scales": ""})
-    assert configure(SeedConfig, {"threshold": "none"}).threshold is None
+        configure(MapOptions, {"scales": ""})
+    assert configure(SeedOptions, {"threshold": "none"}).threshold is None

@@ -14,8 +14,11 @@ from maskwright.data.training.tag_targets import TagTargets, find_targets
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.build import build_backbone
-from maskwright.recipes.tags.pipeline import PipelineConfig, TagMethod
-from maskwright.recipes.tags.tags import TagConfig, TagTraining, multi_label_soft_margin, note_targets, tag_steps
+from maskwright.recipes.tags.method import TagMethod
+from maskwright.recipes.tags.network import tag_steps
+from maskwright.recipes.tags.options import TagsConfig
+from maskwright.recipes.tags.telling import note_targets
+from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def context(data, **more):
 
 
 def config(**options):
-    return configure(TagConfig, {"tag_crop": 32, "tag_batch": 4, **options})
+    return configure(TagsConfig, {"tag_crop": 32, "tag_batch": 4, "precision": "fp32", **options})
 
 
 def test_tags_by_name_and_the_ledger(data):
@@ -126,33 +129,39 @@ def test_batch_has_crops_targets_and_their_views(data):
     ctx = context(data)
     training = TagTraining(ctx, config(), find_targets(data, data.classes), 10)
     random = torch.Generator().manual_seed(3)
-    batch = training.batch([0, 1, 4, 7], random)
-    assert batch.x.shape == (4, 3, 32, 32) and batch.y.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
-    for k, i in enumerate(batch.indices):
-        view = batch.views[k]
+    drawn = training.batch({"x": [0, 1, 4, 7]}, random)["x"]
+    assert drawn.weak.dtype == torch.uint8, "normalised where the network is"
+    x = training.on_device({"x": drawn})["x"]
+    assert x.weak.shape == (4, 3, 32, 32) and x.t.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
+    assert x.images == (0, 1, 4, 7)
+    for k, i in enumerate(x.images):
+        view = x.geometry[k]
         inside = view.valid()
-        shown = training.preprocess.denormalise(batch.x[k].contiguous())
+        shown = training.preprocess.denormalise(x.weak[k].contiguous())
         expected = torch.from_numpy(view.render(data.image(i))).permute(2, 0, 1)
         assert torch.equal(shown[:, inside], expected[:, inside]), "the view is the one the crop was taken with"
-    again = training.batch([0, 1, 4, 7], torch.Generator().manual_seed(3))
-    assert torch.equal(batch.x, again.x)
+        assert torch.equal(drawn.weak[k], shown) and torch.equal(drawn.valid[k], inside)
+    again = training.batch({"x": [0, 1, 4, 7]}, torch.Generator().manual_seed(3))["x"]
+    assert torch.equal(drawn.weak, again.weak)
     jittered = TagTraining(ctx, config(tag_jitter=0.3), training.targets, 10)
-    assert not torch.equal(jittered.batch([0, 1, 4, 7], torch.Generator().manual_seed(3)).x, batch.x)
+    other = jittered.batch({"x": [0, 1, 4, 7]}, torch.Generator().manual_seed(3))["x"]
+    assert not torch.equal(other.weak, drawn.weak)
+    outside = ~drawn.valid[:, None].expand_as(drawn.weak)
+    assert outside.any() and torch.equal(other.weak[outside], drawn.weak[outside]), "the margin is not jittered"
 
 
 def test_only_tagged_images_are_drawn(data):
     fresh = rewrite(data, "picture_02,disc\npicture_05,square\n")
     training = TagTraining(context(fresh), config(), find_targets(fresh, fresh.classes), 10)
-    drawn = {i for _ in range(4) for i in training.batch(training.sampler.next(), torch.Generator()).indices}
+    drawn = {i for _ in range(4) for i in training.batch(training.sampler.next(), torch.Generator())["x"].images}
     assert drawn == {2, 5}
 
 
 def test_loss_is_that_of_the_pooled_maps_and_falls(data):
     training = TagTraining(context(data), config(), find_targets(data, data.classes), 20)
-    training.config = SimpleNamespace(**vars(training.config), precision="fp32")
-    batch = training.batch(range(8), torch.Generator().manual_seed(0))
+    batch = training.on_device(training.batch({"x": range(8)}, torch.Generator().manual_seed(0)))
     terms = training.losses(batch, 0)
-    expected = multi_label_soft_margin(training.network(batch.x).scores, batch.y)
+    expected = multi_label_soft_margin(training.network(batch["x"].weak).scores, batch["x"].t)
     assert float(terms["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     fabric = SimpleNamespace(backward=lambda loss: loss.backward())
     first = float(training.losses(batch, 0)["loss"].detach())
@@ -166,12 +175,12 @@ def test_steps_and_contradictions(data):
     assert tag_steps(ctx, config()) == 800 and tag_steps(ctx, config(tag_steps=5)) == 5
     ctx.steps = 30
     assert tag_steps(ctx, config()) == 30 and tag_steps(ctx, config(tag_steps=5)) == 5
-    with pytest.raises(MaskwrightError, match="tag_scale_max"):
+    with pytest.raises(MaskwrightError, match=r"classifier: scale_min=2.0.*at most scale_max=1.25"):
         config(tag_scale_min=2.0)
 
 
 def test_masks_that_stand_for_tags_are_the_labels_needed():
     def needed(**options):
-        return TagMethod.labels_needed(configure(PipelineConfig, options))
+        return TagMethod.labels_needed(configure(TagsConfig, options))
 
     assert needed(tags_from_masks=True) == {"masks"} and needed() == {"tags"}

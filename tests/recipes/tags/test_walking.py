@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,14 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskwright.data.training.tag_targets import TagTargets
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS
 from maskwright.ops.graphs.walk import affinity_from_edges, local_feature_affinity, random_walk
 from maskwright.recipes.tags import walking
-from maskwright.recipes.tags.pairs import power_at, sure_by_power, sure_by_threshold, sure_labels
-from maskwright.recipes.tags.seeds import ImageCams
-from maskwright.recipes.tags.walking import WalkConfig, walk_length, walk_with_boundaries, walk_with_features
+from maskwright.recipes.tags.maps import ImageCams
+from maskwright.recipes.tags.options import WalkConfig
+from maskwright.recipes.tags.pairs import pair_bounds, power_at, sure_by_power, sure_by_threshold, sure_labels
+from maskwright.recipes.tags.walking import Walk, walk_length, walk_with_boundaries, walk_with_features
 
 
 def cams_of(values: list[list[list[float]]]) -> ImageCams:
@@ -113,12 +115,24 @@ def test_power_meets_the_map_at_the_threshold():
         assert (1 - threshold) ** power_at(threshold) == pytest.approx(threshold)
 
 
+def test_bounds_of_what_is_sure():
+    """As asked for; else around the threshold found, for psa as the exponents that draw the same lines."""
+    o = configure(WalkConfig, {}).pairs
+    assert pair_bounds(o, "irn", 0.3) == pytest.approx((0.15, 0.45))
+    assert pair_bounds(o, "irn", 0.8) == pytest.approx((0.4, 0.9))
+    low, high = pair_bounds(o, "psa", 0.3)
+    assert (1 - 0.45) ** low == pytest.approx(0.45) and (1 - 0.15) ** high == pytest.approx(0.15)
+    asked = configure(WalkConfig, {"pair_thresholds": "0.05,0.3", "pair_alphas": "4,24"}).pairs
+    assert pair_bounds(asked, "irn", 0.3) == (0.05, 0.3) and pair_bounds(asked, "psa", 0.3) == (4.0, 24.0)
+
+
 def test_contradictions():
-    assert configure(WalkConfig, {"pair_thresholds": "0.05,0.3"}).pair_thresholds == (0.05, 0.3)
+    assert configure(WalkConfig, {"pair_thresholds": "0.05,0.3"}).pairs.thresholds == (0.05, 0.3)
     for key, value in (("pair_thresholds", "0.3,0.05"), ("pair_thresholds", "0.3"), ("pair_alphas", "24,4")):
-        with pytest.raises(MaskwrightError, match=key):
+        part, _, name = key.partition("_")
+        with pytest.raises(MaskwrightError, match=rf"{part}s: {name}=.*two, ascending.*--set {part}s.{name}="):
             configure(WalkConfig, {key: value})
-    with pytest.raises(MaskwrightError, match="affinity_radius"):
+    with pytest.raises(MaskwrightError, match="affinity: radius=1"):
         configure(WalkConfig, {"affinity_radius": 1})
     with pytest.raises(MaskwrightError, match="scales"):
         configure(WalkConfig, {"scales": ""})
@@ -145,12 +159,21 @@ def test_default_length_of_a_methods_walk(monkeypatch, name, settings, steps):
     """On a photograph of 376 x 504 pixels, which has 47 x 63 cells."""
     method = object.__new__(METHODS[name])
     method.config = configure(METHODS[name].Config, {**settings, "walk_alpha": 6.0, "precision": "fp32"})
-    monkeypatch.setattr(METHODS[name], "precision", lambda self: contextlib.nullcontext())
+    method.context = SimpleNamespace(device=torch.device("cpu"))
+    assert isinstance(method.walk, Walk) and method.walk.kind == "psa"
     seen = []
     monkeypatch.setattr(walking, "walk_with_features", lambda *a: seen.append(a[4]) or a[0])
     cams = ImageCams(torch.tensor([1]), torch.rand(1, 8, 8), (376, 504))
-    method.walked(lambda x: torch.zeros(1, 2, 47, 63), torch.zeros(3, 376, 504), cams)
+    method.walk.walked(lambda x: torch.zeros(1, 2, 47, 63), torch.zeros(3, 376, 504), cams)
     assert seen == [steps]
+
+
+@pytest.mark.parametrize(("kind", "ground", "value"), [("psa", 0, 0.5), ("psa", None, None), ("irn", 0, None)])
+def test_one_half_is_the_threshold_where_the_background_walked_along(kind, ground, value):
+    config = configure(METHODS["seam"].Config, {"walk": kind})
+    targets = TagTargets((1,), ("a",), ground, {})
+    found = Walk(SimpleNamespace(), config, lambda: targets).threshold(targets)
+    assert (None if found is None else found.value) == value
 
 
 @pytest.mark.parametrize("kind", ["irn", "psa"])

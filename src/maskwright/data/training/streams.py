@@ -23,11 +23,12 @@ from maskwright.data.training.crops import random_scale_crop
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sampler import Sampler
 from maskwright.data.training.sources import Labels, fill_outside, read_view
+from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.training.views import View
 from maskwright.errors import MaskwrightError
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
-"""A photometric recipe: uint8 (B, 3, S, S) and the source of all draws to new pixels of the same shape."""
+"""A photometric recipe: uint8 (..., 3, S, S) and the source of all draws to new pixels of the same shape."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Views(NamedTuple):
         strong: strong views of the same crops, each of the shape of `weak`.
         geometry: the recorded geometry of each crop.
         images: their indices in the stream's data set.
+        tags: (B, T), 1 where the whole photograph is tagged; None where the stream has none.
     """
 
     weak: Tensor
@@ -68,12 +70,19 @@ class Views(NamedTuple):
     strong: tuple[Tensor, ...]
     geometry: tuple[View, ...]
     images: tuple[int, ...]
+    tags: Tensor | None = None
 
     @property
     def y(self) -> LabelMap:
         """The labels of a stream that has them."""
         assert self.labels is not None, "a stream without labels"
         return self.labels
+
+    @property
+    def t(self) -> Tensor:
+        """The tags of a stream that has them, (B, T)."""
+        assert self.tags is not None, "a stream without tags"
+        return self.tags
 
 
 class Order(Protocol):
@@ -98,23 +107,28 @@ class Stream:
         labels: where their labels come from; None: the stream has none.
         change: photometric recipe of the strong views.
         strong_views: how many strong views each crop gets.
+        tags: what the photographs are tagged with; None: the stream has no tags.
+        jitter: photometric recipe of the crops themselves, drawn for each on its own; None: they stay as they are.
     """
 
     def __init__(
         self,
         data: Dataset,
-        indices: Sequence[int],
+        indices: Sequence[int] | np.ndarray,
         order: Order,
         crops: CropRecipe,
         mean: Sequence[float],
         labels: Labels | None = None,
         change: Change | None = None,
         strong_views: int = 0,
+        tags: TagTargets | None = None,
+        jitter: Change | None = None,
     ) -> None:
         if strong_views and change is None:
             raise ValueError(f"{strong_views} strong views without a photometric recipe")
         self.data, self.indices, self.order, self.crops = data, np.asarray(indices, np.int64), order, crops
         self.mean, self.labels, self.change, self.strong_views = mean, labels, change, strong_views
+        self.tags, self.jitter = tags, jitter
 
     def next(self) -> np.ndarray:
         """Indices in the data set of this process's share of the next batch, int64 (B,)."""
@@ -124,24 +138,35 @@ class Stream:
         """A random crop of image `i`."""
         return self.crops.view(self.data.size(i), random)
 
-    def pixels(self, i: int, view: View) -> Tensor:
-        """uint8 (3, S, S) of image `i`; outside it the mean colour."""
+    def pixels(self, i: int, view: View, random: torch.Generator) -> Tensor:
+        """uint8 (3, S, S) of image `i`, its colours jittered where the stream says so; outside it the mean colour."""
         x = torch.from_numpy(read_view(self.data, i, view)).permute(2, 0, 1)
+        if self.jitter is not None:
+            x = self.jitter(x, random)
         return fill_outside(x, view, self.mean)
+
+    def label(self, i: int, view: View) -> LabelMap | None:
+        """Labels (S, S) of image `i` as the view sees them, where the stream has labels."""
+        return None if self.labels is None else self.labels.read(i).through(view)
+
+    def tags_of(self, images: Sequence[int]) -> Tensor | None:
+        """(B, T), 1 where an image is tagged, where the stream has tags."""
+        if self.tags is None:
+            return None
+        return torch.stack([self.tags.multi_hot(self.data.items[i].name) for i in images])
 
     def draw(self, images: Sequence[int] | np.ndarray, random: torch.Generator) -> Views:
         """Views of images; all randomness comes from `random`."""
         images = tuple(int(i) for i in images)
         geometry = tuple(self.view(i, random) for i in images)
-        weak = torch.stack([self.pixels(i, v) for i, v in zip(images, geometry)])
-        labels = None
-        if self.labels is not None:
-            labels = LabelMap.stack([self.labels.read(i).through(v) for i, v in zip(images, geometry)])
+        weak = torch.stack([self.pixels(i, v, random) for i, v in zip(images, geometry)])
+        found = [self.label(i, v) for i, v in zip(images, geometry)]
+        labels = None if self.labels is None else LabelMap.stack([one for one in found if one is not None])
         valid = torch.stack([v.valid() for v in geometry]) if labels is None else labels.valid
         strong: tuple[Tensor, ...] = ()
         if self.change is not None:
             strong = tuple(self.change(weak, random) for _ in range(self.strong_views))
-        return Views(weak, labels, valid, strong, geometry, images)
+        return Views(weak, labels, valid, strong, geometry, images, self.tags_of(images))
 
 
 class Draws(Protocol):

@@ -8,7 +8,7 @@ and Kwak, CVPR 2018, https://arxiv.org/abs/1803.10464 (variant=psa).
 Where class maps are sure, pairs of nearby pixels are known to be alike or not, whatever their class is. From these
 pairs a network learns an affinity of pixels: exp(-mean |f_i - f_j|) of its features (PSA), or 1 minus the strongest
 boundary on the straight path between the two (IRN), which no label ever showed it. A random walk with the affinity as
-its transition spreads the maps over what they belong to and stops at boundaries. `seeds` chooses whose maps walk;
+its transition spreads the maps over what they belong to and stops at boundaries. `maps.by` chooses whose maps walk;
 SEAM's do with `--method seam --set walk=irn`.
 
 Deviates: the walk is repeated sparse products, where both originals take the power of a dense matrix. AffinityNet's
@@ -24,36 +24,54 @@ more leaks through them. IRN's displacement field, which separates instances and
 left out.
 
 What the originals get wrong: their optimiser's argument `momentum` is the power of the learning-rate schedule, so both
-are trained with plain SGD; here `affinity_momentum` is one. Powers of dense matrices take 550 MB for a photograph of
+are trained with plain SGD; here `affinity.momentum` is one. Powers of dense matrices take 550 MB for a photograph of
 500 x 375.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from maskwright.engine.config import option
-from maskwright.models.networks.cam import VARIANTS as SEEDS
+from maskwright.engine.config import option, part
+from maskwright.models.networks.cam import VARIANTS as MAPS
 from maskwright.models.networks.cam import activation_maps
 from maskwright.models.networks.irn import VARIANTS
-from maskwright.recipes.tags.walking import WalkConfig, WalkMethod
+from maskwright.recipes.tags.method import TagMethod
+from maskwright.recipes.tags.options import MapOptions, WalkConfig, WalkOptions
+from maskwright.recipes.tags.walking import STEPS, Walk
+
+
+@dataclass(kw_only=True)
+class AffinityMaps(MapOptions):
+    """How class maps are made, and by whom."""
+
+    by: str = option("cam", "whose maps walk", choices=MAPS, old="seeds", main=True)
+
+
+@dataclass(kw_only=True)
+class AffinityWalk(WalkOptions):
+    """The random walk, which this method always takes."""
+
+    kind: str = option(
+        "irn", "irn: boundaries on a frozen backbone; psa: features of a trained one", choices=VARIANTS, old="variant",
+        main=True,
+    )  # fmt: skip
 
 
 @dataclass(kw_only=True)
 class AffinityConfig(WalkConfig):
     """Options of `affinity`."""
 
-    variant: str = option(
-        "irn", "irn: boundaries on a frozen backbone; psa: features of a trained one", choices=VARIANTS, main=True
-    )
-    seeds: str = option("cam", "whose maps walk", choices=SEEDS, main=True)
+    maps: AffinityMaps = part(AffinityMaps)
+    walk: AffinityWalk = part(AffinityWalk)
 
 
-class Affinity(WalkMethod):
+class Affinity(TagMethod):
     """Class maps, sure pairs, an affinity, a walk."""
 
     name: ClassVar[str] = "affinity"
@@ -62,12 +80,13 @@ class Affinity(WalkMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/1904.05044"
     summary: ClassVar[str] = "Walks class maps along learned affinities."
     Config: ClassVar[type] = AffinityConfig
+    published: ClassVar[Mapping[str, int]] = STEPS
 
-    @property
-    def walk_kind(self) -> str:
-        """`irn` or `psa`."""
-        return str(self.config.variant)
+    @cached_property
+    def walk(self) -> Walk:
+        """IRN's or AffinityNet's."""
+        return Walk(self.context, self.config, lambda: self.targets, self.published)
 
     def maps(self, network: Any) -> Callable[[Tensor, Tensor], Tensor]:
-        """Maps of the tagged classes, as `seeds` says."""
-        return lambda x, tags: activation_maps(network, x, tags, self.config.seeds)
+        """Maps of the tagged classes, as `maps.by` says."""
+        return lambda x, tags: activation_maps(network, x, tags, self.config.maps.by)

@@ -31,23 +31,31 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from maskwright.engine.config import option
+from maskwright.engine.config import option, part
 from maskwright.models.networks.cam import activation_maps
-from maskwright.recipes.tags.pipeline import PipelineConfig, TagMethod
+from maskwright.recipes.tags.method import TagMethod
+from maskwright.recipes.tags.options import MapOptions, TagsConfig
 
 
 @dataclass(kw_only=True)
-class CamConfig(PipelineConfig):
+class CamConfig(TagsConfig):
     """Options of `cam`."""
 
 
 @dataclass(kw_only=True)
-class GradCamConfig(PipelineConfig):
-    """Options of `grad_cam` and `grad_cam_pp`."""
+class GradCamMaps(MapOptions):
+    """How class maps are made, and from which layer."""
 
     layer: int = option(
         -1, "stage or block whose activations are weighted; -1: what the classifier sees, -2: finer", main=True
     )
+
+
+@dataclass(kw_only=True)
+class GradCamConfig(TagsConfig):
+    """Options of `grad_cam` and `grad_cam_pp`."""
+
+    maps: GradCamMaps = part(GradCamMaps)
 
 
 class Cam(TagMethod):
@@ -62,11 +70,10 @@ class Cam(TagMethod):
 
     def maps(self, network: Any) -> Callable[[Tensor, Tensor], Tensor]:
         """M_c of the tagged classes, positive evidence only."""
-        layer = getattr(self.config, "layer", -1)
-        return lambda x, tags: activation_maps(network, x, tags, self.name, layer)
+        return lambda x, tags: activation_maps(network, x, tags)
 
 
-class GradCam(Cam):
+class GradCam(TagMethod):
     """Maps weighted by mean gradients."""
 
     name: ClassVar[str] = "grad_cam"
@@ -76,8 +83,12 @@ class GradCam(Cam):
     summary: ClassVar[str] = "Weighs a classifier's maps by gradients."
     Config: ClassVar[type] = GradCamConfig
 
+    def maps(self, network: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """L_c of the tagged classes."""
+        return lambda x, tags: activation_maps(network, x, tags, "grad_cam", self.config.maps.layer)
 
-class GradCamPP(GradCam):
+
+class GradCamPP(TagMethod):
     """Maps weighted by positive gradients and higher derivatives."""
 
     name: ClassVar[str] = "grad_cam_pp"
@@ -85,3 +96,8 @@ class GradCamPP(GradCam):
     venue: ClassVar[str] = "Chattopadhay et al., WACV 2018"
     link: ClassVar[str] = "https://arxiv.org/abs/1710.11063"
     summary: ClassVar[str] = "Weighs maps so that all things count alike."
+    Config: ClassVar[type] = GradCamConfig
+
+    def maps(self, network: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """L_c of the tagged classes."""
+        return lambda x, tags: activation_maps(network, x, tags, "grad_cam_pp", self.config.maps.layer)

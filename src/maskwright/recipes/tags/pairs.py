@@ -1,17 +1,15 @@
-"""Learning which nearby pixels are of one thing, from the pixels of the seeds that are sure.
+"""Labels that are sure enough to tell which nearby pixels are of one thing.
 
-    pairs (label)     seeds sure enough to make pairs of                           masks/, confidence/
-    affinity (train)  AffinityNet's features or IRN's boundaries from those pairs      checkpoint
+    pairs (label)     CamStore -> LabelStore: what the affinity learns from          masks/, confidence/
 
-Legend: B batch, T tags, S crop side, (h, w) grid of the pairs.
+Legend: K tags of one image, (H, W) image size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,79 +17,31 @@ from torch import Tensor
 
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.training.labels import LabelMap, LabelStore
-from maskwright.data.training.sources import StoredLabels
-from maskwright.data.training.tag_targets import TagTargets
-from maskwright.engine.config import option
-from maskwright.engine.loop import Indices
-from maskwright.engine.seeding import seed_step
-from maskwright.errors import MaskwrightError
-from maskwright.models.networks.irn import AffinityNet, BoundaryNet
 from maskwright.ops.cam import with_background
-from maskwright.ops.graphs.pair_affinity import (
-    affinity_loss,
-    boundary_affinity,
-    feature_affinity,
-    pair_labels,
-)
 from maskwright.ops.refinement.crf import CRF_SETTINGS, dense_crf
-from maskwright.recipes.tags.seeds import CamStore, ImageCams, seed_labels
-from maskwright.recipes.tags.tags import TagTraining, sgd
-
-if TYPE_CHECKING:
-    from maskwright.engine.context import Context
-
-RADIUS = {"irn": 10, "psa": 5}
-"""Published radius of training pairs, exclusive, in cells: every fourth pixel for IRN, every eighth for PSA."""
-
-
-@dataclass(kw_only=True)
-class PairConfig:
-    """Options of everything that learns an affinity of pixels from seeds; crops, batch and decay are the classifier's
-    (`tag_...`)."""
-
-    pair_thresholds: tuple[float, ...] = option(
-        (),
-        "irn: sure background below the first, sure class above the second (published: 0.05,0.3 around a threshold of "
-        "0.15); empty: half and one and a half of the threshold found without masks",
-        low=0,
-        high=1,
-    )
-    pair_alphas: tuple[float, ...] = option(
-        (),
-        "psa: a class is sure that beats (1 - max)^first, background of ^second that beats all (published: 4,24 "
-        "or 4,32); "
-        "empty: the exponents that draw the line where pair_thresholds would",
-        low=0.01,
-        high=1000,
-    )
-    pair_crf: bool = option(True, "a dense CRF decides on both labellings, as published")
-    affinity_steps: int = option(0, "steps of the affinity's training; 0: as many as the classifier's", low=0)
-    affinity_lr: float = option(0.1, "learning rate of what is new in it, poly schedule", low=0)
-    affinity_momentum: float = option(
-        0.9, "of its sgd; published code has none and ten times the steps", low=0, high=0.99
-    )
-    affinity_radius: int = option(
-        0, "pairs closer than this are learned from, cells; 0: 10 for irn, 5 for psa", low=0, high=32
-    )
-
-    def check(self) -> None:
-        """Raises `MaskwrightError` on options that contradict each other."""
-        if len(self.pair_thresholds) not in (0, 2) or list(self.pair_thresholds) != sorted(self.pair_thresholds):
-            raise MaskwrightError(
-                f"pair_thresholds={self.pair_thresholds}", "two, ascending", "--set pair_thresholds=0.05,0.3"
-            )
-        if len(self.pair_alphas) not in (0, 2) or list(self.pair_alphas) != sorted(self.pair_alphas):
-            raise MaskwrightError(f"pair_alphas={self.pair_alphas}", "two, ascending", "--set pair_alphas=4,24")
-        if self.affinity_radius == 1:
-            raise MaskwrightError("affinity_radius=1", "0 or at least 2: below 2 there are no pairs")
-
-
-# -------------------------------------------------------------------------------------------------------- labels
+from maskwright.recipes.tags.maps import CamStore, ImageCams
+from maskwright.recipes.tags.options import PairOptions
+from maskwright.recipes.tags.seeds import seed_labels
 
 
 def power_at(threshold: float) -> float:
     """The exponent with which (1 - v)^alpha meets v at the threshold: 6 at 0.22, 4 at 0.28, 24 at 0.10."""
     return math.log(threshold) / math.log(1 - threshold)
+
+
+def pair_bounds(options: PairOptions, kind: str, found: float) -> tuple[float, float]:
+    """The two thresholds (irn) or exponents (psa) between which nothing is sure.
+
+    Args:
+        options: what was asked for.
+        kind: "irn" or "psa".
+        found: threshold found without masks, for what was not.
+    """
+    if kind == "psa" and options.alphas:
+        return float(options.alphas[0]), float(options.alphas[1])
+    low, high = options.thresholds or (found / 2, min(1.5 * found, (1 + found) / 2))
+    # An exponent of a threshold in (0, 1); the larger threshold has the smaller one.
+    return (power_at(min(high, 0.99)), power_at(max(low, 0.001))) if kind == "psa" else (float(low), float(high))
 
 
 def sure_by_threshold(cams: ImageCams, low: float, high: float, image: np.ndarray | None = None) -> tuple[Any, Any]:
@@ -161,74 +111,3 @@ def write_sure_labels(
             found = sure_labels(*sure(store.read(name), *bounds, image), background)
             labels.write(name, found, data.items[i].image)
         yield done
-
-
-# ------------------------------------------------------------------------------------------------------ training
-
-
-class PairBatch(NamedTuple):
-    """Crops with sure labels.
-
-    Attributes:
-        x: (B, 3, S, S), normalised.
-        ids: int64 (B, h, w) on the grid of the pairs.
-        valid: bool (B, h, w).
-    """
-
-    x: Tensor
-    ids: Tensor
-    valid: Tensor
-
-
-def make_affinity_network(context: Context, config: Any, kind: str) -> Any:
-    """An untrained `BoundaryNet` or `AffinityNet` on a copy of the run's backbone."""
-    stride = config.output_stride or None
-    if kind == "irn":
-        return BoundaryNet(context.backbone, stride)
-    return AffinityNet(context.backbone, stride, config.tag_freeze)
-
-
-class PairTraining(TagTraining):
-    """Trains an affinity on pairs of sure labels.
-
-    Args:
-        context: of the run.
-        config: options.
-        targets: what the images are tagged with.
-        labels: the sure labels.
-        kind: "irn" or "psa".
-        steps: of the stage.
-    """
-
-    def __init__(
-        self, context: Context, config: Any, targets: TagTargets, labels: LabelStore, kind: str, steps: int
-    ) -> None:
-        seed_step(context.seed, -1, stage="affinity")  # initial weights
-        network = make_affinity_network(context, config, kind)
-        super().__init__(context, config, targets, steps, network, stage="affinity")
-        self.kind = kind
-        self.radius = config.affinity_radius or RADIUS[kind]
-        self.labels = StoredLabels(context.data, labels, {context.data.items[i].name for i in self.images})
-        side = -(-self.crop // network.stride)
-        self.grid = (side, side)
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """SGD at the affinity's own rate."""
-        c = self.config
-        groups = self.network.groups(c.affinity_lr, c.tag_encoder_lr, c.tag_weight_decay)
-        return sgd(groups, c.affinity_lr, c.affinity_momentum)
-
-    def batch(self, indices: Indices, random: torch.Generator) -> PairBatch:
-        """Crops and what is sure on the grid of the pairs."""
-        x, views, chosen = self.draw_crops(indices, random)
-        y = LabelMap.stack([self.labels.read(i).through(v.resize(*self.grid)) for i, v in zip(chosen, views)])
-        return PairBatch(x, y.ids.to(self.device), y.valid.to(self.device))
-
-    def losses(self, batch: PairBatch, step: int) -> dict[str, Tensor]:
-        """L_aff."""
-        pairs = pair_labels(batch.ids, batch.valid, self.targets.background, self.radius)
-        with self.autocast():
-            out = self.network(batch.x)
-        if self.kind == "psa":
-            return {"loss": affinity_loss(feature_affinity(out, self.radius), pairs)}
-        return {"loss": affinity_loss(boundary_affinity(out.float().sigmoid(), self.radius), pairs)}

@@ -1,36 +1,42 @@
 """Stages that take class maps for a random walk: sure pairs, an affinity learned from them, the walk itself.
 
-    classify, cams    as in `engine.tag_pipeline`
     pairs (label)     seeds sure enough to make pairs of           masks/, confidence/
     affinity (train)  which nearby pixels are of one thing         checkpoint
     walk (label)      the maps, diffused                           maps/NAME.npz
-    seeds, retrain    as in `engine.tag_pipeline`, of the walked maps
+
+A method of the way from tags to masks holds a `Walk` as a part; its stages stand between `cams` and `seeds`.
 
 Legend: K tags of one image, (h, w) grid of the walk, N = h w.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data.training.labels import LabelStore
-from maskwright.engine.config import option
+from maskwright.data.training.tag_targets import TagTargets
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
+from maskwright.models.backbones.dense import autocast
 from maskwright.ops.cam import EPS, resize_maps
 from maskwright.ops.graphs.walk import affinity_from_edges, local_feature_affinity, random_walk
-from maskwright.recipes.tags.pairs import PairConfig, PairTraining, make_affinity_network, power_at, write_sure_labels
-from maskwright.recipes.tags.pipeline import MAPS, PipelineConfig, TagMethod
-from maskwright.recipes.tags.seeds import CamStore, ImageCams, find_threshold
-from maskwright.recipes.tags.tags import load_trained, tag_preprocess, tag_steps
+from maskwright.recipes.tags.affinity import PairTraining, make_affinity_network
+from maskwright.recipes.tags.maps import MAPS, CamStore, ImageCams
+from maskwright.recipes.tags.network import load_trained, tag_preprocess, tag_steps
+from maskwright.recipes.tags.pairs import pair_bounds, power_at, write_sure_labels
+from maskwright.recipes.tags.thresholds import Threshold, find_threshold
+from maskwright.recipes.training.forward import precision_of
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+    from maskwright.recipes.tags.options import WalkConfig
 
 BETA = {"irn": 20.0, "psa": 8.0}
 """Exponents of the affinity. IRN's code has 10, for boundaries that ten times as many crops have sharpened."""
@@ -40,31 +46,6 @@ ALPHA = 16.0
 """AffinityNet's power of the background that walks; its sure pixels come from 4 and 24 or 32."""
 CELLS = {"irn": 94 * 125, "psa": 47 * 63}
 """Cells of such a photograph, which has one for every fourth and every eighth pixel."""
-
-
-@dataclass(kw_only=True)
-class WalkConfig(PipelineConfig, PairConfig):
-    """Options of the tag pipeline with an affinity and a walk in it."""
-
-    walk_radius: int = option(5, "pixels of the walk's graph are joined when closer than this, cells", low=2, high=32)
-    walk_beta: float = option(
-        0.0, "exponent of the affinity; 0: 20 for irn (published: 10), 8 for psa", low=0, high=1000
-    )
-    walk_steps: int = option(
-        0, "length of the walk; 0: the published 256 (SEAM's psa: 64) at 375 x 500 pixels, in proportion to the cells",
-        low=0, high=100_000,
-    )  # fmt: skip
-    walk_alpha: float = option(
-        0.0,
-        "psa: (1 - max)^alpha walks as the background (published: 16, SEAM 6); 0: from the threshold found",
-        low=0,
-        high=1000,
-    )
-
-    def check(self) -> None:
-        """Raises `MaskwrightError` on options that contradict each other."""
-        PipelineConfig.check(self)
-        PairConfig.check(self)
 
 
 def walk_length(kind: str, cells: int, published: Mapping[str, int] = STEPS) -> int:
@@ -131,98 +112,50 @@ def walk_with_features(
     return torch.where(total > 0, walked[1:] / total.clamp(min=1e-12), torch.zeros_like(total)).clamp(0, 1)
 
 
-class WalkMethod(TagMethod):
-    """A method whose maps may take a random walk before they become labels.
+class Walk:
+    """Maps that take a random walk before they become labels.
 
-    Attributes:
+    Args:
+        context: of the run.
+        config: options.
+        targets: what the images are tagged with, once the first stage has read it.
         published: length of each kind of walk in the method's paper, at 375 x 500 pixels.
     """
 
-    published: ClassVar[Mapping[str, int]] = STEPS
+    def __init__(
+        self,
+        context: Context,
+        config: WalkConfig,
+        targets: Callable[[], TagTargets],
+        published: Mapping[str, int] = STEPS,
+    ) -> None:
+        self.context, self.config, self.published = context, config, published
+        self._targets = targets
 
     @property
-    def walk_kind(self) -> str:
-        """`irn`, `psa`, or `none`: then the pipeline is that of `TagMethod`."""
-        return str(self.config.walk)
+    def targets(self) -> TagTargets:
+        """What the images are tagged with."""
+        return self._targets()
 
     @property
-    def walks(self) -> bool:
-        """Whether there is a walk."""
-        return self.walk_kind != "none"
+    def kind(self) -> str:
+        """`irn` or `psa`."""
+        return self.config.walk.kind
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage left its artefacts."""
+        return self.context.run.path / stage
 
     def stages(self) -> list[Stage]:
-        """Classify, cams, where asked pairs, affinity and walk, seeds, retrain."""
-        classify, cams, seeds, retrain = super().stages()
-        if not self.walks:
-            return [classify, cams, seeds, retrain]
-        what = "boundaries" if self.walk_kind == "irn" else "features"
+        """Pairs, affinity, walk."""
+        what = "boundaries" if self.kind == "irn" else "features"
         return [
-            classify,
-            cams,
             Stage("pairs", "label", self.pairs, "seeds sure enough to tell which pixels are alike"),
             Stage("affinity", "train", self.affinity, f"{what} that say which nearby pixels are of one thing"),
             Stage("walk", "label", self.walk, "class maps, spread along that affinity"),
-            seeds,
-            retrain,
         ]
 
-    # ----------------------------------------------------------------------------------------------------- pairs
-
-    @cached_property
-    def raw_threshold(self) -> float:
-        """Where the classifier's maps end, found without masks."""
-        names = [self.context.data.items[i].name for i in self.targets.indices(self.context.data)]
-        return find_threshold(self.raw_store, names, self.config.threshold_rule)
-
-    def pair_bounds(self) -> tuple[float, float]:
-        """The two thresholds or exponents between which nothing is sure."""
-        c, psa = self.config, self.walk_kind == "psa"
-        if psa and c.pair_alphas:
-            return float(c.pair_alphas[0]), float(c.pair_alphas[1])
-        if c.pair_thresholds:
-            low, high = c.pair_thresholds
-        else:
-            found = self.raw_threshold
-            low, high = found / 2, min(1.5 * found, (1 + found) / 2)
-        # An exponent of a threshold in (0, 1); the larger threshold has the smaller one.
-        return (power_at(min(high, 0.99)), power_at(max(low, 0.001))) if psa else (float(low), float(high))
-
-    def pairs(self, folder: Path) -> None:
-        """Labels that are sure; the artefact is a dataset."""
-        context = self.context
-        bounds = self.pair_bounds()
-        context.note(
-            f"Pairs: classes are sure that beat (1 - max)^{bounds[0]:.3g}, background that wins at ^{bounds[1]:.3g}."
-            if self.walk_kind == "psa"
-            else f"Pairs: sure background below {bounds[0]:.3f} of a map's maximum, sure classes above {bounds[1]:.3f}."
-        )
-        labels = LabelStore(folder, context.table)
-        mine = share(self.targets.indices(context.data))
-        work = write_sure_labels(
-            self.raw_store, context.data, mine, labels, self.targets.background, self.walk_kind, bounds,
-            self.config.pair_crf,
-        )  # fmt: skip
-        for _ in context.progress.track(work, "pairs", len(mine)):
-            pass
-        barrier()
-
-    # -------------------------------------------------------------------------------------------------- affinity
-
-    def affinity(self, folder: Path) -> None:
-        """Trains the affinity; the artefact is its checkpoint."""
-        context, c = self.context, self.config
-        steps = c.affinity_steps or tag_steps(context, c)
-        labels = LabelStore(self.folder("pairs"), context.table)
-        training = PairTraining(context, c, self.targets, labels, self.walk_kind, steps)
-        context.fit(training, "affinity", folder, steps)
-
-    def trained_affinity(self) -> Any:
-        """The affinity's network, from the artefact, in evaluation mode on the device."""
-        network = make_affinity_network(self.context, self.config, self.walk_kind)
-        load_trained(network, self.folder("affinity"))
-        return network.to(self.context.device, memory_format=torch.channels_last).eval()
-
-    # ------------------------------------------------------------------------------------------------------ walk
+    # ---------------------------------------------------------------------- pairs
 
     @cached_property
     def raw_store(self) -> CamStore:
@@ -230,9 +163,60 @@ class WalkMethod(TagMethod):
         return CamStore(self.folder("cams") / MAPS)
 
     @cached_property
-    def cam_store(self) -> CamStore:
-        """The maps that seeds are made from."""
-        return CamStore(self.folder("walk") / MAPS) if self.walks else self.raw_store
+    def store(self) -> CamStore:
+        """The maps after the walk."""
+        return CamStore(self.folder("walk") / MAPS)
+
+    def threshold(self, targets: TagTargets) -> Threshold | None:
+        """One half where the background has walked along; None where the walked maps have to say."""
+        if self.kind != "psa" or targets.background is None:
+            return None
+        return Threshold(0.5, "where the background that walked along has more")
+
+    @property
+    def label_store(self) -> LabelStore:
+        """The sure labels."""
+        return LabelStore(self.folder("pairs"), self.context.table)
+
+    @cached_property
+    def raw_threshold(self) -> float:
+        """Where the classifier's maps end, found without masks."""
+        names = [self.context.data.items[i].name for i in self.targets.indices(self.context.data)]
+        return find_threshold(self.raw_store, names, self.config.seeds.threshold_rule)
+
+    def pairs(self, folder: Path) -> None:
+        """Labels that are sure; the artefact is a dataset."""
+        context, c = self.context, self.config
+        bounds = pair_bounds(c.pairs, self.kind, self.raw_threshold)
+        context.note(
+            f"Pairs: classes are sure that beat (1 - max)^{bounds[0]:.3g}, background that wins at ^{bounds[1]:.3g}."
+            if self.kind == "psa"
+            else f"Pairs: sure background below {bounds[0]:.3f} of a map's maximum, sure classes above {bounds[1]:.3f}."
+        )
+        mine = share(self.targets.indices(context.data))
+        work = write_sure_labels(
+            self.raw_store, context.data, mine, self.label_store, self.targets.background, self.kind, bounds,
+            c.pairs.crf,
+        )  # fmt: skip
+        for _ in context.progress.track(work, "pairs", len(mine)):
+            pass
+        barrier()
+
+    # ---------------------------------------------------------------------- affinity
+
+    def affinity(self, folder: Path) -> None:
+        """Trains the affinity; the artefact is its checkpoint."""
+        context, c = self.context, self.config
+        steps = c.affinity.steps or tag_steps(context, c)
+        training = PairTraining(context, c, self.targets, self.label_store, self.kind, steps)
+        context.fit(training, "affinity", folder, steps)
+
+    def trained_affinity(self) -> Any:
+        """The affinity's network, from the artefact, in evaluation mode on the device."""
+        network = load_trained(make_affinity_network(self.context, self.config, self.kind), self.folder("affinity"))
+        return network.to(self.context.device, memory_format=torch.channels_last).eval()
+
+    # ---------------------------------------------------------------------- walk
 
     def walk(self, folder: Path) -> None:
         """Diffuses the maps of all tagged images; the artefact is a file an image."""
@@ -258,20 +242,13 @@ class WalkMethod(TagMethod):
     @torch.no_grad()
     def walked(self, network: Any, x: Tensor, cams: ImageCams) -> Tensor:
         """Maps of one image (3, H, W) after the walk, (K, h, w)."""
-        c, kind = self.config, self.walk_kind
-        with self.precision():
+        c, kind, device = self.config, self.kind, self.context.device
+        with autocast(device, precision_of(c.precision, device)):
             out = network.boundaries(x) if kind == "irn" else network(x[None])[0]
         out = out.float().cpu()
         cells = int(out.shape[-2] * out.shape[-1])
-        beta, steps = c.walk_beta or BETA[kind], c.walk_steps or walk_length(kind, cells, self.published)
+        beta, steps = c.walk.beta or BETA[kind], c.walk.steps or walk_length(kind, cells, self.published)
         if kind == "irn":
-            return walk_with_boundaries(cams.maps, out, c.walk_radius, beta, steps)
-        alpha = c.walk_alpha or power_at(self.raw_threshold)
-        return walk_with_features(cams.maps, out, c.walk_radius, beta, steps, alpha)
-
-    def find_threshold(self) -> tuple[float, str]:
-        """The background threshold and where it comes from; one half where the background walked along."""
-        c = self.config
-        if self.walk_kind == "psa" and c.threshold is None and not c.oracle_threshold:
-            return 0.5, "where the background that walked along has more"
-        return super().find_threshold()
+            return walk_with_boundaries(cams.maps, out, c.walk.radius, beta, steps)
+        alpha = c.walk.alpha or power_at(self.raw_threshold)
+        return walk_with_features(cams.maps, out, c.walk.radius, beta, steps, alpha)

@@ -30,21 +30,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from maskwright.data.training.streams import Views
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.training.views import View, resample
-from maskwright.engine.config import option
-from maskwright.engine.loop import Indices
-from maskwright.engine.seeding import seed_step
+from maskwright.engine.config import option, part
 from maskwright.methods.weak.seam.network import SeamNetwork, SeamOutput
-from maskwright.models.networks.irn import VARIANTS
-from maskwright.ops.cam import NORMS, background_power, keep_tagged, normalize_cam, suppress_non_maximal
-from maskwright.recipes.tags.tags import TagTraining, multi_label_soft_margin
-from maskwright.recipes.tags.walking import STEPS, WalkConfig, WalkMethod
+from maskwright.ops.cam import background_power, keep_tagged, normalize_cam, suppress_non_maximal
+from maskwright.recipes.tags.method import TagMethod
+from maskwright.recipes.tags.options import ClassifierOptions, MapOptions, WalkConfig
+from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin
+from maskwright.recipes.tags.walking import STEPS, Walk
 
 GRID = 4
 """Pixels of the smaller view a cell of the grid that maps are compared on."""
@@ -53,14 +54,25 @@ LEAST = 2
 
 
 @dataclass(kw_only=True)
-class SeamConfig(WalkConfig):
-    """Options of `seam`."""
+class SecondViewOptions:
+    """A, which makes the second branch's view of the first's."""
 
     rescale: float = option(
         0.5, "side of the second branch's view over the first's (SEAM: 0.3 of 448 pixels at stride 8)", low=0.05, high=1
     )
     mirror: float = option(0.0, "chance that the second view is mirrored", low=0, high=1)
     rotate: float = option(0.0, "greatest angle it is rotated by, degrees", low=0, high=180)
+
+
+@dataclass(kw_only=True)
+class SeamConfig(WalkConfig):
+    """Options of `seam`."""
+
+    classifier: ClassifierOptions = part(ClassifierOptions, dropout=0.5)
+    maps: MapOptions = part(
+        MapOptions, norm="minmax", says={"norm": "range of each map: minmax (SEAM), or by its maximum"}
+    )
+    second: SecondViewOptions = part(SecondViewOptions)
     hard_share: float = option(0.2, "share of pixels, the worst ones, that L_ECR is the mean over", low=0.001, high=1)
     small_share: float = option(
         0.1, "share of the small view in the soft margin (SEAM: 0.5); small images are hard to classify", low=0, high=1
@@ -68,9 +80,6 @@ class SeamConfig(WalkConfig):
     er: float = option(1.0, "weight of L_ER", low=0, main=True)
     er_ramp: float = option(0.5, "share of the steps over which that weight grows from 0; SEAM: 0", low=0, high=1)
     ecr: float = option(1.0, "weight of L_ECR", low=0, main=True)
-    tag_dropout: float = option(0.5, "chance of a channel to be dropped before the classifier", low=0, high=0.95)
-    norm: str = option("minmax", "range of each map: minmax (SEAM), or by its maximum", choices=NORMS)
-    walk: str = option("none", "then a random walk along a learned affinity", choices=("none", *VARIANTS), main=True)
 
 
 # -------------------------------------------------------------------------------------------------------- losses
@@ -134,103 +143,6 @@ def one_class(y: Tensor) -> Tensor:
     return torch.cat([y[:, :1], suppress_non_maximal(y[:, 1:])], dim=1)
 
 
-def with_rest(maps: Tensor) -> Tensor:
-    """Maps (B, T, h, w) with 1 minus their maximum before them, (B, 1 + T, h, w)."""
-    return torch.cat([background_power(maps), maps], dim=1)
-
-
-# ------------------------------------------------------------------------------------------------------ training
-
-
-class SeamBatch(NamedTuple):
-    """Crops and what A makes of them.
-
-    Attributes:
-        x: (B, 3, S, S), normalised.
-        y: (B, T), tags.
-        views: of the crops.
-        x2: (B, 3, S', S'), A(x).
-        views2: of A(x).
-    """
-
-    x: Tensor
-    y: Tensor
-    views: list[View]
-    x2: Tensor
-    views2: list[View]
-
-
-def make_seam_network(context: Any, config: Any, targets: TagTargets) -> SeamNetwork:
-    """An untrained network on a copy of the run's backbone."""
-    stride = config.output_stride or None
-    return SeamNetwork(context.backbone, len(targets), stride, config.tag_dropout, config.tag_freeze)
-
-
-class SeamTraining(TagTraining):
-    """Two branches of one network; arguments as for `TagTraining`."""
-
-    network: SeamNetwork
-
-    def __init__(self, context: Any, config: Any, targets: TagTargets, steps: int) -> None:
-        seed_step(context.seed, -1, stage="classify")  # initial weights
-        super().__init__(context, config, targets, steps, make_seam_network(context, config, targets))
-        m = self.network.multiple_of
-        self.crop = max(self.crop, 2 * LEAST * m)
-        mean = torch.tensor(self.preprocess.mean).mul(255).round().to(torch.uint8)
-        self.margin = self.normalise(mean[None, :, None, None])  # what crops show beside the photograph
-        self.small = min(self.crop, max(LEAST, round(self.crop * config.rescale / m)) * m)
-
-    def transformed(self, view: View, random: torch.Generator) -> View:
-        """A of a view: smaller, and where asked mirrored and rotated."""
-        c = self.config
-        other = view.resize(self.small, self.small)
-        if c.mirror > 0 and float(torch.rand((), generator=random)) < c.mirror:
-            other = other.hflip()
-        if c.rotate > 0:
-            other = other.rotate(c.rotate * (2 * float(torch.rand((), generator=random)) - 1))
-        return other
-
-    def batch(self, indices: Indices, random: torch.Generator) -> SeamBatch:
-        """Crops of tagged images, and A of each."""
-        x, y, views, _ = super().batch(indices, random)
-        views2 = [self.transformed(v, random) for v in views]
-        x2, valid = resample(x, views, views2, (self.small, self.small), antialias=True)
-        x2 = torch.where(valid[:, None], x2, self.margin)
-        return SeamBatch(x, y, views, x2.contiguous(memory_format=torch.channels_last), views2)
-
-    def losses(self, batch: SeamBatch, step: int) -> dict[str, Tensor]:
-        """L_cls + L_ER + L_ECR."""
-        c, y = self.config, batch.y
-        with self.autocast():
-            out1, out2 = self.network(batch.x, y), self.network(batch.x2, y)
-        l_cls = classification_loss(out1, out2, y, c.small_share)
-        y1, yr1, valid = self.moved(out1, y, batch.views, batch.views2)
-        y2, yr2, _ = self.moved(out2, y, batch.views2, batch.views2)
-        l_er = equivariant_regularization(y1, y2, valid)
-        l_ecr = equivariant_cross_regularization(with_rest(y1), yr1, with_rest(y2), yr2, valid, c.hard_share)
-        loss = l_cls + self.er_weight(step) * l_er + c.ecr * l_ecr
-        return {"loss": loss, "l_cls": l_cls, "l_er": l_er, "l_ecr": l_ecr}
-
-    def er_weight(self, step: int) -> float:
-        """Weight of L_ER at a step, growing in proportion over `er_ramp`."""
-        c = self.config
-        return float(c.er * min(1.0, step / (c.er_ramp * self.steps)) if c.er_ramp > 0 else c.er)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w) that maps are compared on."""
-        return -(-self.small // GRID), -(-self.small // GRID)
-
-    def moved(self, out: SeamOutput, y: Tensor, a: Sequence[View], b: Sequence[View]) -> tuple[Tensor, Tensor, Tensor]:
-        """N(maps) (B, T, h, w) and N(refined maps) (B, 1 + T, h, w) of the tagged classes, from views a into views b,
-        and bool (B, h, w): what views a show there of the photograph."""
-        tags = torch.cat([y.new_ones(len(y), 1), y], dim=1)
-        maps = keep_tagged(normalize_cam(out.cams.float(), "minmax"), y)
-        refined = keep_tagged(normalize_cam(out.refined.float(), "minmax"), tags)
-        found, valid = resample(torch.cat([maps, refined], dim=1), a, b, self.grid, antialias=True)
-        return found[:, : y.shape[1]], found[:, y.shape[1] :], valid
-
-
 def classification_loss(out1: SeamOutput, out2: SeamOutput, y: Tensor, share: float = 0.5) -> Tensor:
     """L_cls: the soft margin of the scores and L_min of the refined maps, of both branches.
 
@@ -245,10 +157,123 @@ def classification_loss(out1: SeamOutput, out2: SeamOutput, y: Tensor, share: fl
     return margin + least / 2
 
 
+def with_rest(maps: Tensor) -> Tensor:
+    """Maps (B, T, h, w) with 1 minus their maximum before them, (B, 1 + T, h, w)."""
+    return torch.cat([background_power(maps), maps], dim=1)
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+class Pair(NamedTuple):
+    """Tagged photographs seen by the first branch and, through A, by the second.
+
+    Attributes:
+        x1: (B, 3, S, S): uint8 as drawn, the network's input once they are on the device.
+        x2: (B, 3, S', S'), A(x1), made on the device; None as drawn.
+        y: (B, T), tags.
+        views1: the recorded geometry of x1.
+        views2: that of x2.
+    """
+
+    x1: Tensor
+    x2: Tensor | None
+    y: Tensor
+    views1: Sequence[View]
+    views2: Sequence[View]
+
+
+class Maps(NamedTuple):
+    """Maps of tagged classes as one view sees them.
+
+    Attributes:
+        y: (B, T, h, w), N(maps), in [0, 1].
+        yr: (B, 1 + T, h, w), N(refined maps), background first.
+        valid: bool (B, h, w), what the branch shows there of the photograph.
+    """
+
+    y: Tensor
+    yr: Tensor
+    valid: Tensor
+
+
+def make_seam_network(context: Any, config: SeamConfig, targets: TagTargets) -> SeamNetwork:
+    """An untrained network on a copy of the run's backbone."""
+    c = config.classifier
+    return SeamNetwork(context.backbone, len(targets), c.output_stride or None, c.dropout, c.freeze)
+
+
+class SeamTraining(TagTraining):
+    """Two branches of one network."""
+
+    def __init__(self, context: Any, config: SeamConfig, targets: TagTargets, steps: int) -> None:
+        super().__init__(context, config, targets, steps, make_seam_network)
+        m = self.network.multiple_of
+        self.small = min(self.crop, max(LEAST, round(self.crop * config.second.rescale / m)) * m)
+        self.grid = (-(-self.small // GRID), -(-self.small // GRID))  # (h, w) that maps are compared on
+        mean = torch.tensor(self.preprocess.mean).mul(255).round().to(torch.uint8)
+        self.margin = self.normalise(mean[None, :, None, None])  # what crops show beside the photograph
+
+    def crop_side(self) -> int:
+        """At least so large that the smaller view has a few cells."""
+        return max(super().crop_side(), 2 * LEAST * self.network.multiple_of)
+
+    def transformed(self, view: View, random: torch.Generator) -> View:
+        """A of a view: smaller, and where asked mirrored and rotated."""
+        c = self.config.second
+        other = view.resize(self.small, self.small)
+        if c.mirror > 0 and float(torch.rand((), generator=random)) < c.mirror:
+            other = other.hflip()
+        if c.rotate > 0:
+            other = other.rotate(c.rotate * (2 * float(torch.rand((), generator=random)) - 1))
+        return other
+
+    def batch(self, indices: Any, random: torch.Generator) -> dict[str, Pair]:
+        """Crops of tagged photographs, and the geometry of A of each."""
+        x: Views = self.streams.draw(indices, random)["x"]
+        return {"x": Pair(x.weak, None, x.t, x.geometry, [self.transformed(v, random) for v in x.geometry])}
+
+    def on_device(self, batch: Any) -> dict[str, Pair]:
+        """The network's input, and A of it."""
+        x: Pair = batch["x"]
+        x1 = self.normalise(x.x1)
+        x2, valid = resample(x1, x.views1, x.views2, (self.small, self.small), antialias=True)
+        x2 = torch.where(valid[:, None], x2, self.margin).contiguous(memory_format=torch.channels_last)
+        return {"x": x._replace(x1=x1, x2=x2, y=x.y.to(self.device, non_blocking=True))}
+
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L = L_cls + er(t) L_ER + ecr L_ECR."""
+        c, x = self.config, batch["x"]
+        with self.autocast():
+            out1, out2 = self.network(x.x1, x.y), self.network(x.x2, x.y)
+        l_cls = classification_loss(out1, out2, x.y, c.small_share)
+        first = self.seen(out1, x.y, x.views1, x.views2)  # A of the first branch's maps
+        second = self.seen(out2, x.y, x.views2, x.views2)
+        l_er = equivariant_regularization(first.y, second.y, first.valid)
+        l_ecr = equivariant_cross_regularization(
+            with_rest(first.y), first.yr, with_rest(second.y), second.yr, first.valid, c.hard_share
+        )
+        loss = l_cls + self.er_weight(step) * l_er + c.ecr * l_ecr
+        return {"loss": loss, "l_cls": l_cls, "l_er": l_er, "l_ecr": l_ecr}
+
+    def er_weight(self, step: int) -> float:
+        """er(t), growing in proportion over `er_ramp` of the steps."""
+        c = self.config
+        return float(c.er * min(1.0, step / (c.er_ramp * self.steps)) if c.er_ramp > 0 else c.er)
+
+    def seen(self, out: SeamOutput, y: Tensor, a: Sequence[View], b: Sequence[View]) -> Maps:
+        """The maps of views a, of tagged classes and in one range, as views b see them."""
+        tags = torch.cat([y.new_ones(len(y), 1), y], dim=1)
+        maps = keep_tagged(normalize_cam(out.cams.float(), "minmax"), y)
+        refined = keep_tagged(normalize_cam(out.refined.float(), "minmax"), tags)
+        found, valid = resample(torch.cat([maps, refined], dim=1), a, b, self.grid, antialias=True)
+        return Maps(found[:, : y.shape[1]], found[:, y.shape[1] :], valid)
+
+
 # -------------------------------------------------------------------------------------------------------- method
 
 
-class Seam(WalkMethod):
+class Seam(TagMethod):
     """Siamese training, refined maps as seeds."""
 
     name: ClassVar[str] = "seam"
@@ -260,6 +285,13 @@ class Seam(WalkMethod):
     trainer: ClassVar[type[TagTraining]] = SeamTraining
     # SEAM's copy of AffinityNet walks 2^6 steps with a background of power 6, AffinityNet 2^8 with 16.
     published: ClassVar[Mapping[str, int]] = {**STEPS, "psa": 64}
+
+    @cached_property
+    def walk(self) -> Walk | None:
+        """The random walk of the paper's second stage, where asked for."""
+        if self.config.walk.kind == "none":
+            return None
+        return Walk(self.context, self.config, lambda: self.targets, self.published)
 
     def network(self) -> SeamNetwork:
         """The classifier with its correlation module, untrained."""

@@ -27,10 +27,10 @@ large view's own projection is one of its positives, which its moving average th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,12 +40,12 @@ from torch import Tensor
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.crops import random_resized_crop, windows_where
 from maskwright.data.training.labels import LabelMap, LabelStore
+from maskwright.data.training.streams import Stream
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.training.views import View, resample
-from maskwright.engine.config import option
+from maskwright.engine.config import option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
-from maskwright.engine.loop import Indices
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
 from maskwright.methods.weak.toco.network import Projector, TocoNetwork
@@ -57,8 +57,11 @@ from maskwright.ops.refinement.crf import CRF_SETTINGS, dense_crf
 from maskwright.ops.refinement.dense_energy import dense_energy
 from maskwright.predict.inference import predict_probs
 from maskwright.recipes.ema import EMATeacher
-from maskwright.recipes.tags.pipeline import PipelineConfig, TagMethod
-from maskwright.recipes.tags.tags import TagTraining, multi_label_soft_margin, tag_preprocess
+from maskwright.recipes.tags.method import TagMethod
+from maskwright.recipes.tags.network import tag_preprocess
+from maskwright.recipes.tags.options import ClassifierOptions, MapOptions, TagsConfig
+from maskwright.recipes.tags.showing import what_is_shown
+from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin
 from maskwright.recipes.training.optimizers import add_module
 
 if TYPE_CHECKING:
@@ -69,19 +72,64 @@ NEGATIVE_SHARE = 0.2
 
 
 @dataclass(kw_only=True)
-class TocoConfig(PipelineConfig):
-    """Options of `toco`; `tag_...` are those of its one stage, the network's those of `retrain`."""
+class LocalOptions:
+    """Small crops, whose class tokens are contrasted."""
 
-    tag_batch: int = option(4, "photographs in a step, each seen as two large views and several small crops", low=1)
-    tag_scale_min: float = option(0.5, "least random scale", low=0.05, high=10)
-    tag_scale_max: float = option(2.0, "greatest random scale", low=0.05, high=10)
-    tag_optimizer: str = option("adamw", "adamw as in the paper, or sgd with momentum", choices=("sgd", "adamw"))
-    tag_lr: float = option(6e-4, "learning rate of classifiers, decoder and projector", low=0)
-    tag_encoder_lr: float = option(0.1, "the transformer's rate as a share of tag_lr (paper: 6e-5)", low=0, high=10)
-    tag_weight_decay: float = option(0.01, "on all weights but norms and biases", low=0)
-    tag_freeze: int = option(0, "patch embedding and so many blocks without gradient", low=0)
-    scales: tuple[float, ...] = option((1.0, 0.5, 1.5), "input sizes of class maps, in training too", low=0.05, high=8)
-    norm: str = option("minmax", "range of each map in `retrain=cams`", choices=("max", "minmax"))
+    crops: int = option(8, "small crops of each photograph", low=1, old="local_crops")
+    side: int = option(
+        64, "their side, pixels, rounded up to whole patches (paper: 96 of 448)", low=8, old="local_side"
+    )
+
+
+@dataclass(kw_only=True)
+class ProjectorOptions:
+    """What class tokens are projected by before they are compared."""
+
+    hidden: int = option(2048, "width of the projector", low=1)
+    projection: int = option(1024, "E, what class tokens are compared in", low=1)
+    momentum: float = option(0.9, "of the projector's moving average", low=0, high=1)
+
+
+@dataclass(kw_only=True)
+class BranchOptions:
+    """The segmentation branch and what teaches it."""
+
+    width: int = option(512, "channels of the LargeFOV decoder", low=1, old="decoder_width")
+    dilation: int = option(5, "of its convolutions, patches", low=1, old="decoder_dilation")
+    after: float = option(0.1, "share of the steps before L_seg and L_reg count", low=0, high=0.9, old="seg_after")
+    par_rounds: int = option(10, "rounds of pixel-adaptive refinement of the map that teaches the branch", low=0)
+    reg_cells: int = option(48, "side of L_reg's grid; its cost grows with the fourth power", low=4, high=128)
+    mask_scales: tuple[float, ...] = option((1.0, 1.25, 1.5), "input sizes of `retrain=masks`", low=0.05, high=8)
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        if not self.mask_scales:
+            raise MaskwrightError("no mask_scales", "at least one", "--set mask_scales=1")
+
+
+@dataclass(kw_only=True)
+class TocoConfig(TagsConfig):
+    """Options of `toco`; `classifier` is its one stage, the network's groups are those of `retrain`."""
+
+    classifier: ClassifierOptions = part(
+        ClassifierOptions, batch=4, scale_min=0.5, scale_max=2.0, optimizer="adamw", lr=6e-4, weight_decay=0.01,
+        freeze=0,
+        says={
+            "batch": "photographs in a step, each seen as two large views and several small crops",
+            "optimizer": "adamw as in the paper, or sgd with momentum",
+            "lr": "learning rate of classifiers, decoder and projector",
+            "encoder_lr": "the transformer's rate as a share of lr (paper: 6e-5)",
+            "scale_min": "least random scale",
+            "freeze": "patch embedding and so many blocks without gradient",
+        },
+    )  # fmt: skip
+    maps: MapOptions = part(
+        MapOptions, scales=(1.0, 0.5, 1.5), norm="minmax",
+        says={
+            "scales": "input sizes of class maps, in training too",
+            "norm": "range of each map in `retrain=cams`",
+        },
+    )  # fmt: skip
     aux_layer: int = option(-3, "block of the auxiliary class map, negative from the end")
     high: float = option(0.7, "a class where a map is at least this", low=0, high=1)
     low: float = option(0.25, "background where no map exceeds this", low=0, high=1)
@@ -90,34 +138,24 @@ class TocoConfig(PipelineConfig):
     w_seg: float = option(0.1, "weight of L_seg", low=0, main=True)
     w_reg: float = option(0.05, "weight of L_reg; 0 leaves it out", low=0)
     temperature: float = option(0.5, "of L_ctc", low=1e-3)
-    momentum: float = option(0.9, "of the projector's moving average", low=0, high=1)
-    local_crops: int = option(8, "small crops of each photograph", low=1)
-    local_side: int = option(64, "their side, pixels, rounded up to whole patches (paper: 96 of 448)", low=8)
+    local: LocalOptions = part(LocalOptions)
+    projector: ProjectorOptions = part(ProjectorOptions)
+    branch: BranchOptions = part(BranchOptions)
     warmup: float = option(0.075, "share of the steps in which the rates grow from a millionth", low=0, high=0.9)
-    seg_after: float = option(0.1, "share of the steps before L_seg and L_reg count", low=0, high=0.9)
-    par_rounds: int = option(10, "rounds of pixel-adaptive refinement of the map that teaches the branch", low=0)
-    reg_cells: int = option(48, "side of L_reg's grid; its cost grows with the fourth power", low=4, high=128)
-    decoder_width: int = option(512, "channels of the LargeFOV decoder", low=1)
-    decoder_dilation: int = option(5, "of its convolutions, patches", low=1)
-    hidden: int = option(2048, "width of the projector", low=1)
-    projection: int = option(1024, "E, what class tokens are compared in", low=1)
     retrain: str = option(
         "none", "another network afterwards, on: the branch's masks, or seeds of the class maps",
         choices=("none", "masks", "cams"), main=True,
     )  # fmt: skip
-    mask_scales: tuple[float, ...] = option((1.0, 1.25, 1.5), "input sizes of `retrain=masks`", low=0.05, high=8)
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
-        super().check()
         if self.low > self.high:
             raise MaskwrightError(f"low={self.low}", f"at most high={self.high}")
-        if self.local_side >= self.tag_crop:
+        if self.local.side >= self.classifier.size:
             raise MaskwrightError(
-                f"local_side={self.local_side}", f"less than tag_crop={self.tag_crop}", "--set local_side=64"
-            )
-        if not self.mask_scales:
-            raise MaskwrightError("no mask_scales", "at least one", "--set mask_scales=1")
+                f"local_side={self.local.side}", f"less than classifier.size={self.classifier.size}",
+                "--set local_side=64",
+            )  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- losses
@@ -219,8 +257,8 @@ def warm_poly(steps: int, warmup: int, start: float = 1e-6, power: float = 0.9) 
 # ------------------------------------------------------------------------------------------------------ training
 
 
-class TocoBatch(NamedTuple):
-    """Large views of tagged photographs.
+class LargeViews(NamedTuple):
+    """Large views of tagged photographs; images are uint8 as drawn, the network's input once they are on the device.
 
     Attributes:
         x: (B, 3, S, S), the view that is classified and segmented.
@@ -233,90 +271,110 @@ class TocoBatch(NamedTuple):
 
     x: Tensor
     y: Tensor
-    views: list[View]
+    views: tuple[View, ...]
     second: Tensor
     changed: Tensor
     valid: Tensor
 
 
-class TocoTraining(TagTraining):
-    """The one stage: classifiers, contrasts and segmentation branch at once."""
+class LargeViewStream(Stream):
+    """Two large views of each tagged photograph.
 
-    network: TocoNetwork
+    Args:
+        photographs: the tagged photographs, whose order and recipe these are.
+    """
 
-    def __init__(self, context: Context, config: TocoConfig, targets: TagTargets, steps: int) -> None:
-        seed_step(context.seed, -1, stage="classify")  # initial weights
-        network = make_toco_network(context, config, targets)
-        super().__init__(context, config, targets, steps, network)
-        c, m = config, network.multiple_of
-        self.projector = Projector(network.width, c.hidden, out=c.projection).to(self.device)
-        self.teacher = EMATeacher(self.projector, c.momentum, warm=False).to(self.device)
-        self.modules |= {"projector": self.projector, "teacher": self.teacher}
-        add_module(self.optimizers["network"], self.projector, c.tag_lr, c.tag_weight_decay)
-        self.schedule = warm_poly(steps, round(c.warmup * steps))
-        self.local = min(-(-c.local_side // m) * m, self.crop)
-        self.grid = (-(-self.crop // 2), -(-self.crop // 2))
+    def __init__(self, photographs: Stream) -> None:
+        p = photographs
+        super().__init__(p.data, p.indices, p.order, p.crops, p.mean, tags=p.tags, jitter=p.jitter)
         self.second_colors = photometric("byol_2")
         self.local_colors = replace(photometric("byol_1"), blur_p=0.5)
 
-    def batch(self, indices: Indices, random: torch.Generator) -> TocoBatch:
-        """Two large views of each photograph."""
-        chosen = [self.images[int(k)] for k in indices]
+    def draw(self, images: Sequence[int] | np.ndarray, random: torch.Generator) -> LargeViews:  # type: ignore[override]
+        """Views of images; all randomness comes from `random`."""
+        side, chosen = (self.crops.side, self.crops.side), [int(i) for i in images]
         x, second, changed, views = [], [], [], []
         for i in chosen:
             view = self.view(i, random)
-            other = random_resized_crop(
-                self.context.data.size(i), (self.crop, self.crop), scale=(0.4, 1.0), generator=random
-            )
+            other = random_resized_crop(self.data.size(i), side, scale=(0.4, 1.0), generator=random)
             views.append(view)
             x.append(self.pixels(i, view, random))
             changed.append(self.local_colors(x[-1], random))
             second.append(self.second_colors(self.pixels(i, other, random), random))
-        y = torch.stack([self.targets.multi_hot(self.context.data.items[i].name) for i in chosen])
-        images = [self.normalise(torch.stack(part)) for part in (x, second, changed)]
-        valid = torch.stack([v.valid() for v in views]).to(self.device)
-        return TocoBatch(images[0], y.to(self.device), views, images[1], images[2], valid)
+        valid, y = torch.stack([v.valid() for v in views]), self.tags_of(chosen)
+        assert y is not None, "a stream with tags"
+        return LargeViews(torch.stack(x), y, tuple(views), torch.stack(second), torch.stack(changed), valid)
+
+
+class TocoTraining(TagTraining):
+    """The one stage: classifiers, contrasts and segmentation branch at once."""
+
+    def __init__(self, context: Context, config: TocoConfig, targets: TagTargets, steps: int) -> None:
+        super().__init__(context, config, targets, steps, make_toco_network)
+        c, m = config, self.network.multiple_of
+        seed_step(context.seed, -1, stage="classify")  # the projector's weights hang on no size of the network
+        self.projector = Projector(self.network.width, c.projector.hidden, out=c.projector.projection).to(self.device)
+        self.teacher = EMATeacher(self.projector, c.projector.momentum, warm=False).to(self.device)
+        self.modules |= {"projector": self.projector, "teacher": self.teacher}
+        add_module(self.optimizers["network"], self.projector, c.classifier.lr, c.classifier.weight_decay)
+        self.schedule = warm_poly(steps, round(c.warmup * steps))
+        self.local = min(-(-c.local.side // m) * m, self.crop)
+        self.grid = (-(-self.crop // 2), -(-self.crop // 2))
+        self.streams["x"] = LargeViewStream(self.stream())
+
+    def on_device(self, batch: Any) -> dict[str, LargeViews]:
+        """Views as the network's input."""
+        x: LargeViews = batch["x"]
+        images = [self.normalise(part) for part in (x.x, x.second, x.changed)]
+        y, valid = (part.to(self.device, non_blocking=True) for part in (x.y, x.valid))
+        return {"x": LargeViews(images[0], y, x.views, images[1], images[2], valid)}
 
     @torch.no_grad()
-    def multi_scale(self, batch: TocoBatch, once: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def multi_scale(self, x: LargeViews, once: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """CAM and auxiliary CAM over scales and flips, min-max, tagged classes only, (B, T, S, S) in [0, 1].
 
         Maps are enlarged with their signs; the larger of image and mirror image is taken, and what is negative dropped,
         after that.
 
         Args:
-            batch: of images.
+            x: large views.
             once: both signed maps at scale 1 without flip, which the training pass has computed already.
         """
         m, size = self.network.multiple_of, (self.crop, self.crop)
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for scale in self.config.scales:
+        for scale in self.config.maps.scales:
             side = max(1, int(self.crop * scale / m + 0.5)) * m
-            x = batch.x if side == self.crop else resize_maps(batch.x, (side, side))
+            image = x.x if side == self.crop else resize_maps(x.x, (side, side))
             with self.autocast():
-                plain = once if side == self.crop else self.network.signed_maps(x)
-                mirrored = self.network.signed_maps(x.flip(-1))
+                plain = once if side == self.crop else self.network.signed_maps(image)
+                mirrored = self.network.signed_maps(image.flip(-1))
             for maps, *pair in zip(found, plain, mirrored):
                 a, b = (resize_maps(one.detach().float(), size) for one in pair)
                 maps.append(fuse_flips(a, b, "max").relu())
-        main, aux = (keep_tagged(normalize_cam(fuse_scales(maps, size), "minmax"), batch.y) for maps in found)
+        main, aux = (keep_tagged(normalize_cam(fuse_scales(maps, size), "minmax"), x.y) for maps in found)
         return main, aux
 
-    def crops(self, batch: TocoBatch, roi: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def crops(self, x: LargeViews, roi: Tensor) -> tuple[Tensor, Tensor]:
         """Small crops where the map is unsure, (B V, 3, s, s), and bool (B, V), which show background."""
-        count, cropped, ground = self.config.local_crops, [], []
-        for b, view in enumerate(batch.views):
-            for window in windows_where(roi[b] < 2, valid[b], view, self.local, count):
-                cropped.append(resample(batch.changed[b], view, window)[0])
+        count, cropped, ground = self.config.local.crops, [], []
+        for b, view in enumerate(x.views):
+            for window in windows_where(roi[b] < 2, x.valid[b], view, self.local, count):
+                cropped.append(resample(x.changed[b], view, window)[0])
                 seen, inside = resample(roi[b][None], view, window)
                 ground.append(_mean(seen[0], inside) <= NEGATIVE_SHARE)
         return torch.stack(cropped), torch.stack(ground).view(-1, count)
 
-    def class_contrast(self, batch: TocoBatch, vectors: Tensor, roi: Tensor, valid: Tensor) -> Tensor:
+    def token_labels(self, x: LargeViews, cams_aux: Tensor, features: Tensor) -> Tensor:
+        """Labels (B, h, w) of the final tokens by the auxiliary map, IGNORE where a patch lies mostly outside."""
+        c, patches = self.config, (int(features.shape[-2]), int(features.shape[-1]))
+        known = F.adaptive_avg_pool2d(x.valid[:, None].float(), patches)[:, 0] >= 0.5
+        return cam_labels(resize_maps(cams_aux, patches), c.high, c.low, known)
+
+    def class_contrast(self, x: LargeViews, vectors: Tensor, roi: Tensor) -> Tensor:
         """L_ctc of both large views, projected by the moving average, with all views, projected by the student."""
-        small, ground = self.crops(batch, roi, valid)
+        small, ground = self.crops(x, roi)
         with self.autocast():
-            _, _, second = self.network.tokens(batch.second)
+            _, _, second = self.network.tokens(x.second)
             _, _, local = self.network.tokens(small)
         large = torch.stack([vectors, second], 1)  # (B, 2, D)
         q = self.projector(torch.cat([large, local.unflatten(0, ground.shape)], 1))
@@ -324,39 +382,34 @@ class TocoTraining(TagTraining):
         neg = torch.cat([ground.new_zeros(len(ground), 2), ground], 1)  # (B, 2 + V)
         return L_ctc(p, q, ~neg, neg, self.config.temperature)
 
-    def segmentation_losses(self, batch: TocoBatch, features: Tensor, cams: Tensor, valid: Tensor) -> list[Tensor]:
-        """L_seg and L_reg of the branch, taught by the refined map; both 0 before their time."""
+    def segmentation_losses(self, x: LargeViews, features: Tensor, cams: Tensor) -> list[Tensor]:
+        """L_seg and L_reg of the branch, taught by the refined map."""
         c = self.config
+        valid = F.interpolate(x.valid[:, None].float(), self.grid)[:, 0] > 0
         with self.autocast():
             logits = self.network.segmentation(features)
         logits = resize_maps(logits.float(), self.grid)
-        images, cams = resize_maps(batch.x, self.grid), resize_maps(cams, self.grid)
-        y = refined_cam_labels(cams, batch.y, images, c.high, c.low, valid, c.par_rounds)
+        images, cams = resize_maps(x.x, self.grid), resize_maps(cams, self.grid)
+        y = refined_cam_labels(cams, x.y, images, c.high, c.low, valid, c.branch.par_rounds)
         l_seg = L_seg(logits, *split_ground(y, self.targets))
         if not c.w_reg:
             return [l_seg, l_seg.new_zeros(())]
-        rgb = self.preprocess.denormalise(batch.x).float()
-        return [l_seg, L_reg(logits, rgb, y, valid, sigma_xy=100 * self.grid[0] / self.crop, cells=c.reg_cells)]
+        rgb = self.preprocess.denormalise(x.x).float()
+        return [l_seg, L_reg(logits, rgb, y, valid, sigma_xy=100 * self.grid[0] / self.crop, cells=c.branch.reg_cells)]
 
-    def losses(self, batch: TocoBatch, step: int) -> dict[str, Tensor]:
-        """All terms by the paper's names."""
-        c = self.config
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L = L_cls + L_cls_aux + w_ptc L_ptc + w_ctc L_ctc, and w_seg L_seg + w_reg L_reg once their time has come."""
+        c, x = self.config, batch["x"]
         with self.autocast():
-            out = self.network(batch.x)
-        cams, cams_aux = self.multi_scale(batch, (out.cams, out.cams_aux))
-        valid = F.interpolate(batch.valid[:, None].float(), self.grid)[:, 0] > 0
-        l_cls = multi_label_soft_margin(out.scores, batch.y)
-        l_cls_aux = multi_label_soft_margin(out.scores_aux, batch.y)
-
-        patches = tuple(out.features.shape[-2:])
-        cells = resize_maps(cams_aux, patches)
-        known = F.adaptive_avg_pool2d(batch.valid[:, None].float(), patches)[:, 0] >= 0.5
-        l_ptc = L_ptc(out.features, cam_labels(cells, c.high, c.low, known))
-        l_ctc = self.class_contrast(batch, out.vectors, cam_regions(cams_aux, c.high, c.low), batch.valid)
-
+            out = self.network(x.x)
+        cams, cams_aux = self.multi_scale(x, (out.cams, out.cams_aux))
+        l_cls = multi_label_soft_margin(out.scores, x.y)
+        l_cls_aux = multi_label_soft_margin(out.scores_aux, x.y)
+        l_ptc = L_ptc(out.features, self.token_labels(x, cams_aux, out.features))
+        l_ctc = self.class_contrast(x, out.vectors, cam_regions(cams_aux, c.high, c.low))
         l_seg = l_reg = l_cls.new_zeros(())
-        if step >= c.seg_after * self.steps:
-            l_seg, l_reg = self.segmentation_losses(batch, out.features, cams, valid)
+        if step >= c.branch.after * self.steps:
+            l_seg, l_reg = self.segmentation_losses(x, out.features, cams)
         loss = l_cls + l_cls_aux + c.w_ptc * l_ptc + c.w_ctc * l_ctc + c.w_seg * l_seg + c.w_reg * l_reg
         return {
             "loss": loss, "cls": l_cls, "cls_aux": l_cls_aux, "ptc": l_ptc, "ctc": l_ctc, "seg": l_seg, "reg": l_reg,
@@ -370,8 +423,8 @@ class TocoTraining(TagTraining):
 def make_toco_network(context: Context, config: TocoConfig, targets: TagTargets) -> TocoNetwork:
     """An untrained network on a copy of the run's backbone."""
     return TocoNetwork(
-        context.backbone, len(targets), context.classes, aux_layer=config.aux_layer, hidden=config.decoder_width,
-        dilation=config.decoder_dilation, dropout=config.tag_dropout, frozen_stages=config.tag_freeze,
+        context.backbone, len(targets), context.classes, aux_layer=config.aux_layer, hidden=config.branch.width,
+        dilation=config.branch.dilation, dropout=config.classifier.dropout, frozen_stages=config.classifier.freeze,
     )  # fmt: skip
 
 
@@ -436,6 +489,9 @@ class Toco(TagMethod):
             if item.name not in labels:
                 labels.write(item.name, self.mask_of(segmenter, i), item.image)
         barrier()
+        if context.run.writes:
+            what_is_shown(replace(self.way(labels), maps=None), judge=self.config.seeds.judge).write(folder)
+        barrier()
 
     def mask_of(self, segmenter: Segmenter, i: int) -> LabelMap:
         """Labels (H, W) of image `i`: the branch's, among the background and the image's own tags."""
@@ -444,9 +500,11 @@ class Toco(TagMethod):
         ids = own if t.background is None else [t.background, *own]
         if not ids:
             return LabelMap.unlabeled(image.shape[:2])
-        probs = predict_probs(segmenter, image, flips=c.flips, scales=c.mask_scales, device=self.context.device)[ids]
+        probs = predict_probs(
+            segmenter, image, flips=c.maps.flips, scales=c.branch.mask_scales, device=self.context.device
+        )[ids]
         probs = probs / np.maximum(probs.sum(0), 1e-12)
-        if c.seed_crf and len(ids) > 1:
+        if c.seeds.crf and len(ids) > 1:
             probs = np.asarray(dense_crf(probs, image, **CRF_SETTINGS["toco"]))  # type: ignore[arg-type]
         found = LabelMap.from_probs(torch.from_numpy(probs))
         return LabelMap(torch.tensor(ids)[found.ids], found.confidence.clamp(0, 1), found.valid)

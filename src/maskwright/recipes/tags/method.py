@@ -2,10 +2,11 @@
 
     classify (train)  a classifier that localises                    tags.json, checkpoint
     cams (label)      multi-scale maps of the tagged classes         maps/NAME.npz
+    [a walk's stages, where a method has one: `walking.Walk`]
     seeds (label)     background threshold, dense CRF, label maps    masks/, confidence/, threshold.json
     retrain (train)   any network on the label maps                  checkpoint
 
-Methods override what is theirs: the training (`trainer`, `network`), the maps (`maps`), or stages between. Maps that a
+Methods override what is theirs: the training (`trainer`, `network`), the maps (`maps`), a walk. Maps that a
 transformer's attention weighs (WeakTr) are another `network` and `maps`; maps of a network that needs no training
 (CLIP-ES) are another `maps`, behind a first stage that is `read_targets` alone.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,48 +25,21 @@ from torch import Tensor
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import Labels, StoredLabels
 from maskwright.data.training.tag_targets import TagTargets, find_targets
-from maskwright.data.trust.artefacts import read_record, write_record
-from maskwright.data.trust.files import write_json
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import barrier, share
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.segmenter import Segmenter
-from maskwright.recipes.tags.seeds import (
-    CamStore,
-    MultiScale,
-    SeedConfig,
-    find_threshold,
-    infer_cams,
-    sweep_thresholds,
-    write_seeds,
-)
-from maskwright.recipes.tags.tags import (
-    TagConfig,
-    TagTraining,
-    load_trained,
-    make_cam_network,
-    note_targets,
-    tag_preprocess,
-    tag_steps,
-)
+from maskwright.recipes.tags.maps import MAPS, CamStore, MultiScale, infer_cams
+from maskwright.recipes.tags.network import load_trained, make_cam_network, tag_preprocess, tag_steps
+from maskwright.recipes.tags.options import TagsConfig
+from maskwright.recipes.tags.seeding import make_seeds
+from maskwright.recipes.tags.showing import Way
+from maskwright.recipes.tags.telling import note_targets
+from maskwright.recipes.tags.training import TagTraining
+from maskwright.recipes.tags.walking import Walk
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.network import make_segmenter, trained_network
-from maskwright.recipes.training.options import NetworkConfig
 from maskwright.recipes.training.training import train_network
-
-MAPS = "maps"
-THRESHOLD = "threshold.json"
-CURVE = "curve.json"
-
-
-@dataclass(kw_only=True)
-class PipelineConfig(NetworkConfig, SeedConfig, TagConfig):
-    """Options of the whole way: `tag_...` for the classifier, those of seeds, those of the retrained network."""
-
-    def check(self) -> None:
-        """Raises `MaskwrightError` on options that contradict each other."""
-        for base in (SeedConfig, TagConfig):
-            base.check(self)
 
 
 class TagMethod(Method):
@@ -78,24 +51,24 @@ class TagMethod(Method):
 
     family: ClassVar[str] = "weak"
     needs: ClassVar[frozenset[str]] = frozenset({"tags"})
-    Config: ClassVar[type] = PipelineConfig
+    Config: ClassVar[type] = TagsConfig
     trainer: ClassVar[type[TagTraining]] = TagTraining
     config: Any
 
     @classmethod
     def labels_needed(cls, config: Any) -> frozenset[str]:
         """Tags, or the masks that stand for them."""
-        return frozenset({"masks" if config.tags_from_masks else "tags"})
+        return frozenset({"masks" if config.tags.from_masks else "tags"})
 
     @classmethod
     def reads_masks(cls, config: Any) -> bool:
         """Instead of tags, or to choose the threshold."""
-        return bool(config.tags_from_masks or config.oracle_threshold)
+        return bool(config.tags.from_masks or config.seeds.oracle_threshold)
 
     @classmethod
     def judges(cls, config: Any) -> bool:
-        """The curve of the threshold is measured on masks."""
-        return bool(config.threshold_curve)
+        """The curve of the threshold, and the seeds where asked, are measured on masks."""
+        return bool(config.seeds.threshold_curve or config.seeds.judge)
 
     @classmethod
     def wanted_backbone(cls, config: Any) -> str:
@@ -103,10 +76,11 @@ class TagMethod(Method):
         return str(config.network.encoder)
 
     def stages(self) -> list[Stage]:
-        """Classify, cams, seeds, retrain."""
+        """Classify, cams, a walk where there is one, seeds, retrain."""
         return [
             Stage("classify", "train", self.classify, "a classifier of the tags that says where it sees them"),
             Stage("cams", "label", self.cams, "class maps of each photograph at several sizes"),
+            *(self.walk.stages() if self.walk is not None else ()),
             Stage("seeds", "label", self.seeds, "background threshold and label maps"),
             Stage("retrain", "train", self.retrain, "a segmentation network on the label maps"),
         ]
@@ -115,7 +89,12 @@ class TagMethod(Method):
         """Where a stage left its artefacts."""
         return self.context.run.path / stage
 
-    # -------------------------------------------------------------------------------------------------- classify
+    @cached_property
+    def walk(self) -> Walk | None:
+        """What spreads the maps before they become labels; nothing, unless a method says otherwise."""
+        return None
+
+    # ---------------------------------------------------------------------- classify
 
     @cached_property
     def targets(self) -> TagTargets:
@@ -124,8 +103,8 @@ class TagMethod(Method):
 
     def read_targets(self, folder: Path) -> TagTargets:
         """Reads the tags into the first stage's folder, for all stages behind it."""
-        context, c = self.context, self.config
-        targets = find_targets(context.data, context.table, from_masks=c.tags_from_masks, background=c.background)
+        context, c = self.context, self.config.tags
+        targets = find_targets(context.data, context.table, from_masks=c.from_masks, background=c.background)
         note_targets(context, targets)
         if context.run.writes:
             targets.save(folder)
@@ -137,11 +116,11 @@ class TagMethod(Method):
         """Reads the tags and trains on them; the artefacts are both."""
         context, c = self.context, self.config
         targets = self.read_targets(folder)
-        steps = tag_steps(context, c)
+        steps, wanted = tag_steps(context, c), c.classifier.output_stride
         training = self.trainer(context, c, targets, steps)
         stride = training.network.stride
-        if c.output_stride and stride > c.output_stride:
-            context.note(f"Maps: one cell is {stride} pixels; the backbone cannot be dilated to {c.output_stride}.")
+        if wanted and stride > wanted:
+            context.note(f"Maps: one cell is {stride} pixels; the backbone cannot be dilated to {wanted}.")
         context.fit(training, "classify", folder, steps)
 
     def network(self) -> Any:
@@ -153,7 +132,7 @@ class TagMethod(Method):
         network = load_trained(self.network(), self.folder("classify"))
         return network.to(self.context.device, memory_format=torch.channels_last).eval()
 
-    # ------------------------------------------------------------------------------------------------------ cams
+    # ---------------------------------------------------------------------- cams
 
     def maps(self, network: Any) -> Callable[[Tensor, Tensor], Tensor]:
         """A function from images (B, 3, H, W) and tags (B, T) to maps (B, T, h, w), not negative."""
@@ -170,76 +149,48 @@ class TagMethod(Method):
 
     def inference(self, network: Any) -> MultiScale:
         """The network and the configured scales."""
-        context, c = self.context, self.config
+        context, c, m = self.context, self.config, self.config.maps
         return MultiScale(
-            self.maps(network), tag_preprocess(context, c, network.multiple_of), c.scales, c.flips, c.fuse, c.norm,
+            self.maps(network), tag_preprocess(context, c, network.multiple_of), m.scales, m.flips, m.fuse, m.norm,
             context.device, self.precision,
         )  # fmt: skip
 
     @cached_property
-    def cam_store(self) -> CamStore:
-        """The maps that seeds are made from."""
+    def raw_store(self) -> CamStore:
+        """The classifier's maps."""
         return CamStore(self.folder("cams") / MAPS)
 
     def cams(self, folder: Path) -> None:
         """Maps of all tagged images; the artefact is a file an image."""
         context = self.context
         network = self.trained()
-        indices = self.targets.indices(context.data)
-        mine = share(indices)
+        mine = share(self.targets.indices(context.data))
         inference = self.inference(network)
         with context.progress.task("cams", len(mine)) as task:
             infer_cams(context.data, mine, self.targets, inference, CamStore(folder / MAPS), task.advance_to)
         barrier()
 
-    # ----------------------------------------------------------------------------------------------------- seeds
+    # ---------------------------------------------------------------------- seeds
 
     @property
     def label_store(self) -> LabelStore:
         """The pseudo masks."""
         return LabelStore(self.folder("seeds"), self.context.table)
 
+    def way(self, labels: LabelStore) -> Way:
+        """What lies on the way to pseudo masks."""
+        context, walk = self.context, self.walk
+        return Way(
+            data=context.data, table=context.table, targets=self.targets, labels=labels, maps=self.raw_store,
+            walked=None if walk is None else walk.store, sure=None if walk is None else walk.label_store,
+        )  # fmt: skip
+
     def seeds(self, folder: Path) -> None:
         """Chooses the threshold and writes label maps; the folder is a dataset of its own."""
-        context, c = self.context, self.config
-        threshold, why = self.find_threshold()
-        context.note(f"Seeds: a pixel is background below {threshold:.3f} of a map's maximum, {why}.")
-        if context.run.writes:
-            write_record(folder / THRESHOLD, {"threshold": threshold, "why": why})
-            if c.threshold_curve:
-                self.write_curve(folder)
-        labels = LabelStore(folder, context.table)
-        mine = share(self.targets.indices(context.data))
-        work = write_seeds(
-            self.cam_store, context.data, mine, labels, self.targets.background, threshold, band=c.band, crf=c.seed_crf
-        )
-        for _ in context.progress.track(work, "seeds", len(mine)):
-            pass
-        barrier()
+        known = None if self.walk is None else self.walk.threshold(self.targets)
+        make_seeds(self.context, self.config.seeds, self.way(LabelStore(folder, self.context.table)), folder, known)
 
-    def find_threshold(self) -> tuple[float, str]:
-        """The background threshold and where it comes from."""
-        context, c = self.context, self.config
-        if c.threshold is not None:
-            return c.threshold, "as asked"
-        if c.oracle_threshold:
-            sweep = sweep_thresholds(self.cam_store, context.data, self.targets, context.classes, "select")
-            best = sweep.best()
-            return (
-                best.threshold,
-                f"the best against the masks (an oracle; mIoU {100 * best.miou:.1f} before the CRF)",
-            )
-        names = [context.data.items[i].name for i in self.targets.indices(context.data)]
-        how = {"entropy": "the least cross entropy of the maps", "otsu": "Otsu's split of the maps"}
-        return find_threshold(self.cam_store, names, c.threshold_rule), f"{how[c.threshold_rule]}, without masks"
-
-    def write_curve(self, folder: Path) -> None:
-        """mIoU, mFN and mFP of the maps over the threshold, before any CRF; the masks are noted as read to judge."""
-        context = self.context
-        sweep = sweep_thresholds(self.cam_store, context.data, self.targets, context.classes, "evaluate")
-        write_json(folder / CURVE, sweep.records())
-
-    # --------------------------------------------------------------------------------------------------- retrain
+    # ---------------------------------------------------------------------- retrain
 
     def pseudo_labels(self) -> Labels:
         """What the network is retrained on."""
@@ -261,10 +212,3 @@ class TagMethod(Method):
         ground = self.targets.background
         segmenter.extra["background"] = "none" if ground is None else self.context.table.names[ground]
         return segmenter
-
-
-def read_threshold(folder: Path) -> float:
-    """The threshold that a seeds stage chose."""
-    repair = f"delete {folder} and repeat the command with --resume"
-    record = read_record(folder / THRESHOLD, {"threshold": float}, what="the threshold of its stage", repair=repair)
-    return float(record["threshold"])

@@ -1,0 +1,54 @@
+"""The classifier of tags: untrained, as a stage left it, and what it takes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from maskwright.data.training.tag_targets import TagTargets
+from maskwright.engine.checkpoint import load_part, stage_parts
+from maskwright.engine.loop import CHECKPOINT
+from maskwright.models.networks.cam import CamNetwork
+from maskwright.models.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+
+Make = Callable[["Context", Any, TagTargets], Any]
+"""Builds an untrained network: (context, config, targets)."""
+
+
+def make_cam_network(context: Context, config: Any, targets: TagTargets) -> CamNetwork:
+    """An untrained classifier on a copy of the run's backbone."""
+    c = config.classifier
+    return CamNetwork(context.backbone, len(targets), c.output_stride or None, c.dropout, frozen_stages=c.freeze)
+
+
+def tag_preprocess(context: Context, config: Any, multiple_of: int) -> Preprocess:
+    """Normalisation of the backbone's weights; images up to the classifier's `long_side`."""
+    provenance = context.backbone.provenance
+    return Preprocess.for_backbone(provenance, long_side=config.classifier.long_side, multiple_of=multiple_of)
+
+
+def load_trained(network: nn.Module, folder: Path, part: str = "network") -> Any:
+    """Loads what a training stage left into a network of the same build, in evaluation mode.
+
+    Args:
+        network: of the same build.
+        folder: of the stage.
+        part: name in the training's `modules`.
+
+    Raises:
+        MaskwrightError: there is no checkpoint, or it is of another build.
+    """
+    path = folder / CHECKPOINT
+    load_part(network, stage_parts(path), f"module.{part}", path)
+    return network.eval()
+
+
+def tag_steps(context: Context, config: Any, default: int = 800) -> int:
+    """Steps of a training stage on tags: the option's, else the run's, else the default."""
+    return int(config.classifier.steps or context.steps or default)

@@ -1,0 +1,204 @@
+"""Options of methods that learn from image tags, a group for each part; those of the network that learns from the
+pseudo masks afterwards are the groups of `recipes/training/options.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from maskwright.engine.config import option, part
+from maskwright.errors import MaskwrightError
+from maskwright.models.networks.irn import VARIANTS
+from maskwright.models.preprocess import MAX_LONG_SIDE
+from maskwright.ops.cam import FUSIONS, NORMS
+from maskwright.recipes.training.optimizers import OPTIMIZERS
+from maskwright.recipes.training.options import NetworkConfig
+
+RULES = ("entropy", "otsu")
+"""Ways to find the background threshold without masks."""
+
+
+@dataclass(kw_only=True)
+class TagOptions:
+    """What the photographs are tagged with."""
+
+    from_masks: bool = option(
+        False, "take the classes in each mask as its tags; the ledger shows the masks read", old="tags_from_masks"
+    )
+    background: str = option(
+        "auto", "class that no tag names; auto: the one called background, else class 0 where nothing is tagged with it"
+    )
+
+
+@dataclass(kw_only=True)
+class ClassifierOptions:
+    """The classifier that says where it sees its tags, and how it learns."""
+
+    steps: int = option(
+        0, "steps of the classifier; 0: --steps, or 800 where that is not given", low=0, old="tag_steps", main=True
+    )
+    batch: int = option(8, "crops in a step", low=1, old="tag_batch")
+    size: int = option(
+        320, "side of the square crops, pixels; rounded up to what the network takes", low=16, old="tag_crop", main=True
+    )
+    long_side: int = option(
+        512, "long side of images before the random scale, and of seeds, pixels", low=16, high=MAX_LONG_SIDE,
+        old="tag_long_side",
+    )  # fmt: skip
+    scale_min: float = option(
+        0.65, "least random scale: crops see most of a smaller image", low=0.05, high=10, old="tag_scale_min"
+    )
+    scale_max: float = option(1.25, "greatest random scale", low=0.05, high=10, old="tag_scale_max")
+    jitter: float = option(0.0, "strength of the colour jitter (SEAM: 0.3)", low=0, high=1, old="tag_jitter")
+    optimizer: str = option("sgd", "sgd with momentum, or adamw", choices=OPTIMIZERS, old="tag_optimizer")
+    momentum: float = option(0.9, "of sgd", low=0, high=1, old="tag_momentum")
+    lr: float = option(0.1, "learning rate of the classifier, poly schedule", low=0, old="tag_lr")
+    encoder_lr: float = option(
+        0.1, "the pretrained layers' rate as a share of lr", low=0, high=10, old="tag_encoder_lr"
+    )
+    weight_decay: float = option(1e-4, "on all weights but norms and biases", low=0, old="tag_weight_decay")
+    dropout: float = option(
+        0.0, "chance of a channel to be dropped before the classifier", low=0, high=0.95, old="tag_dropout"
+    )
+    freeze: int = option(
+        -1, "stem and so many first stages without gradient, half the cost of training; 0: none; -1: as the papers, "
+        "two of a ResNet (IRN) and of others, one of ResNet-38d (SEAM)", low=-1, old="tag_freeze",
+    )  # fmt: skip
+    output_stride: int = option(16, "pixels a cell of the maps; 0: as the network is", choices=(0, 8, 16, 32))
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        if self.scale_min > self.scale_max:
+            raise MaskwrightError(f"scale_min={self.scale_min}", f"at most scale_max={self.scale_max}")
+
+
+@dataclass(kw_only=True)
+class MapOptions:
+    """How class maps of whole photographs are made."""
+
+    scales: tuple[float, ...] = option((0.5, 1.0, 1.5, 2.0), "input sizes the maps are taken at", low=0.05, high=8)
+    flips: bool = option(True, "add the maps of the mirrored image")
+    fuse: str = option("sum", "how scales and flips are joined: sum (IRN, SEAM) or max", choices=FUSIONS)
+    norm: str = option("max", "range of each map: by its maximum (IRN), or minmax (SEAM)", choices=NORMS)
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        if not self.scales:
+            raise MaskwrightError("no scales", "at least one", "--set scales=0.5,1,1.5,2")
+
+
+@dataclass(kw_only=True)
+class SeedOptions:
+    """How class maps become pseudo masks."""
+
+    threshold: float | None = option(
+        None,
+        "a pixel is background where no map reaches it, in [0, 1]; none: chosen without masks where a class stands for "
+        "the background, else 0",
+        low=0, high=1, main=True,
+    )  # fmt: skip
+    threshold_rule: str = option(
+        "entropy", "how it is chosen: least cross entropy (Li and Lee), or otsu", choices=RULES
+    )
+    oracle_threshold: bool = option(False, "the published way: the threshold with the best mIoU on the masks (peeks)")
+    band: float = option(0.0, "pixels whose largest map is nearer to the threshold get no label", low=0, high=0.5)
+    crf: bool = option(True, "refine the seeds with a dense CRF before they become labels", old="seed_crf")
+    threshold_curve: bool = option(False, "write mIoU, mFN and mFP over the threshold; reads masks, to judge only")
+    judge: bool = option(False, "report mIoU, mFN and mFP of the seeds; reads masks, to judge only", main=True)
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        if self.oracle_threshold and self.threshold is not None:
+            raise MaskwrightError("both threshold and oracle_threshold", "one of them")
+
+
+@dataclass(kw_only=True)
+class TagsConfig(NetworkConfig):
+    """Options of the whole way from tags to a segmentation network."""
+
+    tags: TagOptions = part(TagOptions)
+    classifier: ClassifierOptions = part(ClassifierOptions)
+    maps: MapOptions = part(MapOptions)
+    seeds: SeedOptions = part(SeedOptions)
+
+
+# ---------------------------------------------------------------------- the walk
+
+
+@dataclass(kw_only=True)
+class PairOptions:
+    """From which pixels of the maps pairs are made."""
+
+    thresholds: tuple[float, ...] = option(
+        (),
+        "irn: sure background below the first, sure class above the second (published: 0.05,0.3 around a threshold of "
+        "0.15); empty: half and one and a half of the threshold found without masks",
+        low=0, high=1, old="pair_thresholds",
+    )  # fmt: skip
+    alphas: tuple[float, ...] = option(
+        (),
+        "psa: a class is sure that beats (1 - max)^first, background of ^second that beats all (published: 4,24 "
+        "or 4,32); empty: the exponents that draw the line where pairs.thresholds would",
+        low=0.01, high=1000, old="pair_alphas",
+    )  # fmt: skip
+    crf: bool = option(True, "a dense CRF decides on both labellings, as published", old="pair_crf")
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        for name, values, example in (("thresholds", self.thresholds, "0.05,0.3"), ("alphas", self.alphas, "4,24")):
+            if len(values) not in (0, 2) or list(values) != sorted(values):
+                raise MaskwrightError(f"{name}={tuple(values)}", "two, ascending", f"--set pairs.{name}={example}")
+
+
+@dataclass(kw_only=True)
+class AffinityOptions:
+    """How the affinity of pixels is learned; crops, batch and decay are the classifier's."""
+
+    steps: int = option(
+        0, "steps of the affinity's training; 0: as many as the classifier's", low=0, old="affinity_steps"
+    )
+    lr: float = option(0.1, "learning rate of what is new in it, poly schedule", low=0, old="affinity_lr")
+    momentum: float = option(
+        0.9, "of its sgd; published code has none and ten times the steps", low=0, high=0.99, old="affinity_momentum"
+    )
+    radius: int = option(
+        0, "pairs closer than this are learned from, cells; 0: 10 for irn, 5 for psa", low=0, high=32,
+        old="affinity_radius",
+    )  # fmt: skip
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options that contradict each other."""
+        if self.radius == 1:
+            raise MaskwrightError("radius=1", "0 or at least 2: below 2 there are no pairs")
+
+
+@dataclass(kw_only=True)
+class WalkOptions:
+    """The random walk that maps take along the affinity."""
+
+    kind: str = option(
+        "none", "a random walk along a learned affinity: of boundaries (irn), of features (psa), or none",
+        choices=("none", *VARIANTS), old="walk", main=True,
+    )  # fmt: skip
+    radius: int = option(
+        5, "pixels of the walk's graph are joined when closer than this, cells", low=2, high=32, old="walk_radius"
+    )
+    beta: float = option(
+        0.0, "exponent of the affinity; 0: 20 for irn (published: 10), 8 for psa", low=0, high=1000, old="walk_beta"
+    )
+    steps: int = option(
+        0, "length of the walk; 0: the published 256 (SEAM's psa: 64) at 375 x 500 pixels, in proportion to the cells",
+        low=0, high=100_000, old="walk_steps",
+    )  # fmt: skip
+    alpha: float = option(
+        0.0, "psa: (1 - max)^alpha walks as the background (published: 16, SEAM 6); 0: from the threshold found",
+        low=0, high=1000, old="walk_alpha",
+    )  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class WalkConfig(TagsConfig):
+    """Options of the whole way with an affinity and a walk in it."""
+
+    pairs: PairOptions = part(PairOptions)
+    affinity: AffinityOptions = part(AffinityOptions)
+    walk: WalkOptions = part(WalkOptions)

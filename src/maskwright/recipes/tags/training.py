@@ -1,0 +1,149 @@
+"""Training a classifier on image tags that says where it sees them.
+
+Methods with further losses write `losses`, their whole step; those with another network say how it is made.
+
+Legend: B batch, T tags, S crop side.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskwright.data.training.augment import Photometric
+from maskwright.data.training.sampler import Sampler
+from maskwright.data.training.streams import CropRecipe, Stream, Streams, Views
+from maskwright.data.training.tag_targets import TagTargets
+from maskwright.engine.distributed import rank, world_size
+from maskwright.engine.loop import Training, poly
+from maskwright.engine.seeding import seed_step
+from maskwright.models.backbones.dense import autocast
+from maskwright.recipes.tags.network import Make, make_cam_network, tag_preprocess
+from maskwright.recipes.training.forward import precision_of
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+
+
+def multi_label_soft_margin(scores: Tensor, y: Tensor) -> Tensor:
+    """L_cls = - mean over classes and images of y log s(x) + (1 - y) log s(-x), s the logistic function.
+
+    Args:
+        scores: (B, T), logits.
+        y: (B, T) in [0, 1].
+    """
+    return F.multilabel_soft_margin_loss(scores.float(), y.to(scores.device, torch.float32))
+
+
+class TagTraining(Training):
+    """A network that learns from the tagged crops of stream `x`.
+
+    Attributes:
+        network: what learns.
+        streams: what a step draws from, by name.
+        targets: what the images are tagged with.
+
+    Args:
+        context: of the run.
+        config: options, a `TagsConfig`.
+        targets: what the images are tagged with.
+        steps: of the stage.
+        make: builds the network.
+        stage: the stage's name, part of the seed of the initial weights.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        config: Any,
+        targets: TagTargets,
+        steps: int,
+        make: Make = make_cam_network,
+        stage: str = "classify",
+    ) -> None:
+        self.context, self.config, self.targets, self.steps = context, config, targets, steps
+        self.device = context.device
+        seed_step(context.seed, -1, stage=stage)  # initial weights
+        self.network: Any = make(context, config, targets)
+        self.network.to(device=self.device, memory_format=torch.channels_last)
+        self.network.train()
+        self.network.freeze_norm()
+        self.preprocess = tag_preprocess(context, config, self.network.multiple_of)
+        self.crop = self.crop_side()
+        self.modules: dict[str, nn.Module] = {"network": self.network}
+        self.optimizers = {"network": self.make_optimizer()}
+        self.streams = Streams(x=self.stream())
+        self.sampler = self.streams
+        self.schedule = poly(steps)
+
+    def crop_side(self) -> int:
+        """S, pixels: as asked for, rounded up to what the network takes."""
+        m = self.network.multiple_of
+        return -(-self.config.classifier.size // m) * m
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The classifier's optimiser, over the network's groups."""
+        c = self.config.classifier
+        groups = self.network.groups(c.lr, c.encoder_lr, c.weight_decay)
+        if c.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=c.lr)
+        return sgd(groups, c.lr, c.momentum)
+
+    def stream(self) -> Stream:
+        """The tagged photographs, cropped as the options say."""
+        c, data, b = self.config.classifier, self.context.data, self.config.classifier.jitter
+        images = self.targets.indices(data)
+        return Stream(
+            data,
+            images,
+            Sampler(len(images), c.batch, seed=self.context.seed, world=world_size(), rank=rank()),
+            CropRecipe(self.crop, (c.scale_min, c.scale_max), c.long_side),
+            self.preprocess.mean,
+            tags=self.targets,
+            jitter=Photometric(brightness=b, contrast=b, saturation=b, hue=b / 3) if b > 0 else None,
+        )
+
+    # ------------------------------------------------------------------ batches
+
+    def batch(self, indices: Any, random: torch.Generator) -> dict[str, Any]:
+        """Views of each stream, on the CPU."""
+        return self.streams.draw(indices, random)
+
+    def on_device(self, batch: Any) -> Any:
+        """Views as the network's input."""
+        return {name: self.prepared(views) for name, views in batch.items()}
+
+    def prepared(self, views: Views) -> Views:
+        """Views with their pixels normalised, on the device."""
+        return views._replace(
+            weak=self.normalise(views.weak),
+            labels=None if views.labels is None else views.labels.to(self.device),
+            valid=views.valid.to(self.device, non_blocking=True),
+            tags=views.t.to(self.device, non_blocking=True),
+        )
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) to the network's input on the device."""
+        return self.preprocess.network_input(x, self.device)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of forward passes."""
+        return autocast(self.device, precision_of(self.config.precision, self.device))
+
+    # ------------------------------------------------------------------ the step
+
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """L_cls of the pooled maps."""
+        x = batch["x"]
+        with self.autocast():
+            out = self.network(x.weak)
+        return {"loss": multi_label_soft_margin(out.scores, x.t)}
+
+
+def sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> torch.optim.Optimizer:
+    """SGD over parameter groups, Nesterov's where there is momentum."""
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
