@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.methods.semi.checks import batch_of, check_is_supervised, drop_in_training, sharpen
 
 from maskwright.data.training.crops import overlapping_crops
+from maskwright.data.training.overlap import inside_cells, overlap_cells
 from maskwright.data.training.sources import MaskLabels
 from maskwright.data.training.views import View
 from maskwright.engine.config import configure
@@ -45,7 +46,7 @@ def test_coordinate_images_agree_on_the_overlap(h, w, seed):
     """The picture's own coordinates, seen through crop and flip, averaged over cells, are equal cell by cell."""
     g = torch.Generator().manual_seed(seed)
     a, b = overlapping_crops((h, w), (32, 32), scale=(1.0, 1.0), generator=g)
-    i, j = cac.overlap_cells(a, b, 8)
+    i, j = overlap_cells(a, b, 8)
     seen = [F.avg_pool2d(v.render(coordinates(h, w), mode="nearest")[None], 8)[0].flatten(1) for v in (a, b)]
     torch.testing.assert_close(seen[0][:, i], seen[1][:, j], rtol=0, atol=1e-9)
     # all that are shared, and each once
@@ -59,7 +60,7 @@ def test_coordinate_images_agree_on_the_overlap(h, w, seed):
 def test_scaled_pairs_meet_at_the_same_points(seed):
     g = torch.Generator().manual_seed(seed)
     a, b = overlapping_crops((90, 133), (48, 48), base=100, generator=g)
-    i, j = cac.overlap_cells(a, b, 8)
+    i, j = overlap_cells(a, b, 8)
     for k, m in zip(i.tolist(), j.tolist()):
         in_a, in_b = (torch.tensor([n % 6 * 8 + 4.0, n // 6 * 8 + 4.0, 1.0]).double() for n in (k, m))
         assert float((a.inverse @ in_a - b.inverse @ in_b).abs().max()) < 1e-9
@@ -67,7 +68,7 @@ def test_scaled_pairs_meet_at_the_same_points(seed):
 
 def test_padding_is_no_part_of_an_overlap():
     view = View.identity((20, 40)).crop(0, 0, 32, 32)  # 12 rows reach beyond the picture
-    i, j = cac.overlap_cells(view, view.hflip(), 8)
+    i, j = overlap_cells(view, view.hflip(), 8)
     assert sorted(i.tolist()) == list(range(8)) == sorted(j.tolist())
     assert j.tolist() == [3, 2, 1, 0, 7, 6, 5, 4]
 
@@ -75,9 +76,9 @@ def test_padding_is_no_part_of_an_overlap():
 def test_cells_off_the_lattice_are_refused():
     base = View.identity((64, 64))
     with pytest.raises(ValueError, match="multiple of 8"):
-        cac.overlap_cells(base.crop(0, 0, 32, 32), base.crop(4, 0, 32, 32), 8)
+        overlap_cells(base.crop(0, 0, 32, 32), base.crop(4, 0, 32, 32), 8)
     with pytest.raises(ValueError, match="multiples of 8"):
-        cac.inside_cells(base.crop(0, 0, 30, 32), 8)
+        inside_cells(base.crop(0, 0, 30, 32), 8)
 
 
 def test_batches_number_the_cells_of_all_pairs(semi_context):

@@ -18,12 +18,10 @@ from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS
 from maskwright.methods.semi.st_plus_plus import RetrainTraining, STPlusPlusConfig
 from maskwright.methods.semi.unimatch import FixMatchTraining, UniMatchConfig
+from maskwright.recipes.consistency.options import RampOptions, SemiConfig, TeacherOptions
 from maskwright.recipes.consistency.parts import (
     Ramp,
-    RampOptions,
-    SemiConfig,
     Teacher,
-    TeacherOptions,
     joined,
     note_unmixed,
     pseudo_labels,

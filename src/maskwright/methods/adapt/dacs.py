@@ -40,15 +40,8 @@ from maskwright.data.training.sources import Labels, MaskLabels
 from maskwright.engine.config import option, part
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.ops.transfer import to_device
-from maskwright.recipes.consistency.parts import (
-    SECOND,
-    Ramp,
-    RampOptions,
-    Teacher,
-    TeacherOptions,
-    UnlabeledOptions,
-    pseudo_labels,
-)
+from maskwright.recipes.consistency.options import RampOptions, TeacherOptions, UnlabeledOptions
+from maskwright.recipes.consistency.parts import SECOND, Ramp, Teacher, pseudo_labels
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
 from maskwright.recipes.training.options import NetworkConfig, NormOptions

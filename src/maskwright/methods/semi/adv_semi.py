@@ -40,7 +40,8 @@ from maskwright.engine.config import option, part
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
-from maskwright.recipes.consistency.parts import Ramp, RampOptions, SemiConfig, UnlabeledOptions, unlabeled_stream
+from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
+from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
 from maskwright.recipes.training.training import NetworkTraining

@@ -56,7 +56,8 @@ from maskwright.ops.feature_perturb import (
     vat_direction,
 )
 from maskwright.ops.losses.seg_losses import mse_probs
-from maskwright.recipes.consistency.parts import Ramp, RampOptions, SemiConfig, UnlabeledOptions, unlabeled_stream
+from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
+from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
 from maskwright.recipes.training.forward import upsample
 from maskwright.recipes.training.method import NetworkMethod
 from maskwright.recipes.training.training import NetworkTraining

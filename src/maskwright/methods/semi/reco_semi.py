@@ -51,12 +51,10 @@ from maskwright.ops.losses.region_contrast import (
     similarity_weights,
 )
 from maskwright.ops.losses.seg_losses import cross_entropy
+from maskwright.recipes.consistency.options import SemiConfig, TeacherOptions, UnlabeledOptions
 from maskwright.recipes.consistency.parts import (
     Ramp,
-    SemiConfig,
     Teacher,
-    TeacherOptions,
-    UnlabeledOptions,
     joined,
     note_unmixed,
     pseudo_labels,

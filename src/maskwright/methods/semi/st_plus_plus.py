@@ -57,7 +57,8 @@ from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
 from maskwright.models.networks.build import Network
 from maskwright.models.segmenter import Segmenter
-from maskwright.recipes.consistency.parts import SECOND, UnlabeledOptions, joined
+from maskwright.recipes.consistency.options import UnlabeledOptions
+from maskwright.recipes.consistency.parts import SECOND, joined
 from maskwright.recipes.self_training.labelling import LABELS, Labelling
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.method import NetworkMethod

@@ -60,13 +60,10 @@ from maskwright.ops.losses.region_contrast import as_rows, class_means, draw_que
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.ops.losses.thresholds import entropy_masks
 from maskwright.recipes.consistency.class_banks import ClassBanks
+from maskwright.recipes.consistency.options import RampOptions, SemiConfig, TeacherOptions, UnlabeledOptions
 from maskwright.recipes.consistency.parts import (
     Ramp,
-    RampOptions,
-    SemiConfig,
     Teacher,
-    TeacherOptions,
-    UnlabeledOptions,
     follow,
     follower,
     joined,

@@ -39,11 +39,10 @@ from maskwright.data.training.mixing import MASKS, mix
 from maskwright.engine.config import option, part
 from maskwright.ops.channel_dropout import channel_dropout, complementary_dropout
 from maskwright.ops.losses.seg_losses import cross_entropy
+from maskwright.recipes.consistency.options import SemiConfig, TeacherOptions
 from maskwright.recipes.consistency.parts import (
     Ramp,
-    SemiConfig,
     Teacher,
-    TeacherOptions,
     note_unmixed,
     pseudo_labels,
     share_confident,
