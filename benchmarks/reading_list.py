@@ -25,16 +25,9 @@ from maskwright.methods import METHODS
 
 ROOT = Path(maskwright.__file__).parent
 WAY = (
-    "cli",
-    "cli.train",
-    "cli.main",
-    "api",
-    "methods",
-    "engine.run",
-    "engine.stages",
-    "engine.loop",
-    "engine.contract",
-)
+    "cli", "cli.train", "api", "api.training", "methods", "engine.run", "engine.stages", "engine.context",
+    "engine.loop", "engine.contract",
+)  # fmt: skip
 """From the verb to the loop; what a version of the program does not have is passed over."""
 
 

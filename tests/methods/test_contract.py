@@ -16,6 +16,7 @@ from tests.conftest import write_tiny_folder
 import maskwright as mw
 from maskwright.engine import loop
 from maskwright.engine.config import describe
+from maskwright.engine.contract import StreamNeed
 from maskwright.engine.progress import Progress
 from maskwright.engine.stages import DONE
 from maskwright.errors import MaskwrightError
@@ -66,8 +67,27 @@ def backbone_for(name: str) -> str:
     return "mobilenetv3_small_050" if "network" in options_of(name) else "tf_efficientnet_lite0"
 
 
+def beside(name: str) -> dict[str, StreamNeed]:
+    """What a method takes of other data sets, by their names, with its options as they are."""
+    method = mw.METHODS[name]
+    return method.streams_taken(method.Config())
+
+
+def read_of(name: str) -> set[str]:
+    """The kinds of labels that a method reads, in whichever data set they lie."""
+    needs = set(mw.METHODS[name].needs) & {"masks", "tags", "captions"}
+    return needs.union(*(need.labels for need in beside(name).values()))
+
+
 def run(name: str, data: Path, out: Path, **options):
+    """A small training; a method that takes other data sets gets one beside its own for each."""
+    sources = {}
+    for other in beside(name):
+        sources[other] = data.parent / f"beside-{other}"
+        if not sources[other].exists():
+            write_tiny_folder(sources[other])
     defaults = {
+        "source": {other: str(path) for other, path in sources.items()} or None,
         "classes": 3,
         "backbone": backbone_for(name),
         "weights": "random",
@@ -163,10 +183,9 @@ def test_leaves_a_readable_run(name, finished):
 @pytest.mark.parametrize("name", NAMES)
 def test_ledger_holds_what_the_method_needs_and_nothing_else(name, finished):
     read = json.loads((finished(name) / "run.json").read_text())["labels_read"]
-    needs = mw.METHODS[name].needs
     for kind in ("masks", "tags", "captions"):
         count = read["train"].get(kind, 0)
-        assert count > 0 if kind in needs else count == 0
+        assert count > 0 if kind in read_of(name) else count == 0
     assert not any(read["select"].values())
 
 

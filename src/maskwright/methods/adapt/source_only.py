@@ -33,7 +33,7 @@ class SourceOnly(NetworkMethod):
     title: ClassVar[str] = "Revisiting batch normalization for practical domain adaptation"
     venue: ClassVar[str] = "Li et al., ICLR Workshop 2017"
     link: ClassVar[str] = "https://arxiv.org/abs/1603.04779"
-    summary: ClassVar[str] = "Trains on a labelled source alone: the floor."
+    summary: ClassVar[str] = "Trains on a labelled source: the floor."
     family: ClassVar[str] = "adapt"
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
     Config: ClassVar[type] = SourceOnlyConfig
