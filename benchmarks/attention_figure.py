@@ -18,7 +18,7 @@ from benchmarks.plot import save
 from benchmarks.records import data_root, spread
 from maskwright import api
 from maskwright.data.pictures.images import resize, resize_window
-from maskwright.models.parts.pass_parts import AttendedClusters
+from maskwright.models.parts.attended_clusters import AttendedClusters
 from maskwright.predict.sheet import heat_colors
 
 WIDTH, HEIGHT, GAP = 200, 150, 6

@@ -18,7 +18,7 @@ from maskwright.data.training.tag_targets import find_targets
 from maskwright.engine.devices import cpu_has_bf16
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.backbones.dense import autocast
-from maskwright.models.parts.cam import CamNetwork, activation_maps
+from maskwright.models.networks.cam import CamNetwork, activation_maps
 from maskwright.models.preprocess import Preprocess
 from maskwright.recipes.tags.seeds import CamStore, MultiScale, infer_cams
 

@@ -21,9 +21,10 @@ from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskwright.models import bundle
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle, save_bundle
+from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.parts.heads import LinearClassifier
 from maskwright.models.preprocess import Preprocess
-from maskwright.models.segmenter import BackboneEncoder, Segmenter
+from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import load_tensors, save_tensors
 
 MAPS = 100

@@ -25,9 +25,9 @@ from torchvision.transforms import v2
 from benchmarks.common import Row, one_thread, side_by_side
 from maskwright.data.folders.folder import Dataset, Item, Readers
 from maskwright.data.training.augment import photometric
-from maskwright.methods.unsupervised.pass_ import PassConfig, Pretraining
+from maskwright.methods.unsupervised.pass_.method import PassConfig, Pretraining
+from maskwright.methods.unsupervised.pass_.network import PassNetwork
 from maskwright.models.backbones.build import build_backbone
-from maskwright.models.parts.pass_parts import PassNetwork
 from maskwright.models.preprocess import Preprocess
 from maskwright.recipes.pretraining.instance import SwAV
 from maskwright.recipes.pretraining.multicrop import MultiCrops

@@ -27,10 +27,10 @@ from maskwright import api
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.trust.files import write_json, write_text
 from maskwright.evaluate.scores import Scores
-from maskwright.methods.unsupervised.pass_ import PassConfig
+from maskwright.methods.unsupervised.pass_.method import PassConfig
 from maskwright.models.backbones.build import build_backbone
+from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.preprocess import Preprocess
-from maskwright.models.segmenter import BackboneEncoder
 from maskwright.recipes.probing.luss_probe import SHORT_SIDE, distance_scores
 
 ROWS: dict[str, dict[str, Any]] = {

@@ -24,9 +24,9 @@ from benchmarks.records import data_root, take_over
 from maskwright import api
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.trust.files import write_json
-from maskwright.methods.unsupervised import pass_
-from maskwright.models.parts.pass_parts import PixelAttention, upsampled
-from maskwright.recipes.pretraining.attention import AttentionTraining
+from maskwright.methods.unsupervised.pass_ import method
+from maskwright.methods.unsupervised.pass_.attention import AttentionTraining
+from maskwright.models.parts.attended_clusters import PixelAttention, upsampled
 
 
 class Kept(AttentionTraining):
@@ -98,7 +98,7 @@ def one(
     take_over(source, out, "pretrain")
     with ExitStack() as changed:
         for part, other in VARIANTS[row].items():
-            changed.enter_context(patch.object(pass_, part, other))
+            changed.enter_context(patch.object(method, part, other))
         api.train(
             data_root() / name, "pass", out=out, split="train", classes=len(folder.classes or ()), seed=seed,
             steps=steps, settings={"preset": "small", "finetune_epochs": "0"}, resume=True, report=False,

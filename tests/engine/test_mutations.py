@@ -35,10 +35,11 @@ from maskwright.evaluate.luss import LussMatching
 from maskwright.evaluate.scores import Scores
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle, save_bundle
+from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.parts.heads import CosineClassifier, LinearClassifier, Sequential
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
-from maskwright.models.segmenter import BackboneEncoder, Segmenter
+from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.tags.pipeline import read_threshold
 from maskwright.recipes.training.norm_statistics import retake_as_recorded
 

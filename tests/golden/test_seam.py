@@ -7,13 +7,13 @@ import pytest
 import torch
 from tests.golden.formulas import as64, draw, generator
 
-from maskwright.methods.weak.seam import (
+from maskwright.methods.weak.seam.method import (
     adaptive_min_pooling,
     equivariant_cross_regularization,
     equivariant_regularization,
     with_rest,
 )
-from maskwright.models.parts.pcm import correlate
+from maskwright.methods.weak.seam.network import correlate
 from maskwright.recipes.tags.tags import multi_label_soft_margin
 
 TAGS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])

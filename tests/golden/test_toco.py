@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.golden.formulas import as64, draw, generator, unit
 
-from maskwright.methods.weak.toco import L_ctc, L_ptc, warm_poly
+from maskwright.methods.weak.toco.method import L_ctc, L_ptc, warm_poly
 from maskwright.ops.cam_labels import IGNORE
 
 

@@ -18,14 +18,16 @@ from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised import pass_ as P
+from maskwright.methods.unsupervised.pass_.attention import UNIMODAL, separability
+from maskwright.methods.unsupervised.pass_.network import PassNetwork
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle
+from maskwright.models.parts.attended_clusters import AttendedClusters, PixelAttention, upsampled
+from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.parts.heads import LinearClassifier
-from maskwright.models.parts.pass_parts import AttendedClusters, PassNetwork, PixelAttention, upsampled
 from maskwright.models.preprocess import Preprocess
-from maskwright.models.segmenter import BackboneEncoder, Segmenter
+from maskwright.models.segmenter import Segmenter
 from maskwright.ops.losses.pixel_alignment import p2p_loss
-from maskwright.recipes.pretraining.attention import UNIMODAL, separability
 from maskwright.recipes.pretraining.finetuning import Finetuning
 from maskwright.recipes.pretraining.instance import SimSiam, SwAV
 from maskwright.recipes.pretraining.multicrop import Crops, MultiCrops

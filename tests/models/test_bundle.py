@@ -18,6 +18,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.networks.smp import SmpEncoder, smp_parts
+from maskwright.models.parts.encoder import BackboneEncoder, concatenate
 from maskwright.models.parts.heads import (
     CosineClassifier,
     Identity,
@@ -28,7 +29,7 @@ from maskwright.models.parts.heads import (
 )
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
-from maskwright.models.segmenter import BackboneEncoder, Segmenter, concatenate
+from maskwright.models.segmenter import Segmenter
 
 PREPROCESS = Preprocess(short_side=64, multiple_of=16)
 

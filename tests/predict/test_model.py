@@ -144,9 +144,10 @@ def test_devices():
 
 def test_saved_model_predicts_the_same(tmp_path):
     from maskwright.models.backbones.build import build_backbone
+    from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.parts.heads import CosineClassifier
     from maskwright.models.preprocess import Preprocess
-    from maskwright.models.segmenter import BackboneEncoder, Segmenter
+    from maskwright.models.segmenter import Segmenter
 
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", "random")

@@ -34,8 +34,8 @@ from maskwright.errors import MaskwrightError
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
     from maskwright.engine.progress import Progress
+    from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.preprocess import Preprocess
-    from maskwright.models.segmenter import BackboneEncoder
 
 FORMAT = "2"
 HEADER_BYTES = 128

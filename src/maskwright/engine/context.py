@@ -13,6 +13,7 @@ from maskwright.engine.cache import FeatureCache, FeatureStore
 from maskwright.engine.loop import Training, fit
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
+from maskwright.models.parts.table import check_modules
 
 FEATURES = ".features"
 """Folder of a run for features that the cache could not take; gone when the run is finished."""
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from maskwright.data.masking.classes import ClassTable
     from maskwright.data.trust.ledger import Ledger
     from maskwright.models.backbones.build import Backbone
+    from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.preprocess import Preprocess
-    from maskwright.models.segmenter import BackboneEncoder
 
 
 class _LedgerState:
@@ -93,7 +94,12 @@ class Context:
         )
 
     def fit(self, training: Training, name: str, folder: Path, steps: int, **options: Any) -> None:
-        """Trains a stage through the one loop; which labels it read is saved with its checkpoints."""
+        """Trains a stage through the one loop; which labels it read is saved with its checkpoints.
+
+        Raises:
+            MaskwrightError: before the first step, for a part that a saved model could not be loaded with again.
+        """
+        check_modules(training.modules.values())
         training.extra = {**training.extra, "ledger": _LedgerState(self.data.ledger)}
         fit(
             training,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from maskwright.errors import MaskwrightError
+from maskwright.models.parts.table import check_parts_of
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -64,6 +65,7 @@ class Method(ABC):
 
     def __init__(self, config: Any, context: Context) -> None:
         self.check_backbone(context.backbone)
+        check_parts_of(type(self))
         self.config = config
         self.context = context
 

@@ -29,6 +29,11 @@ _MOST_CELLS = 1 << 27
 _OTHER_NAMES = {"other", "others", "background", "bg", "unlabelled", "unlabeled", "void", "none", "ground"}
 
 
+def is_other(name: str) -> bool:
+    """Whether a class of this name is what the LUSS benchmark calls "other"; the rule of `evaluate --protocol luss`."""
+    return name.strip().lower() in _OTHER_NAMES
+
+
 def judge(
     pairs: Pairs,
     names: list[str],
@@ -160,7 +165,7 @@ def _judge_luss(
     other: bool | None,
     notes: list[str],
 ) -> Scores:
-    has_other = names[0].strip().lower() in _OTHER_NAMES if other is None else other
+    has_other = is_other(names[0]) if other is None else other
     if not has_other:
         notes.append("the truth has no class for other: its ids moved up by one; predicted id 0 means other")
         names = ["other", *names]

@@ -23,6 +23,7 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.trust.artefacts import Damage, misfit, parse_json
 from maskwright.data.trust.files import atomic_write
 from maskwright.errors import MaskwrightError
+from maskwright.models.parts.table import check_loadable
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance, read_record
 from maskwright.models.segmenter import Segmenter
@@ -70,9 +71,12 @@ def save_bundle(path: str | Path, segmenter: Segmenter, extra: Mapping[str, Any]
         The path written.
 
     Raises:
-        MaskwrightError: the folder cannot be written, or `extra` is not JSON.
+        MaskwrightError: a part that the file could not be loaded with again, the folder cannot be written, or `extra`
+            is not JSON.
     """
     path = Path(path)
+    for part in (segmenter.encoder, segmenter.decoder, segmenter.classifier):
+        check_loadable(part)
     tensors, shared = _unique_tensors(segmenter)
     try:
         metadata = {

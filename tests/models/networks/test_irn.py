@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.networks.irn import AffinityNet, BoundaryNet, LevelHead
-from maskwright.models.parts.heads import build_part
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +106,13 @@ def test_features_at_the_finest_level(backbone):
     assert norms and not any(p.requires_grad for m in norms for p in m.parameters())
 
 
-def test_head_can_be_rebuilt():
+def test_head_joins_levels_on_one_grid():
     head = LevelHead([4, 6], 8, 4)
-    twin = build_part(head.spec(), {"LevelHead": LevelHead})
-    twin.load_state_dict(head.state_dict())
     maps = [torch.randn(1, 4, 16, 16), torch.randn(1, 6, 4, 4)]
-    assert torch.equal(twin(maps, (8, 8)), head(maps, (8, 8))) and head(maps, (8, 8)).shape == (1, 1, 8, 8)
+    found = head(maps, (8, 8))
+    assert found.shape == (1, 1, 8, 8)
+    pooled = [maps[0].reshape(1, 4, 8, 2, 8, 2).mean((3, 5)), maps[1]]
+    assert not torch.equal(head([pooled[0], 0 * maps[1]], (8, 8)), found), "both levels count"
 
 
 def test_on_a_transformer():

@@ -20,8 +20,9 @@ from maskwright.models.backbones.build import Backbone, build_backbone
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.networks.blocks import BatchNorm2d, FCNHead, tolerate_single_values
 from maskwright.models.networks.build import NETWORKS, Network, build_network
+from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.preprocess import Preprocess
-from maskwright.models.segmenter import BackboneEncoder, Segmenter
+from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.ema import EMATeacher
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "networks.md"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from maskwright.methods.weak.seam.network import SeamNetwork
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.networks import resnet38
-from maskwright.models.parts.cam import freeze_stages
-from maskwright.models.parts.pcm import SeamNetwork, attention_levels
+from maskwright.models.networks.cam import attention_levels, freeze_stages
 
 
 @pytest.fixture(scope="module")

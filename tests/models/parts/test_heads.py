@@ -11,7 +11,6 @@ from torch import nn
 
 from maskwright.errors import MaskwrightError
 from maskwright.models.parts.heads import (
-    HEADS,
     ConvDecoder,
     CosineClassifier,
     Identity,
@@ -21,8 +20,8 @@ from maskwright.models.parts.heads import (
     Sequential,
     Standardize,
     StegoHead,
-    build_part,
 )
+from maskwright.models.parts.table import build_part
 
 PARTS = {
     "Identity": lambda: Identity(),
@@ -41,7 +40,7 @@ def rows(x: torch.Tensor) -> np.ndarray:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).detach().numpy()
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", PARTS)
 def test_spec_both_ways(name: str):
     torch.manual_seed(0)
     part = PARTS[name]().eval()

@@ -37,9 +37,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from maskwright.engine.config import option
+from maskwright.models.networks.cam import VARIANTS as SEEDS
+from maskwright.models.networks.cam import activation_maps
 from maskwright.models.networks.irn import VARIANTS
-from maskwright.models.parts.cam import VARIANTS as SEEDS
-from maskwright.models.parts.cam import activation_maps
 from maskwright.recipes.tags.walking import WalkConfig, WalkMethod
 
 

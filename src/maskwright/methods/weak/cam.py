@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from maskwright.engine.config import option
-from maskwright.models.parts.cam import activation_maps
+from maskwright.models.networks.cam import activation_maps
 from maskwright.recipes.tags.pipeline import PipelineConfig, TagMethod
 
 

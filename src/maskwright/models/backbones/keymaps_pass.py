@@ -24,10 +24,11 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.backbones.keymaps import unwrap
 from maskwright.models.backbones.weights import read_weights_file
+from maskwright.models.parts.attended_clusters import AttendedClusters, PixelAttention
+from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.parts.heads import LinearClassifier
-from maskwright.models.parts.pass_parts import AttendedClusters, PixelAttention
 from maskwright.models.preprocess import Preprocess
-from maskwright.models.segmenter import BackboneEncoder, Segmenter
+from maskwright.models.segmenter import Segmenter
 
 Kind = Literal["pretrained", "pixelatt", "finetuning"]
 
@@ -52,10 +53,10 @@ class PassCheckpoint:
     Attributes:
         kind: which of the three.
         backbone: torchvision's and timm's names of a ResNet.
-        heads: names of `pass_parts.PassNetwork` without its backbone; shallow branches deep to shallow.
+        heads: names of PASS's network in training, without its backbone; shallow branches deep to shallow.
         stages: the shallow stages that have a branch, deep to shallow.
         prototypes: (K, d), or None.
-        attention: names of `pass_parts.PixelAttention`; empty where there is none.
+        attention: names of `PixelAttention`; empty where there is none.
         classifier: names of `heads.LinearClassifier`; empty where there is none.
     """
 

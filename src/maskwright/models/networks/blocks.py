@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.models.parts.heads import Part
+from maskwright.models.parts.part import Part
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -134,6 +134,3 @@ class FCNHead(Part):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps to logits (B, C, h, w) of one of them."""
         return self.last(self.drop(self.body(features[self.index])))
-
-
-BLOCKS: dict[str, type[Part]] = {part.__name__: part for part in (FCNHead,)}

@@ -38,9 +38,9 @@ from maskwright.models.networks.network import Network
 from maskwright.models.networks.ocr import OCRAux, OCRDecoder
 from maskwright.models.networks.vit_head_keys import load_official_head
 from maskwright.models.networks.vit_heads import LastMap, vit_head
-from maskwright.models.parts.heads import LinearClassifier, Sequential
+from maskwright.models.parts.encoder import BackboneEncoder
+from maskwright.models.parts.heads import LinearClassifier
 from maskwright.models.provenance import Provenance
-from maskwright.models.segmenter import BackboneEncoder
 
 __all__ = ["NETWORKS", "Entry", "Network", "build_network"]
 
@@ -340,7 +340,7 @@ def _vit(name: str) -> Callable[..., Network]:
             inner.load_state_dict(translate(tensors, inner, file.source))
             load_official_head(file.tensors, head.decoder, head.classifier)
             source = _own_provenance(backbone.architecture, file)
-        aux = {f"aux{i}": Sequential(*pair) for i, pair in enumerate(head.auxiliary)}
+        aux = {f"aux{i}": nn.Sequential(*pair) for i, pair in enumerate(head.auxiliary)}
         width = int(head.decoder.out)  # type: ignore[arg-type]
         return Network(encoder, head.decoder, head.classifier, width=width, provenance=source, aux=aux)
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from maskwright.errors import unknown
 from maskwright.models.networks.blocks import BatchNorm2d, conv_norm, initialise
-from maskwright.models.parts.heads import Part
+from maskwright.models.parts.part import Part
 
 
 class Variant(NamedTuple):
@@ -292,6 +292,3 @@ class DDRNetAux(Part):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features of the encoder to logits (B, C, H/8, W/8)."""
         return self.head(features[0])
-
-
-DDRNET_PARTS: dict[str, type[Part]] = {part.__name__: part for part in (DDRNetEncoder, DDRNetDecoder, DDRNetAux)}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.backbones.dense import Backbone
 from maskwright.models.networks.blocks import BatchNorm2d, initialise
-from maskwright.models.parts.heads import Part
+from maskwright.models.parts.part import Part
 
 VGGS: dict[str, tuple[int, ...]] = {
     "vgg11": (1, 1, 2, 2, 2),
@@ -162,6 +162,3 @@ class SummedASPP(Part):
         for branch in rest:
             y = y + branch(x)
         return y
-
-
-DEEPLAB_PARTS: dict[str, type[Part]] = {part.__name__: part for part in (VGGEncoder, LargeFOV, SummedASPP)}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.backbones.dense import Backbone
 from maskwright.models.networks.blocks import conv_norm_relu, initialise, join
-from maskwright.models.parts.heads import Part
+from maskwright.models.parts.part import Part
 
 
 class HRNetEncoder(Part):
@@ -119,6 +119,3 @@ class HRNetDecoder(Part):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Streams to (B, E, H/4, W/4)."""
         return self.fuse(join(features, self.aligned))
-
-
-HRNET_PARTS: dict[str, type[Part]] = {part.__name__: part for part in (HRNetEncoder, HRNetDecoder)}

@@ -21,9 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.models.backbones.dense import Backbone
-from maskwright.models.parts.cam import copy_backbone, freeze_norm_weights, freeze_stages
-from maskwright.models.parts.heads import Part
-from maskwright.models.parts.pcm import attention_levels
+from maskwright.models.networks.cam import attention_levels, copy_backbone, freeze_norm_weights, freeze_stages
 
 GRID = 4
 """Input pixels a cell of the boundary map."""
@@ -35,7 +33,7 @@ def group_norm(width: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(width, groups), width)
 
 
-class LevelHead(Part):
+class LevelHead(nn.Module):
     """Feature levels to one map: each level through 1x1 convolution and group norm to a common grid, then joined.
 
     Args:
@@ -43,8 +41,6 @@ class LevelHead(Part):
         hidden: channels that each contributes.
         groups: of their normalisation.
     """
-
-    fields = ("widths", "hidden", "groups")
 
     def __init__(self, widths: Sequence[int], hidden: int = 32, groups: int = 4) -> None:
         super().__init__()

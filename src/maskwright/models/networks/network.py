@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.models.parts.heads import Part
+from maskwright.models.parts.part import Part
 from maskwright.models.provenance import Provenance
 
 AUX_WEIGHT = 0.4
@@ -43,7 +43,7 @@ class Network(nn.Module):
         *,
         width: int,
         provenance: Provenance,
-        aux: Mapping[str, Part] | None = None,
+        aux: Mapping[str, nn.Module] | None = None,
         aux_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()

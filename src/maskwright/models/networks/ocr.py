@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.models.networks.blocks import BatchNorm2d, Handed, initialise, join
-from maskwright.models.parts.heads import Part
+from maskwright.models.parts.part import Part
 
 
 def gather_regions(pixels: Tensor, regions: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class OCRDecoder(Part):
         return self.conv_bn_dropout(torch.cat([context, pixels], dim=1))
 
 
-class OCRAux(Part):
+class OCRAux(nn.Module):
     """The decoder's first guess as an auxiliary head; it has no parameters of its own.
 
     Args:
@@ -181,6 +181,3 @@ class OCRAux(Part):
         decoder = self._decoder[0]
         found = decoder.handed.get(features)
         return decoder.region_logits(features) if found is None else found
-
-
-OCR_PARTS: dict[str, type[Part]] = {"OCRDecoder": OCRDecoder}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.backbones.build import Backbone, build_backbone
 from maskwright.models.networks.blocks import tolerate_single_values
-from maskwright.models.parts.heads import Part
+from maskwright.models.parts.part import Part
 from maskwright.models.quick import quicken
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,80}")
@@ -269,6 +269,3 @@ class SmpClassifier(Part):
     def forward(self, x: Tensor) -> Tensor:
         """(B, E, h, w) to logits (B, C, h, w)."""
         return self.conv(x)
-
-
-SMP_PARTS: dict[str, type[Part]] = {part.__name__: part for part in (SmpEncoder, SmpDecoder, SmpClassifier)}

@@ -185,7 +185,7 @@ class SetrMla(Part):
         return torch.cat(large, dim=1)
 
 
-class MlaSum(Part):
+class MlaSum(nn.Module):
     """One aggregated map of SETR-MLA, what its auxiliary heads stand on; it has no parameters of its own.
 
     Args:

@@ -16,7 +16,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.keymaps import unwrap_entry
 from maskwright.models.networks.vit_decoders import DPTDecoder, SetrMla, SetrNaive, SetrPup
 from maskwright.models.networks.vit_heads import SegmenterDecoder, SegmenterLinear, SegmenterMask
-from maskwright.models.parts.heads import Part
+from maskwright.models.parts.part import Part
 
 _DPT = (
     (r"^(projects|resize_layers)\.", r"head.\1."),

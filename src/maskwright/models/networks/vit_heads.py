@@ -202,23 +202,6 @@ class SegmenterMask(Part):
         return masks.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
-VIT_PARTS: dict[str, type[Part]] = {
-    part.__name__: part
-    for part in (
-        LastMap,
-        SegmenterLinear,
-        SegmenterDecoder,
-        SegmenterMask,
-        SetrNaive,
-        SetrPup,
-        SetrMla,
-        MlaClassifier,
-        DPTDecoder,
-    )
-}
-"""The parts of this file that a bundle may name."""
-
-
 class ViTHead(NamedTuple):
     """Decoder and classifier for a transformer, and the blocks whose maps they read.
 
@@ -233,7 +216,7 @@ class ViTHead(NamedTuple):
     layers: list[int]
     decoder: Part
     classifier: Part
-    auxiliary: list[tuple[Part, Part]]
+    auxiliary: list[tuple[nn.Module, Part]]
 
 
 def _segmenter_linear(widths: Sequence[int], classes: int) -> ViTHead:
@@ -251,7 +234,7 @@ def _setr(kind: type[SetrNaive] | type[SetrPup]) -> Callable[..., ViTHead]:
 
     def build(widths: Sequence[int], classes: int, auxiliary: bool = False, **options: Any) -> ViTHead:
         layers = setr_blocks(len(widths)) if auxiliary else [len(widths) - 1]
-        heads: list[tuple[Part, Part]] = []
+        heads: list[tuple[nn.Module, Part]] = []
         for i, layer in enumerate(layers[:sides] if auxiliary else []):
             side = SetrNaive(widths[layer], kernel=kernel, index=i)
             heads.append((side, LinearClassifier(side.out, classes)))
@@ -266,7 +249,7 @@ def _setr_mla(widths: Sequence[int], classes: int, auxiliary: bool = False, **op
     layers = [-(-(i + 1) * depth // 4) - 1 for i in range(4)]
     decoder = SetrMla([widths[layer] for layer in layers], **options)
     sides = [MlaSum(decoder, i) for i in range(len(layers) if auxiliary else 0)]
-    heads: list[tuple[Part, Part]] = [(side, LinearClassifier(decoder.hidden, classes)) for side in sides]
+    heads: list[tuple[nn.Module, Part]] = [(side, LinearClassifier(decoder.hidden, classes)) for side in sides]
     return ViTHead(layers, decoder, MlaClassifier(decoder.out, classes), heads)
 
 

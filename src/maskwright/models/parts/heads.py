@@ -1,7 +1,4 @@
-"""The parts after the backbone that a saved segmenter is made of.
-
-Each is a torch module with `spec()`, the JSON values it is rebuilt from, and `from_spec`; its tensors are
-saved beside. `HEADS` is the table of all of them: a bundle can name nothing else.
+"""Parts after the backbone that several methods share: projections, classifiers, a small decoder, parts in sequence.
 
 Legend: B batch, D input width, E output width, K clusters, C classes, (h, w) feature-map size.
 """
@@ -15,69 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.errors import MaskwrightError, unknown
-
-MAX_WIDTH = 65536
-"""Channels, clusters or classes that a part may have at most; larger numbers in a file are damage or
-malice."""
-MAX_DEPTH = 64
-"""Layers or parts that a part may have at most."""
-
-
-class Part(nn.Module):
-    """A module that can be rebuilt from JSON values: the arguments named in `fields`, kept as attributes."""
-
-    fields: tuple[str, ...] = ()
-
-    def spec(self) -> dict[str, Any]:
-        """The part's kind and arguments as JSON values; tensors are not in it."""
-        return {"kind": type(self).__name__, **{name: getattr(self, name) for name in self.fields}}
-
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
-        """Builds the part with untrained tensors of the right shapes.
-
-        Raises:
-            MaskwrightError: arguments are missing, unknown or out of range.
-        """
-        arguments = {name: value for name, value in spec.items() if name != "kind"}
-        if set(arguments) != set(cls.fields):
-            raise MaskwrightError(
-                f"part {cls.__name__} has the arguments {', '.join(map(str, sorted(arguments))) or 'none'}",
-                ", ".join(cls.fields) or "none",
-            )
-        for name, value in arguments.items():
-            check_argument(cls.__name__, name, value)
-        try:
-            return cls.build(**arguments)
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
-            raise MaskwrightError(f"part {cls.__name__} cannot be built: {error}", "its own arguments") from error
-
-    @classmethod
-    def build(cls, **arguments: Any) -> Self:
-        """Builds the part from checked arguments; parts whose constructor takes tensors override it."""
-        return cls(**arguments)
-
-
-def check_argument(part: str, name: str, value: Any) -> None:
-    """Refuses numbers that no real part has, before anything is allocated.
-
-    Raises:
-        MaskwrightError: a number or a list is too large, or of no JSON type that parts use.
-    """
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            check_argument(part, f"{name}.{key}", item)
-    elif isinstance(value, list | tuple):
-        if len(value) > MAX_DEPTH:
-            raise MaskwrightError(f"{part} has {len(value)} {name}", f"at most {MAX_DEPTH}")
-        for item in value:
-            check_argument(part, name, item)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        if not -MAX_WIDTH <= value <= MAX_WIDTH:
-            raise MaskwrightError(f"{part} has {name} {value}", f"at most {MAX_WIDTH}")
-    elif value is not None and not isinstance(value, str | bool):
-        raise MaskwrightError(f"{part} has {name} of type {type(value).__name__}", "a JSON value")
+from maskwright.errors import MaskwrightError
+from maskwright.models.parts.part import MAX_DEPTH, Part
+from maskwright.models.parts.table import build_part
 
 
 class Identity(Part):
@@ -310,46 +247,6 @@ class Sequential(Part):
         for part in self.parts:
             x = part(x)
         return x
-
-
-HEADS: dict[str, type[Part]] = {
-    part.__name__: part
-    for part in (
-        Identity,
-        L2Norm,
-        Standardize,
-        Projection,
-        CosineClassifier,
-        LinearClassifier,
-        StegoHead,
-        ConvDecoder,
-        Sequential,
-    )
-}
-"""Parts that need no third package. `smp.SMP_PARTS` and `segmenter.ENCODERS` are the other tables of a
-bundle."""
-
-
-def build_part(spec: Any, table: Mapping[str, type[Part]] | None = None) -> Part:
-    """Builds a part from its spec.
-
-    Args:
-        spec: what `Part.spec` gives.
-        table: the parts that may be named; `HEADS` if None.
-
-    Raises:
-        MaskwrightError: no spec, an unknown kind, or arguments that do not fit.
-    """
-    table = HEADS if table is None else table
-    kind = spec.get("kind") if isinstance(spec, Mapping) else None
-    if not isinstance(kind, str):
-        raise MaskwrightError(f"a part is described by {str(spec)[:60]!r}", "an object with its kind")
-    if kind not in table:
-        raise unknown("part", kind[:60], table)
-    try:
-        return table[kind].from_spec(spec)
-    except RecursionError as error:
-        raise MaskwrightError("parts are nested too deeply", f"at most {MAX_DEPTH} levels") from error
 
 
 def _width(*tensors: Tensor) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from maskwright.engine.cache import FeatureStore
 from maskwright.engine.distributed import all_reduce_sum, gather_objects, rank, reducer, share
 from maskwright.errors import MaskwrightError
+from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.parts.heads import Projection
 from maskwright.models.preprocess import Preprocess
-from maskwright.models.segmenter import BackboneEncoder
 from maskwright.ops.clustering.kmeans import KMeansResult, kmeans
 from maskwright.ops.clustering.pca import fit_pca
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from maskwright.engine.config import option
 from maskwright.engine.contract import Method, Stage
-from maskwright.models.parts.heads import Part
+from maskwright.models.parts.part import Part
 from maskwright.models.preprocess import MAX_SIDE
 from maskwright.recipes.frozen.features import FrozenFeatures, frozen_features
 from maskwright.recipes.probing.linear import linear_probe

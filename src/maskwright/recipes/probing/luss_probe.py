@@ -22,16 +22,15 @@ from maskwright.engine.devices import pick_device
 from maskwright.engine.records import MODEL
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.distance import NEIGHBOURS, TEMPERATURE, EmbeddingBank, NeighbourVote, predict_by_distance
-from maskwright.evaluate.judging import judge
+from maskwright.evaluate.judging import is_other, judge
 from maskwright.evaluate.luss import LussMatching
 from maskwright.evaluate.protocols import protocol_named
 from maskwright.evaluate.scores import Scores, hash_names
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle
+from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.preprocess import Preprocess
-from maskwright.models.segmenter import BackboneEncoder
 from maskwright.models.tensors import save_tensors
-from maskwright.recipes.pretraining.attention import is_other
 
 if TYPE_CHECKING:
     from maskwright.predict.model import Model

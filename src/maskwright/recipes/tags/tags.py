@@ -29,7 +29,7 @@ from maskwright.engine.loop import CHECKPOINT, Indices, Training, poly
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
-from maskwright.models.parts.cam import CamNetwork
+from maskwright.models.networks.cam import CamNetwork
 from maskwright.models.preprocess import MAX_LONG_SIDE, Preprocess
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.optimizers import OPTIMIZERS

@@ -48,7 +48,7 @@ from maskwright.engine.distributed import barrier, share
 from maskwright.engine.loop import Indices
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
-from maskwright.models.parts.toco import Projector, TocoNetwork
+from maskwright.methods.weak.toco.network import Projector, TocoNetwork
 from maskwright.models.segmenter import Segmenter
 from maskwright.ops.cam import fuse_flips, fuse_scales, keep_tagged, normalize_cam, resize_maps
 from maskwright.ops.cam_labels import IGNORE, cam_labels, cam_regions, refined_cam_labels

@@ -20,68 +20,21 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.backbones.dense import Backbone
-from maskwright.models.parts.heads import Identity, LinearClassifier, Part
+from maskwright.models.parts.encoder import BackboneEncoder
+from maskwright.models.parts.heads import Identity, LinearClassifier
+from maskwright.models.parts.part import Part
+from maskwright.models.parts.pretrained_head import PretrainedHead
 from maskwright.models.preprocess import Preprocess
-from maskwright.models.segmenter import BackboneEncoder, Segmenter
+from maskwright.models.segmenter import Segmenter
 from maskwright.ops.cam import cam, grad_cam, grad_cam_pp
 
 VARIANTS = ("cam", "grad_cam", "grad_cam_pp")
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "ReLU": nn.ReLU,
-    "ReLU6": nn.ReLU6,
-    "SiLU": nn.SiLU,
-    "Hardswish": nn.Hardswish,
-    "GELU": nn.GELU,
-    "Identity": nn.Identity,
-}
 STEMS = ("act1", "bn1", "stem")
 """First parts of the names under which networks list their stem."""
+FINE_STRIDE = 8
+"""The finer of the two feature levels is no coarser than this, where the network has such a one."""
 PAPERS_FROZEN = {"resnet38d": 1}
 """Stages that are frozen where the option says -1, if not two."""
-
-
-class PretrainedHead(Part):
-    """The 1x1 convolution, batch norm and activation between a mobile network's last stage and its pooling.
-
-    Its channels are what the pretrained classifier saw; the stage before gives a signed bottleneck.
-
-    Args:
-        width: D of the stage.
-        out: channels.
-        activation: a name of `ACTIVATIONS`.
-        eps: of the batch norm.
-    """
-
-    fields = ("width", "out", "activation", "eps")
-
-    def __init__(self, width: int, out: int, activation: str = "ReLU6", eps: float = 1e-5) -> None:
-        super().__init__()
-        self.width, self.out, self.activation, self.eps = int(width), int(out), str(activation), float(eps)
-        self.conv = nn.Conv2d(self.width, self.out, 1, bias=False)
-        self.norm = nn.BatchNorm2d(self.out, eps=self.eps)
-        self.act = ACTIVATIONS[self.activation]()
-
-    @classmethod
-    def of(cls, backbone: Backbone) -> PretrainedHead | None:
-        """A copy of a backbone's own, or None where it has none (or one of another make)."""
-        model: Any = backbone.model
-        conv, norm = getattr(model, "conv_head", None), getattr(model, "bn2", None)
-        if not isinstance(conv, nn.Conv2d) or conv.bias is not None or not isinstance(norm, nn.BatchNorm2d):
-            return None
-        kind = type(getattr(norm, "act", nn.Identity())).__name__
-        if conv.kernel_size != (1, 1) or kind not in ACTIVATIONS or conv.in_channels != backbone.widths[-1]:
-            return None
-        head = cls(conv.in_channels, conv.out_channels, kind, norm.eps)
-        head.conv.load_state_dict(conv.state_dict())
-        head.norm.load_state_dict({k: v for k, v in norm.state_dict().items() if k in head.norm.state_dict()})
-        return head.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D, h, w) to (B, out, h, w)."""
-        return self.act(self.norm(self.conv(x)))
-
-
-CAM_PARTS: dict[str, type[Part]] = {"PretrainedHead": PretrainedHead}
 
 
 class CamOutput(NamedTuple):
@@ -247,6 +200,22 @@ def copy_backbone(backbone: Backbone, output_stride: int | None = None) -> Backb
     dilated.model.load_state_dict(backbone.model.state_dict())
     dilated.name, dilated.provenance = backbone.name, backbone.provenance
     return dilated.to(next(backbone.parameters()).device)
+
+
+def attention_levels(backbone: Backbone) -> tuple[int, int]:
+    """The finer and the coarser feature level below the last: conv4 and conv5 of the paper.
+
+    On a pyramid the stage before the last, and the one before that, or the deepest one at stride 8 where that is
+    coarser; on a transformer the blocks at a half and at three quarters of its depth.
+    """
+    if backbone.is_vit:
+        stages = backbone.stage_layers
+        return stages[max(0, len(stages) - 3)], stages[max(0, len(stages) - 2)]
+    coarse = max(0, backbone.layers - 2)
+    fine = max(0, coarse - 1)
+    while fine > 0 and backbone.strides[fine] > FINE_STRIDE:
+        fine -= 1
+    return fine, coarse
 
 
 def freeze_stages(backbone: Backbone, stages: int) -> None:

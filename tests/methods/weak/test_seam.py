@@ -17,7 +17,7 @@ from maskwright.data.training.tag_targets import find_targets
 from maskwright.data.training.views import View
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
-from maskwright.methods.weak.seam import (
+from maskwright.methods.weak.seam.method import (
     SeamConfig,
     SeamTraining,
     adaptive_min_pooling,

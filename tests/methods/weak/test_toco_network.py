@@ -8,9 +8,10 @@ import torch.nn.functional as F
 
 from maskwright.data.masking.classes import ClassTable
 from maskwright.errors import MaskwrightError
+from maskwright.methods.weak.toco.network import Projector, TocoNetwork
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle, save_bundle
-from maskwright.models.parts.toco import Projector, TocoNetwork, TokenLargeFOV
+from maskwright.models.parts.large_fov import TokenLargeFOV
 from maskwright.models.preprocess import Preprocess
 
 

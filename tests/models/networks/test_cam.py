@@ -9,7 +9,8 @@ import torch
 from maskwright.data.masking.classes import ClassTable
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle, save_bundle
-from maskwright.models.parts.cam import CamNetwork, PretrainedHead, activation_maps, copy_backbone, freeze_stages
+from maskwright.models.networks.cam import CamNetwork, activation_maps, copy_backbone, freeze_stages
+from maskwright.models.parts.pretrained_head import PretrainedHead
 from maskwright.models.preprocess import Preprocess
 
 CNN = "mobilenetv2_050"

@@ -40,8 +40,8 @@ from maskwright.data.training.views import View, resample
 from maskwright.engine.config import option
 from maskwright.engine.loop import Indices
 from maskwright.engine.seeding import seed_step
+from maskwright.methods.weak.seam.network import SeamNetwork, SeamOutput
 from maskwright.models.networks.irn import VARIANTS
-from maskwright.models.parts.pcm import SeamNetwork, SeamOutput
 from maskwright.ops.cam import NORMS, background_power, keep_tagged, normalize_cam, suppress_non_maximal
 from maskwright.recipes.tags.tags import TagTraining, multi_label_soft_margin
 from maskwright.recipes.tags.walking import STEPS, WalkConfig, WalkMethod

@@ -21,9 +21,9 @@ from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.engine.distributed import broadcast_object, gather_objects, rank, share
 from maskwright.engine.loop import Indices, Training
 from maskwright.errors import MaskwrightError
-from maskwright.evaluate.judging import _OTHER_NAMES
 from maskwright.evaluate.luss_sweep import ThresholdSweep
-from maskwright.models.parts.pass_parts import AttendedClusters, PassNetwork, PixelAttention, upsampled
+from maskwright.methods.unsupervised.pass_.network import PassNetwork
+from maskwright.models.parts.attended_clusters import AttendedClusters, PixelAttention, upsampled
 from maskwright.models.preprocess import Preprocess
 from maskwright.ops.graphs.objectness import otsu_threshold
 from maskwright.recipes.pretraining.instance import SwAV, synchronised
@@ -59,11 +59,6 @@ class Threshold:
     def doubtful(self) -> bool:
         """The values show no two groups."""
         return self.separability is not None and self.separability <= UNIMODAL
-
-
-def is_other(name: str) -> bool:
-    """Whether a class of this name is what the LUSS benchmark calls "other"; the rule of `evaluate --protocol luss`."""
-    return name.strip().lower() in _OTHER_NAMES
 
 
 def separability(values: np.ndarray, threshold: float) -> float:

@@ -13,8 +13,7 @@ Legend: B batch, D width, T tags, C classes, E projected width, (H, W) input siz
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,45 +23,12 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import Backbone
 from maskwright.models.backbones.vit import ViTBackbone
-from maskwright.models.networks.blocks import initialise
-from maskwright.models.parts.cam import CamNetwork
-from maskwright.models.parts.heads import LinearClassifier, Part
+from maskwright.models.networks.cam import CamNetwork
+from maskwright.models.parts.heads import LinearClassifier
+from maskwright.models.parts.large_fov import TokenLargeFOV
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
 from maskwright.ops.cam import cam
-
-
-class TokenLargeFOV(Part):
-    """LargeFOV as transformers' patch grids have it: two dilated 3x3 convolutions with ReLU, no norm, no biases.
-
-    Args:
-        width: D of the tokens.
-        hidden: E, 512 in the paper.
-        dilation: of both, 5 in the paper: with patches of 16 pixels a field of view of 21 patches.
-        bias: whether the convolutions have biases.
-    """
-
-    fields = ("width", "hidden", "dilation", "bias")
-
-    def __init__(self, width: int, hidden: int = 512, dilation: int = 5, bias: bool = False) -> None:
-        super().__init__()
-        self.width, self.hidden, self.dilation, self.bias = int(width), int(hidden), int(dilation), bool(bias)
-        place: dict[str, Any] = {"padding": self.dilation, "dilation": self.dilation, "bias": self.bias}
-        self.conv6 = nn.Conv2d(self.width, self.hidden, 3, **place)
-        self.conv7 = nn.Conv2d(self.hidden, self.hidden, 3, **place)
-        initialise(self)
-
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
-        """As of `Part`; a bundle that does not say was trained with biases."""
-        return super().from_spec({"bias": True, **spec})
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D, h, w) to (B, E, h, w)."""
-        return F.relu(self.conv7(F.relu(self.conv6(x))))
-
-
-TOCO_PARTS: dict[str, type[Part]] = {"TokenLargeFOV": TokenLargeFOV}
 
 
 class Projector(nn.Module):

@@ -17,16 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.models.backbones.dense import Backbone
-from maskwright.models.parts.cam import CamNetwork, freeze_norm_weights, pool
-from maskwright.models.parts.heads import Part
+from maskwright.models.networks.cam import CamNetwork, attention_levels, freeze_norm_weights, pool
 from maskwright.ops.cam import background_power, keep_tagged, normalize_cam, suppress_non_maximal
 
 EPS = 1e-5
 """Added to the sum that a column is divided by."""
 ELEMENTS = 1 << 24
 """Entries of the affinity that are held at a time where no gradient is asked for: 64 MiB."""
-FINE_STRIDE = 8
-"""The finer of the two feature levels is no coarser than this, where the network has such a one."""
 
 
 def pixel_affinity(f: Tensor, columns: slice = slice(None)) -> Tensor:
@@ -67,7 +64,7 @@ def columns_at_a_time(b: int, n: int, elements: int = ELEMENTS) -> int:
     return max(1, elements // max(1, b * n))
 
 
-class PixelCorrelation(Part):
+class PixelCorrelation(nn.Module):
     """The pixel correlation module: self-attention without value, query or residual, and ReLU for the softmax.
 
     Args:
@@ -76,8 +73,6 @@ class PixelCorrelation(Part):
         hidden_fine: channels that it contributes.
         hidden_coarse: channels of the other.
     """
-
-    fields = ("fine", "coarse", "hidden_fine", "hidden_coarse")
 
     def __init__(self, fine: int, coarse: int, hidden_fine: int = 64, hidden_coarse: int = 128) -> None:
         super().__init__()
@@ -122,22 +117,6 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(x.shape[-2:]) == size:
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
-
-
-def attention_levels(backbone: Backbone) -> tuple[int, int]:
-    """The finer and the coarser feature level below the last: conv4 and conv5 of the paper.
-
-    On a pyramid the stage before the last, and the one before that, or the deepest one at stride 8 where that is
-    coarser; on a transformer the blocks at a half and at three quarters of its depth.
-    """
-    if backbone.is_vit:
-        stages = backbone.stage_layers
-        return stages[max(0, len(stages) - 3)], stages[max(0, len(stages) - 2)]
-    coarse = max(0, backbone.layers - 2)
-    fine = max(0, coarse - 1)
-    while fine > 0 and backbone.strides[fine] > FINE_STRIDE:
-        fine -= 1
-    return fine, coarse
 
 
 def attention_input(cams: Tensor, tags: Tensor | None = None) -> Tensor:

@@ -52,22 +52,24 @@ from maskwright.engine.distributed import rank, share, world_size
 from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
-from maskwright.models.bundle import save_bundle
-from maskwright.models.parts.heads import LinearClassifier
-from maskwright.models.parts.pass_parts import AttendedClusters, Embedded, PassNetwork, PixelAttention
-from maskwright.models.preprocess import MAX_SIDE, Preprocess
-from maskwright.models.segmenter import BackboneEncoder, Segmenter
-from maskwright.models.tensors import save_tensors
-from maskwright.ops.losses.pixel_alignment import p2p_loss
-from maskwright.recipes.frozen.features import cluster_rows
-from maskwright.recipes.pretraining.attention import (
+from maskwright.evaluate.judging import is_other
+from maskwright.methods.unsupervised.pass_.attention import (
     AttentionTraining,
     PixelNames,
     Threshold,
     choose_threshold,
-    is_other,
     oracle_threshold,
 )
+from maskwright.methods.unsupervised.pass_.network import Embedded, PassNetwork
+from maskwright.models.bundle import save_bundle
+from maskwright.models.parts.attended_clusters import AttendedClusters, PixelAttention
+from maskwright.models.parts.encoder import BackboneEncoder
+from maskwright.models.parts.heads import LinearClassifier
+from maskwright.models.preprocess import MAX_SIDE, Preprocess
+from maskwright.models.segmenter import Segmenter
+from maskwright.models.tensors import save_tensors
+from maskwright.ops.losses.pixel_alignment import p2p_loss
+from maskwright.recipes.frozen.features import cluster_rows
 from maskwright.recipes.pretraining.finetuning import Finetuning
 from maskwright.recipes.pretraining.instance import InstanceLoss, MoCo, SimSiam, SwAV, synchronised
 from maskwright.recipes.pretraining.larc import LARC, two_rates

@@ -1,0 +1,1 @@
+"""PASS: the method, its network, and its gate."""

@@ -1,0 +1,1 @@
+"""SEAM: the method, and its network with the pixel correlation module."""

@@ -1,0 +1,194 @@
+"""The table of what a bundle may name, and the two ends that ask it: building a part, and refusing one that could not
+be built again.
+
+A part's module is imported when the part is first asked for: whoever loads k-means does not load the networks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskwright.errors import MaskwrightError, unknown
+from maskwright.models.parts.part import MAX_DEPTH, Part
+
+TABLE = {
+    "BackboneEncoder": "maskwright.models.parts.encoder:BackboneEncoder",
+    "Identity": "maskwright.models.parts.heads:Identity",
+    "L2Norm": "maskwright.models.parts.heads:L2Norm",
+    "Standardize": "maskwright.models.parts.heads:Standardize",
+    "Projection": "maskwright.models.parts.heads:Projection",
+    "CosineClassifier": "maskwright.models.parts.heads:CosineClassifier",
+    "LinearClassifier": "maskwright.models.parts.heads:LinearClassifier",
+    "StegoHead": "maskwright.models.parts.heads:StegoHead",
+    "ConvDecoder": "maskwright.models.parts.heads:ConvDecoder",
+    "Sequential": "maskwright.models.parts.heads:Sequential",
+    "PretrainedHead": "maskwright.models.parts.pretrained_head:PretrainedHead",
+    "PixelAttention": "maskwright.models.parts.attended_clusters:PixelAttention",
+    "AttendedClusters": "maskwright.models.parts.attended_clusters:AttendedClusters",
+    "TokenLargeFOV": "maskwright.models.parts.large_fov:TokenLargeFOV",
+    "FCNHead": "maskwright.models.networks.blocks:FCNHead",
+    "DDRNetEncoder": "maskwright.models.networks.ddrnet:DDRNetEncoder",
+    "DDRNetDecoder": "maskwright.models.networks.ddrnet:DDRNetDecoder",
+    "DDRNetAux": "maskwright.models.networks.ddrnet:DDRNetAux",
+    "VGGEncoder": "maskwright.models.networks.deeplab:VGGEncoder",
+    "LargeFOV": "maskwright.models.networks.deeplab:LargeFOV",
+    "SummedASPP": "maskwright.models.networks.deeplab:SummedASPP",
+    "HRNetEncoder": "maskwright.models.networks.hrnet:HRNetEncoder",
+    "HRNetDecoder": "maskwright.models.networks.hrnet:HRNetDecoder",
+    "OCRDecoder": "maskwright.models.networks.ocr:OCRDecoder",
+    "LastMap": "maskwright.models.networks.vit_heads:LastMap",
+    "SegmenterLinear": "maskwright.models.networks.vit_heads:SegmenterLinear",
+    "SegmenterDecoder": "maskwright.models.networks.vit_heads:SegmenterDecoder",
+    "SegmenterMask": "maskwright.models.networks.vit_heads:SegmenterMask",
+    "SetrNaive": "maskwright.models.networks.vit_decoders:SetrNaive",
+    "SetrPup": "maskwright.models.networks.vit_decoders:SetrPup",
+    "SetrMla": "maskwright.models.networks.vit_decoders:SetrMla",
+    "MlaClassifier": "maskwright.models.networks.vit_decoders:MlaClassifier",
+    "DPTDecoder": "maskwright.models.networks.vit_decoders:DPTDecoder",
+    "SmpEncoder": "maskwright.models.networks.smp:SmpEncoder",
+    "SmpDecoder": "maskwright.models.networks.smp:SmpDecoder",
+    "SmpClassifier": "maskwright.models.networks.smp:SmpClassifier",
+}
+"""Every part that a bundle may name: name -> module:class. A part is written in `models` and gets one line here, so
+that a model loads without the method that made it. Names stay as they are: files that lie with users hold them."""
+
+
+def find_part(name: str) -> type[Part]:
+    """The part of a name.
+
+    Raises:
+        MaskwrightError: on an unknown name, with the list and the nearest match.
+    """
+    if name not in TABLE:
+        raise unknown("part", name[:60], TABLE)
+    module, _, cls = TABLE[name].partition(":")
+    part: type[Part] = getattr(importlib.import_module(module), cls)
+    return part
+
+
+def build_part(spec: Any) -> Part:
+    """Builds a part from its spec.
+
+    Args:
+        spec: what `Part.spec` gives.
+
+    Raises:
+        MaskwrightError: no spec, an unknown kind, or arguments that do not fit.
+    """
+    kind = spec.get("kind") if isinstance(spec, Mapping) else None
+    if not isinstance(kind, str):
+        raise MaskwrightError(f"a part is described by {str(spec)[:60]!r}", "an object with its kind")
+    try:
+        return find_part(kind).from_spec(spec)
+    except RecursionError as error:
+        raise MaskwrightError("parts are nested too deeply", f"at most {MAX_DEPTH} levels") from error
+
+
+# --------------------------------------------------------------------- refusing what could not be loaded
+
+
+def check_known(part: type[nn.Module]) -> None:
+    """Refuses a class that the table does not name.
+
+    Raises:
+        MaskwrightError: with the line to add.
+    """
+    where = f"{part.__module__}:{part.__qualname__}"
+    if TABLE.get(part.__name__) != where:
+        raise MaskwrightError(
+            f"part {part.__name__} of {part.__module__} is not in the table of parts, so a model with it could be "
+            "saved and not loaded",
+            "a part that the table names, or an nn.Module where it is not saved",
+            f'write it in maskwright/models/parts and add "{part.__name__}" to TABLE in its table.py',
+        )
+
+
+def check_loadable(part: nn.Module) -> None:
+    """Refuses a part that could not be built again from its spec. It is built once without memory; no weight changes
+    and no random number is drawn.
+
+    Args:
+        part: as it stands in a network, with the parts inside it.
+
+    Raises:
+        MaskwrightError: the table does not name it, its spec is not JSON or out of range, or what is built from the
+            spec has other tensors.
+    """
+    for inner in part.modules():
+        if isinstance(inner, Part) or inner is part:
+            check_known(type(inner))
+    assert isinstance(part, Part)  # the table names nothing else
+    kind = type(part).__name__
+    try:
+        spec = json.loads(json.dumps(part.spec()))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise MaskwrightError(
+            f"part {kind} has no spec ({error})", "JSON values: its `fields` as attributes"
+        ) from error
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        twin = build_part(spec).state_dict()
+    own = part.state_dict()
+    for name in sorted(own.keys() | twin.keys()):
+        shapes = [tuple(state[name].shape) if name in state else None for state in (own, twin)]
+        if shapes[0] != shapes[1]:
+            raise MaskwrightError(
+                f"part {kind}: tensor {name} has shape {shapes[0]}, and {shapes[1]} when it is built from its spec",
+                "a spec that says all that its tensors depend on",
+                f"add what is missing to `fields` of {kind}",
+            )
+
+
+def check_modules(modules: Iterable[nn.Module]) -> None:
+    """Refuses modules in training that hold a part which could not be loaded again, each kind of part once.
+
+    Args:
+        modules: all modules of a training; of nested parts the outermost are built.
+
+    Raises:
+        MaskwrightError: as `check_loadable`.
+    """
+    seen: set[str] = set()
+    for module in modules:
+        for part in _outermost(module):
+            text = f"{type(part).__module__}:{part.spec()}"
+            if text not in seen:
+                check_loadable(part)
+            seen.add(text)
+
+
+def _outermost(module: nn.Module) -> Iterator[Part]:
+    if isinstance(module, Part):
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost(child)
+
+
+def check_parts_of(cls: type) -> None:
+    """Refuses a class (a method) in whose file or package a part is defined that the table does not name.
+
+    Raises:
+        MaskwrightError: as `check_known`.
+    """
+    home = cls.__module__.rpartition(".")[0] if _is_in_package(cls) else cls.__module__
+    for part in _subclasses(Part):
+        where = part.__module__
+        if (where == home or where.startswith(f"{home}.")) and not part.__name__.startswith("_"):
+            check_known(part)
+
+
+def _is_in_package(cls: type) -> bool:
+    """Whether a paper has a package of its own: its file is named `method` there."""
+    return cls.__module__.endswith(".method")
+
+
+def _subclasses(cls: type[Part]) -> Iterator[type[Part]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)

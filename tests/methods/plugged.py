@@ -1,0 +1,45 @@
+"""A method whose network ends in a part of its own, which the table does not know."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tests.methods.faint import Faint
+from torch import Tensor
+
+from maskwright.engine.checkpoint import load_part, stage_parts
+from maskwright.engine.loop import CHECKPOINT
+from maskwright.methods.supervised import Supervised
+from maskwright.models.networks.network import Network
+from maskwright.recipes.training.segmenting import SegmentationTraining, make_network
+
+STEPS: list[int] = []
+"""Steps that were taken."""
+
+
+class FaintTraining(SegmentationTraining):
+    """The supervised step on a network with another classifier."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.network.classifier = Faint(self.network.width, self.network.classes)
+
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Notes the step."""
+        STEPS.append(step)
+        return super().losses(batch, step)
+
+
+class Plugged(Supervised):
+    """The part stands in another file."""
+
+    name: ClassVar[str] = "plugged"
+    trainer: ClassVar[type[SegmentationTraining]] = FaintTraining
+
+    def network(self) -> Network:
+        """From the checkpoint, with that part."""
+        path = self.context.run.path / "train" / CHECKPOINT
+        network = make_network(self.context, self.config)
+        network.classifier = Faint(network.width, network.classes)
+        load_part(network, stage_parts(path), "module.network", path)
+        return network.eval()
