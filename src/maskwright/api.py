@@ -615,7 +615,7 @@ def _run_to_the_end(method: Any, context: Context, report: bool) -> Model:
         shares = write_previews(run.path, model, context.data, progress=context.progress)
         run.record["classes"] = [
             {"name": n, "color": [int(v) for v in c], "share": float(s)}
-            for n, c, s in zip(context.table.names, context.table.colors, shares)
+            for n, c, s in zip(segmenter.classes.names, segmenter.classes.colors, shares)
         ]
     done = {"status": FINISHED, "finished": now(), "labels_read": context.data.ledger.counts()}
     if report and run.writes:

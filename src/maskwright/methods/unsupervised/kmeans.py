@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from maskwright.engine.config import option
+from maskwright.engine.config import part
 from maskwright.engine.contract import Stage
 from maskwright.models.parts.heads import CosineClassifier, Projection
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
-from maskwright.recipes.frozen.features import REDUCTION, cluster_rows, decoded_rows, fit_reduction, projection
+from maskwright.recipes.clustering import ClusterOptions
+from maskwright.recipes.frozen.features import REDUCTION, cluster_features, fit_reduction, projection
 from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
+from maskwright.recipes.frozen.options import ReadoutOptions, ReductionOptions
 
 CLUSTERS = "clusters.safetensors"
 
@@ -36,15 +37,9 @@ CLUSTERS = "clusters.safetensors"
 class KMeansConfig(FrozenConfig):
     """Options of `kmeans`."""
 
-    dim: int = option(32, "channels kept by PCA; more keep noise, which whitening would raise to full power", low=1)
-    whiten: bool = option(True, "divide each kept channel by its standard deviation")
-    restarts: int = option(10, "starts of k-means; the one with the best inertia is kept", low=1)
-    iterations: int = option(100, "most iterations of each start", low=1)
-    max_rows: int = option(1_000_000, "positions to fit on; more are drawn from, the same number an image", low=1)
-    crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
-    temperature: float = option(
-        0.1, "cosines are divided by it to give logits; for confidence and refinement only", low=1e-4
-    )
+    reduction: ReductionOptions = part(ReductionOptions, main=("dim",), max_rows=1_000_000)
+    clusters: ClusterOptions = part(ClusterOptions, main=("restarts",))
+    readout: ReadoutOptions = part(ReadoutOptions)
 
 
 class KMeans(FrozenMethod):
@@ -57,6 +52,11 @@ class KMeans(FrozenMethod):
     Config: ClassVar[type] = KMeansConfig
     config: KMeansConfig
 
+    @property
+    def refinement(self) -> str:
+        """The dense CRF, where that is asked for."""
+        return "crf" if self.config.readout.crf else "none"
+
     def own_stages(self) -> list[Stage]:
         """Features, PCA and clusters."""
         return [Stage("cluster", "fit", self.cluster, "features of a frozen network, PCA, k-means")]
@@ -65,12 +65,11 @@ class KMeans(FrozenMethod):
         """Fits PCA and k-means; the artefact holds both."""
         c, context = self.config, self.context
         draw = context.generator("kmeans", "rows")
-        reduction = fit_reduction(self.features, c.dim, whiten=c.whiten, max_rows=c.max_rows, generator=draw)
-        project = projection(reduction, normalize=True)
-        rows = decoded_rows(
-            self.features, project, max_rows=c.max_rows, generator=draw, device=torch.device("cpu")
-        )  # (N, d), unit length
-        found = cluster_rows(context, rows, restarts=c.restarts, iterations=c.iterations)
+        reduction = fit_reduction(self.features, c.reduction, draw)
+        found = cluster_features(
+            context, self.features, projection(reduction, normalize=True), c.clusters, max_rows=c.reduction.max_rows,
+            generator=draw,
+        )  # fmt: skip
         if context.run.writes:
             save_tensors(folder / CLUSTERS, {**reduction, "centers": found.centers})
         context.run.log("cluster", found.iterations, {"loss": float(found.inertia)})
@@ -85,14 +84,8 @@ class KMeans(FrozenMethod):
 
     def segmenter(self) -> Segmenter:
         """Encoder, projection and cosine to the cluster centres."""
-        context = self.context
         t = self.clusters()
-        return Segmenter(
-            encoder=self.features.encoder,
-            decoder=projection(t, normalize=True),
-            classifier=CosineClassifier(t["centers"], temperature=self.config.temperature),
-            classes=context.table,
-            preprocess=self.features.preprocess,
-            provenance=context.backbone.provenance,
-            method=self.name,
+        classifier = CosineClassifier(t["centers"], temperature=self.config.readout.temperature)
+        return self.assembled(
+            self.features.encoder, projection(t, normalize=True), classifier, self.features.preprocess
         )
