@@ -19,8 +19,8 @@ from PIL import Image
 
 from benchmarks.common import Row, side_by_side
 from maskwright.ops.refinement.crf import CRF_SETTINGS, color_points, dense_crf, spatial_points
-from maskwright.ops.refinement.guided import guided_refine
 from maskwright.ops.refinement.par import pixel_adaptive_refine
+from maskwright.predict.refine import refine
 
 try:
     import pydensecrf.densecrf as densecrf
@@ -135,7 +135,7 @@ def rows() -> list[Row]:
         found.append(
             Row(f"dense CRF 500x375x{CLASSES}, two threads", seconds, "one thread", other_seconds, 1.7, agrees=same)
         )
-    guided = partial(guided_refine, probs, image, threads=1)
+    guided = partial(refine, probs, image, "guided", threads=1)
     seconds, other_seconds = side_by_side(guided, one, repeats=3)
     before, by_guided, by_crf = ((p.argmax(0) == truth).mean() for p in (probs, guided(), one()))
     gain = f"{before:.1%} -> {by_guided:.1%}, CRF {by_crf:.1%}"

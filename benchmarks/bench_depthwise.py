@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row, one_thread, side_by_side
-from maskwright.models.quick import quicken
+from maskwright.accel.quicken import quicken
 
 SHAPES = (
     ("3x3, stride 2, 64 x 96 x 64 x 64", (64, 96, 64, 64), 3, 2, 1),

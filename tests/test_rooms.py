@@ -91,6 +91,7 @@ def test_rooms_import_from_lower_ones(name, path):
         assert theirs in LAYERS, f"{name} imports {other}, which is no room"
         assert LAYERS[theirs] < LAYERS[room], f"{name} imports {other}"
         assert room != "ops", f"ops imports nothing of ours, but {name} imports {other}"
+        assert room != "accel" or theirs == "ops", f"accel imports ops alone, but {name} imports {other}"
 
 
 def paper(name: str) -> str:
@@ -110,3 +111,74 @@ def test_every_module_says_what_it_is():
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), f"{name} has no docstring"
         assert "utils" not in path.name
+
+
+# ----------------------------------------------------------------------------------------------------------- circles
+
+LATE = {("data.folders.folder", "data.folders.opening"), ("data.folders.folder", "data.examining.understanding")}
+"""Imports inside a function that close a circle. `open_folder` makes the dataset that its caller asked this file for;
+a mask that is read before anybody asked what masks mean is understood first."""
+
+
+def graph(late: bool) -> dict[str, set[str]]:
+    """File to the files that it imports when it is imported, or (late) in any of its functions, too."""
+    files = {name: path for name, path in modules() if name}
+    found: dict[str, set[str]] = {name: set() for name in files}
+
+    def visit(name: str, node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not late:
+            return
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "maskwright":
+            base = (node.module or "").removeprefix("maskwright").removeprefix(".")
+            for alias in node.names:  # a module of a package, or a name of a module
+                whole = f"{base}.{alias.name}".removeprefix(".")
+                found[name].add(whole if whole in files else base)
+        if isinstance(node, ast.Import):
+            found[name].update(a.name.removeprefix("maskwright.") for a in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(name, child)
+
+    for name, path in files.items():
+        visit(name, ast.parse(path.read_text()))
+    return {name: (others & files.keys()) - {name} for name, others in found.items()}
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Files that import one another in a ring, or none: what is left when files without imports are taken away, and
+    then those that only imported such, and so on, until nothing changes; of the rest one ring is walked."""
+    left = {name: set(others) for name, others in edges.items()}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    walked: list[str] = [next(iter(left))] if left else []
+    while walked and walked[-1] not in walked[:-1]:
+        walked.append(sorted(left[walked[-1]] & left.keys())[0])
+    return walked[walked.index(walked[-1]) :] if walked else []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"x": {"a"}, "a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set()}) == ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at import", "in functions too"])
+def test_no_files_import_one_another_in_a_circle(late):
+    edges = graph(late)
+    assert {"models.parts.table", "errors"} <= edges["models.bundle"]
+    if late:
+        assert all(b in edges[a] for a, b in LATE), "an exception that is none any more"
+        edges = {a: {b for b in others if (a, b) not in LATE} for a, others in edges.items()}
+    assert circle(edges) == []
+
+
+def test_clusters_are_reached_without_networks():
+    """Loading a method loads what it stands on; parts of networks come when a bundle names them."""
+    edges, seen = graph(late=False), set()
+    left = ["methods.unsupervised.kmeans"]
+    while left:
+        seen.add(name := left.pop())
+        left += edges[name] - seen
+    assert not {name for name in seen if name.startswith(("methods.weak", "methods.semi"))}
+    assert "models.segmenter" in seen and "models.networks.ocr" not in seen and "models.networks.cam" not in seen

@@ -95,7 +95,7 @@ def test_the_same_with_any_number_of_threads():
 
 
 def test_channels_in_eights():
-    """Others are left to torch by `models/quick`."""
+    """Others are left to torch by `accel/quicken`."""
     x, gamma, beta, _ = case((2, 12, 3, 3))
     with pytest.raises(ValueError, match="12 channels, expected a multiple of 8"):
         normalise(x, gamma, beta, 1e-3, 0.0, 6.0)

@@ -92,22 +92,3 @@ def test_boundary_distance() -> None:
     assert metrics.boundary_distance(3, 4, 0.03) == 1
     assert metrics.boundary_distance(300, 400, 0.03) == 15
     assert metrics.boundary_distance(300, 400) == 10
-
-
-def test_boundary_iou() -> None:
-    rng = np.random.default_rng(0)
-    true = np.kron(rng.integers(0, 4, (6, 8)), np.ones((12, 12), int)).astype(np.uint8)
-    pred = np.roll(true, 3, axis=1)
-    true[:5, :5] = 255
-    perfect = metrics.BoundaryIoU(4)
-    perfect.update(np.where(true == 255, 0, true), np.where(true == 255, 0, true))
-    assert np.allclose(perfect.iou(), 1)
-    measured = metrics.BoundaryIoU(4, 0.02)
-    measured.update(pred, true)
-    d, valid = metrics.boundary_distance(*true.shape, 0.02), true != 255
-    for c in range(4):
-        bands = [(x == c) & eroded_boundary(x, d) & valid for x in (pred, true)]
-        assert measured.iou()[c] == pytest.approx((bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum())
-    assert measured.miou() == pytest.approx(measured.iou().mean())
-    with pytest.raises(MaskwrightError):
-        measured.update(pred + 1, true)

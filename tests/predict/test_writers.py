@@ -9,11 +9,9 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.predict.writers import (
     boundaries,
-    contact_sheet,
     overlay,
     shrink,
     write_confidence,
-    write_contact_sheet,
     write_overlay,
 )
 
@@ -73,15 +71,3 @@ def test_overlays_of_large_images_are_shrunk(tmp_path):
     write_overlay(tmp_path / "o.jpg", image, ids, ClassTable.numbered(3), side=200)
     assert Image.open(tmp_path / "o.jpg").size == (200, 100)
     assert shrink(image[:1], ids[:1], 100)[0].shape == (1, 100, 3)
-
-
-def test_contact_sheet(tmp_path):
-    images = [np.full((20 + i, 30, 3), 40 * i, np.uint8) for i in range(5)]
-    sheet = contact_sheet(images, columns=3, cell=(40, 60), gap=4)
-    assert sheet.shape == (2 * 44 + 4, 3 * 64 + 4, 3)
-    assert (sheet[24, 34] == 0).all() and (sheet[0] == 245).all()
-    write_contact_sheet(tmp_path / "s.png", images)
-    write_contact_sheet(tmp_path / "s.jpg", images)
-    assert Image.open(tmp_path / "s.png").size == Image.open(tmp_path / "s.jpg").size
-    with pytest.raises(ValueError, match="no images"):
-        contact_sheet([])

@@ -20,7 +20,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from maskwright.ops.bits import channels_last_bits, empty_channels_last
+from maskwright.accel.bits import channels_last_bits, empty_channels_last
 from maskwright.ops.lanes import (
     LANES,
     add8,

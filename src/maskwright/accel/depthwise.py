@@ -17,7 +17,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from maskwright.ops.bits import DTYPES, channels_last_bits, empty_channels_last
+from maskwright.accel.bits import DTYPES, channels_last_bits, empty_channels_last
 from maskwright.ops.lanes import LANES, load8, load_bits8, muladd8, store8, store_bits8
 from maskwright.ops.threads import Threads
 

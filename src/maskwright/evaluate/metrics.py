@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from maskwright.errors import MaskwrightError, unknown
-from maskwright.evaluate.confusion import ConfusionMatrix
+from maskwright.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -234,45 +233,3 @@ def boundary_map(labels: Any, distance: int) -> np.ndarray:
     out = np.empty(labels.shape, dtype=np.uint8)
     _boundary(labels, int(distance), out)
     return out.view(np.bool_)
-
-
-class BoundaryIoU:
-    """Boundary IoU over a data set: IoU of each class's inner boundary band (Cheng et al., CVPR 2021).
-
-    Args:
-        classes: C.
-        ratio: width of the band as a share of the image diagonal.
-        ignore: true ids that are not counted, as in `ConfusionMatrix`. Bands are drawn before they are
-            dropped.
-    """
-
-    def __init__(self, classes: int, ratio: float = 0.02, ignore: int | tuple[int, ...] | None = None) -> None:
-        self.classes, self.ratio, self.ignore = classes, ratio, ignore
-        # Id `classes` stands for "inside, on no boundary", id `classes + 1` for ignored.
-        self.matrix = ConfusionMatrix(classes + 1, classes + 1, ignore=classes + 1)
-
-    def update(self, pred: Any, true: Any) -> None:
-        """Adds one image; `pred` and `true` are ids (H, W)."""
-        pred, true = np.asarray(pred), np.asarray(true)
-        if pred.shape != true.shape or pred.ndim != 2:
-            raise MaskwrightError(f"a prediction {pred.shape} for a truth {true.shape}", "the same (H, W)")
-        d = boundary_distance(true.shape[0], true.shape[1], self.ratio)
-        ignored = self.ignore if self.ignore is not None else (65535 if true.dtype.itemsize == 2 else 255)
-        dropped = np.isin(true, ignored)
-        inside = self.classes
-        highest = max(int(x[~dropped].max(initial=0)) for x in (pred, true))
-        if highest >= inside:
-            raise MaskwrightError(f"id {highest}", f"0 to {inside - 1}, the classes", "check the class table")
-        pred_edges = np.where(boundary_map(pred, d), pred, inside).astype(np.int64)
-        true_edges = np.where(boundary_map(true, d), true, inside).astype(np.int64)
-        true_edges[dropped] = self.classes + 1
-        self.matrix.update(pred_edges, true_edges)
-
-    def iou(self) -> np.ndarray:
-        """Boundary IoU of each class, float64 (C,), NaN where the class has no boundary in truth or
-        prediction."""
-        return iou(self.matrix.counts)[: self.classes]
-
-    def miou(self) -> float:
-        """Mean over the classes that have a boundary in truth or prediction."""
-        return _mean(self.iou())

@@ -4,6 +4,9 @@ Both learn from labels, so their figures judge features, not an unsupervised seg
 probe's figure by more than a point, and is therefore stated with it: the resolution of the loss,
 standardisation, optimiser, rate and steps.
 
+`fit_linear_probe` is what `--set linear_probe=true` reports beside an unsupervised method; `evaluate_probe` and
+`KnnProbe` judge an encoder on other images, as Leopart and SlotCon do, which are to come.
+
 Legend: D width, C classes, (h, w) feature-map size, (H, W) label size, n labelled places.
 """
 
@@ -16,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from maskwright.data.masking.label_rules import ignore_of
@@ -318,34 +320,3 @@ def evaluate_probe(
         resolution="size of each truth mask" if resolution == "labels" else "size of the feature map",
         notes=notes,
     )
-
-
-def probe_scores(
-    train: Sequence[Pair],
-    test: Sequence[Pair],
-    classes: int | Sequence[str],
-    config: ProbeConfig | None = None,
-    *,
-    ignore: int | None = None,
-    device: str | torch.device = "cpu",
-) -> Scores:
-    """Fits a linear probe on `train` and judges it on `test` at label resolution, stating how it was
-    fitted."""
-    config = config or ProbeConfig()
-    names = class_names(classes)
-    probe = fit_linear_probe(train, len(names), config, ignore=ignore, device=device)
-    said = (
-        f"{config.optimizer}, {config.steps} steps, lr {config.lr:g}, loss at the {config.resolution}' size, "
-        f"{'standardised' if config.standardize else 'raw'} features, seed {config.seed}"
-    )
-    return evaluate_probe(probe, test, names, ignore=ignore, notes=[said])
-
-
-def linear_head(probe: LinearProbe) -> nn.Conv2d:
-    """The probe with its standardisation folded in, as an ordinary 1x1 convolution on raw features."""
-    head = nn.Conv2d(probe.weight.shape[1], probe.weight.shape[0], 1)
-    weight = probe.weight / probe.scale
-    with torch.no_grad():
-        head.weight.copy_(weight[:, :, None, None])
-        head.bias.copy_(probe.bias - weight @ probe.mean)  # type: ignore[union-attr]
-    return head

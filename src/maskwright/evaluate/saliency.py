@@ -4,7 +4,8 @@ A map holds a saliency in [0, 1] for each pixel, the truth is a binary mask. All
 histograms of 256 bins an image, because F and E at a threshold depend only on four counts of pixels.
 
 Legend: (H, W) image size; 256 thresholds 0/255 to 255/255, a pixel is salient at t when its saliency is at
-least t.
+least t. `BinaryForeground` judges masks, in the protocol `saliency`; `SaliencyMeasures` judges graded maps, as those of
+UDA-SOD (AAAI 2022), which is to come.
 """
 
 from __future__ import annotations

@@ -47,16 +47,6 @@ def iou_matrix(counts: Any) -> np.ndarray:
     return n / np.maximum(union, 1)
 
 
-def precision_matrix(counts: Any) -> np.ndarray:
-    """Part of each cluster that lies in each class, float64 (K, C); 0 for a cluster without pixels.
-
-    Raises:
-        ValueError: as `iou_matrix`.
-    """
-    n = _counts(counts)
-    return n / np.maximum(n.sum(1, keepdims=True), 1)
-
-
 def hungarian(counts: Any, background: int = -1) -> np.ndarray:
     """One-to-one matching with the most pixels in agreement (IIC, PiCIE, STEGO).
 

@@ -1,11 +1,9 @@
-"""What predictions become on disk: index masks, confidence maps, overlays, contact sheets. All files are written beside
+"""What predictions become on disk: index masks, confidence maps, overlays. All files are written beside
 their place and renamed into it."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -113,46 +111,3 @@ def jpeg(image: np.ndarray, quality: int = 85) -> bytes:
     # Above 90 colours keep their resolution: tints next to lines would bleed.
     Image.fromarray(image).save(out, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, optimize=True)
     return out.getvalue()
-
-
-def contact_sheet(
-    images: Sequence[np.ndarray], columns: int | None = None, cell: tuple[int, int] = (180, 240), gap: int = 6
-) -> np.ndarray:
-    """Pictures side by side on a light ground, each fitted into its cell with its aspect kept.
-
-    Args:
-        images: uint8 (H, W, 3) each.
-        columns: pictures a row; about as many as there are rows if None.
-        cell: (height, width) of a cell, pixels.
-        gap: pixels between cells.
-
-    Returns:
-        uint8 (h, w, 3).
-
-    Raises:
-        ValueError: no images.
-    """
-    if not images:
-        raise ValueError("no images for a contact sheet")
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
-    height, width = cell
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 245, np.uint8)
-    for n, image in enumerate(images):
-        scale = min(height / image.shape[0], width / image.shape[1])
-        h, w = (max(1, min(c, round(s * scale))) for s, c in zip(image.shape[:2], cell))
-        top = gap + (n // columns) * (height + gap) + (height - h) // 2
-        left = gap + (n % columns) * (width + gap) + (width - w) // 2
-        sheet[top : top + h, left : left + w] = resize(np.ascontiguousarray(image), (h, w))
-    return sheet
-
-
-def write_contact_sheet(path: str | os.PathLike[str], images: Sequence[np.ndarray], **options: Any) -> None:
-    """Writes `contact_sheet(images, **options)` as a JPEG, or a PNG if the name ends so."""
-    sheet = contact_sheet(images, **options)
-    if str(path).lower().endswith(".png"):
-        with atomic_write(path, durable=False) as beside:
-            Image.fromarray(sheet).save(beside, format="PNG")
-    else:
-        write_bytes(path, jpeg(sheet, 88), durable=False)

@@ -20,9 +20,7 @@ from maskwright.data.training.views import (
     resample,
     sample_points,
     shared_grid,
-    stack_views,
     transform_points,
-    warp_batch,
 )
 
 RELAXED = settings(max_examples=40, deadline=None)
@@ -248,24 +246,6 @@ def test_resample_moves_coordinates(a, b):
     inner = valid & (places >= 0.5).all(-1) & (places[..., 0] <= a.size[1] - 0.5) & (places[..., 1] <= a.size[0] - 0.5)
     assert torch.allclose(out.permute(1, 2, 0)[inner], wanted[inner], atol=2e-3)
     assert not out[:, ~valid].any()
-
-
-def test_resample_batched_equals_one_by_one_and_is_differentiable():
-    g = torch.Generator().manual_seed(0)
-    views_a = [crops.random_resized_crop((40, 40), (32, 32), scale=(0.3, 1), generator=g) for _ in range(4)]
-    views_b = [crops.random_resized_crop((40, 40), (32, 32), scale=(0.3, 1), generator=g) for _ in range(4)]
-    x = torch.randn(4, 5, 8, 8, requires_grad=True)
-    out, valid = resample(x, views_a, views_b, (8, 8))
-    for i in range(4):
-        one, one_valid = resample(x[i], views_a[i], views_b[i], (8, 8))
-        assert torch.equal(out[i], one) and torch.equal(valid[i], one_valid)
-    warped, warped_valid = warp_batch(x, views_a, views_b, (8, 8))
-    both = valid & warped_valid
-    assert (valid != warped_valid).float().mean() < 0.02
-    assert torch.allclose(warped.movedim(1, -1)[both], out.movedim(1, -1)[both], atol=1e-4)
-    out.sum().backward()
-    assert torch.isfinite(x.grad).all()
-    assert stack_views(views_a).shape == (4, 3, 3)
 
 
 def test_area_resampling_is_the_mean_over_cells():

@@ -21,7 +21,7 @@ from maskwright.data.training.tag_targets import TagTargets, find_targets
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
-from maskwright.methods.weak import toco
+from maskwright.methods.weak.toco import method as toco
 from maskwright.ops.cam_labels import IGNORE, cam_regions
 
 VIT = "test_vit"

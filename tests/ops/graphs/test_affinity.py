@@ -8,7 +8,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from maskwright.ops.graphs.affinity import ImplicitAffinity, color_knn_affinity, combine, feature_affinity
+from maskwright.ops.graphs.affinity import color_knn_affinity, combine, feature_affinity
 
 
 def _features(n: int = 30, d: int = 8, seed: int = 0) -> torch.Tensor:
@@ -119,13 +119,3 @@ def test_combine_adds_and_keeps_symmetry():
     np.testing.assert_allclose(sparse.toarray(), both.numpy(), rtol=1e-6)
     with pytest.raises(ValueError, match="expected"):
         combine(w[:4, :4], color, 1.0)
-
-
-@pytest.mark.parametrize("normalise", [True, False])
-def test_implicit_affinity_multiplies_like_the_stored_one(normalise: bool):
-    f, color = _features(35), color_knn_affinity(np.random.default_rng(2).random((5, 7, 3)))
-    stored = combine(feature_affinity(f, normalise=normalise), color, 3.0)
-    implicit = ImplicitAffinity(f, color, 3.0, normalise=normalise, block=8)
-    x = _features(35, 4, seed=5)
-    torch.testing.assert_close(implicit.matmul(x), stored @ x, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(implicit.degrees(), stored.sum(1), rtol=1e-4, atol=1e-4)

@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from skimage.measure import label
-from skimage.morphology import flood_fill
 
 from maskwright.ops.refinement.components import (
     bounding_box,
-    fill_holes,
     label_components,
     label_segments,
     largest_component,
@@ -53,23 +51,6 @@ def test_sizes(ids: np.ndarray, connectivity: int, n: int):
     assert np.array_equal(remove_small(kept, n, connectivity), kept)
 
 
-@settings(max_examples=40, deadline=None)
-@given(ids=maps, connectivity=st.sampled_from([4, 8]))
-def test_holes_are_what_a_flood_from_outside_does_not_reach(ids: np.ndarray, connectivity: int):
-    mask = ids > 0
-    around = np.pad(mask, 1).astype(np.uint8)
-    outside = flood_fill(around, (0, 0), 2, connectivity=2 if connectivity == 4 else 1) == 2
-    assert np.array_equal(fill_holes(mask, connectivity=connectivity), ~outside[1:-1, 1:-1])
-
-
-def test_only_small_holes():
-    mask = np.ones((9, 12), bool)
-    mask[2, 2] = False
-    mask[4:7, 5:8] = False
-    assert fill_holes(mask, 1).sum() == 9 * 12 - 9
-    assert fill_holes(mask, 9).all() and fill_holes(mask).all()
-
-
 def test_bounding_box_is_half_open():
     mask = np.zeros((10, 12), bool)
     assert bounding_box(mask) is None and bounding_box(np.zeros((0, 3))) is None
@@ -91,7 +72,7 @@ def test_empty_and_bad_input():
     assert not largest_component(np.zeros((3, 3))).any()
     assert label_segments(np.zeros((0, 4), int))[1] == 0
     assert label_segments(np.zeros((2, 2), int), ignore=0)[1] == 0
-    for function in (label_components, label_segments, largest_component, fill_holes):
+    for function in (label_components, label_segments, largest_component):
         with pytest.raises(ValueError, match="expected 4 or 8"):
             function(np.zeros((3, 3), int), connectivity=6)
         with pytest.raises(ValueError, match="expected \\(H, W\\)"):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskwright.ops.refinement.guided import guided_filter, guided_refine
+from maskwright.ops.refinement.guided import guided_filter
+from maskwright.predict.refine import refine
 
 
 def _by_windows(x: np.ndarray, image: np.ndarray, radius: int, eps: float) -> np.ndarray:
@@ -91,7 +92,7 @@ def _disc(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("subsample", [1, 3])
 def test_noisy_probabilities_snap_to_the_edge(subsample: int) -> None:
     probs, image, truth = _disc()
-    refined = guided_refine(probs, image, subsample=subsample)
+    refined = refine(probs, image, "guided", subsample=subsample)
     np.testing.assert_allclose(refined.sum(0), 1.0, atol=1e-5)
     assert refined.min() >= 0 and refined.dtype == np.float32
     assert (probs.argmax(0) == truth).mean() < 0.85

@@ -92,11 +92,6 @@ class LabelMap:
         """(H, W)."""
         return self.ids.shape[-2], self.ids.shape[-1]
 
-    @property
-    def coverage(self) -> float:
-        """Share of valid pixels."""
-        return float(self.valid.float().mean())
-
     def to(self, device: torch.device | str) -> LabelMap:
         """The map on another device."""
         return LabelMap(self.ids.to(device), self.confidence.to(device), self.valid.to(device))

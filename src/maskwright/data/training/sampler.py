@@ -66,11 +66,6 @@ class Sampler:
         self.position = 0
         self._cached: tuple[int, np.ndarray] | None = None
 
-    @property
-    def batches_per_epoch(self) -> float:
-        """Global batches an epoch; a fraction where batches run over into the next epoch."""
-        return self._whole() if self.drop_last and self.batch <= self.n else self.n / self.batch
-
     def _whole(self) -> int:
         return self.n // self.batch
 

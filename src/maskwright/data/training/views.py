@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data.pictures.deep import Range
@@ -122,11 +121,6 @@ class View:
         """Float64 (3, 3) from this view's coordinates to those of another view of the same source."""
         _same_source(self, other)
         return other.matrix @ self.inverse
-
-    @property
-    def axis_aligned(self) -> bool:
-        """Whether rows stay rows: no rotation but multiples of 180 degrees."""
-        return not bool(self.matrix[0, 1]) and not bool(self.matrix[1, 0])
 
     @property
     def flipped(self) -> tuple[bool, bool]:
@@ -416,33 +410,3 @@ def _resample_one(x: Tensor, a: View, b: View, size: Size | None, mode: str, ant
     valid &= rendering.inside(_scaling(b.size, size) @ b.matrix, size, b.source_size)
     out = rendering.render(x, matrix, size, mode=mode, antialias=antialias, fill=0, window=False)
     return torch.where(valid.to(x.device), out, torch.zeros((), dtype=out.dtype, device=x.device)), valid.to(x.device)
-
-
-def stack_views(views: Sequence[View]) -> Tensor:
-    """The matrices of several views, float64 (B, 3, 3)."""
-    return torch.stack([v.matrix for v in views])
-
-
-def warp_batch(x: Tensor, a: Sequence[View], b: Sequence[View], size: Size) -> tuple[Tensor, Tensor]:
-    """`resample` of a whole batch by one bilinear `grid_sample`: fast on a GPU, exact to float32 rounding.
-
-    Args:
-        x: features (B, C, h, w), item i covering view a[i].
-        a: B views.
-        b: B views.
-        size: (h, w) of the result.
-
-    Returns:
-        (B, C, h, w), 0 where not valid, and valid bool (B, h, w).
-    """
-    matrices = torch.stack([va.matrix @ vb.inverse @ _scaling(size, vb.size) for va, vb in zip(a, b)])
-    y = torch.arange(size[0], dtype=torch.float64)[:, None] + 0.5
-    z = torch.arange(size[1], dtype=torch.float64)[None] + 0.5
-    points = torch.stack((z.expand(*size), y.expand(*size), torch.ones(size, dtype=torch.float64)), -1)
-    places = torch.einsum("bij,hwj->bhwi", matrices[:, :2], points)
-    spans = torch.tensor([(v.size[1], v.size[0]) for v in a], dtype=torch.float64)[:, None, None]
-    grid = 2 * places / spans - 1
-    valid = torch.stack([rendering.inside(_scaling(v.size, size) @ v.matrix, size, v.source_size) for v in b])
-    valid = (valid & (grid.abs() <= 1 + 1e-9).all(-1)).to(x.device)
-    out = F.grid_sample(x, grid.to(x), "bilinear", "border", align_corners=False)
-    return out * valid[:, None], valid

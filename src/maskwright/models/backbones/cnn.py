@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskwright.accel.quicken import quicken
 from maskwright.models.backbones.dense import Backbone
 from maskwright.models.provenance import Provenance
-from maskwright.models.quick import quicken
 
 FINEST_DEFAULT_STRIDE = 16
 """Without a layer named, features come from the deepest stage of at most this stride: deeper ones lose

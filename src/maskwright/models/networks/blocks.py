@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskwright.accel.quicken import QuickNorm
 from maskwright.models.parts.part import Part
 
 
@@ -31,6 +32,10 @@ class BatchNorm2d(nn.BatchNorm2d):
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         return super().forward(x)
+
+
+class QuickBatchNorm2d(QuickNorm, BatchNorm2d):
+    """The same with the training passes of `accel`."""
 
 
 def tolerate_single_values(module: nn.Module) -> nn.Module:

@@ -19,11 +19,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from maskwright.accel.quicken import quicken
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.backbones.build import Backbone, build_backbone
-from maskwright.models.networks.blocks import tolerate_single_values
+from maskwright.models.networks.blocks import BatchNorm2d, QuickBatchNorm2d, tolerate_single_values
 from maskwright.models.parts.part import Part
-from maskwright.models.quick import quicken
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,80}")
 PROBE = (96, 160)
@@ -143,7 +143,7 @@ def _network(architecture: str, encoder: str, options: dict[str, Any]) -> Any:
         raise MaskwrightError(f"{architecture} with {encoder} and {options} cannot be built ({error})") from error
     # Pyramid poolings end in one value a channel, which torch's batch norm refuses from a single image.
     tolerate_single_values(network.decoder)
-    return quicken(network)
+    return quicken(network, {BatchNorm2d: QuickBatchNorm2d})
 
 
 class _SmpPart(Part):

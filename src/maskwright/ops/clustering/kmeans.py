@@ -260,9 +260,10 @@ def assign(x: Tensor, centers: Tensor, metric: Metric = "cosine", chunk: int = 2
 class MiniBatchKMeans:
     """k-means on batches as they come, each center the mean of all vectors ever assigned to it.
 
-    PiCIE's identity: after any number of batches center k equals the mean of every vector that was assigned to k
-    when it came (of its unit vector for cosine, so that such a center may be shorter than 1). A center to which
-    nothing was assigned stays where it began.
+    No method here stands on it yet; it is for PiCIE (Cho et al., CVPR 2021), which is to come. Its identity: after any
+    number of batches center k equals the mean of every vector that was assigned to k when it came (of its unit vector
+    for cosine, so that such a center may be shorter than 1). A center to which nothing was assigned stays where it
+    began.
 
     Args:
         k: clusters.

@@ -60,60 +60,6 @@ def feature_affinity(
     return torch.where(f @ f.mT > tau, 1.0, weak).to(f.dtype)
 
 
-class ImplicitAffinity:
-    """max(F F^T, 0) / largest + lambda W_color, multiplied with vectors without ever being stored.
-
-    For grids whose (N, N) matrix does not fit: memory is (block, N) at a time, and each product costs N^2 D.
-
-    Args:
-        f: (N, D) features.
-        color: sparse (N, N) affinity to add, or None.
-        lam: its weight.
-        normalise: L2-normalise the rows of `f` first.
-        block: rows of the matrix held at a time.
-
-    Attributes:
-        shape: (N, N).
-        dtype, device: of the products.
-
-    Raises:
-        ValueError: if sizes disagree.
-    """
-
-    def __init__(
-        self, f: Tensor, color: Any = None, lam: float = 0.0, normalise: bool = True, block: int = 1024
-    ) -> None:
-        if f.ndim != 2:
-            raise ValueError(f"features of shape {tuple(f.shape)}: expected (N, D)")
-        self.features = _unit_rows(f, normalise)
-        n = self.features.shape[0]
-        self.shape = (n, n)
-        self.dtype, self.device = self.features.dtype, self.features.device
-        self.block = max(1, block)
-        largest = 1.0 if normalise else float(self.features.square().sum(-1).amax())
-        self._scale = 1.0 / largest if largest > 0 else 1.0
-        self._color = None
-        if color is not None and lam != 0.0:
-            _check_square(color, n)
-            self._color = sp.csr_matrix(color, dtype=np.float64) * float(lam)
-
-    def matmul(self, x: Tensor) -> Tensor:
-        """W x for x of shape (N, b)."""
-        out = torch.empty_like(x, dtype=self.dtype)
-        for start in range(0, self.shape[0], self.block):
-            rows = self.features[start : start + self.block]
-            out[start : start + self.block] = (rows @ self.features.T).clamp_(min=0) @ x
-        out *= self._scale
-        if self._color is not None:
-            out += torch.from_numpy(self._color @ x.cpu().numpy()).to(out)
-        return out
-
-    def degrees(self) -> Tensor:
-        """Row sums, (N,)."""
-        ones = torch.ones((self.shape[0], 1), dtype=self.dtype, device=self.device)
-        return self.matmul(ones)[:, 0]
-
-
 def color_knn_affinity(
     image: Any,
     neighbors: Sequence[int] = (20, 10),

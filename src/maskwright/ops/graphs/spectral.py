@@ -68,16 +68,14 @@ def spectral_embedding(
     """The k smallest generalised eigenpairs of (D - W) v = mu D v.
 
     Args:
-        w: symmetric nonnegative affinity: tensor (N, N) or (B, N, N), scipy sparse (N, N), or an operator
-            with `shape`, `dtype`, `device`, `matmul(x (N, b))` and `degrees()` (`affinity.ImplicitAffinity`).
+        w: symmetric nonnegative affinity: tensor (N, N) or (B, N, N), or scipy sparse (N, N).
         k: number of pairs, the constant one among them.
         method: "dense" (float64 on the CPU, exact to rounding), "krylov", or "auto": krylov for large N, and
             dense where it would not pay or does not converge.
         seed: of the starting vectors; the answer depends on it only within `tol`.
         tol: bound on the sine of the angle between each vector found and its exact eigenspace.
         max_products: products of the matrix with a block of vectors before krylov gives up: then dense takes
-            over, or for an operator, which cannot be decomposed densely, the best vectors so far are returned
-            with their residual.
+            over.
 
     Returns:
         `SpectralResult` in the precision and on the device of `w` (float32 for half precision; float64, on
@@ -96,8 +94,6 @@ def spectral_embedding(
         raise ValueError(f"k = {k}: expected 1 to {n}, the number of nodes")
     if sp.issparse(w):
         return _sparse(w.tocsr().astype(np.float64), k, method, seed, tol, max_products)
-    if not isinstance(w, Tensor):
-        return _operator(w, k, seed, tol, max_products)
     w = w.detach()
     w = w if w.dtype in (torch.float32, torch.float64) else w.float()
     batch = w if w.ndim == 3 else w[None]
@@ -116,14 +112,6 @@ def spectral_embedding(
     if w.ndim == 2:
         return SpectralResult(result.values[0], result.vectors[0], result.residual[0], result.method)
     return result
-
-
-def fiedler_vector(w: Any, method: Method = "auto", **options: Any) -> Tensor:
-    """The eigenvector after the constant one, (..., N): its positive side is the smaller of the two parts.
-
-    Takes what `spectral_embedding` takes, whose errors it raises.
-    """
-    return spectral_embedding(w, 2, method, **options).vectors[..., 1]
 
 
 def fix_signs(v: Tensor, zero: float = 1e-6) -> Tensor:
@@ -249,18 +237,6 @@ def _each_krylov(
         found.append(_krylov(product, first[part].mT, k, seed, tol, max_products))
     theta, u, residual, converged = (torch.cat(pieces) for pieces in zip(*found))
     return theta, u, residual, converged
-
-
-def _operator(w: Any, k: int, seed: int, tol: float, max_products: int) -> SpectralResult:
-    inverse_root, first = _normalisation(w.degrees()[None])
-    scale = inverse_root[0]
-
-    def product(x: Tensor) -> Tensor:
-        return (scale * w.matmul(scale * x[0].T)).T[None]
-
-    theta, u, residual, _ = _krylov(product, first.mT, k, seed, tol, max_products)
-    result = _finish(theta, u, residual, inverse_root, first, "krylov")
-    return SpectralResult(result.values[0], result.vectors[0], result.residual[0], result.method)
 
 
 def _sparse(w: sp.csr_matrix, k: int, method: Method, seed: int, tol: float, max_products: int) -> SpectralResult:

@@ -15,7 +15,6 @@ A loss without any pixel to count is 0 and still has a gradient, of zeros.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -270,36 +269,6 @@ def kl_divergence(
     """
     logits, probs = _with_probs(logits, probs)
     losses = (probs * (_safe_log(probs) - logits.log_softmax(1))).sum(1)
-    return reduce_pixels(losses, valid, pixel_weight, denominator)
-
-
-def js_divergence(
-    logits: Tensor,
-    probs: Tensor,
-    *,
-    valid: Tensor | None = None,
-    pixel_weight: Tensor | None = None,
-    denominator: Denominator = "valid",
-) -> Tensor:
-    """Jensen-Shannon divergence of softmax(logits) and q, in nats: (KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2.
-
-    Args:
-        logits: (B, C, h, w).
-        probs: q (B, C, H, W), rows that sum to 1.
-        valid: bool (B, H, W); all by default.
-        pixel_weight: (B, H, W), at least 0.
-        denominator: see the module.
-
-    Returns:
-        A number in [0, log 2], or (B, H, W) for `none`.
-
-    Raises:
-        ValueError: shapes that do not belong together, or an unknown denominator.
-    """
-    logits, probs = _with_probs(logits, probs)
-    log_p, log_q = logits.log_softmax(1), _safe_log(probs)
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    losses = 0.5 * (log_p.exp() * (log_p - log_m) + probs * (log_q - log_m)).sum(1)
     return reduce_pixels(losses, valid, pixel_weight, denominator)
 
 

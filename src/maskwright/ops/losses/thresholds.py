@@ -4,6 +4,8 @@ Legend: B batch, C classes, (H, W) image size, lam (C,) thresholds.
 
 Sources: CBST, Zou et al., ECCV 2018, https://arxiv.org/abs/1810.07911; CRST, Zou et al., ICCV 2019,
 https://arxiv.org/abs/1908.09822; U2PL, Wang et al., CVPR 2022, https://arxiv.org/abs/2203.03884.
+
+`class_balanced_labels` is for CBST, `lrent_labels` and `mrkld` are for CRST, which are to come.
 """
 
 from __future__ import annotations

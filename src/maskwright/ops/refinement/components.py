@@ -1,7 +1,7 @@
 """Connected parts of masks and of maps of ids.
 
 Connectivity is 4 (pixels share a side) or 8 (a side or a corner). Parts are numbered in the order in which their first
-pixel comes, row by row.
+pixel comes, row by row. `label_segments` is for SegSort and HSG, which are to come.
 """
 
 from __future__ import annotations
@@ -108,30 +108,6 @@ def remove_small(mask: Any, n: int, connectivity: int = 4) -> np.ndarray:
     keep = np.bincount(labels.ravel(), minlength=count + 1) >= n
     keep[0] = False
     return keep[labels]
-
-
-def fill_holes(mask: Any, n: int | None = None, connectivity: int = 4) -> np.ndarray:
-    """The mask with its holes filled, bool (H, W).
-
-    Args:
-        mask: (H, W), nonzero is inside.
-        n: only holes of at most this many pixels; None fills all.
-        connectivity: of the mask; its complement has the other one, so that a closed curve always parts two sides.
-
-    Raises:
-        ValueError: for another shape or connectivity.
-    """
-    inside = _mask(mask)
-    _neighbours(connectivity)
-    labels, count = label_components(~inside, 12 - connectivity)
-    if not labels.size:
-        return inside.copy()
-    hole = np.ones(count + 1, bool)
-    hole[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = False
-    hole[0] = False
-    if n is not None:
-        hole &= np.bincount(labels.ravel(), minlength=count + 1) <= n
-    return inside | hole[labels]
 
 
 def bounding_box(mask: Any) -> tuple[int, int, int, int] | None:

@@ -42,7 +42,7 @@ def guided_filter(
         threads: threads to run on; None takes what numba would. The result does not depend on it.
 
     Returns:
-        float32 (C, H, W). Near edges it may leave the range of `x` a little: see `guided_refine` for probabilities.
+        float32 (C, H, W). Near edges it may leave the range of `x` a little.
 
     Raises:
         ValueError: for other shapes, types or settings, and values not finite.
@@ -78,36 +78,6 @@ def guided_filter(
     with Threads(threads) as pool:
         pool.run([partial(refine, channel) for channel in range(len(maps))])
     return out
-
-
-def guided_refine(
-    probs: np.ndarray,
-    image: np.ndarray,
-    radius: int = 8,
-    eps: float = 1e-3,
-    subsample: int = 1,
-    *,
-    threads: int | None = None,
-) -> np.ndarray:
-    """Guided filter for class probabilities: clipped to [0, 1] and summing to 1 again.
-
-    Args:
-        probs: float (C, H, W) in [0, 1].
-        image: uint8 (H, W, 3), or float (H, W, 3) in [0, 1].
-        radius: as of `guided_filter`.
-        eps: as of `guided_filter`.
-        subsample: as of `guided_filter`.
-        threads: as of `guided_filter`.
-
-    Returns:
-        float32 (C, H, W), summing to 1 over C.
-
-    Raises:
-        ValueError: as `guided_filter`.
-    """
-    filtered = guided_filter(probs, image, radius, eps, subsample, threads=threads).clip(0.0, 1.0)
-    total = filtered.sum(axis=0, keepdims=True)
-    return np.where(total > 1e-6, filtered / np.maximum(total, 1e-6), np.float32(1.0 / len(filtered)))
 
 
 def _window_statistics(guide: np.ndarray, radius: int, eps: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """A linear probe on what a label-free method learned: how much of the classes is in its features.
 
-It reads masks, notes them in the ledger under `evaluate`, never touches the method's own model, and leaves a model
-of its own in its stage's folder."""
+It reads masks, notes them in the ledger under `evaluate` (the method's model learns nothing from them), and leaves a
+model of its own in its stage's folder."""
 
 from __future__ import annotations
 

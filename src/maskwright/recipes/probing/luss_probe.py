@@ -1,7 +1,8 @@
 """The two protocols of the LUSS benchmark that use labels: distance matching and semi-supervised (TPAMI 2022).
 
-Both judge with the benchmark's table and without matching, because their predictions are classes. Masks that they
-learn from are noted in the ledger for the purpose `train`, those that they are judged on for `evaluate`.
+Both judge with the benchmark's table and without matching, because their predictions are classes. The ledger notes
+masks as everywhere: `train` is what a model learned from, `evaluate` is what it was judged with. The bank of distance
+matching only judges, as a linear probe does; the semi-supervised protocol trains a model in a run of its own.
 
 Legend: C classes without "other", (H, W) image size.
 """
@@ -103,8 +104,9 @@ def distance_scores(
     if bank.classes is None:
         raise MaskwrightError(f"{bank.root} has no classes.txt", "class names", "add classes.txt")
     known = EmbeddingBank()
-    for i in (i for i in range(len(bank)) if bank.has_mask(i)):
-        known.add(features(bank, i), bank.mask(i))
+    with bank.ledger.purpose("evaluate"):
+        for i in (i for i in range(len(bank)) if bank.has_mask(i)):
+            known.add(features(bank, i), bank.mask(i))
     vote = NeighbourVote(known.features, known.labels, k, temperature, len(bank.classes))
     how = f"none: {vote.k} nearest of {len(known)} labelled embeddings, weighted exp(cosine / {temperature:g})"
 

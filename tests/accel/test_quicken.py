@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -10,10 +13,11 @@ import timm
 import torch
 from torch import nn
 
+from maskwright.accel import switch
+from maskwright.accel.quicken import QuickBatchNorm, QuickDepthwise, QuickDepthwiseSame, QuickNormAct, quicken
 from maskwright.models.backbones.build import build_backbone
-from maskwright.models.networks.blocks import BatchNorm2d
+from maskwright.models.networks.blocks import BatchNorm2d, QuickBatchNorm2d
 from maskwright.models.networks.smp import smp_parts
-from maskwright.models.quick import QuickDepthwise, QuickDepthwiseSame, QuickNormAct, quicken
 
 NETWORKS = ("mobilenetv2_100", "tf_efficientnet_lite0", "resnet18", "convnext_atto", "hrnet_w18_small")
 
@@ -83,7 +87,8 @@ def test_what_becomes_quick():
         if isinstance(m, nn.Conv2d) and m.groups > 1:
             plain = m.kernel_size == (3, 3) and m.stride == (1, 1)
             assert (type(m) is nn.Conv2d) == plain
-    assert isinstance(quicken(BatchNorm2d(8)), BatchNorm2d)
+    assert type(quicken(BatchNorm2d(8), {BatchNorm2d: QuickBatchNorm2d})) is QuickBatchNorm2d
+    assert type(quicken(BatchNorm2d(8))) is BatchNorm2d, "a kind that nobody named"
     assert type(quicken(nn.BatchNorm2d(12))) is nn.BatchNorm2d  # torch's, where channels are not in eights
 
 
@@ -155,7 +160,8 @@ def test_single_values_are_borne_or_refused_as_before():
     x = torch.randn(1, 8, 1, 1, requires_grad=True)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         quicken(nn.BatchNorm2d(8))(x)
-    assert torch.allclose(quicken(BatchNorm2d(8))(x), x, atol=1e-4)
+    quick = quicken(BatchNorm2d(8), {BatchNorm2d: QuickBatchNorm2d})
+    assert torch.allclose(quick(x), x, atol=1e-4)
 
 
 def test_a_bias_gets_its_gradient():
@@ -163,6 +169,7 @@ def test_a_bias_gets_its_gradient():
     torch.manual_seed(0)
     plain = nn.Conv2d(8, 8, 7, padding=3, groups=8)
     quick, x = quicken(copy.deepcopy(plain)), torch.randn(2, 8, 9, 9)
+    assert list(quick.state_dict()) == list(plain.state_dict())
     for m in (plain, quick):
         m(x).square().sum().backward()
     assert type(quick) is QuickDepthwise
@@ -184,3 +191,73 @@ def test_library_network_still_trains_in_all():
         m(y).square().mean().backward()
         found.append({k: p.grad for k, p in m.named_parameters()})
     assert off(found[1], found[0]) < 0.03
+
+
+def test_tensors_modes_and_order_are_taken_over():
+    """The very parameters and buffers, so that an optimiser made before still trains them."""
+    plain, _ = network("mobilenetv2_100")
+    plain.bn1.eval()
+    plain.conv_stem.requires_grad_(False)
+    before, names = dict(plain.named_parameters()), [n for n, _ in plain.named_modules()]
+    buffers, modes = dict(plain.named_buffers()), {n: m.training for n, m in plain.named_modules()}
+    state = torch.random.get_rng_state()
+    quick = quicken(plain)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert quick is plain and [n for n, _ in quick.named_modules()] == names
+    assert all(p is before[n] for n, p in quick.named_parameters())
+    assert all(b is buffers[n] for n, b in quick.named_buffers())
+    assert {n: m.training for n, m in quick.named_modules()} == modes
+    assert type(quick.bn1) is QuickNormAct and not quick.bn1.training
+
+
+def test_a_module_with_two_names_stays_one():
+    norm = nn.BatchNorm2d(8)
+    quick = quicken(nn.ModuleDict({"a": nn.Sequential(norm), "b": nn.Sequential(norm)}))
+    assert type(quick["a"][0]) is QuickBatchNorm and quick["a"][0] is quick["b"][0]
+
+
+def test_a_module_with_hooks_stays():
+    """Whoever hooked it would listen to a module that nobody calls."""
+    norm, seen = nn.BatchNorm2d(8), []
+    norm.register_forward_hook(lambda m, x, y: seen.append(y.shape))
+    quick = quicken(nn.Sequential(norm))
+    quick(torch.randn(2, 8, 3, 3))
+    assert quick[0] is norm and seen == [(2, 8, 3, 3)]
+
+
+def test_switched_off_it_is_torchs_to_the_bit():
+    plain, x = network("tf_efficientnet_lite0")
+    loss, grads, _ = step(copy.deepcopy(plain), x)
+    quick = quicken(plain)
+    with switch.using(False):
+        assert not switch.enabled()
+        off_loss, off_grads, _ = step(copy.deepcopy(quick), x)
+    assert switch.enabled()
+    assert torch.equal(off_loss, loss) and all(torch.equal(off_grads[k], g) for k, g in grads.items())
+    on_grads = step(quick, x)[1]
+    assert any(not torch.equal(on_grads[k], g) for k, g in grads.items()), "on, others compute"
+
+
+@pytest.mark.parametrize("value, expected", [("0", "False"), ("1", "True"), (None, "True")])
+def test_the_environment_says_it(value, expected):
+    environment = {k: v for k, v in os.environ.items() if k != switch.VARIABLE}
+    environment |= {} if value is None else {switch.VARIABLE: value}
+    code = "from maskwright.accel.switch import enabled; print(enabled())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [expected], done.stderr
+
+
+def test_torch_compile_traces_it_whole():
+    """What is traced has no kernel of ours in it, and computes torch's numbers."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 5, stride=2, padding=2, groups=8)
+    plain, x = nn.Sequential(nn.Conv2d(3, 8, 1), conv, nn.BatchNorm2d(8)), torch.randn(2, 3, 12, 12)
+    quick = quicken(copy.deepcopy(plain))
+    assert [type(m) for m in quick] == [nn.Conv2d, QuickDepthwise, QuickBatchNorm]
+    found = []
+    for m in (plain, torch.compile(quick, backend="eager", fullgraph=True)):
+        y = m(x)
+        y.square().sum().backward()
+        found.append((y.detach(), *(p.grad for p in m.parameters())))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a)

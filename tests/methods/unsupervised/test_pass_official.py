@@ -10,8 +10,8 @@ from torch import nn
 
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.pass_.network import PassNetwork
+from maskwright.methods.unsupervised.pass_.official import official_segmenter, read_centroids, read_pass_checkpoint
 from maskwright.models.backbones.build import build_backbone
-from maskwright.models.backbones.keymaps_pass import official_segmenter, read_centroids, read_pass_checkpoint
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.parts.attended_clusters import PixelAttention
 

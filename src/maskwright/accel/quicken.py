@@ -1,15 +1,17 @@
 """Depthwise convolutions and batch norms that do not hold up training on a processor.
 
-`quicken` gives the depthwise convolutions and batch norms inside a network of any library the training passes of
-`accel/depthwise` and `accel/batch_norm`, where torch's are slow: a network of MobileNet's kind spends two thirds of its
-training step in them. That holds for norms that are frozen in training, too. Weights, names of tensors, copies and what
-is computed stay as they were, up to rounding; on a GPU and without gradients it is what it was.
+`quicken` replaces the depthwise convolutions and batch norms inside a network of any library by modules with the
+training passes of `accel/depthwise` and `accel/batch_norm`, where torch's are slow: a network of MobileNet's kind
+spends two thirds of its training step in them. That holds for norms that are frozen in training, too. Weights, names of
+tensors, copies and what is computed stay as they were, up to rounding. On a GPU, without gradients, while torch.compile
+traces and with the switch off it is what it was.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +20,21 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from maskwright.accel.batch_norm import normalise, normalise_backward
+from maskwright.accel.bits import DTYPES
 from maskwright.accel.depthwise import Pair, depthwise_backward
-from maskwright.models.networks.blocks import BatchNorm2d
-from maskwright.ops.bits import DTYPES
+from maskwright.accel.switch import enabled
 from maskwright.ops.lanes import LANES
 
-M = TypeVar("M", bound=nn.Module)
 Pads = tuple[int, int, int, int]
 """Zeros left, right, above and below, pixels."""
+
+
+def _ours(x: Tensor, *learned: Tensor) -> bool:
+    """Whether a call is ours: a gradient is asked for, on a processor, the switch is on, and nothing is traced (numba's
+    kernels cannot be)."""
+    if not enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *learned))
 
 
 # ---------------------------------------------------------------------- depthwise convolutions
@@ -53,7 +62,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 class _QuickDepthwise(nn.Conv2d):
-    """What both kinds share; a convolution becomes one of them by `quicken`, with everything it has."""
+    """What both kinds share; `quicken` puts one in a convolution's place, with its weights."""
 
     def pads(self, size: tuple[int, int]) -> Pads:
         """Zeros around an input (H, W)."""
@@ -62,8 +71,7 @@ class _QuickDepthwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) to (B, D, h, w)."""
         weight, bias = self.weight, self.bias
-        learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        if learns and x.device.type == "cpu":
+        if _ours(x, weight):
             if torch.is_autocast_enabled("cpu"):
                 to = torch.get_autocast_dtype("cpu")
                 x, weight, bias = x.to(to), weight.to(to), None if bias is None else bias.to(to)
@@ -130,8 +138,8 @@ class _Normalise(torch.autograd.Function):
         return grad_x, None, grad_gamma, grad_beta, None, None
 
 
-class _QuickNorm(nn.BatchNorm2d):
-    """What all kinds share; a batch norm becomes one of them by `quicken`, with everything it has."""
+class QuickNorm(nn.BatchNorm2d):
+    """What all kinds share; `quicken` puts one in a batch norm's place, with its weights and statistics."""
 
     def bounds(self) -> tuple[float, float] | None:
         """What the activation behind it clips to, or None where it does something else."""
@@ -139,27 +147,22 @@ class _QuickNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to the same shape."""
-        learns = torch.is_grad_enabled() and (x.requires_grad or (self.affine and self.weight.requires_grad))
-        own = learns and x.device.type == "cpu" and x.dtype in DTYPES and x.ndim == 4
+        own = x.dtype in DTYPES and x.ndim == 4 and _ours(x, *((self.weight,) if self.affine else ()))
         bounds = self.bounds() if own else None
         if bounds is None or not self.affine or self.momentum is None or self.running_mean is None:
             return super().forward(x)
-        if x.numel() <= x.shape[1]:  # torch's own error, or what `BatchNorm2d` does with single values
+        if x.numel() <= x.shape[1]:  # torch's own error, or what a subclass does with single values
             return super().forward(x)
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return _Normalise.apply(x, self, self.weight, self.bias, *bounds)
 
 
-class QuickBatchNorm(_QuickNorm):
+class QuickBatchNorm(QuickNorm):
     """`nn.BatchNorm2d`."""
 
 
-class QuickTolerantNorm(_QuickNorm, BatchNorm2d):
-    """Our `BatchNorm2d`, which bears single values."""
-
-
-class QuickNormAct(_QuickNorm, BatchNormAct2d):
+class QuickNormAct(QuickNorm, BatchNormAct2d):
     """timm's batch norm with an activation."""
 
     def bounds(self) -> tuple[float, float] | None:
@@ -173,17 +176,70 @@ class QuickNormAct(_QuickNorm, BatchNormAct2d):
         return (-math.inf, math.inf) if isinstance(self.act, nn.Identity) else None
 
 
-_CONVOLUTIONS: dict[type, type[_QuickDepthwise]] = {nn.Conv2d: QuickDepthwise, Conv2dSame: QuickDepthwiseSame}
-_NORMS: dict[type, type[_QuickNorm]] = {
-    nn.BatchNorm2d: QuickBatchNorm, BatchNorm2d: QuickTolerantNorm, BatchNormAct2d: QuickNormAct,
+# ---------------------------------------------------------------------- putting them into a network
+
+Norms = Mapping[type[nn.BatchNorm2d], type[QuickNorm]]
+"""The quick kind of each kind of batch norm."""
+CONVOLUTIONS: dict[type[nn.Conv2d], type[_QuickDepthwise]] = {
+    nn.Conv2d: QuickDepthwise, Conv2dSame: QuickDepthwiseSame,
 }  # fmt: skip
+NORMS: Norms = {nn.BatchNorm2d: QuickBatchNorm, BatchNormAct2d: QuickNormAct}
 
 
-def quicken(module: M) -> M:
-    """Gives the module's batch norms and slow depthwise convolutions quick training passes, in place; returns it."""
-    for m in module.modules():
-        if isinstance(m, nn.Conv2d) and type(m) in _CONVOLUTIONS and _slow_depthwise(m):
-            m.__class__ = _CONVOLUTIONS[type(m)]
-        elif isinstance(m, nn.BatchNorm2d) and type(m) in _NORMS and m.num_features % LANES == 0:
-            m.__class__ = _NORMS[type(m)]
-    return module
+def quicken(module: nn.Module, norms: Norms | None = None) -> nn.Module:
+    """Replaces the batch norms and slow depthwise convolutions inside a module by quick ones with the same tensors.
+
+    What carries hooks of its own stays: whoever set them holds on to that very module.
+
+    Args:
+        module: any network; changed in place.
+        norms: further kinds of batch norm and their quick kinds, beside `NORMS`.
+
+    Returns:
+        The module, or what stands in its place where it is itself such a norm or convolution.
+    """
+    return _quickened(module, {**NORMS, **(norms or {})}, {})
+
+
+def _quickened(module: nn.Module, norms: Norms, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """`done` holds what was seen, so that a module with two names is replaced by one."""
+    if module not in done:
+        done[module] = _quick_twin(module, norms)
+        for name, child in done[module].named_children():
+            if (quick := _quickened(child, norms, done)) is not child:
+                setattr(done[module], name, quick)
+    return done[module]
+
+
+def _quick_twin(m: nn.Module, norms: Norms) -> nn.Module:
+    """The quick module of a plain one, or the plain one where there is none."""
+    twin: nn.Module
+    if _has_hooks(m):
+        return m
+    if isinstance(m, nn.Conv2d) and (conv := CONVOLUTIONS.get(type(m))) and _slow_depthwise(m):
+        with torch.device("meta"):  # no memory, and no random number is drawn for weights that are replaced
+            twin = conv(
+                m.in_channels, m.out_channels, _pair(m.kernel_size), _pair(m.stride), _pair(m.padding),
+                _pair(m.dilation), m.groups, m.bias is not None,
+            )  # fmt: skip
+    elif isinstance(m, nn.BatchNorm2d) and (norm := norms.get(type(m))) and m.num_features % LANES == 0:
+        with torch.device("meta"):
+            twin = norm(m.num_features, m.eps, m.momentum, m.affine, m.track_running_stats)
+    else:
+        return m
+    for name, parameter in m.named_parameters(recurse=False):
+        twin.register_parameter(name, parameter)
+    for name, buffer in m.named_buffers(recurse=False):
+        twin.register_buffer(name, buffer)
+    for name, child in m.named_children():  # of timm's norms: what drops and activates behind them
+        twin.add_module(name, child)
+    twin.training = m.training
+    return twin
+
+
+def _pair(sizes: Any) -> Pair:
+    return int(sizes[0]), int(sizes[1])
+
+
+def _has_hooks(m: nn.Module) -> bool:
+    return any((m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
