@@ -42,7 +42,12 @@ def last_step(out: Path, stage: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("method", "stage"), [("stego", "distill"), pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow)]
+    ("method", "stage"),
+    [
+        ("stego", "distill"),
+        pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow),
+        pytest.param("primaps", "em", marks=pytest.mark.slow),
+    ],
 )
 def test_kill_and_resume(method, stage, tmp_path):
     data = write_tiny_folder(tmp_path / "tiny")
@@ -66,6 +71,7 @@ def test_kill_and_resume(method, stage, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     record = json.loads((tmp_path / "killed" / "run.json").read_text())
     assert record["status"] == "finished" and len(record["resumed"]) == 1
+    assert record["labels_read"] == json.loads((tmp_path / "whole" / "run.json").read_text())["labels_read"]
     steps = [
         json.loads(t)["step"] for t in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines() if stage in t
     ]

@@ -26,9 +26,9 @@ from maskwright.models.parts.heads import CosineClassifier, Projection
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.recipes.clustering import ClusterOptions
-from maskwright.recipes.frozen.features import REDUCTION, cluster_features, fit_reduction, projection
+from maskwright.recipes.frozen.features import CLUSTERED, projection, reduced_clusters
 from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
-from maskwright.recipes.frozen.options import ReadoutOptions, ReductionOptions
+from maskwright.recipes.frozen.options import ReductionOptions
 
 CLUSTERS = "clusters.safetensors"
 
@@ -39,7 +39,6 @@ class KMeansConfig(FrozenConfig):
 
     reduction: ReductionOptions = part(ReductionOptions, main=("dim",), max_rows=1_000_000)
     clusters: ClusterOptions = part(ClusterOptions, main=("restarts",))
-    readout: ReadoutOptions = part(ReadoutOptions)
 
 
 class KMeans(FrozenMethod):
@@ -52,11 +51,6 @@ class KMeans(FrozenMethod):
     Config: ClassVar[type] = KMeansConfig
     config: KMeansConfig
 
-    @property
-    def refinement(self) -> str:
-        """The dense CRF, where that is asked for."""
-        return "crf" if self.config.readout.crf else "none"
-
     def own_stages(self) -> list[Stage]:
         """Features, PCA and clusters."""
         return [Stage("cluster", "fit", self.cluster, "features of a frozen network, PCA, k-means")]
@@ -64,14 +58,9 @@ class KMeans(FrozenMethod):
     def cluster(self, folder: Path) -> None:
         """Fits PCA and k-means; the artefact holds both."""
         c, context = self.config, self.context
-        draw = context.generator("kmeans", "rows")
-        reduction = fit_reduction(self.features, c.reduction, draw)
-        found = cluster_features(
-            context, self.features, projection(reduction, normalize=True), c.clusters, max_rows=c.reduction.max_rows,
-            generator=draw,
-        )  # fmt: skip
+        t, found = reduced_clusters(context, self.features, c.reduction, c.clusters)
         if context.run.writes:
-            save_tensors(folder / CLUSTERS, {**reduction, "centers": found.centers})
+            save_tensors(folder / CLUSTERS, t)
         context.run.log("cluster", found.iterations, {"loss": float(found.inertia)})
 
     def embedding(self) -> Projection:
@@ -80,7 +69,7 @@ class KMeans(FrozenMethod):
 
     def clusters(self) -> dict[str, Tensor]:
         """The artefact of `cluster`: the reduction and the centres."""
-        return self.context.run.tensors("cluster", CLUSTERS, {**REDUCTION, "centers": "KE"})
+        return self.context.run.tensors("cluster", CLUSTERS, CLUSTERED)
 
     def segmenter(self) -> Segmenter:
         """Encoder, projection and cosine to the cluster centres."""

@@ -50,6 +50,7 @@ from maskwright.recipes.frozen.batches import windows
 from maskwright.recipes.frozen.features import (
     REDUCTION,
     FrozenFeatures,
+    ReducedMaps,
     cluster_features,
     fit_reduction,
     projection,
@@ -233,32 +234,14 @@ class ClusterProbe(nn.Module):
 class Pairs:
     """Loads anchors with a neighbour each from the feature store, reduced, in windows of one common size."""
 
-    MEMORY = 1 << 30
-    """Bytes of reduced features below which all of them are held in memory."""
-
-    def __init__(self, features: FrozenFeatures, reduction: Projection, nearest: Tensor, points: int) -> None:
-        self.store, self.reduction, self.nearest, self.points = features.store, reduction, nearest, points
-        first = self.load(0)
-        self.held: dict[int, Tensor] | None = {} if 4 * first.numel() * len(self.store) <= self.MEMORY else None
-
-    @torch.no_grad()
-    def load(self, i: int) -> Tensor:
-        """f (D, h, w) of photograph i."""
-        return self.reduction(self.store[i].float()[None])[0]
-
-    def get(self, i: int) -> Tensor:
-        """f (D, h, w) of photograph i, held in memory where there is room."""
-        if self.held is None:
-            return self.load(i)
-        if i not in self.held:
-            self.held[i] = self.load(i)
-        return self.held[i]
+    def __init__(self, maps: ReducedMaps, nearest: Tensor, points: int) -> None:
+        self.maps, self.nearest, self.points = maps, nearest, points
 
     def draw(self, indices: Indices, random: torch.Generator) -> dict[str, Tensor]:
         """Anchors x, neighbours y (B, D, h, w) and two draws of positions p, q (B, P, 2)."""
         which = torch.randint(self.nearest.shape[1], (len(indices),), generator=random)
         partners = [int(self.nearest[i, k]) for i, k in zip(indices, which)]
-        x, y = windows([self.get(int(i)) for i in (*indices, *partners)], random).chunk(2)
+        x, y = windows([self.maps[int(i)] for i in (*indices, *partners)], random).chunk(2)
         p, q = torch.rand(2, len(indices), self.points**2, 2, generator=random).mul(2).sub(1)
         return {"x": x, "y": y, "p": p, "q": q}
 
@@ -283,7 +266,7 @@ class Distillation(Training):
         c, self.device = config.head, context.device
         self.dropout, self.sampling, self.negatives = c.dropout, config.pairs.sampling, config.pairs.negatives
         self.pairs, self.b, self.w = pairs, dict(zip(PAIRS, shifts)), dict(zip(PAIRS, weights))
-        self.head = StegoHead(pairs.reduction.out, c.code, c.dropout).to(self.device)
+        self.head = StegoHead(pairs.maps.reduction.out, c.code, c.dropout).to(self.device)
         self.probe = ClusterProbe(context.classes, c.code).to(self.device)
         self.modules = {"head": self.head, "probe": self.probe}
         self.optimizers = {
@@ -339,11 +322,6 @@ class Stego(FrozenMethod):
     Config: ClassVar[type] = StegoConfig
     config: StegoConfig
 
-    @property
-    def refinement(self) -> str:
-        """The dense CRF, where that is asked for."""
-        return "crf" if self.config.readout.crf else "none"
-
     def own_stages(self) -> list[Stage]:
         """Prepare (PCA, neighbours, shifts), distill, cluster."""
         says = "features, nearest photographs, shifts from their correlations"
@@ -383,7 +361,7 @@ class Stego(FrozenMethod):
         reduction = fit_reduction(self.features, c.reduction, context.generator("pca"))
         project = projection(reduction)
         nearest = nearest_images(self.features, project, min(c.pairs.neighbors, images - 1))
-        pairs = Pairs(self.features, project, nearest, c.pairs.points)
+        pairs = Pairs(ReducedMaps(self.features, project), nearest, c.pairs.points)
         shifts = [c.shifts.b_self, c.shifts.b_knn, c.shifts.b_rand]
         weights = [c.shifts.w_self, c.shifts.w_knn, c.shifts.w_rand]
         if c.shifts.auto:
@@ -422,7 +400,7 @@ class Stego(FrozenMethod):
         """Trains the head; the artefact is its last iterate."""
         c, context, t = self.config, self.context, self.prepared
         steps = context.steps or c.steps
-        pairs = Pairs(self.features, self.reduction, t["nearest"], c.pairs.points)
+        pairs = Pairs(ReducedMaps(self.features, self.reduction), t["nearest"], c.pairs.points)
         training = Distillation(context, c, pairs, t["shifts"].tolist(), t["weights"].tolist(), steps)
         context.fit(training, "distill", folder, steps)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 REDUCTION = {"mean": "D", "components": "ED", "scale": "E"}
 """What `fit_reduction` gives, a letter a dimension: D channels, E of them kept."""
+CLUSTERED = {**REDUCTION, "centers": "KE"}
+"""What `reduced_clusters` gives, likewise: K centres."""
 FINE_STRIDE = 16
 """Stride of the finest convolutional stage that carries meaning rather than edges and colour."""
 
@@ -148,6 +150,36 @@ def fit_reduction(features: FrozenFeatures, options: ReductionOptions, generator
     return {"mean": pca.mean * energy, "components": pca.components / energy, "scale": pca.scale}
 
 
+class ReducedMaps:
+    """Reduced features of each photograph, held in memory where there is room for all of them.
+
+    Args:
+        features: of the run's images.
+        reduction: (1, D, h, w) -> (1, E, h, w) on the CPU, in evaluation mode.
+    """
+
+    MEMORY = 1 << 30
+    """Bytes of reduced features below which all of them are held."""
+
+    def __init__(self, features: FrozenFeatures, reduction: Projection) -> None:
+        self.store, self.reduction = features.store, reduction
+        room = 4 * self.load(0).numel() * len(self.store) <= self.MEMORY
+        self.held: dict[int, Tensor] | None = {} if room else None
+
+    @torch.no_grad()
+    def load(self, i: int) -> Tensor:
+        """(E, h, w) of photograph i, computed anew."""
+        return self.reduction(self.store[i].float()[None])[0]
+
+    def __getitem__(self, i: int) -> Tensor:
+        """(E, h, w) of photograph i."""
+        if self.held is None:
+            return self.load(i)
+        if i not in self.held:
+            self.held[i] = self.load(i)
+        return self.held[i]
+
+
 def projection(t: Mapping[str, Tensor], *, normalize: bool = False) -> Projection:
     """The reduction as a part of a segmenter.
 
@@ -185,6 +217,27 @@ def decoded_rows(
         width = decode(features.store[0].float().to(device)[None]).shape[1]
         return torch.empty(0, width)
     return torch.cat(rows)
+
+
+def reduced_clusters(
+    context: Context, features: FrozenFeatures, reduction: ReductionOptions, clusters: ClusterOptions
+) -> tuple[dict[str, Tensor], KMeansResult]:
+    """PCA of the features, and spherical k-means of what comes out of it: the method `kmeans`, and where others start.
+
+    Args:
+        context: the run.
+        features: of its images.
+        reduction: options of PCA.
+        clusters: options of k-means.
+
+    Returns:
+        What `fit_reduction` gives with `centers` (K, d), and the clustering.
+    """
+    draw = context.generator("kmeans", "rows")
+    fitted = fit_reduction(features, reduction, draw)
+    decode = projection(fitted, normalize=True)
+    found = cluster_features(context, features, decode, clusters, max_rows=reduction.max_rows, generator=draw)
+    return {**fitted, "centers": found.centers}, found
 
 
 def cluster_features(

@@ -12,7 +12,7 @@ from maskwright.engine.config import option, part
 from maskwright.engine.contract import Method, Stage
 from maskwright.models.parts.part import Part
 from maskwright.recipes.frozen.features import FrozenFeatures, frozen_features
-from maskwright.recipes.frozen.options import FeatureOptions
+from maskwright.recipes.frozen.options import FeatureOptions, ReadoutOptions
 from maskwright.recipes.probing.linear import linear_probe
 
 
@@ -21,6 +21,7 @@ class FrozenConfig:
     """Options of all methods on frozen features."""
 
     features: FeatureOptions = part(FeatureOptions)
+    readout: ReadoutOptions = part(ReadoutOptions)
     linear_probe: bool = option(
         False, "also fit a linear probe on the masks that may be read, as a model beside this one"
     )
@@ -32,6 +33,11 @@ class FrozenMethod(Method):
     family: ClassVar[str] = "unsupervised"
     Config: ClassVar[type] = FrozenConfig
     config: Any
+
+    @property
+    def refinement(self) -> str:
+        """The dense CRF, where that is asked for."""
+        return "crf" if self.config.readout.crf else "none"
 
     @cached_property
     def features(self) -> FrozenFeatures:
