@@ -7,17 +7,16 @@ from typing import Any, ClassVar
 from tests.methods.faint import Faint
 from torch import Tensor
 
-from maskwright.engine.checkpoint import load_part, stage_parts
-from maskwright.engine.loop import CHECKPOINT
 from maskwright.methods.supervised import Supervised
 from maskwright.models.networks.network import Network
-from maskwright.recipes.training.segmenting import SegmentationTraining, make_network
+from maskwright.recipes.training.network import make_network
+from maskwright.recipes.training.training import NetworkTraining
 
 STEPS: list[int] = []
 """Steps that were taken."""
 
 
-class FaintTraining(SegmentationTraining):
+class FaintTraining(NetworkTraining):
     """The supervised step on a network with another classifier."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -34,12 +33,10 @@ class Plugged(Supervised):
     """The part stands in another file."""
 
     name: ClassVar[str] = "plugged"
-    trainer: ClassVar[type[SegmentationTraining]] = FaintTraining
+    trainer: ClassVar[type[NetworkTraining]] = FaintTraining
 
     def network(self) -> Network:
         """From the checkpoint, with that part."""
-        path = self.context.run.path / "train" / CHECKPOINT
         network = make_network(self.context, self.config)
         network.classifier = Faint(network.width, network.classes)
-        load_part(network, stage_parts(path), "module.network", path)
-        return network.eval()
+        return self.context.trained("train", "network", network)

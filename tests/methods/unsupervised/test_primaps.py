@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
-from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.engine.config import configure
 from maskwright.engine.context import Context
 from maskwright.engine.progress import Progress
@@ -68,34 +67,37 @@ def test_cells_without_a_mask_ask_for_nothing_and_a_common_class_weighs_less():
     torch.testing.assert_close(plain, F.cross_entropy(logits, torch.tensor([0, 0, 0, 1])))
 
 
-def training(folder: Path, sizes: list[tuple[int, int]], **options) -> P.Em:
+def training(sizes: list[tuple[int, int]], **options) -> P.Em:
     """The stage on features (5, h, w) of photographs of these sizes, three prototypes."""
     config = configure(P.PrimapsConfig, {"batch": 2, **options})
     store = [grid(k, 5, h, w) for k, (h, w) in enumerate(sizes)]
-    names = [f"p{k}" for k in range(len(sizes))]
-    for name, f in zip(names, store):
-        write_mask(folder / f"{name}.png", P.principal_masks(f, 0.3, 0.8).to(torch.uint8).numpy())
+    masks = [P.principal_masks(f, 0.3, 0.8).to(torch.uint8) for f in store]
     context = Context(
-        data=SimpleNamespace(names=names), table=None, seed=0, steps=None, run=None, cache=None, backbone=None,
+        data=None, table=None, seed=0, steps=None, run=None, cache=None, backbone=None,
         fabric=SimpleNamespace(device=torch.device("cpu")),
     )  # fmt: skip
     centers = F.normalize(torch.randn(3, 5, generator=torch.Generator().manual_seed(9)), dim=1)
-    return P.Em(context, config, store, centers, folder)
+    return P.Em(context, config, store, centers, masks)
 
 
-def test_photographs_of_several_sizes_share_a_batch_and_masks_stay_apart(tmp_path):
-    t = training(tmp_path, [(2, 3), (4, 5), (3, 3)])
+def test_photographs_of_several_sizes_share_a_batch_and_masks_stay_apart():
+    t = training([(2, 3), (4, 5), (3, 3)])
     f, masks = t.batch([2, 0], torch.Generator())
     again = t.batch(np.array([2, 0]), torch.Generator().manual_seed(5))
     assert torch.equal(f, again[0]) and torch.equal(masks, again[1]), "a function of the indices"
     assert f.shape == (15, 5) and torch.equal(f[:9], t.maps[2].flatten(1).T)
-    first, second = (torch.from_numpy(read_mask(tmp_path / f"p{k}.png").astype(int)).flatten() for k in (2, 0))
+    first, second = (t.masks[k].flatten().long() for k in (2, 0))
     assert torch.equal(masks[:9], first)
     assert torch.equal(masks[9:], torch.where(second > 0, second + first.max(), 0))
 
 
-def test_theta_m_follows_every_so_many_steps_and_gets_no_gradient(tmp_path):
-    t = training(tmp_path, [(3, 4), (3, 4)], every=3, momentum=0.9, lr=0.1)
+def test_scores_are_those_of_the_saved_classifier():
+    theta, f = P.CosineClassifier(torch.randn(3, 5), 0.1), F.normalize(torch.randn(7, 5), dim=1)
+    torch.testing.assert_close(P.scores(theta, f), theta(f.T[None, :, :, None])[0, :, :, 0].T)
+
+
+def test_theta_m_follows_every_so_many_steps_and_gets_no_gradient():
+    t = training([(3, 4), (3, 4)], every=3, momentum=0.9, lr=0.1)
     start = t.theta_m.module.centers.clone()
     optimizer = t.optimizers["theta_r"]
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(t.theta_r.centers)}

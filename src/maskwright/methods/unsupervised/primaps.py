@@ -22,14 +22,14 @@ Legend: N cells of one photograph or of a batch, D channels, K prototypes, Z mas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.trust.files import file_for
@@ -138,9 +138,9 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
     return loss / len(labels)
 
 
-def scores(prototypes: nn.Module, f: Tensor) -> Tensor:
-    """Logits (N, K) of cells (N, D)."""
-    return prototypes(f.T[None, :, :, None])[0, :, :, 0].T
+def scores(theta: CosineClassifier, f: Tensor) -> Tensor:
+    """Logits (N, K) of cells (N, D) of unit length: cosines over the temperature."""
+    return f @ F.normalize(theta.centers, dim=1).T / theta.temperature
 
 
 class Em(Training):
@@ -151,26 +151,25 @@ class Em(Training):
         config: options.
         maps: features of the photographs, of unit length.
         centers: (K, D), where both kinds of prototypes start.
-        masks: folder of the proposals.
+        masks: of each photograph (h, w), uint8.
     """
 
     def __init__(
-        self, context: Context, config: PrimapsConfig, maps: ReducedMaps, centers: Tensor, masks: Path
+        self, context: Context, config: PrimapsConfig, maps: ReducedMaps, centers: Tensor, masks: Sequence[Tensor]
     ) -> None:
         c = self.c = config.em
-        self.maps, self.masks = maps, masks
-        self.names, self.device = context.data.names, context.device
+        self.maps, self.masks, self.device = maps, masks, context.device
         self.theta_r = CosineClassifier(centers, config.readout.temperature).to(self.device)
         self.theta_m = EMATeacher(self.theta_r, c.momentum, warm=False)
         self.modules = {"theta_r": self.theta_r, "theta_m": self.theta_m}
         self.optimizers = {"theta_r": torch.optim.Adam(self.theta_r.parameters(), lr=c.lr)}
-        self.sampler = context.sampler(len(self.names), c.batch)
+        self.sampler = context.sampler(len(masks), c.batch)
 
     def batch(self, indices: Indices, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Cells (N, D) of photographs of any size, and their masks (N,), numbered over the batch; 0 in none."""
         rows, masks, seen = [], [], 0
         for i in map(int, indices):
-            m = torch.from_numpy(read_mask(file_for(self.masks, self.names[i], ".png")).astype(np.int64)).flatten()
+            m = self.masks[i].flatten().long()
             rows.append(self.maps[i].flatten(1).T)
             masks.append(torch.where(m > 0, m + seen, 0))
             seen += int(m.max())
@@ -184,7 +183,7 @@ class Em(Training):
     def losses(self, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
         """E by theta_M, M on theta_R."""
         f, masks = batch
-        y = scores(self.theta_m, f)
+        y = scores(self.theta_m.module, f)  # type: ignore[arg-type]
         labels = pseudo_labels(y.argmax(1), masks, y.shape[1])
         return {"loss": focal_loss(scores(self.theta_r, f), labels, self.c.gamma)}
 
@@ -224,23 +223,24 @@ class Primaps(FrozenMethod):
         """The artefact of `start`: the reduction and the centres."""
         return self.context.run.tensors("start", START, CLUSTERED)
 
+    def mask_file(self, i: int) -> Path:
+        """Where the masks of photograph i lie."""
+        return file_for(self.context.run.path / "masks", self.context.data.names[i], ".png")
+
     @torch.no_grad()
     def masks(self, folder: Path) -> None:
         """`NAME.png`: the masks of each photograph on the grid of its features, 0 in none."""
-        c, names, embed = self.config.masks, self.context.data.names, self.embedding()
-
-        def path(i: int) -> Path:
-            return file_for(folder, names[i], ".png")
-
-        for i in self.context.each(range(len(names)), "masks", done=lambda i: path(i).exists()):
+        c, embed, images = self.config.masks, self.embedding(), range(len(self.context.data))
+        for i in self.context.each(images, "masks", done=lambda i: self.mask_file(i).exists()):
             f = embed(self.features.store[i].float()[None])[0]  # (D, h, w)
-            write_mask(path(i), principal_masks(f, c.threshold, c.cover).to(torch.uint8).numpy())
+            write_mask(self.mask_file(i), principal_masks(f, c.threshold, c.cover).to(torch.uint8).numpy())
 
     def em(self, folder: Path) -> None:
         """Trains the prototypes."""
         t, steps = self.started(), self.context.steps or self.config.em.steps
+        masks = [torch.from_numpy(read_mask(self.mask_file(i))) for i in range(len(self.context.data))]
         maps = ReducedMaps(self.features, projection(t, normalize=True))
-        training = Em(self.context, self.config, maps, t["centers"], self.context.run.path / "masks")
+        training = Em(self.context, self.config, maps, t["centers"], masks)
         self.context.fit(training, "em", folder, steps)
 
     def embedding(self) -> Projection:

@@ -23,7 +23,9 @@ from maskwright.ops.losses.pixel_alignment import p2p_loss
 from maskwright.recipes.pretraining.instance import InstanceLoss, SwAV, synchronised
 from maskwright.recipes.pretraining.larc import LARC, two_rates
 from maskwright.recipes.pretraining.multicrop import Crops, MultiCrops
-from maskwright.recipes.training.criteria import IGNORE
+
+IGNORE = -1
+"""What has no label, in the targets of the cross-entropy."""
 
 
 class Pretraining(Training):
