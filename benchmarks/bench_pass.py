@@ -25,8 +25,10 @@ from torchvision.transforms import v2
 from benchmarks.common import Row, one_thread, side_by_side
 from maskwright.data.folders.folder import Dataset, Item, Readers
 from maskwright.data.training.augment import photometric
-from maskwright.methods.unsupervised.pass_.method import PassConfig, Pretraining
+from maskwright.engine.config import configure
 from maskwright.methods.unsupervised.pass_.network import PassNetwork
+from maskwright.methods.unsupervised.pass_.options import PassConfig
+from maskwright.methods.unsupervised.pass_.training import Pretraining
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.preprocess import Preprocess
 from maskwright.recipes.pretraining.instance import SwAV
@@ -66,15 +68,14 @@ def ours(
     torch.manual_seed(0)
     network = PassNetwork(build_backbone("resnet18", "random").requires_grad_(True), (3,), HIDDEN, DIM, True)
     groups = [(2, (SIDE, SIDE), (SHARE, 1.0)), (locals_, (LOCAL, LOCAL), (0.05, SHARE))]
-    crops = MultiCrops(dataset(pictures), groups, photometric("simclr"), Preprocess(), torch.device("cpu"), threads=1)
-    return Pretraining(
-        network, SwAV(DIM, prototypes, queue=queue), crops, PassConfig(hidden=HIDDEN, prototypes=prototypes)
-    )
+    crops = MultiCrops(dataset(pictures), groups, photometric("simclr"), Preprocess(), threads=1)
+    config = configure(PassConfig, {"hidden": HIDDEN, "prototypes": prototypes})
+    return Pretraining(network, SwAV(DIM, prototypes, queue=queue), crops, config)
 
 
 def our_step(training: Pretraining, step: list[int]) -> None:
     """One batch and one update, as the loop does them without its records."""
-    batch = training.batch(list(range(BATCH)), torch.Generator().manual_seed(step[0]))
+    batch = training.on_device(training.batch(list(range(BATCH)), torch.Generator().manual_seed(step[0])))
     terms = training.losses(batch, step[0])
     optimizer = training.optimizers["larc"]
     optimizer.zero_grad(set_to_none=True)
@@ -241,10 +242,10 @@ def forecast(batch: int = 4, side: int = 224) -> Forecast:
         network = PassNetwork(build_backbone("resnet50", "random").requires_grad_(True), (3,), 2048, DIM, True, "bf16")
         crops = MultiCrops(
             dataset(photographs(batch)), [(2, (side, side), (0.08, 1.0))], photometric("simclr"), Preprocess(),
-            torch.device("cpu"), threads=1,
+            threads=1,
         )  # fmt: skip
         training = Pretraining(network, SwAV(DIM, 3000), crops, PassConfig(preset="imagenet_s919"))
-        drawn = crops.draw(list(range(batch)), torch.Generator().manual_seed(0))
+        drawn = training.on_device(crops.draw(list(range(batch)), torch.Generator().manual_seed(0)))
 
         def step() -> None:
             training.optimizers["larc"].zero_grad(set_to_none=True)

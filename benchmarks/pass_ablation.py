@@ -27,7 +27,7 @@ from maskwright import api
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.trust.files import write_json, write_text
 from maskwright.evaluate.scores import Scores
-from maskwright.methods.unsupervised.pass_.method import PassConfig
+from maskwright.methods.unsupervised.pass_.options import PassConfig
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.preprocess import Preprocess
@@ -141,7 +141,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.start:
         for data in args.data:
-            side = PassConfig(preset=args.preset).short_side
+            side = PassConfig(preset=args.preset).labels.short_side
             folder = api.open_folder(data_root() / data)
             found = by_distance(folder.split("train"), folder.split("test"), args.start, "package", side)
             print(f"{data}, {args.start} at {side} pixels: distance matching mIoU {100 * found.miou:.2f}")

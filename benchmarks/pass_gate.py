@@ -25,7 +25,7 @@ from maskwright import api
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.trust.files import write_json
 from maskwright.methods.unsupervised.pass_ import method
-from maskwright.methods.unsupervised.pass_.attention import AttentionTraining
+from maskwright.methods.unsupervised.pass_.training import AttentionTraining
 from maskwright.models.parts.attended_clusters import PixelAttention, upsampled
 
 

@@ -70,6 +70,8 @@ ENTRIES = (
     Entry("camvid-kmeans", "camvid", "kmeans"),
     Entry("camvid-kmeans-crf", "camvid", "kmeans", settings={"crf": "true"}, seeds=(0,)),
     Entry("camvid-kmeans-unwhitened", "camvid", "kmeans", settings={"whiten": "false", "dim": "64"}),
+    Entry("camvid-primaps", "camvid", "primaps"),
+    Entry("camvid-primaps-psi0.4", "camvid", "primaps", settings={"threshold": "0.4"}, seeds=(0,)),
     Entry("camvid-deep_spectral", "camvid", "deep_spectral"),
     Entry("camvid-stego", "camvid", "stego"),
     Entry("camvid-stego-without_crf", "camvid", "stego", run_of="camvid-stego", refine="none"),

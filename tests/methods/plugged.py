@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 from tests.methods.faint import Faint
 from torch import Tensor
 
-from maskwright.engine.checkpoint import load_part, stage_parts
-from maskwright.engine.loop import CHECKPOINT
 from maskwright.methods.supervised import Supervised
 from maskwright.models.networks.network import Network
 from maskwright.recipes.training.network import make_network
@@ -39,8 +37,6 @@ class Plugged(Supervised):
 
     def network(self) -> Network:
         """From the checkpoint, with that part."""
-        path = self.context.run.path / "train" / CHECKPOINT
         network = make_network(self.context, self.config)
         network.classifier = Faint(network.width, network.classes)
-        load_part(network, stage_parts(path), "module.network", path)
-        return network.eval()
+        return self.context.trained("train", "network", network)

@@ -23,6 +23,7 @@ STEPS = 120
 OPTIONS = {
     "stego": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
     "deep_spectral": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
+    "primaps": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
     "dacs": ("--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2"),
 }
 """What makes a method's run small."""
@@ -57,6 +58,7 @@ def last_step(out: Path, stage: str) -> int:
     [
         ("stego", "distill"), ("dacs", "train"),
         pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow),
+        pytest.param("primaps", "em", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_kill_and_resume(method, stage, tmp_path):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
+from torch import nn
 
+from maskwright.data.training.sampler import Sampler
 from maskwright.engine import seeding
 from maskwright.engine.cache import FeatureCache, FeatureStore
+from maskwright.engine.checkpoint import load_part, stage_parts
+from maskwright.engine.distributed import barrier, rank, share, world_size
 from maskwright.engine.ledgers import TARGET, Ledgers
-from maskwright.engine.loop import Training, fit
+from maskwright.engine.loop import CHECKPOINT, Training, fit
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
 from maskwright.models.parts.table import check_modules
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from maskwright.models.backbones.build import Backbone
     from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.preprocess import Preprocess
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -109,6 +116,58 @@ class Context:
         return self.cache.features(
             encoder, preprocess, images, progress=self.progress, device=self.device, instead=self.run.path / FEATURES
         )
+
+    def initialise(self, stage: str) -> None:
+        """Seeds the global generators for what a stage draws before its first step: its initial weights."""
+        seeding.seed_step(self.seed, -1, stage=stage)
+
+    def sampler(self, images: int, batch: int, seed: int = 0, chances: np.ndarray | None = None) -> Sampler:
+        """Which of so many images come next, this process's share of each batch.
+
+        Args:
+            images: how many there are.
+            batch: of them in a step, over all processes.
+            seed: added to the run's, so that two streams have orders of their own.
+            chances: how often each comes (images,); None: all alike.
+        """
+        seed = (self.seed + seed) & 0xFFFFFFFFFFFFFFFF
+        return Sampler(images, batch, seed=seed, world=world_size(), rank=rank(), weights=chances)
+
+    def each(self, indices: Sequence[int], says: str, done: Callable[[int], bool] = lambda i: False) -> Iterator[int]:
+        """This process's share of images, one by one, shown as progress; then waits for the other processes.
+
+        Args:
+            indices: of all images.
+            says: a word for the progress line.
+            done: whether a killed run left what the caller makes of an image; such an image is passed over.
+        """
+        mine = share(indices)
+        for i in self.progress.track(mine, says, len(mine)):
+            if not done(i):
+                yield i
+        barrier()
+
+    def left(self, stage: str) -> dict[str, Any]:
+        """The state of each part of a training stage behind its last step, by name (`module.head`).
+
+        Raises:
+            MaskwrightError: the stage left no checkpoint, or a damaged one.
+        """
+        return stage_parts(self.run.path / stage / CHECKPOINT)
+
+    def trained(self, stage: str, part: str, module: M) -> M:
+        """A module with the weights that a training stage left, in evaluation mode.
+
+        Args:
+            stage: its name.
+            part: the module's name in the training's `modules`.
+            module: of the same build; its tensors are overwritten.
+
+        Raises:
+            MaskwrightError: the stage left no checkpoint, a damaged one, or one of another build.
+        """
+        load_part(module, self.left(stage), f"module.{part}", self.run.path / stage / CHECKPOINT)
+        return module.eval()
 
     def fit(self, training: Training, name: str, folder: Path, steps: int, **options: Any) -> None:
         """Trains a stage through the one loop; which labels it read is saved with its checkpoints.

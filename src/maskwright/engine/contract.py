@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from maskwright.errors import MaskwrightError
 from maskwright.models.parts.table import check_parts_of
+from maskwright.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
+    from maskwright.data.masking.classes import ClassTable
     from maskwright.engine.context import Context
     from maskwright.models.backbones.dense import Backbone
-    from maskwright.models.segmenter import Segmenter
+    from maskwright.models.parts.part import Part
+    from maskwright.models.preprocess import Preprocess
 
 StageKind = Literal["train", "fit", "label"]
 
@@ -154,6 +157,23 @@ class Method(ABC):
     def refinement(self) -> str:
         """How predictions are refined where the user does not say: `none`, `crf` or `guided`."""
         return "none"
+
+    @property
+    def table(self) -> ClassTable:
+        """What the segmenter tells apart: the run's classes or clusters; a method that adds one of its own says so."""
+        return self.context.table
+
+    def assembled(self, encoder: Part, decoder: Part | None, classifier: Part, preprocess: Preprocess) -> Segmenter:
+        """A segmenter of the method on the run's backbone, in evaluation mode.
+
+        Args:
+            encoder: images to features.
+            decoder: features to an embedding; None: they are it.
+            classifier: embedding to logits, one for each class of `table`.
+            preprocess: from photograph to input.
+        """
+        provenance = self.context.backbone.provenance
+        return Segmenter(encoder, decoder, classifier, self.table, preprocess, provenance, self.name).eval()
 
     @abstractmethod
     def segmenter(self) -> Segmenter:

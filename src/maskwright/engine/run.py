@@ -96,7 +96,7 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
         shares = pages.previews(run.path, model, context.data, progress=context.progress)
         run.record["classes"] = [
             {"name": n, "color": [int(v) for v in c], "share": float(s)}
-            for n, c, s in zip(context.table.names, context.table.colors, shares)
+            for n, c, s in zip(segmenter.classes.names, segmenter.classes.colors, shares)
         ]
     done = {"status": FINISHED, "finished": now(), **context.ledgers.record()}
     if pages is not None and run.writes:

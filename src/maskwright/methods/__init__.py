@@ -15,6 +15,7 @@ TABLE = {
     "kmeans": "maskwright.methods.unsupervised.kmeans:KMeans",
     "deep_spectral": "maskwright.methods.unsupervised.deep_spectral:DeepSpectral",
     "stego": "maskwright.methods.unsupervised.stego:Stego",
+    "primaps": "maskwright.methods.unsupervised.primaps:Primaps",
     "pass": "maskwright.methods.unsupervised.pass_.method:Pass",
     "cam": "maskwright.methods.weak.cam:Cam",
     "grad_cam": "maskwright.methods.weak.cam:GradCam",

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from maskwright.engine.config import configure
+from maskwright.engine.context import Context
+from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
 from maskwright.methods.unsupervised import deep_spectral as D
 from maskwright.ops.graphs.spectral import spectral_embedding
@@ -20,10 +22,12 @@ def method(tmp_path=None, **settings) -> D.DeepSpectral:
     image = np.zeros((40, 60, 3), np.uint8)
     found = object.__new__(D.DeepSpectral)
     found.config = configure(D.DeepSpectralConfig, settings)
-    progress = SimpleNamespace(track=lambda items, *_: items)
     data = SimpleNamespace(names=["a"], image=lambda i: image)
     run = RunFolder(tmp_path or Path("nowhere"))
-    found.context = SimpleNamespace(seed=0, data=data, run=run, progress=progress)
+    found.context = Context(
+        data=data, table=None, seed=0, steps=None, fabric=None, run=run, cache=None, backbone=None,
+        progress=Progress(quiet=True),
+    )  # fmt: skip
     return found
 
 

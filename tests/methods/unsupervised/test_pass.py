@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from torch import nn
 import maskwright as mw
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.training.labels import LabelMap, LabelStore
-from maskwright.engine.config import configure
+from maskwright.engine.config import configure, flat
+from maskwright.engine.context import Context
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.pass_ import method as P
-from maskwright.methods.unsupervised.pass_.attention import UNIMODAL, separability
+from maskwright.methods.unsupervised.pass_.labelling import UNIMODAL, separability
 from maskwright.methods.unsupervised.pass_.network import PassNetwork
+from maskwright.methods.unsupervised.pass_.options import PRESETS
+from maskwright.methods.unsupervised.pass_.training import Finetuning
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.bundle import load_bundle
 from maskwright.models.parts.attended_clusters import AttendedClusters, PixelAttention, upsampled
@@ -28,7 +32,6 @@ from maskwright.models.parts.heads import LinearClassifier
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
 from maskwright.ops.losses.pixel_alignment import p2p_loss
-from maskwright.recipes.pretraining.finetuning import Finetuning
 from maskwright.recipes.pretraining.instance import SimSiam, SwAV
 from maskwright.recipes.pretraining.multicrop import Crops, MultiCrops
 
@@ -68,12 +71,16 @@ def crops(local: bool = True, seed: int = 0) -> Crops:
     return Crops(x, torch.randn(8, 3, 32, 32, generator=g) if local else None, (grid, grid.clone()))
 
 
+def config_of(**settings) -> P.PassConfig:
+    return configure(P.PassConfig, SMALL | settings)
+
+
 def statistics(module: nn.Module) -> list[torch.Tensor]:
     return [m.running_mean.clone() for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def test_total_is_the_weighted_sum():
-    config = P.PassConfig(d2s=(3, 2), d2s_weight=0.5, **{k: v for k, v in SMALL.items() if k != "restarts"})
+    config = config_of(d2s=(3, 2), d2s_weight=0.5)
     net = network(d2s=(3, 2))
     training = P.Pretraining(net, SwAV(8, 8), None, config)  # type: ignore[arg-type]
     terms = training.losses(crops(), 0)
@@ -83,7 +90,7 @@ def test_total_is_the_weighted_sum():
 
 def test_pretraining_batch_norm_uses_and_moves_statistics_everywhere():
     net = network()
-    training = P.Pretraining(net, SwAV(8, 8), None, P.PassConfig(freeze_norm=False, **SMALL))  # type: ignore[arg-type]
+    training = P.Pretraining(net, SwAV(8, 8), None, config_of(freeze_norm=False))  # type: ignore[arg-type]
     before = statistics(net)
     training.losses(crops(), 0)
     assert all(not torch.equal(a, b) for a, b in zip(before, statistics(net)))
@@ -92,7 +99,7 @@ def test_pretraining_batch_norm_uses_and_moves_statistics_everywhere():
 def test_weights_that_are_trained_keep_their_statistics_and_learn_slowly():
     """Preset small: the backbone's batch norm stands in both stages, and its rate is a twentieth of the heads'."""
     net, gate = network(), PixelAttention(512)
-    training = P.Pretraining(net, SwAV(8, 8), None, P.PassConfig(**SMALL))  # type: ignore[arg-type]
+    training = P.Pretraining(net, SwAV(8, 8), None, config_of())  # type: ignore[arg-type]
     before, heads = statistics(net.backbone), statistics(net.image_head)
     training.losses(crops(), 0)
     assert all(torch.equal(a, b) for a, b in zip(before, statistics(net.backbone)))
@@ -100,7 +107,7 @@ def test_weights_that_are_trained_keep_their_statistics_and_learn_slowly():
     slow, fast = training.optimizers["larc"].param_groups
     assert slow["lr"] == pytest.approx(0.05 * fast["lr"])
     assert {*map(id, slow["params"])} == {*map(id, net.backbone.parameters())}
-    attention = P.AttentionTraining(net, gate, SwAV(8, 8), None, lr=6.0, weight_decay=0.0, freeze_norm=True)  # type: ignore[arg-type]
+    attention = P.AttentionTraining(net, gate, SwAV(8, 8), None, config_of())  # type: ignore[arg-type]
     attention.losses(crops(), 0)
     assert all(torch.equal(a, b) for a, b in zip(before, statistics(net.backbone)))
 
@@ -108,7 +115,7 @@ def test_weights_that_are_trained_keep_their_statistics_and_learn_slowly():
 def test_released_presets_train_statistics_and_all_at_one_rate():
     for preset in ("imagenet_s50", "imagenet_s300", "imagenet_s919", "custom"):
         c = P.PassConfig(preset=preset)
-        assert (c.backbone_share, c.finetune_share, c.freeze_norm) == (1.0, 1.0, False)
+        assert (c.pretrain.backbone_share, c.finetune.share, c.freeze_norm) == (1.0, 1.0, False)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -117,10 +124,7 @@ def test_fine_tuning_moves_statistics_or_keeps_them_and_has_two_rates(frozen):
     encoder = BackboneEncoder(backbone, layers=backbone.stage_layers[-1])
     table = ClassTable.numbered(3)
     segmenter = Segmenter(encoder, None, LinearClassifier(512, 3), table, Preprocess(), backbone.provenance)
-    training = Finetuning(
-        segmenter, None, crop=64, scale=(0.2, 1.0), lr=2.0, encoder_share=0.05, freeze_norm=frozen, weight_decay=0.0,
-        precision=None,
-    )  # type: ignore[arg-type]  # fmt: skip
+    training = Finetuning(segmenter, None, 64, config_of(freeze_norm=frozen), None)  # type: ignore[arg-type]
     slow, fast = training.optimizers["larc"].param_groups
     assert (slow["lr"], fast["lr"]) == (pytest.approx(0.1), 2.0)
     assert {*map(id, slow["params"])} == {*map(id, backbone.parameters())}
@@ -166,7 +170,7 @@ def test_p2p_gives_no_gradient_to_the_target_branch():
 
 def test_the_gates_stage_moves_statistics_but_no_weight_of_the_network():
     net, gate, swav = network(), PixelAttention(512), SwAV(8, 8)
-    training = P.AttentionTraining(net, gate, swav, None, lr=6.0, weight_decay=1e-6)  # type: ignore[arg-type]
+    training = P.AttentionTraining(net, gate, swav, None, config_of(freeze_norm=False))  # type: ignore[arg-type]
     before = statistics(net.backbone), [p.clone() for p in net.parameters()]
     terms = training.losses(crops(), 0)
     terms["loss"].backward()
@@ -214,11 +218,12 @@ def test_separability_tells_two_groups_from_one():
 
 
 def test_a_preset_sets_defaults_and_a_given_option_wins():
-    for name, preset in P.PRESETS.items():
-        config = configure(P.PassConfig, {"preset": name})
-        assert all(getattr(config, k) == v for k, v in preset.items())
-        assert configure(P.PassConfig, {"preset": name, "epochs": "7"}).epochs == 7
-    assert P.PRESETS["imagenet_s50"]["prototypes"] == 500 and P.PRESETS["imagenet_s919"]["hidden"] == 2048
+    for name, preset in PRESETS.items():
+        values = flat(configure(P.PassConfig, {"preset": name}))
+        assert all(values[k] == v for k, v in preset.items())
+        assert None not in [v for k, v in values.items() if k != "threshold"], "nothing is left undecided"
+        assert configure(P.PassConfig, {"preset": name, "epochs": "7"}).pretrain.epochs == 7
+    assert PRESETS["imagenet_s50"]["prototypes"] == 500 and PRESETS["imagenet_s919"]["hidden"] == 2048
     with pytest.raises(MaskwrightError, match="imagenet_s50"):
         configure(P.PassConfig, {"preset": "imagenet_50"})
     with pytest.raises(MaskwrightError, match="deep to shallow"):
@@ -229,29 +234,26 @@ def test_the_gate_and_the_last_stage_have_the_released_crops_and_rates(data, tmp
     """scripts/luss50_pass.sh: two crops from 0.08, rate 6 to 0.0006; RandomResizedCrop's 0.08 in fine-tuning."""
     for name, final in (("imagenet_s50", 0.0006 / 6.0), ("imagenet_s300", 0.0006 / 0.6)):
         c = P.PassConfig(preset=name)
-        assert (c.attention_local_crops, c.attention_scale_min, c.finetune_scale_min) == (0, 0.08, 0.08)
-        assert c.attention_final == pytest.approx(final)
+        assert (c.attention.local_crops, c.attention.scale_min, c.finetune.scale_min) == (0, 0.08, 0.08)
+        assert c.attention.final == pytest.approx(final)
     seen = {}
 
     def fit(self, training, stage, folder, steps):
         crops = training.crops.crops if stage != "finetune" else training.scale
         seen[stage] = (crops, training.schedule(steps))
 
-    made = object.__new__(P.Pass)
-    folder = mw.open_folder(data)
-    made.config = P.PassConfig(
-        preset="imagenet_s50", crop=32, local_crop=32, batch=4, hidden=16, prototypes=8, threads=1
-    )
-    backbone = build_backbone("resnet18", "random")
-    made.context = type("Context", (), {
-        "data": folder, "backbone": backbone, "device": torch.device("cpu"), "seed": 0, "steps": 10, "fit": fit,
-        "table": ClassTable.numbered(3), "run": type("Run", (), {"writes": False, "path": tmp_path}),
-    })()  # fmt: skip
+    folder, run_folder = mw.open_folder(data), SimpleNamespace(writes=False, path=tmp_path)
+    context = Context(
+        data=folder, table=ClassTable.numbered(3), seed=0, steps=10, fabric=SimpleNamespace(device=torch.device("cpu")),
+        run=run_folder, cache=None, backbone=build_backbone("resnet18", "random"),
+    )  # fmt: skip
+    made = P.Pass(config_of(preset="imagenet_s50", threads=1), context)
+    learned = {"module.instance": {"prototypes.weight": torch.randn(8, made.config.instance.dim)}}
+    monkeypatch.setattr(Context, "fit", fit)
+    monkeypatch.setattr(Context, "left", lambda self, stage: learned)
     monkeypatch.setattr(P.Pass, "pretrained", lambda self, stage="pretrain": made.network().eval())
-    learned = {"module.instance": {"prototypes.weight": torch.randn(8, made.config.dim)}}
-    monkeypatch.setattr(P.Pass, "artefact", lambda self, stage: learned)
     made.attend(tmp_path)
-    LabelStore(tmp_path / "label" / "labels", made.context.table).write(
+    LabelStore(tmp_path / "label" / "labels", made.table).write(
         folder.names[0], LabelMap.unlabeled(folder.size(0)), folder.items[0].image
     )
     made.finetune(tmp_path)
@@ -266,11 +268,25 @@ def test_crops_do_not_depend_on_threads(data):
     for threads in (1, 3):
         made = MultiCrops(
             mw.open_folder(data), [(2, (32, 32), (0.2, 1.0)), (2, (16, 16), (0.05, 0.2))], P.photometric("simclr"),
-            P.Preprocess(), torch.device("cpu"), threads=threads,
+            P.Preprocess(), threads=threads,
         )  # fmt: skip
         draw.append(made.draw([0, 3, 5], torch.Generator().manual_seed(1)))
     assert torch.equal(draw[0].global_, draw[1].global_) and torch.equal(draw[0].local, draw[1].local)
     assert draw[0].global_.shape == (6, 3, 32, 32) and draw[0].local.shape == (6, 3, 16, 16)
+    assert draw[0].global_.dtype == torch.uint8, "normalised where the network is"
+    ready = made.prepared(draw[1], torch.device("cpu"))
+    torch.testing.assert_close(ready.global_, made.preprocess.network_input(draw[0].global_, "cpu"))
+
+
+def test_the_method_leaves_the_runs_classes_as_they_are(data, tmp_path):
+    """Its table of "other" and clusters is its own: the record and other methods see what was asked for."""
+    context = Context(
+        data=mw.open_folder(data), table=ClassTable.numbered(3), seed=0, steps=1, fabric=None, run=None, cache=None,
+        backbone=build_backbone("resnet18", "random"),
+    )  # fmt: skip
+    method = P.Pass(config_of(other="beside"), context)
+    assert method.table.names == ("other", "cluster 1", "cluster 2", "cluster 3") and method.clusters == 3
+    assert context.table.names == ClassTable.numbered(3).names
 
 
 @pytest.mark.parametrize("instance", ["simsiam", "moco"])

@@ -155,7 +155,7 @@ def test_by_default_no_point_is_clamped_to_the_rim():
         again = S.sample(place, points.clamp(-13 / 14, 13 / 14), sampling)
         clamped = torch.isclose(found, again, atol=1e-7).all(1)[0] & (points.abs() > 13 / 14).any(2)[0]
         assert float(clamped.float().mean()) == pytest.approx(share, abs=0.01)
-    assert S.StegoConfig().sampling == "corners"
+    assert S.StegoConfig().pairs.sampling == "corners"
 
 
 def test_the_step_samples_as_configured(monkeypatch):
@@ -166,17 +166,12 @@ def test_the_step_samples_as_configured(monkeypatch):
     for sampling in ("corners", "cells"):
         seen.clear()
         t = object.__new__(S.Distillation)
-        t.config, t.b, t.w = S.StegoConfig(sampling=sampling), dict.fromkeys(S.PAIRS, 0.1), dict.fromkeys(S.PAIRS, 1.0)
+        t.sampling, t.dropout, t.negatives = sampling, 0.1, 5
+        t.b, t.w = dict.fromkeys(S.PAIRS, 0.1), dict.fromkeys(S.PAIRS, 1.0)
         t.head, t.probe = S.StegoHead(4, 3, 0.0), S.ClusterProbe(2, 3)
         points = torch.rand(2, 9, 2)
         t.losses({"x": torch.randn(2, 4, 5, 5), "y": torch.randn(2, 4, 5, 5), "p": points, "q": points}, 0)
         assert len(seen) == 6 and set(seen) == {sampling}
-
-
-def test_window_of_a_larger_map():
-    f = torch.arange(6 * 9).float().reshape(1, 6, 9)
-    w = S._window(f, 4, 5, torch.Generator().manual_seed(0))
-    assert w.shape == (1, 4, 5) and torch.equal(w[0, 1:, :] - w[0, :-1, :], torch.full((3, 5), 9.0))
 
 
 @pytest.fixture

@@ -35,17 +35,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data.masking.masks import read_mask, write_mask
-from maskwright.data.training.sampler import Sampler
 from maskwright.data.trust.artefacts import write_record
 from maskwright.data.trust.files import file_for
-from maskwright.engine.checkpoint import load_part, stage_parts
-from maskwright.engine.config import option
+from maskwright.engine.config import option, part
+from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
-from maskwright.engine.distributed import all_reduce_sum, barrier, rank, share, world_size
-from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
-from maskwright.engine.seeding import derive, seed_step
+from maskwright.engine.distributed import all_reduce_sum, barrier, share
+from maskwright.engine.loop import Indices, Training, cosine
+from maskwright.engine.seeding import derive
 from maskwright.models.backbones.dense import autocast
-from maskwright.models.parts.heads import ConvDecoder, CosineClassifier, LinearClassifier, Part, Projection, Sequential
+from maskwright.models.parts.heads import ConvDecoder, CosineClassifier, LinearClassifier, Projection, Sequential
 from maskwright.models.preprocess import MAX_SIDE, resize_uint8
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
@@ -55,15 +54,17 @@ from maskwright.ops.graphs.objectness import border_distance, border_nodes, fied
 from maskwright.ops.graphs.spectral import eigengap, spectral_embedding
 from maskwright.ops.refinement.components import bounding_box, largest_component
 from maskwright.ops.refinement.guided import guided_filter
+from maskwright.recipes.clustering import ClusterOptions, cluster_rows
+from maskwright.recipes.frozen.batches import stacked_by_shape
 from maskwright.recipes.frozen.features import (
     REDUCTION,
     FrozenFeatures,
-    cluster_rows,
     fit_reduction,
     frozen_features,
     head_precision,
     projection,
 )
+from maskwright.recipes.frozen.options import ReadoutOptions, ReductionOptions
 
 LABELS = "labels.safetensors"
 OBJECT_VECTORS = 6
@@ -74,78 +75,120 @@ BACKGROUND_NAMES = ("background", "other", "void", "ground")
 
 
 @dataclass(kw_only=True)
-class DeepSpectralConfig:
-    """Options of `deep_spectral`."""
+class GraphOptions:
+    """The graph of one photograph."""
 
-    short_side: int = option(320, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE, main=True)
     layers: tuple[int, ...] | None = option(None, "blocks or stages for the graph; none: last block, or stride 16")
     kind: str | None = option(None, "what of a transformer block; none: its keys", choices=("tokens", "q", "k", "v"))
     color: float = option(10.0, "weight lambda of the colour affinity beside that of features", low=0.0)
     vectors: int = option(15, "eigenvectors k beside the constant one", low=1)
-    segments: int = option(
-        15, "segments a photograph; 0: as many as eigenvalues lie below their largest gap", low=0, main=True
-    )
-    object: str = option(
+
+
+@dataclass(kw_only=True)
+class ObjectOptions:
+    """The object of one photograph."""
+
+    rule: str = option(
         "border", "how the object is found: far from the border; the Fiedler vector's smaller side, as the paper; or "
-        "the side of it that touches the border less", choices=("border", "fiedler", "fiedler_border"),
+        "the side of it that touches the border less", choices=("border", "fiedler", "fiedler_border"), old="object",
     )  # fmt: skip
     refine: bool = option(True, "sharpen object maps by a colour guided filter")
+
+
+@dataclass(kw_only=True)
+class SegmentOptions:
+    """The segments of one photograph."""
+
+    count: int = option(
+        15, "segments a photograph; 0: as many as eigenvalues lie below their largest gap", low=0, old="segments",
+        main=True,
+    )  # fmt: skip
     background: str = option(
         "auto",
         "class 0 is the background segment (zero), or all segments are clustered",
         choices=("auto", "zero", "cluster"),
         main=True,
     )
-    dim: int = option(32, "channels of a segment's feature kept by PCA before clustering", low=1)
-    restarts: int = option(10, "starts of the k-means over segments", low=1)
-    self_train: bool = option(True, "train a head on the labels made", main=True)
+
+
+@dataclass(kw_only=True)
+class HeadOptions:
+    """The head that is trained on the labels made."""
+
+    train: bool = option(True, "train a head on the labels made", old="self_train", main=True)
     steps: int = option(1000, "optimiser steps of self-training; --steps overrides it", low=1, main=True)
     batch: int = option(8, "photographs a step", low=1)
     hidden: int = option(128, "width of the self-trained head", low=8)
+    lr: float = option(1e-3, "AdamW's learning rate", low=0.0, main=True)
     precision: str = option(
         "auto", "of the head's forward pass: bf16 on a GPU, fp32 on a CPU; or as said", choices=("auto", "bf16", "fp32")
     )
-    lr: float = option(1e-3, "AdamW's learning rate", low=0.0, main=True)
-    crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
-    max_rows: int = option(400_000, "positions for PCA", low=1)
+
+
+@dataclass(kw_only=True)
+class DeepSpectralConfig:
+    """Options of `deep_spectral`."""
+
+    short_side: int = option(320, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE, main=True)
+    graph: GraphOptions = part(GraphOptions)
+    objects: ObjectOptions = part(ObjectOptions)
+    segments: SegmentOptions = part(SegmentOptions)
+    reduction: ReductionOptions = part(
+        ReductionOptions, without=("whiten",),
+        says={"dim": "channels of a segment's feature kept by PCA before clustering; 0 keeps all",
+              "max_rows": "positions for PCA"},
+    )  # fmt: skip
+    clusters: ClusterOptions = part(
+        ClusterOptions, without=("iterations",), says={"restarts": "starts of the k-means over segments"}
+    )
+    head: HeadOptions = part(HeadOptions)
+    readout: ReadoutOptions = part(ReadoutOptions, without=("temperature",))
 
 
 class SelfTraining(Training):
-    """Cross-entropy of a head on frozen features against the labels of the cluster stage."""
+    """Cross-entropy of a head on frozen features against the labels of the cluster stage.
+
+    Args:
+        context: of the run.
+        features: what the head is trained on.
+        labels: of each photograph, (h, w) on the grid of its features.
+        head: to train.
+        config: its options.
+        steps: of the stage.
+    """
 
     def __init__(
-        self, features: FrozenFeatures, labels: Sequence[Tensor], head: Sequential, config: DeepSpectralConfig,
-        steps: int, seed: int, device: torch.device,
+        self, context: Context, features: FrozenFeatures, labels: Sequence[Tensor], head: Sequential,
+        config: HeadOptions, steps: int,
     ) -> None:  # fmt: skip
-        self.store, self.labels, self.device = features.store, labels, device
-        self.head, self.precision = head.to(device), head_precision(config, device)
+        self.store, self.labels, self.device = features.store, labels, context.device
+        self.head, self.precision = head.to(self.device), head_precision(config.precision, self.device)
         self.modules = {"head": self.head}
         trained = [p for p in self.head.parameters() if p.requires_grad]
         self.optimizers = {"head": torch.optim.AdamW(trained, lr=config.lr, weight_decay=1e-4)}
-        self.sampler = Sampler(len(labels), config.batch, seed=seed, world=world_size(), rank=rank())
+        self.sampler = context.sampler(len(labels), config.batch)
         self.schedule = cosine(steps)
 
-    def batch(self, indices: Indices, random: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-        """Features (1, D, h, w) and labels (1, h, w) of each photograph, mirrored at random."""
-        out = []
+    def batch(self, indices: Indices, random: torch.Generator) -> list[tuple[Tensor, ...]]:
+        """Features (B, D, h, w) and labels (B, h, w) of photographs of each shape, mirrored at random."""
+        drawn: list[tuple[Tensor, ...]] = []
         for i in indices:
             f, y = self.store[int(i)].float(), self.labels[int(i)]
-            if torch.rand((), generator=random) < 0.5:
-                f, y = f.flip(-1), y.flip(-1)
-            out.append((f[None].to(self.device), y[None].to(self.device)))
-        return out
+            drawn.append((f.flip(-1), y.flip(-1)) if torch.rand((), generator=random) < 0.5 else (f, y))
+        return stacked_by_shape(drawn)
 
-    def losses(self, batch: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Tensor]:
+    def on_device(self, batch: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """The same, where the head is."""
+        return [tuple(x.to(self.device) for x in group) for group in batch]
+
+    def losses(self, batch: list[tuple[Tensor, ...]], step: int) -> dict[str, Tensor]:
         """Mean cross-entropy over photographs."""
-        shapes = {f.shape for f, _ in batch}
-        if len(shapes) == 1:
-            batch = [(torch.cat([f for f, _ in batch]), torch.cat([y for _, y in batch]))]
-        terms = []
+        total, terms = sum(len(y) for _, y in batch), []
         for f, y in batch:
             with autocast(self.device, self.precision):
                 logits = self.head(f)
-            terms.append(F.cross_entropy(logits.float(), y))
-        return {"loss": torch.stack(terms).mean()}
+            terms.append(F.cross_entropy(logits.float(), y) * (len(y) / total))
+        return {"loss": torch.stack(terms).sum()}
 
 
 class DeepSpectral(Method):
@@ -165,8 +208,8 @@ class DeepSpectral(Method):
 
     @property
     def refinement(self) -> str:
-        """The dense CRF, where the option `crf` says so."""
-        return "crf" if self.config.crf else "none"
+        """The dense CRF, where that is asked for."""
+        return "crf" if self.config.readout.crf else "none"
 
     def stages(self) -> list[Stage]:
         """Spectra, segments, cluster, self_train."""
@@ -176,7 +219,7 @@ class DeepSpectral(Method):
             Stage("cluster", "label", self.cluster, "clusters of all segments, as masks"),
         ]
         last = Stage("self_train", "train", self.self_train, "a head on the masks made")
-        return [*made, last] if self.config.self_train else made
+        return [*made, last] if self.config.head.train else made
 
     # ------------------------------------------------------------------ features
 
@@ -184,8 +227,8 @@ class DeepSpectral(Method):
     def graph_features(self) -> FrozenFeatures:
         """What the graph is made of: keys of the last block, or the stage of stride 16."""
         c, b = self.config, self.context.backbone
-        layers = c.layers or ((-1,) if b.is_vit else (b.default_layer,))
-        kind = c.kind or ("k" if b.is_vit else "tokens")
+        layers = c.graph.layers or ((-1,) if b.is_vit else (b.default_layer,))
+        kind = c.graph.kind or ("k" if b.is_vit else "tokens")
         return frozen_features(self.context, short_side=c.short_side, layers=layers, kind=kind)
 
     @cached_property
@@ -201,8 +244,8 @@ class DeepSpectral(Method):
     @property
     def has_background(self) -> bool:
         """Whether class 0 is the background segment."""
-        if self.config.background != "auto":
-            return self.config.background == "zero"
+        if self.config.segments.background != "auto":
+            return self.config.segments.background == "zero"
         known = self.context.data.classes
         named = known is not None and known.names[0].lower() in BACKGROUND_NAMES
         return named or self.context.classes == 2
@@ -211,12 +254,12 @@ class DeepSpectral(Method):
 
     def spectra(self, folder: Path) -> None:
         """Eigenpairs of each photograph: `NAME.safetensors` with values (k,) and vectors (h, w, k)."""
-        c, f = self.config, self.graph_features
-        mine = share(range(len(self.names)))
-        for i in self.context.progress.track(mine, "spectra", len(mine)):
-            path = file_for(folder, self.names[i], ".safetensors")
-            if path.exists():
-                continue
+        c, f = self.config.graph, self.graph_features
+
+        def path(i: int) -> Path:
+            return file_for(folder, self.names[i], ".safetensors")
+
+        for i in self.context.each(range(len(self.names)), "spectra", done=lambda i: path(i).exists()):
             x = f.store[i].float()  # (D, h, w)
             _, h, w = x.shape
             affinity = feature_affinity(x.flatten(1).T)  # (N, N)
@@ -224,8 +267,8 @@ class DeepSpectral(Method):
                 small = resize_uint8(self.context.data.image(i), (h, w)).permute(1, 2, 0).numpy()
                 affinity = combine(affinity, color_knn_affinity(small), c.color)
             result = spectral_embedding(affinity, min(c.vectors + 1, h * w), seed=self.context.seed)
-            save_tensors(path, {"values": result.values.float(), "vectors": result.vectors.float().reshape(h, w, -1)})
-        barrier()
+            vectors = result.vectors.float().reshape(h, w, -1)
+            save_tensors(path(i), {"values": result.values.float(), "vectors": vectors})
 
     def _spectrum(self, i: int) -> tuple[Tensor, Tensor]:
         expected = {"values": "K", "vectors": "HWK"}
@@ -234,15 +277,17 @@ class DeepSpectral(Method):
 
     def segments(self, folder: Path) -> None:
         """Object masks, boxes and segments: `objects/NAME.png`, `segments/NAME.png` (on the grid), `boxes.json`."""
-        mine = share(range(len(self.names)))
-        for i in self.context.progress.track(mine, "segments", len(mine)):
+
+        def box_of(i: int) -> Path:
+            return file_for(folder / "boxes", self.names[i], ".json")  # of an image's files the last
+
+        for i in self.context.each(range(len(self.names)), "segments", done=lambda i: box_of(i).exists()):
             name, (values, vectors) = self.names[i], self._spectrum(i)
             mask = self.object_mask(i, values, vectors)
             write_mask(file_for(folder / "objects", name, ".png"), mask.astype(np.uint8))
             write_mask(file_for(folder / "segments", name, ".png"), self.segment(i, values, vectors))
             box = bounding_box(largest_component(mask, connectivity=8))
-            write_record(file_for(folder / "boxes", name, ".json"), {"box": box})
-        barrier()
+            write_record(box_of(i), {"box": box})
         if self.context.run.writes:
             read, shape = self.context.run.artefact, {"box": ([int], None)}
             boxes = {n: read("segments", file_for("boxes", n, ".json"), shape)["box"] for n in self.names}
@@ -251,8 +296,8 @@ class DeepSpectral(Method):
     def object_map(self, values: Tensor, vectors: Tensor) -> Tensor:
         """How much each grid position belongs to the object (h, w), in [0, 1]."""
         h, w, k = vectors.shape
-        if self.config.object != "border" and k > 1:
-            rule: Literal["smaller", "border"] = "smaller" if self.config.object == "fiedler" else "border"
+        if self.config.objects.rule != "border" and k > 1:
+            rule: Literal["smaller", "border"] = "smaller" if self.config.objects.rule == "fiedler" else "border"
             return fiedler_side(vectors[..., 1].reshape(-1), (h, w), rule).float()
         return border_distance(values[:OBJECT_VECTORS], vectors[..., :OBJECT_VECTORS].reshape(h * w, -1), (h, w))
 
@@ -261,14 +306,14 @@ class DeepSpectral(Method):
         image = self.context.data.image(i)
         soft = self.object_map(values, vectors)
         full = F.interpolate(soft[None, None], image.shape[:2], mode="bilinear", align_corners=False)[0].numpy()
-        if self.config.refine:
+        if self.config.objects.refine:
             full = np.asarray(guided_filter(full, image, radius=max(2, min(image.shape[:2]) // 40), eps=1e-3))
         return full[0] > otsu_threshold(full[0])
 
     def segment(self, i: int, values: Tensor, vectors: Tensor) -> np.ndarray:
         """Segments of the grid, uint8 (h, w); 0 is the one with the greatest share of the border."""
         h, w, k = vectors.shape
-        n = self.config.segments or int(eigengap(values))
+        n = self.config.segments.count or int(eigengap(values))
         z = vectors.reshape(h * w, k)[:, 1:]
         n = min(n, h * w)
         if n < 2 or k < 2:
@@ -303,12 +348,12 @@ class DeepSpectral(Method):
         """Clusters all segments: `masks/NAME.png` on the grid of the segments, and a mean feature of each class."""
         c, context = self.config, self.context
         draw = context.generator("pca")
-        reduction = fit_reduction(self.features, c.dim, whiten=True, max_rows=c.max_rows, generator=draw)
+        reduction = fit_reduction(self.features, c.reduction, draw)
         found = list(self._described(projection(reduction)))
         first = 1 if self.has_background else 0
         rows = torch.cat([z[inside] for _, _, z, inside in found])  # (S, d)
         wanted = context.classes - first
-        centers = cluster_rows(context, rows, clusters=wanted, restarts=c.restarts, iterations=100).centers
+        centers = cluster_rows(context, rows, c.clusters, clusters=wanted).centers
         total = torch.zeros(context.classes, centers.shape[1])
         dtype = np.uint8 if context.classes < 255 else np.uint16
         for i, ids, z, inside in found:
@@ -324,45 +369,33 @@ class DeepSpectral(Method):
         """Whitening, a small decoder and a classifier."""
         t = self._labels()
         reduce = projection(t)
-        decoder = ConvDecoder(reduce.out, self.config.hidden, self.config.hidden, depth=2)
-        return Sequential(reduce, decoder, LinearClassifier(self.config.hidden, self.context.classes))
+        hidden = self.config.head.hidden
+        decoder = ConvDecoder(reduce.out, hidden, hidden, depth=2)
+        return Sequential(reduce, decoder, LinearClassifier(hidden, self.context.classes))
 
     def _labels(self) -> dict[str, Tensor]:
         return self.context.run.tensors("cluster", LABELS, {**REDUCTION, "prototypes": "CE"})
 
     def self_train(self, folder: Path) -> None:
         """Trains a head on the masks of the cluster stage."""
-        c, context = self.config, self.context
+        c, context = self.config.head, self.context
         masks = context.run.path / "cluster" / "masks"
         labels = []
         for i, name in enumerate(self.names):
             ids = torch.from_numpy(read_mask(file_for(masks, name, ".png")).astype(np.int64))
             size = self.features.store[i].shape[-2:]
             labels.append(F.interpolate(ids[None, None].float(), size, mode="nearest-exact")[0, 0].long())
-        seed_step(context.seed, -1, stage="self_train")  # initial weights
+        context.initialise("self_train")
         steps = context.steps or c.steps
-        training = SelfTraining(self.features, labels, self._head(), c, steps, context.seed, context.device)
+        training = SelfTraining(context, self.features, labels, self._head(), c, steps)
         context.fit(training, "self_train", folder, steps)
 
     def segmenter(self) -> Segmenter:
         """Encoder and the self-trained head; without self-training, cosine to the mean feature of each class."""
-        context = self.context
-        if self.config.self_train:
-            head = self._head()
-            path = context.run.path / "self_train" / CHECKPOINT
-            load_part(head, stage_parts(path), "module.head", path)
-            decoder: Part = Sequential(head[0], head[1])
-            classifier: Part = head[2]
-        else:
-            t = self._labels()
-            decoder = projection(t, normalize=True)
-            classifier = CosineClassifier(t["prototypes"], temperature=0.1)
-        return Segmenter(
-            encoder=self.features.encoder,
-            decoder=decoder.eval(),
-            classifier=classifier.eval(),
-            classes=context.table,
-            preprocess=self.features.preprocess,
-            provenance=context.backbone.provenance,
-            method=self.name,
-        )
+        f, context = self.features, self.context
+        if self.config.head.train:
+            head = context.trained("self_train", "head", self._head())
+            return self.assembled(f.encoder, Sequential(head[0], head[1]), head[2], f.preprocess)
+        t = self._labels()
+        classifier = CosineClassifier(t["prototypes"], temperature=self.config.readout.temperature)
+        return self.assembled(f.encoder, projection(t, normalize=True), classifier, f.preprocess)

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from maskwright.engine.config import option
+from maskwright.engine.config import part
 from maskwright.engine.contract import Stage
 from maskwright.models.parts.heads import CosineClassifier, Projection
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
-from maskwright.recipes.frozen.features import REDUCTION, cluster_rows, decoded_rows, fit_reduction, projection
+from maskwright.recipes.clustering import ClusterOptions
+from maskwright.recipes.frozen.features import CLUSTERED, projection, reduced_clusters
 from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
+from maskwright.recipes.frozen.options import ReductionOptions
 
 CLUSTERS = "clusters.safetensors"
 
@@ -36,17 +37,8 @@ CLUSTERS = "clusters.safetensors"
 class KMeansConfig(FrozenConfig):
     """Options of `kmeans`."""
 
-    dim: int = option(
-        32, "channels kept by PCA; more keep noise, which whitening would raise to full power", low=1, main=True
-    )
-    whiten: bool = option(True, "divide each kept channel by its standard deviation")
-    restarts: int = option(10, "starts of k-means; the one with the best inertia is kept", low=1, main=True)
-    iterations: int = option(100, "most iterations of each start", low=1)
-    max_rows: int = option(1_000_000, "positions to fit on; more are drawn from, the same number an image", low=1)
-    crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise", main=True)
-    temperature: float = option(
-        0.1, "cosines are divided by it to give logits; for confidence and refinement only", low=1e-4
-    )
+    reduction: ReductionOptions = part(ReductionOptions, main=("dim",), max_rows=1_000_000)
+    clusters: ClusterOptions = part(ClusterOptions, main=("restarts",))
 
 
 class KMeans(FrozenMethod):
@@ -60,11 +52,6 @@ class KMeans(FrozenMethod):
     Config: ClassVar[type] = KMeansConfig
     config: KMeansConfig
 
-    @property
-    def refinement(self) -> str:
-        """The dense CRF, where the option `crf` says so."""
-        return "crf" if self.config.crf else "none"
-
     def own_stages(self) -> list[Stage]:
         """Features, PCA and clusters."""
         return [Stage("cluster", "fit", self.cluster, "features of a frozen network, PCA, k-means")]
@@ -72,15 +59,9 @@ class KMeans(FrozenMethod):
     def cluster(self, folder: Path) -> None:
         """Fits PCA and k-means; the artefact holds both."""
         c, context = self.config, self.context
-        draw = context.generator("kmeans", "rows")
-        reduction = fit_reduction(self.features, c.dim, whiten=c.whiten, max_rows=c.max_rows, generator=draw)
-        project = projection(reduction, normalize=True)
-        rows = decoded_rows(
-            self.features, project, max_rows=c.max_rows, generator=draw, device=torch.device("cpu")
-        )  # (N, d), unit length
-        found = cluster_rows(context, rows, restarts=c.restarts, iterations=c.iterations)
+        t, found = reduced_clusters(context, self.features, c.reduction, c.clusters)
         if context.run.writes:
-            save_tensors(folder / CLUSTERS, {**reduction, "centers": found.centers})
+            save_tensors(folder / CLUSTERS, t)
         context.run.log("cluster", found.iterations, {"loss": float(found.inertia)})
 
     def embedding(self) -> Projection:
@@ -89,18 +70,12 @@ class KMeans(FrozenMethod):
 
     def clusters(self) -> dict[str, Tensor]:
         """The artefact of `cluster`: the reduction and the centres."""
-        return self.context.run.tensors("cluster", CLUSTERS, {**REDUCTION, "centers": "KE"})
+        return self.context.run.tensors("cluster", CLUSTERS, CLUSTERED)
 
     def segmenter(self) -> Segmenter:
         """Encoder, projection and cosine to the cluster centres."""
-        context = self.context
         t = self.clusters()
-        return Segmenter(
-            encoder=self.features.encoder,
-            decoder=projection(t, normalize=True),
-            classifier=CosineClassifier(t["centers"], temperature=self.config.temperature),
-            classes=context.table,
-            preprocess=self.features.preprocess,
-            provenance=context.backbone.provenance,
-            method=self.name,
+        classifier = CosineClassifier(t["centers"], temperature=self.config.readout.temperature)
+        return self.assembled(
+            self.features.encoder, projection(t, normalize=True), classifier, self.features.preprocess
         )

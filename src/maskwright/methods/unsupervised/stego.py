@@ -37,28 +37,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.data.training.sampler import Sampler
-from maskwright.engine.checkpoint import load_part, stage_parts
-from maskwright.engine.config import option
+from maskwright.engine.config import option, part
+from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import rank, world_size
-from maskwright.engine.loop import CHECKPOINT, Indices, Training, cosine
-from maskwright.engine.seeding import seed_step
+from maskwright.engine.loop import Indices, Training, cosine
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.heads import CosineClassifier, L2Norm, Projection, Sequential, StegoHead
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
+from maskwright.recipes.clustering import ClusterOptions
+from maskwright.recipes.frozen.batches import windows
 from maskwright.recipes.frozen.features import (
     REDUCTION,
     FrozenFeatures,
-    cluster_rows,
-    decoded_rows,
+    ReducedMaps,
+    cluster_features,
     fit_reduction,
     head_precision,
     projection,
 )
 from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
+from maskwright.recipes.frozen.options import ReadoutOptions, ReductionOptions
 
 PAIRS = ("self", "knn", "rand")
 PREPARED = "prepared.safetensors"
@@ -66,12 +66,22 @@ CENTERS = "centers.safetensors"
 
 
 @dataclass(kw_only=True)
-class StegoConfig(FrozenConfig):
-    """Options of `stego`."""
+class HeadOptions:
+    """The head, and how it learns."""
 
-    reduce: int = option(64, "channels of f kept by PCA before the head; 0 keeps all", low=0)
     code: int = option(70, "channels E of the codes", low=2, main=True)
-    steps: int = option(2000, "optimiser steps; --steps overrides it", low=1, main=True)
+    dropout: float = option(0.1, "probability of a channel to be dropped, in the head and in f", low=0.0, high=0.9)
+    lr: float = option(5e-4, "Adam's learning rate of the head", low=0.0, main=True)
+    probe_lr: float = option(5e-3, "Adam's learning rate of the cluster probe", low=0.0)
+    precision: str = option(
+        "auto", "of the head's forward pass: bf16 on a GPU, fp32 on a CPU; or as said", choices=("auto", "bf16", "fp32")
+    )
+
+
+@dataclass(kw_only=True)
+class PairOptions:
+    """Which positions of which photographs are compared."""
+
     batch: int = option(16, "photographs a step", low=2, main=True)
     points: int = option(11, "positions are sampled on a points x points draw a photograph", low=1)
     sampling: str = option(
@@ -80,10 +90,13 @@ class StegoConfig(FrozenConfig):
     )  # fmt: skip
     neighbors: int = option(7, "nearest photographs to draw the neighbour from", low=1, main=True)
     negatives: int = option(5, "random pairings a step", low=1)
-    dropout: float = option(0.1, "probability of a channel to be dropped, in the head and in f", low=0.0, high=0.9)
-    lr: float = option(5e-4, "Adam's learning rate of the head", low=0.0, main=True)
-    probe_lr: float = option(5e-3, "Adam's learning rate of the cluster probe", low=0.0)
-    auto_shift: bool = option(True, "shifts b and weights w from the data's own correlations")
+
+
+@dataclass(kw_only=True)
+class ShiftOptions:
+    """Shifts b and weights w of the three pairings."""
+
+    auto: bool = option(True, "shifts b and weights w from the data's own correlations", old="auto_shift")
     share_self: float = option(0.25, "share of centred correlations with itself that exceed b_self", low=0.0, high=1.0)
     share_knn: float = option(0.20, "the same for neighbours", low=0.0, high=1.0)
     share_rand: float = option(0.10, "the same for random pairs", low=0.0, high=1.0)
@@ -93,16 +106,35 @@ class StegoConfig(FrozenConfig):
     w_self: float = option(0.67, "weight of the pairing with itself")
     w_knn: float = option(0.25, "weight of the pairing with a neighbour")
     w_rand: float = option(0.63, "weight of the random pairings")
-    precision: str = option(
-        "auto", "of the head's forward pass: bf16 on a GPU, fp32 on a CPU; or as said", choices=("auto", "bf16", "fp32")
+
+
+@dataclass(kw_only=True)
+class CodeReadoutOptions(ReadoutOptions):
+    """From codes to clusters and predictions."""
+
+    by: str = option("kmeans", "how codes become clusters", choices=("kmeans", "probe"), old="readout")
+
+
+@dataclass(kw_only=True)
+class StegoConfig(FrozenConfig):
+    """Options of `stego`."""
+
+    reduction: ReductionOptions = part(
+        ReductionOptions, without=("whiten",), old={"dim": "reduce"}, dim=64, whiten=False,
+        says={"dim": "channels of f kept by PCA before the head; 0 keeps all"},
+    )  # fmt: skip
+    head: HeadOptions = part(HeadOptions)
+    pairs: PairOptions = part(PairOptions)
+    shifts: ShiftOptions = part(ShiftOptions)
+    steps: int = option(2000, "optimiser steps; --steps overrides it", low=1, main=True)
+    clusters: ClusterOptions = part(
+        ClusterOptions, without=("iterations",), says={"restarts": "starts of the final k-means"}
     )
-    readout: str = option("kmeans", "how codes become clusters", choices=("kmeans", "probe"))
-    restarts: int = option(10, "starts of the final k-means", low=1)
-    max_rows: int = option(400_000, "positions for PCA and the final k-means", low=1)
-    crf: bool = option(
-        True, "the dense CRF after prediction, as in the paper, unless --refine says otherwise", main=True
-    )
-    temperature: float = option(0.5, "cosines are divided by it to give logits; the paper's alpha = 2 is 0.5", low=1e-4)
+    readout: CodeReadoutOptions = part(
+        CodeReadoutOptions, crf=True, temperature=0.5,
+        says={"crf": "the dense CRF after prediction, as in the paper, unless --refine says otherwise",
+              "temperature": "cosines are divided by it to give logits; the paper's alpha = 2 is 0.5"},
+    )  # fmt: skip
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -207,71 +239,56 @@ class ClusterProbe(nn.Module):
 class Pairs:
     """Loads anchors with a neighbour each from the feature store, reduced, in windows of one common size."""
 
-    MEMORY = 1 << 30
-    """Bytes of reduced features below which all of them are held in memory."""
-
-    def __init__(self, features: FrozenFeatures, reduction: Projection, nearest: Tensor, points: int) -> None:
-        self.store, self.reduction, self.nearest, self.points = features.store, reduction, nearest, points
-        first = self.load(0)
-        self.held: dict[int, Tensor] | None = {} if 4 * first.numel() * len(self.store) <= self.MEMORY else None
-
-    @torch.no_grad()
-    def load(self, i: int) -> Tensor:
-        """f (D, h, w) of photograph i."""
-        return self.reduction(self.store[i].float()[None])[0]
-
-    def get(self, i: int) -> Tensor:
-        """f (D, h, w) of photograph i, held in memory where there is room."""
-        if self.held is None:
-            return self.load(i)
-        if i not in self.held:
-            self.held[i] = self.load(i)
-        return self.held[i]
+    def __init__(self, maps: ReducedMaps, nearest: Tensor, points: int) -> None:
+        self.maps, self.nearest, self.points = maps, nearest, points
 
     def draw(self, indices: Indices, random: torch.Generator) -> dict[str, Tensor]:
         """Anchors x, neighbours y (B, D, h, w) and two draws of positions p, q (B, P, 2)."""
         which = torch.randint(self.nearest.shape[1], (len(indices),), generator=random)
         partners = [int(self.nearest[i, k]) for i, k in zip(indices, which)]
-        maps = [self.get(int(i)) for i in (*indices, *partners)]
-        h, w = min(m.shape[1] for m in maps), min(m.shape[2] for m in maps)
-        maps = [_window(m, h, w, random) for m in maps]
-        x, y = torch.stack(maps).chunk(2)
+        x, y = windows([self.maps[int(i)] for i in (*indices, *partners)], random).chunk(2)
         p, q = torch.rand(2, len(indices), self.points**2, 2, generator=random).mul(2).sub(1)
         return {"x": x, "y": y, "p": p, "q": q}
 
 
-def _window(f: Tensor, h: int, w: int, random: torch.Generator) -> Tensor:
-    """A random (D, h, w) window of a map at least that large; photographs of a batch may differ in shape."""
-    if f.shape[1:] == (h, w):
-        return f
-    top = int(torch.randint(f.shape[1] - h + 1, (), generator=random))
-    left = int(torch.randint(f.shape[2] - w + 1, (), generator=random))
-    return f[:, top : top + h, left : left + w]
-
-
 class Distillation(Training):
-    """The training stage: head and cluster probe on cached features."""
+    """The training stage: head and cluster probe on cached features.
+
+    Args:
+        context: of the run.
+        config: options.
+        pairs: draws the photographs and positions.
+        shifts: b of each pairing.
+        weights: w of each pairing.
+        steps: of the stage.
+    """
 
     def __init__(
-        self, config: StegoConfig, pairs: Pairs, images: int, width: int, clusters: int, steps: int, seed: int,
-        shifts: Sequence[float], weights: Sequence[float], device: torch.device,
+        self, context: Context, config: StegoConfig, pairs: Pairs, shifts: Sequence[float], weights: Sequence[float],
+        steps: int,
     ) -> None:  # fmt: skip
-        self.config, self.pairs, self.device = config, pairs, device
-        self.precision = head_precision(config, device)
-        self.b, self.w = dict(zip(PAIRS, shifts)), dict(zip(PAIRS, weights))
-        self.head = StegoHead(width, config.code, config.dropout).to(device)
-        self.probe = ClusterProbe(clusters, config.code).to(device)
+        context.initialise("distill")
+        c, self.device = config.head, context.device
+        self.precision = head_precision(c.precision, context.device)
+        self.dropout, self.sampling, self.negatives = c.dropout, config.pairs.sampling, config.pairs.negatives
+        self.pairs, self.b, self.w = pairs, dict(zip(PAIRS, shifts)), dict(zip(PAIRS, weights))
+        self.head = StegoHead(pairs.maps.reduction.out, c.code, c.dropout).to(self.device)
+        self.probe = ClusterProbe(context.classes, c.code).to(self.device)
         self.modules = {"head": self.head, "probe": self.probe}
         self.optimizers = {
-            "head": torch.optim.Adam(self.head.parameters(), lr=config.lr),
-            "probe": torch.optim.Adam(self.probe.parameters(), lr=config.probe_lr),
+            "head": torch.optim.Adam(self.head.parameters(), lr=c.lr),
+            "probe": torch.optim.Adam(self.probe.parameters(), lr=c.probe_lr),
         }
-        self.sampler = Sampler(images, config.batch, seed=seed, world=world_size(), rank=rank())
+        self.sampler = context.sampler(len(context.data), config.pairs.batch)
         self.schedule = cosine(steps)
 
     def batch(self, indices: Indices, random: torch.Generator) -> dict[str, Tensor]:
-        """Anchors, neighbours and positions, on the device."""
-        return {k: v.to(self.device) for k, v in self.pairs.draw(indices, random).items()}
+        """Anchors, neighbours and positions."""
+        return self.pairs.draw(indices, random)
+
+    def on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same, where the head is."""
+        return {k: v.to(self.device) for k, v in batch.items()}
 
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """L_self, L_knn, L_rand, their weighted sum L_corr, and the probe's L_cluster."""
@@ -279,17 +296,17 @@ class Distillation(Training):
         with autocast(self.device, self.precision):
             c, c_y = self.head(x), self.head(y)
         c, c_y = c.float(), c_y.float()
-        f, f_y = (F.dropout2d(v, self.config.dropout) for v in (x, y))
-        how = self.config.sampling
+        f, f_y = (F.dropout2d(v, self.dropout) for v in (x, y))
+        how = self.sampling
         (f_p, c_p), (f_q, c_q) = (tuple(sample(v, at, how) for v in (f, c)) for at in (p, q))
 
         l_self = correspondence_loss(f_p, f_p, c_p, c_p, self.b["self"])
         l_knn = correspondence_loss(f_p, sample(f_y, q, how), c_p, sample(c_y, q, how), self.b["knn"])
         l_rand = x.new_zeros(())
-        for _ in range(self.config.negatives):
+        for _ in range(self.negatives):
             k = super_permutation(len(x)).to(x.device)
             l_rand = l_rand + correspondence_loss(f_p, f_q[k], c_p, c_q[k], self.b["rand"])
-        l_rand = l_rand / self.config.negatives
+        l_rand = l_rand / self.negatives
 
         l_corr = self.w["self"] * l_self + self.w["knn"] * l_knn + self.w["rand"] * l_rand
         l_cluster = self.probe(c)
@@ -313,11 +330,6 @@ class Stego(FrozenMethod):
     summary: ClassVar[str] = "Distils feature correspondences into codes."
     Config: ClassVar[type] = StegoConfig
     config: StegoConfig
-
-    @property
-    def refinement(self) -> str:
-        """The dense CRF, where the option `crf` says so."""
-        return "crf" if self.config.crf else "none"
 
     def own_stages(self) -> list[Stage]:
         """Prepare (PCA, neighbours, shifts), distill, cluster."""
@@ -355,26 +367,20 @@ class Stego(FrozenMethod):
                 "at least 2 for stego",
                 "use --method kmeans or deep_spectral on a single photograph",
             )
-        width = self.features.width
-        reduction = fit_reduction(
-            self.features,
-            c.reduce or width,
-            whiten=False,
-            max_rows=c.max_rows,
-            generator=context.generator("pca"),
-        )
+        reduction = fit_reduction(self.features, c.reduction, context.generator("pca"))
         project = projection(reduction)
-        nearest = nearest_images(self.features, project, min(c.neighbors, images - 1))
-        pairs = Pairs(self.features, project, nearest, c.points)
-        shifts, weights = [c.b_self, c.b_knn, c.b_rand], [c.w_self, c.w_knn, c.w_rand]
-        if c.auto_shift:
+        nearest = nearest_images(self.features, project, min(c.pairs.neighbors, images - 1))
+        pairs = Pairs(ReducedMaps(self.features, project), nearest, c.pairs.points)
+        shifts = [c.shifts.b_self, c.shifts.b_knn, c.shifts.b_rand]
+        weights = [c.shifts.w_self, c.shifts.w_knn, c.shifts.w_rand]
+        if c.shifts.auto:
             shifts, weights = self._choose(pairs, images, weights)
         context.note(
             "Shifts (self, neighbour, random): "
             + ", ".join(f"{b:.3f}" for b in shifts)
             + "; weights: "
             + ", ".join(f"{w:.3f}" for w in weights)
-            + ("; both from the data." if c.auto_shift else ".")
+            + ("; both from the data." if c.shifts.auto else ".")
         )
         if context.run.writes:
             chosen = {"nearest": nearest, "shifts": torch.tensor(shifts), "weights": torch.tensor(weights)}
@@ -382,19 +388,19 @@ class Stego(FrozenMethod):
 
     def _choose(self, pairs: Pairs, images: int, weights: list[float]) -> tuple[list[float], list[float]]:
         """Shifts and weights from the centred correlations of a few batches."""
-        c, random = self.config, self.context.generator("shifts")
-        seed_step(self.context.seed, -1, stage="shifts")  # dropout below draws from the global state
+        c, random, how = self.config, self.context.generator("shifts"), self.config.pairs.sampling
+        self.context.initialise("shifts")  # dropout below draws from the global state
         seen: dict[str, list[Tensor]] = {k: [] for k in PAIRS}
         for _ in range(12):
-            indices = torch.randint(images, (min(c.batch, max(2, images)),), generator=random).tolist()
+            indices = torch.randint(images, (min(c.pairs.batch, max(2, images)),), generator=random).tolist()
             d = pairs.draw(indices, random)
-            f, f_y = (F.dropout2d(d[k], c.dropout) for k in ("x", "y"))
-            f_p, f_q = sample(f, d["p"], c.sampling), sample(f, d["q"], c.sampling)
+            f, f_y = (F.dropout2d(d[k], c.head.dropout) for k in ("x", "y"))
+            f_p, f_q = sample(f, d["p"], how), sample(f, d["q"], how)
             k = super_permutation(len(indices), random)
-            for name, partner in zip(PAIRS, (f_p, sample(f_y, d["q"], c.sampling), f_q[k])):
+            for name, partner in zip(PAIRS, (f_p, sample(f_y, d["q"], how), f_q[k])):
                 seen[name].append(center(correlation(f_p, partner)))
         all_ = {k: torch.cat(v) for k, v in seen.items()}
-        shares = (c.share_self, c.share_knn, c.share_rand)
+        shares = (c.shifts.share_self, c.shifts.share_knn, c.shifts.share_rand)
         shifts = [quantile_shift(all_[k], s) for k, s in zip(PAIRS, shares)]
         spreads = [float((all_[k] - b).abs().mean()) for k, b in zip(PAIRS, shifts)]
         return shifts, balanced_weights(spreads, weights)
@@ -402,55 +408,36 @@ class Stego(FrozenMethod):
     def distill(self, folder: Path) -> None:
         """Trains the head; the artefact is its last iterate."""
         c, context, t = self.config, self.context, self.prepared
-        seed_step(context.seed, -1, stage="distill")  # initial weights
         steps = context.steps or c.steps
-        project = self.reduction
-        training = Distillation(
-            c, Pairs(self.features, project, t["nearest"], c.points), len(context.data), project.out, context.classes,
-            steps, context.seed, t["shifts"].tolist(), t["weights"].tolist(), context.device,
-        )  # fmt: skip
+        pairs = Pairs(ReducedMaps(self.features, self.reduction), t["nearest"], c.pairs.points)
+        training = Distillation(context, c, pairs, t["shifts"].tolist(), t["weights"].tolist(), steps)
         context.fit(training, "distill", folder, steps)
-
-    def _trained(self) -> tuple[StegoHead, ClusterProbe]:
-        path = self.context.run.path / "distill" / CHECKPOINT
-        parts = stage_parts(path)
-        head = StegoHead(self.reduction.out, self.config.code, self.config.dropout)
-        probe = ClusterProbe(self.context.classes, self.config.code)
-        load_part(head, parts, "module.head", path)
-        load_part(probe, parts, "module.probe", path)
-        return head.eval(), probe.eval()
 
     def embedding(self) -> Sequential:
         """Reduction, head and unit length: (B, D, h, w) -> (B, E, h, w)."""
-        return Sequential(self.reduction, self._trained()[0], L2Norm()).eval()
+        reduction, c = self.reduction, self.config.head
+        head = self.context.trained("distill", "head", StegoHead(reduction.out, c.code, c.dropout))
+        return Sequential(reduction, head, L2Norm()).eval()
 
     def cluster(self, folder: Path) -> None:
         """K centres of the codes, by k-means or from the probe."""
         c, context = self.config, self.context
-        if c.readout == "probe":
-            centers = normalize(self._trained()[1].mu.detach())
+        if c.readout.by == "probe":
+            probe = context.trained("distill", "probe", ClusterProbe(context.classes, c.head.code))
+            centers = normalize(probe.mu.detach())
         else:
-            rows = decoded_rows(
-                self.features, self.embedding(), max_rows=c.max_rows, generator=context.generator("codes"),
-                device=torch.device("cpu"),
-            )  # fmt: skip
-            centers = cluster_rows(context, rows, restarts=c.restarts, iterations=100).centers
+            centers = cluster_features(
+                context, self.features, self.embedding(), c.clusters, max_rows=c.reduction.max_rows,
+                generator=context.generator("codes"),
+            ).centers  # fmt: skip
         if context.run.writes:
             save_tensors(folder / CENTERS, {"centers": centers})
 
     def segmenter(self) -> Segmenter:
         """Encoder, head and cosine to the cluster centres."""
-        context = self.context
-        centers = context.run.tensors("cluster", CENTERS, {"centers": "KE"})["centers"]
-        return Segmenter(
-            encoder=self.features.encoder,
-            decoder=self.embedding(),
-            classifier=CosineClassifier(centers, temperature=self.config.temperature),
-            classes=context.table,
-            preprocess=self.features.preprocess,
-            provenance=context.backbone.provenance,
-            method=self.name,
-        )
+        centers = self.context.run.tensors("cluster", CENTERS, {"centers": "KE"})["centers"]
+        classifier = CosineClassifier(centers, temperature=self.config.readout.temperature)
+        return self.assembled(self.features.encoder, self.embedding(), classifier, self.features.preprocess)
 
 
 @torch.inference_mode()

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from maskwright.engine.cache import FeatureStore
-from maskwright.engine.distributed import all_reduce_sum, gather_objects, rank, reducer, share
+from maskwright.engine.distributed import all_reduce_sum, reducer, share
 from maskwright.errors import MaskwrightError
 from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.parts.heads import Projection
 from maskwright.models.preprocess import Preprocess
-from maskwright.ops.clustering.kmeans import KMeansResult, kmeans
+from maskwright.ops.clustering.kmeans import KMeansResult
 from maskwright.ops.clustering.pca import fit_pca
+from maskwright.recipes.clustering import ClusterOptions, cluster_rows
+from maskwright.recipes.frozen.options import ReductionOptions
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 REDUCTION = {"mean": "D", "components": "ED", "scale": "E"}
 """What `fit_reduction` gives, a letter a dimension: D channels, E of them kept."""
+CLUSTERED = {**REDUCTION, "centers": "KE"}
+"""What `reduced_clusters` gives, likewise: K centres."""
 FINE_STRIDE = 16
 """Stride of the finest convolutional stage that carries meaning rather than edges and colour."""
 
@@ -90,11 +94,11 @@ def frozen_features(
     return FrozenFeatures(encoder, preprocess, store, mean, std)
 
 
-def head_precision(config: Any, device: torch.device) -> str:
+def head_precision(asked: str, device: torch.device) -> str:
     """`bf16` or `fp32` of a small head on features that are there already; `auto` is fp32 on a CPU, which gains nothing
     by bf16 there."""
-    if config.precision != "auto":
-        return str(config.precision)
+    if asked != "auto":
+        return asked
     return "bf16" if device.type == "cuda" else "fp32"
 
 
@@ -140,26 +144,54 @@ def joint_scale(features: FrozenFeatures) -> Tensor:
     return torch.cat([p.square().mean().sqrt().expand(len(p)) for p in parts])
 
 
-def fit_reduction(
-    features: FrozenFeatures, dim: int, *, whiten: bool, max_rows: int, generator: torch.Generator
-) -> dict[str, Tensor]:
+def fit_reduction(features: FrozenFeatures, options: ReductionOptions, generator: torch.Generator) -> dict[str, Tensor]:
     """PCA of the features, each layer brought to the same energy before.
 
     Args:
         features: of the run's images.
-        dim: channels to keep, at most; fewer where the features have fewer.
-        whiten: divide each kept channel by its standard deviation.
-        max_rows: positions to fit on.
+        options: how many channels are kept, at most, whether each is divided by its standard deviation, and how many
+            positions are looked at.
         generator: for the draw of positions.
 
     Returns:
         `mean` (D,), `components` (d, D) and `scale` (d,), the arguments of `models.heads.Projection`.
     """
     energy = joint_scale(features)
-    rows = feature_rows(features.store, max_rows, generator) / energy  # (N, D)
-    pca = fit_pca(rows, min(dim, rows.shape[1]), whiten=whiten, all_reduce=reducer())
+    rows = feature_rows(features.store, options.max_rows, generator) / energy  # (N, D)
+    dim = min(options.dim or features.width, features.width)
+    pca = fit_pca(rows, dim, whiten=options.whiten, all_reduce=reducer())
     # x / energy - mean, projected: the energy goes into the mean and the components
     return {"mean": pca.mean * energy, "components": pca.components / energy, "scale": pca.scale}
+
+
+class ReducedMaps:
+    """Reduced features of each photograph, held in memory where there is room for all of them.
+
+    Args:
+        features: of the run's images.
+        reduction: (1, D, h, w) -> (1, E, h, w) on the CPU, in evaluation mode.
+    """
+
+    MEMORY = 1 << 30
+    """Bytes of reduced features below which all of them are held."""
+
+    def __init__(self, features: FrozenFeatures, reduction: Projection) -> None:
+        self.store, self.reduction = features.store, reduction
+        room = 4 * self.load(0).numel() * len(self.store) <= self.MEMORY
+        self.held: dict[int, Tensor] | None = {} if room else None
+
+    @torch.no_grad()
+    def load(self, i: int) -> Tensor:
+        """(E, h, w) of photograph i, computed anew."""
+        return self.reduction(self.store[i].float()[None])[0]
+
+    def __getitem__(self, i: int) -> Tensor:
+        """(E, h, w) of photograph i."""
+        if self.held is None:
+            return self.load(i)
+        if i not in self.held:
+            self.held[i] = self.load(i)
+        return self.held[i]
 
 
 def projection(t: Mapping[str, Tensor], *, normalize: bool = False) -> Projection:
@@ -201,34 +233,48 @@ def decoded_rows(
     return torch.cat(rows)
 
 
-def cluster_rows(
-    context: Context, rows: Tensor, *, restarts: int, iterations: int, clusters: int | None = None
-) -> KMeansResult:
-    """Spherical k-means of all processes' rows.
+def reduced_clusters(
+    context: Context, features: FrozenFeatures, reduction: ReductionOptions, clusters: ClusterOptions
+) -> tuple[dict[str, Tensor], KMeansResult]:
+    """PCA of the features, and spherical k-means of what comes out of it: the method `kmeans`, and where others start.
 
     Args:
         context: the run.
-        rows: this process's share (N, D).
-        restarts: starts; the one with the best inertia is kept.
-        iterations: most iterations of each.
-        clusters: how many; by default as many as the run has classes.
+        features: of its images.
+        reduction: options of PCA.
+        clusters: options of k-means.
+
+    Returns:
+        What `fit_reduction` gives with `centers` (K, d), and the clustering.
+    """
+    draw = context.generator("kmeans", "rows")
+    fitted = fit_reduction(features, reduction, draw)
+    decode = projection(fitted, normalize=True)
+    found = cluster_features(context, features, decode, clusters, max_rows=reduction.max_rows, generator=draw)
+    return {**fitted, "centers": found.centers}, found
+
+
+def cluster_features(
+    context: Context,
+    features: FrozenFeatures,
+    decode: nn.Module,
+    options: ClusterOptions,
+    *,
+    max_rows: int,
+    generator: torch.Generator,
+) -> KMeansResult:
+    """Spherical k-means of the embeddings of all images' positions, as many clusters as the run has classes.
+
+    Args:
+        context: the run.
+        features: of its images.
+        decode: (1, D, h, w) -> (1, E, h, w) on the CPU, in evaluation mode.
+        options: of k-means.
+        max_rows: at most about this many positions, the same number an image.
+        generator: for their draw.
 
     Raises:
-        MaskwrightError: when there are fewer rows than clusters.
+        MaskwrightError: when there are fewer positions than clusters.
     """
-    k = clusters or context.classes
-    counts = gather_objects(len(rows))
-    if sum(counts) < k:
-        raise MaskwrightError(
-            f"{k} clusters from {sum(counts)} positions of {len(context.data)} images",
-            "at least one position a cluster", "ask for fewer with --classes, or add images",
-        )  # fmt: skip
-    try:
-        return kmeans(
-            rows, k, metric="cosine", init="kmeans++", iterations=iterations, restarts=restarts,
-            seed=context.seed, all_reduce=reducer(), offset=sum(counts[: rank()]), total=sum(counts),
-        )  # fmt: skip
-    except ValueError as error:
-        raise MaskwrightError(
-            f"the features cannot be clustered: {error}", "", "ask for fewer with --classes"
-        ) from error
+    rows = decoded_rows(features, decode, max_rows=max_rows, generator=generator, device=torch.device("cpu"))  # (N, E)
+    return cluster_rows(context, rows, options)

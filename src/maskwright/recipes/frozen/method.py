@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from maskwright.engine.config import option
+from maskwright.engine.config import option, part
 from maskwright.engine.contract import Method, Stage
 from maskwright.models.parts.part import Part
-from maskwright.models.preprocess import MAX_SIDE
 from maskwright.recipes.frozen.features import FrozenFeatures, frozen_features
+from maskwright.recipes.frozen.options import FeatureOptions, ReadoutOptions
 from maskwright.recipes.probing.linear import linear_probe
 
 
@@ -20,9 +20,8 @@ from maskwright.recipes.probing.linear import linear_probe
 class FrozenConfig:
     """Options of all methods on frozen features."""
 
-    short_side: int = option(320, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE, main=True)
-    layers: tuple[int, ...] | None = option(None, "blocks or stages to read; none chooses by the network")
-    kind: str = option("tokens", "what of a transformer block", choices=("tokens", "q", "k", "v"))
+    features: FeatureOptions = part(FeatureOptions)
+    readout: ReadoutOptions = part(ReadoutOptions)
     linear_probe: bool = option(
         False, "also fit a linear probe on the masks that may be read, as a model beside this one"
     )
@@ -41,10 +40,15 @@ class FrozenMethod(Method):
         """A linear probe is fitted to masks."""
         return bool(config.linear_probe)
 
+    @property
+    def refinement(self) -> str:
+        """The dense CRF, where that is asked for."""
+        return "crf" if self.config.readout.crf else "none"
+
     @cached_property
     def features(self) -> FrozenFeatures:
         """The features of the run's images."""
-        c = self.config
+        c = self.config.features
         return frozen_features(self.context, short_side=c.short_side, layers=c.layers, kind=c.kind)
 
     @abstractmethod

@@ -28,8 +28,8 @@ class Crops(NamedTuple):
     """Crops of B photographs, those of one size together, in the order crop-major: all first crops, all second, ...
 
     Attributes:
-        global_: normalised (2 B, 3, S, S).
-        local: normalised ((V - 2) B, 3, s, s), or None.
+        global_: (2 B, 3, S, S); uint8 as drawn, the network's input once they are on the device.
+        local: ((V - 2) B, 3, s, s) likewise, or None.
         grids: places that both global crops show, in each one's coordinates, (B, G, G, 2) twice.
     """
 
@@ -46,7 +46,6 @@ class MultiCrops:
         crops: groups of crops; the first has two, the global ones, and there are one or two groups.
         photometric: applied to each crop on its own.
         preprocess: normalisation.
-        device: where the batch goes.
         grid: G.
         threads: photographs prepared at a time; 0 for as many as torch computes with, at most 16.
     """
@@ -57,21 +56,13 @@ class MultiCrops:
         crops: Sequence[CropGroup],
         photometric: Photometric,
         preprocess: Preprocess,
-        device: torch.device,
-        *,
         grid: int = 7,
         threads: int = 0,
     ) -> None:
         self.crops = [g for g in crops if g[0] > 0]
         if not 1 <= len(self.crops) <= 2 or self.crops[0][0] != 2:
             raise ValueError(f"groups of {[g[0] for g in self.crops]} crops, expected two global ones, then local ones")
-        self.data, self.photometric, self.preprocess, self.device, self.grid = (
-            data,
-            photometric,
-            preprocess,
-            device,
-            grid,
-        )
+        self.data, self.photometric, self.preprocess, self.grid = data, photometric, preprocess, grid
         count = threads or min(16, torch.get_num_threads())
         # The threads' own operations are small: more threads inside them would only fight for the cores.
         self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
@@ -90,16 +81,21 @@ class MultiCrops:
         return [self.photometric(torch.as_tensor(v.render(image)), random) for v in views], views
 
     def draw(self, indices: Indices, random: torch.Generator) -> Crops:
-        """The crops of several photographs, on the device."""
+        """The crops of several photographs, on the CPU; all randomness comes from `random`."""
         seeds = torch.randint(2**62, (len(indices),), generator=random).tolist()
         images = [int(i) for i in indices]
         drawn = list(self._pool.map(self.one, images, seeds) if self._pool else map(self.one, images, seeds))
         pixels, views = [d[0] for d in drawn], [d[1] for d in drawn]
         groups, first = [], 0
         for count, _, _ in self.crops:
-            x = torch.stack([p[v] for v in range(first, first + count) for p in pixels])
-            groups.append(self.preprocess.network_input(x, self.device))
+            groups.append(torch.stack([p[v] for v in range(first, first + count) for p in pixels]))
             first += count
         pairs = [shared_grid(v[0], v[1], self.grid) for v in views]
-        grids = tuple(torch.stack(side).to(self.device) for side in zip(*pairs))
-        return Crops(groups[0], groups[1] if len(groups) > 1 else None, (grids[0], grids[1]))
+        one, two = (torch.stack(side) for side in zip(*pairs))
+        return Crops(groups[0], groups[1] if len(groups) > 1 else None, (one, two))
+
+    def prepared(self, crops: Crops, device: torch.device) -> Crops:
+        """Drawn crops as the network's input, on its device."""
+        one, two = (grid.to(device) for grid in crops.grids)
+        local = None if crops.local is None else self.preprocess.network_input(crops.local, device)
+        return Crops(self.preprocess.network_input(crops.global_, device), local, (one, two))

@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from maskwright.data.training.sampler import Sampler
 from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Change, CropRecipe, Order, Stream, Streams, Views
-from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.loop import Training, poly
-from maskwright.engine.seeding import seed_step
 from maskwright.models.networks.build import Network
 from maskwright.ops.transfer import to_device
 from maskwright.recipes.training.criteria import SupervisedLoss, class_aware_chances
@@ -74,7 +72,7 @@ class NetworkTraining(Training):
         config = resolved(config, context)
         self.context, self.config, self.steps, self.device = context, config, steps, context.device
         self.labels, self.held = hold_out(labels, config.holdout, context.generator("holdout"))
-        seed_step(context.seed, -1, stage=stage)  # initial weights
+        context.initialise(stage)
         self.student = self.forward_of(network or make_network(context, config), dropout=dropout)
         self.network = self.student.network
         self.kept: nn.Module = self.network
@@ -110,8 +108,7 @@ class NetworkTraining(Training):
             seed: added to the run's, so that two streams have orders of their own.
             chances: how often each comes (n,); None: all alike.
         """
-        seed = (self.context.seed + seed) & 0xFFFFFFFFFFFFFFFF
-        return Sampler(n, batch, seed=seed, world=world_size(), rank=rank(), weights=chances)
+        return self.context.sampler(n, batch, seed, chances)
 
     def stream(
         self,

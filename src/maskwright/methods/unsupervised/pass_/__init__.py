@@ -1,1 +1,1 @@
-"""PASS: the method, its network, and its gate."""
+"""PASS: the method, its options, its network, its three training stages, and how it names pixels."""

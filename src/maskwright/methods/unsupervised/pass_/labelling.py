@@ -1,5 +1,4 @@
-"""The gate's training, and from attended features to masks: embeddings, names of pixels, and the threshold of "other"
-(PASS, TPAMI 2022).
+"""From attended features to masks: embeddings, names of pixels, and the threshold of "other" (PASS, TPAMI 2022).
 
 Legend: K clusters, C classes without "other", (H, W) image size, F width of the deepest stage, A the gate.
 """
@@ -14,21 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.data.folders.folder import Dataset
 from maskwright.data.masking.classes import IGNORE16
 from maskwright.data.masking.label_rules import ignore_of
 from maskwright.data.training.labels import LabelMap, LabelStore
+from maskwright.engine.context import Context
 from maskwright.engine.distributed import broadcast_object, gather_objects, rank, share
-from maskwright.engine.loop import Indices, Training
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.luss_sweep import ThresholdSweep
-from maskwright.methods.unsupervised.pass_.network import PassNetwork
-from maskwright.models.parts.attended_clusters import AttendedClusters, PixelAttention, upsampled
+from maskwright.models.parts.attended_clusters import AttendedClusters
 from maskwright.models.preprocess import Preprocess
 from maskwright.ops.graphs.objectness import otsu_threshold
-from maskwright.recipes.pretraining.instance import SwAV, synchronised
-from maskwright.recipes.pretraining.larc import LARC
-from maskwright.recipes.pretraining.multicrop import Crops, MultiCrops
 
 SAMPLED_IMAGES = 2000
 SAMPLED_PLACES = 1024
@@ -74,18 +68,16 @@ class PixelNames:
     """What an encoder with PASS's labelling rule makes of whole photographs.
 
     Args:
+        context: of the run, whose photographs they are.
         encoder: images to the deepest stage's map.
         rule: gate and centroids.
         preprocess: from photograph to input.
-        data: the photographs.
-        device: where both run.
     """
 
-    def __init__(
-        self, encoder: nn.Module, rule: AttendedClusters, preprocess: Preprocess, data: Dataset, device: torch.device
-    ) -> None:
-        self.encoder, self.rule = encoder.to(device).eval(), rule.to(device).eval()
-        self.preprocess, self.data, self.device = preprocess, data, device
+    def __init__(self, context: Context, encoder: nn.Module, rule: AttendedClusters, preprocess: Preprocess) -> None:
+        self.context, self.data, self.device = context, context.data, context.device
+        self.encoder, self.rule = encoder.to(self.device).eval(), rule.to(self.device).eval()
+        self.preprocess = preprocess
 
     @torch.inference_mode()
     def embeddings(self, indices: Sequence[int], side: int, batch: int = 16) -> Tensor:
@@ -115,14 +107,12 @@ class PixelNames:
 
         Masks that are there stay, so that a killed run goes on where it was.
         """
-        for i in share(range(len(self.data))):
-            item = self.data.items[i]
-            if item.name in store:
-                continue
+        items = self.data.items
+        for i in self.context.each(range(len(items)), "label", done=lambda i: items[i].name in store):
             ids, a = self.name(i)
             found = torch.from_numpy(np.where(a < threshold, 0, ids))
             everywhere = torch.ones_like(found, dtype=torch.bool)
-            store.write(item.name, LabelMap(found, everywhere.float(), everywhere), item.image)
+            store.write(items[i].name, LabelMap(found, everywhere.float(), everywhere), items[i].image)
 
 
 def centre_crop(preprocess: Preprocess, image: np.ndarray, side: int) -> Tensor:
@@ -189,52 +179,3 @@ def oracle_threshold(names: PixelNames, clusters: int, classes: int, *, other_in
     found = broadcast_object(found)
     assert found is not None
     return found
-
-
-class AttentionTraining(Training):
-    """The gate, by the clustering loss of mean(A(n) n) on the frozen network; n has unit length at every pixel.
-
-    Batch norm: all layers in training mode, also those of the frozen network and head, whose running statistics go on
-    moving; no parameter of theirs does. With `freeze_norm` the backbone's stay in evaluation mode.
-    """
-
-    def __init__(
-        self,
-        network: PassNetwork,
-        attention: PixelAttention,
-        swav: SwAV,
-        crops: MultiCrops,
-        *,
-        lr: float,
-        weight_decay: float,
-        freeze_norm: bool = False,
-    ) -> None:
-        self.crops = crops
-        self.network = synchronised(network.requires_grad_(False)).train()
-        if freeze_norm:
-            self.network.backbone.eval()
-        self.attention, self.swav = synchronised(attention).train(), swav
-        self.modules = {"network": self.network, "attention": self.attention, "swav": swav}
-        trained = [*attention.parameters(), *swav.parameters()]
-        self.optimizers = {"larc": LARC(trained, lr, weight_decay=weight_decay)}
-
-    def batch(self, indices: Indices, random: torch.Generator) -> Crops:
-        """The crops of pretraining."""
-        return self.crops.draw(indices, random)
-
-    def attended(self, x: Tensor) -> Tensor:
-        """Crops to mean(A(n) n), (B, F)."""
-        with torch.no_grad():
-            n = F.normalize(upsampled(self.network.deepest(x)), dim=1)
-        return (self.attention(n) * n).mean((-2, -1))
-
-    def losses(self, batch: Crops, step: int) -> dict[str, Tensor]:
-        """L_swav alone."""
-        self.swav.before_step(step)
-        pooled = [self.attended(x) for x in (batch.global_, batch.local) if x is not None]
-        z = self.network.image_head(torch.cat(pooled)).split(len(batch.global_) // 2)
-        return {"loss": self.swav(z, batch.global_.chunk(2), step)}
-
-    def after_step(self, step: int) -> None:
-        """Queues."""
-        self.swav.after_step(step, self.network)

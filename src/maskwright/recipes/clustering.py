@@ -1,0 +1,54 @@
+"""k-means of a run: of all processes' rows, with its seed, as many clusters as it has classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from maskwright.engine.config import option
+from maskwright.engine.distributed import gather_objects, rank, reducer
+from maskwright.errors import MaskwrightError
+from maskwright.ops.clustering.kmeans import KMeansResult, kmeans
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
+
+
+@dataclass(kw_only=True)
+class ClusterOptions:
+    """k-means."""
+
+    restarts: int = option(10, "starts of k-means; the one with the best inertia is kept", low=1)
+    iterations: int = option(100, "most iterations of each start", low=1)
+
+
+def cluster_rows(context: Context, rows: Tensor, options: ClusterOptions, clusters: int | None = None) -> KMeansResult:
+    """Spherical k-means of all processes' rows.
+
+    Args:
+        context: the run.
+        rows: this process's share (N, D).
+        options: of k-means.
+        clusters: how many; by default as many as the run has classes.
+
+    Raises:
+        MaskwrightError: when there are fewer rows than clusters.
+    """
+    k = clusters or context.classes
+    counts = gather_objects(len(rows))
+    if sum(counts) < k:
+        raise MaskwrightError(
+            f"{k} clusters from {sum(counts)} positions of {len(context.data)} images",
+            "at least one position a cluster", "ask for fewer with --classes, or add images",
+        )  # fmt: skip
+    try:
+        return kmeans(
+            rows, k, metric="cosine", init="kmeans++", iterations=options.iterations, restarts=options.restarts,
+            seed=context.seed, all_reduce=reducer(), offset=sum(counts[: rank()]), total=sum(counts),
+        )  # fmt: skip
+    except ValueError as error:
+        raise MaskwrightError(
+            f"the features cannot be clustered: {error}", "", "ask for fewer with --classes"
+        ) from error
