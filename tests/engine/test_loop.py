@@ -323,3 +323,30 @@ def test_the_stand_in_for_fabric_is_like_fabric(tmp_path, uninterrupted):
     assert fabric.device == PlainFabric.device and fabric.world_size == 1 and fabric.is_global_zero
     train(Toy(STEPS), tmp_path, fabric=fabric)
     assert equal(load_checkpoint(tmp_path / "toy" / CHECKPOINT), uninterrupted[0])
+
+
+class Two(Toy):
+    """The toy with a schedule for one of its optimisers, and short gradients."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps)
+        self.schedule = {"body": lambda step: 1 / (1 + step)}
+        self.clip = 1e-3
+        self.rates: list[tuple[float, float]] = []
+        self.norms: list[float] = []
+
+    def after_step(self, step: int) -> None:
+        body, head = (self.optimizers[n].param_groups[0]["lr"] for n in ("body", "head"))
+        self.rates.append((body, head))
+        gradients = [p.grad for p in loop.parameters_of(self.optimizers["body"]) if p.grad is not None]
+        self.norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+        super().after_step(step)
+
+
+def test_a_schedule_an_optimiser_and_clipped_gradients(tmp_path):
+    toy = Two(STEPS)
+    first = {n: toy.optimizers[n].param_groups[0]["lr"] for n in ("body", "head")}
+    train(toy, tmp_path)
+    assert [r[0] for r in toy.rates] == [pytest.approx(first["body"] / (1 + k)) for k in range(STEPS)]
+    assert {r[1] for r in toy.rates} == {first["head"]}, "an optimiser without a schedule keeps its rate"
+    assert max(toy.norms) <= 1e-3 * 1.001 and min(toy.norms) > 0

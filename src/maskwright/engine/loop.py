@@ -37,6 +37,8 @@ CHECKPOINT_SECONDS = 60.0
 
 Indices = Sequence[int] | np.ndarray
 """Indices of images."""
+Schedule = Callable[[int], float]
+"""Factor on a learning rate at a step."""
 
 
 class HasState(Protocol):
@@ -65,18 +67,24 @@ class Training:
         optimizers: by name.
         sampler: draws the indices.
         extra: other things with state (banks, schedules that adapt), by name.
-        schedule: factor on every optimiser's initial learning rate at a step, a pure function of the step.
+        schedule: factor on every optimiser's initial learning rate at a step, a pure function of the step; or such a
+            function for each optimiser by its name, those without one kept at their rates.
+        clip: greatest norm of each optimiser's gradient; None: gradients are as they are.
+        must_fall: name of the loss term that falls while the stage learns; of players against each other, the total
+            need not.
         reads_ahead: whether batches may be drawn in other threads while a step runs. False where the sampler or
             `batch` depends on what a step changes (weights, banks, scores), or draws from torch's global generator.
     """
 
     reads_ahead: ClassVar[bool] = True
+    must_fall: ClassVar[str] = "loss"
 
     modules: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
     sampler: Sampler
     extra: Mapping[str, HasState] = {}
-    schedule: Callable[[int], float] | None = None
+    schedule: Schedule | Mapping[str, Schedule] | None = None
+    clip: float | None = None
 
     def batch(self, indices: Indices, random: torch.Generator) -> Any:
         """Loads and augments the batch, on the CPU; all randomness comes from `random`.
@@ -103,8 +111,10 @@ class Training:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         fabric.backward(terms["loss"])
-        average_gradients(p for o in self.optimizers.values() for g in o.param_groups for p in g["params"])
+        average_gradients(p for o in self.optimizers.values() for p in parameters_of(o))
         for optimizer in self.optimizers.values():
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(parameters_of(optimizer), self.clip)
             optimizer.step()
         return terms
 
@@ -193,12 +203,18 @@ def _must_be_finite(loss: float, name: str, step: int) -> None:
 
 
 def _set_rates(training: Training, base: Mapping[str, Sequence[float]], step: int) -> None:
-    if training.schedule is None:
-        return
-    factor = training.schedule(step)
+    schedule = training.schedule
     for name, optimizer in training.optimizers.items():
-        for group, rate in zip(optimizer.param_groups, base[name]):
-            group["lr"] = rate * factor
+        own = schedule.get(name) if isinstance(schedule, Mapping) else schedule
+        if own is not None:
+            factor = own(step)
+            for group, rate in zip(optimizer.param_groups, base[name]):
+                group["lr"] = rate * factor
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What an optimiser trains."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _parts(training: Training) -> dict[str, HasState]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.engine.distributed import average_gradients
+from maskwright.engine.loop import parameters_of
 from maskwright.ops.losses.seg_losses import reduce_pixels
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def take_step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor) ->
     """One step of one optimiser, its gradients the mean over processes."""
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
-    average_gradients(p for g in optimizer.param_groups for p in g["params"])
+    average_gradients(parameters_of(optimizer))
     optimizer.step()
 
 
