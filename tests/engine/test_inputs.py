@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -132,6 +133,15 @@ def test_names_that_a_method_takes():
     assert raised.value.repair == "did you mean 'teacher'?"
     with pytest.raises(MaskwrightError, match=r"kmeans and the input x .a., which it has no use for; expected no --in"):
         check_inputs(KMeans, KMeans.inputs, {"x": "a"})
+
+
+def test_the_page_of_a_method_names_them(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["maskwright", "methods", "guided"])
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    told = capfd.readouterr().out
+    assert "--input teacher=PLACE: a network that knows better\n" in told
+    assert "--input regions=PLACE: superpixels (may be left out)\n" in told
 
 
 # ---------------------------------------------------------------------- opened
