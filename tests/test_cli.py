@@ -149,7 +149,7 @@ def test_methods_as_json(maskwright):
     code, out, _ = maskwright("methods", "--json")
     rows = json.loads(out)
     assert code == 0 and [r["name"] for r in rows] == list(mw.METHODS)
-    fields = {"name", "title", "paper", "link", "family", "needs", "options", "summary"}
+    fields = {"name", "title", "paper", "link", "family", "needs", "inputs", "options", "summary"}
     assert all(set(r) == fields and r["title"] and r["link"] and r["options"] and r["summary"] for r in rows)
     code, out, _ = maskwright("methods", "stego", "--json")
     assert code == 0 and json.loads(out) == [r for r in rows if r["name"] == "stego"]

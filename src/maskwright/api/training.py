@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
+    from maskwright.engine.inputs import Given
     from maskwright.engine.progress import Progress
     from maskwright.engine.records import RunFolder
     from maskwright.engine.run import Pages
@@ -24,6 +25,7 @@ def train(
     *,
     out: str | Path | None = None,
     source: Place | Mapping[str, Place] | Iterable[str] | None = None,
+    inputs: Given = None,
     split: str | None = None,
     labeled: str | Path | None = None,
     classes: int | None = None,
@@ -52,6 +54,8 @@ def train(
         source: data beside it: `"[NAME=]DATA[@SPLIT]"`, a list of such texts, an opened dataset, a pair (data, split),
             or a table of these by name. The one without a name is called `source` and is fully labelled; which others
             a method takes, and whether they need labels, is what the method says.
+        inputs: second networks and proposals by the names that the method gives them: `{"teacher": "runs/a"}`, or
+            texts "NAME=PLACE".
         split: only these images.
         labeled: name of a split, or a file: only these images' masks may be read.
         classes: number of classes or clusters; by default that of the class table.
@@ -79,6 +83,7 @@ def train(
     from maskwright.data.masking.classes import given_names
     from maskwright.engine.ahead import read_ahead
     from maskwright.engine.config import configure
+    from maskwright.engine.inputs import inputs_as_written, named_inputs
     from maskwright.engine.opening import open_run
     from maskwright.engine.progress import Progress
     from maskwright.engine.request import RunRequest
@@ -92,7 +97,7 @@ def train(
         images = images.split(split)
     if labeled is not None:
         images = images.labeled(labeled)
-    sources = open_sources(source, beside=images)
+    sources, places = open_sources(source, beside=images), named_inputs(inputs)
     reason = ""
     if method == "auto":
         method, reason = choose_method(images.labels_present(), len(images), SOURCE in sources)
@@ -102,7 +107,8 @@ def train(
     if reason and SOURCE not in cls.streams_taken(config):
         sources.pop(SOURCE, None)  # the reason says so
     request = RunRequest(
-        data=images, method=cls, config=config, out=out, sources=sources, split=split, labeled=labeled, classes=classes,
+        data=images, method=cls, config=config, out=out, sources=sources, inputs=places, split=split,
+        labeled=labeled, classes=classes,
         names=None if names is None else given_names(names), backbone=backbone, weights=weights, steps=steps, seed=seed,
         device=device, resume=resume, reason=reason, progress=bar,
     )  # fmt: skip
@@ -111,7 +117,8 @@ def train(
     context.workers = workers
     try:
         call = {
-            "method": cls.name, "data": data, "source": sources_as_written(source, sources), "split": split,
+            "method": cls.name, "data": data, "source": sources_as_written(source, sources),
+            "input": inputs_as_written(places) or None, "split": split,
             "labeled": labeled, "classes": classes, "names": None if request.names is None else list(request.names),
             "backbone": backbone, "weights": weights, "steps": steps, "seed": seed, "device": device,
         }  # fmt: skip

@@ -60,6 +60,7 @@ def record(method: type[Method]) -> dict[str, Any]:
         "link": method.link,
         "family": method.family,
         "needs": sorted(method.needs),
+        "inputs": {name: {"kind": i.kind, "says": i.says, "required": i.required} for name, i in method.inputs.items()},
         "summary": method.summary,
         "options": describe(method.Config),
     }
@@ -101,6 +102,10 @@ def page(method: type[Method], width: int, every: bool) -> Iterator[str]:
     yield f"{method.name}: {method.summary}"
     yield from textwrap.wrap(f"{method.title}, {method.venue}, {method.link}", width, break_long_words=False)
     yield f"labels needed: {labels_needed(method)}"
+    for option, taken in (("--source {}=DATA", method.streams), ("--input {}=PLACE", method.inputs)):
+        for name, need in taken.items():
+            told = f"{option.format(name)}: {need.says}{'' if need.required else ' (may be left out)'}"
+            yield from textwrap.wrap(told, width, break_long_words=False)
     shown = [o for o in rows if every or o["main"]]
     groups: dict[str, list[dict[str, Any]]] = {}
     for o in shown:

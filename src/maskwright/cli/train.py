@@ -18,13 +18,15 @@ def from_file(context: typer.Context, path: Path | None) -> Path | None:
     """Makes the options that a file gives the defaults of those on the command line."""
     if path is not None and not context.resilient_parsing:
         said = read_config(path, OPTIONS)[0]
-        context.default_map = {name: argument(value, name == "source") for name, value in said.items()}
+        context.default_map = {name: argument(value, name in ("source", "input")) for name, value in said.items()}
     return path
 
 
 def argument(value: Any, repeatable: bool = False) -> Any:
-    """A value of a file as the command line would have it; of an option that is repeatable, a list."""
+    """A value of a file as the command line would have it; of an option that is repeatable, a list, which the file may
+    have as a table by name."""
     if repeatable:
+        value = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
         return [str(v) for v in (value if isinstance(value, list) else [value] if value is not None else [])]
     if isinstance(value, list):
         return ",".join(map(str, value))
@@ -38,6 +40,9 @@ def train(
     ] = "auto",
     source: Annotated[
         list[str] | None, typer.Option(help="[NAME=]DATA[@SPLIT], repeatable: other data, labelled if it has no name.")
+    ] = None,
+    input: Annotated[
+        list[str] | None, typer.Option(help="NAME=PLACE, repeatable: a second network or proposals, as a run's folder.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
     labeled: Annotated[str | None, typer.Option(help="Split or file: the images whose masks may be read.")] = None,
@@ -72,7 +77,7 @@ def train(
     from maskwright import api
 
     api.train(
-        data, method, out=out, source=source, split=split, labeled=labeled, classes=classes, names=names,
+        data, method, out=out, source=source, inputs=input, split=split, labeled=labeled, classes=classes, names=names,
         backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, settings=settings, resume=resume,
         labels=labels, void=void, range=range,
     )  # fmt: skip

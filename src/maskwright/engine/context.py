@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sampler import Sampler
 from maskwright.engine import seeding
 from maskwright.engine.cache import FeatureCache, FeatureStore
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 
     from maskwright.data.folders.folder import Dataset
     from maskwright.data.masking.classes import ClassTable
+    from maskwright.engine.inputs import Input
     from maskwright.models.backbones.build import Backbone
     from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.preprocess import Preprocess
+    from maskwright.models.segmenter import Segmenter
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -52,6 +55,7 @@ class Context:
         backbone: the network that sees; frozen unless a method trains it.
         sources: the data sets beside the run's own, by the names that `--source` gave; what the method's contract does
             not let it read of their labels is hidden.
+        inputs: second networks and proposals, by the names that `--input` gave; `input` gives the thing itself.
         progress: how work shows itself.
         notes: sentences for the report.
         workers: threads that read ahead while a stage trains; None: as `engine.ahead.read_ahead` says.
@@ -66,6 +70,7 @@ class Context:
     cache: FeatureCache
     backbone: Backbone
     sources: Mapping[str, Dataset] = field(default_factory=dict)
+    inputs: Mapping[str, Input] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
     workers: int | None = None
@@ -95,6 +100,17 @@ class Context:
         if name not in streams:
             raise KeyError(f"no data set called {name!r} in this run, only {', '.join(streams)}")
         return streams[name]
+
+    def input(self, name: str) -> Segmenter | Backbone | Proposals:
+        """A second network, on the device, in evaluation mode and without gradients; or a store of proposals.
+
+        Raises:
+            KeyError: there is none; a method that asks for it declares it as required (`Method.inputs`).
+        """
+        if name not in self.inputs:
+            raise KeyError(f"no input called {name!r} in this run, only {', '.join(self.inputs) or 'none'}")
+        thing = self.inputs[name].thing
+        return thing if isinstance(thing, Proposals) else thing.to(self.device)
 
     @property
     def classes(self) -> int:

@@ -63,6 +63,22 @@ LABELLED_SOURCE = StreamNeed(says="a fully labelled folder of another domain", l
 """What the data set called `source` is, where a method says no more than that it needs it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputNeed:
+    """What a method takes that another training made.
+
+    Attributes:
+        says: what it is for, in a few words.
+        kind: `network`: a saved model, a run, or the name of a backbone with weights; `proposals`: a folder of masks,
+            regions or maps named as the images, or a run with a stage that made one.
+        required: whether the method cannot run without.
+    """
+
+    says: str
+    kind: Literal["network", "proposals"]
+    required: bool = True
+
+
 class Method(ABC):
     """A paper, as the program runs it.
 
@@ -76,6 +92,7 @@ class Method(ABC):
         needs: labels without which it cannot run, out of `masks`, `tags`, `captions`, `names`, `source`.
         streams: the named data sets that it takes beside the run's own, required or not. One that needs `source` and
             says no more of it gets a fully labelled one.
+        inputs: the second networks and the proposals that it takes, by name, required or not.
         classes_from: `labels` where its classes are those of the labels, which have names; `clusters` where it finds
             them itself.
         backbones: `any`, or `vit` where only a vision transformer will do; the automatic choice respects it.
@@ -90,6 +107,7 @@ class Method(ABC):
     family: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     streams: ClassVar[Mapping[str, StreamNeed]] = {}
+    inputs: ClassVar[Mapping[str, InputNeed]] = {}
     classes_from: ClassVar[Literal["labels", "clusters"]] = "labels"
     backbones: ClassVar[Literal["any", "vit"]] = "any"
     Config: ClassVar[type]
@@ -125,6 +143,12 @@ class Method(ABC):
         it, and `source` where that is needed."""
         needed = {"source": LABELLED_SOURCE} if "source" in cls.labels_needed(config) else {}
         return {**needed, **cls.streams}
+
+    @classmethod
+    def inputs_taken(cls, config: Any) -> Mapping[str, InputNeed]:
+        """The second networks and proposals that a run with these options takes: `inputs`, unless an option changes
+        it."""
+        return cls.inputs
 
     @classmethod
     def reads_masks(cls, config: Any) -> bool:

@@ -86,6 +86,10 @@ class Training:
     schedule: Schedule | Mapping[str, Schedule] | None = None
     clip: float | None = None
 
+    def before_step(self, step: int) -> None:
+        """Called before each step, by the thread that trains, with the step's random state: rounds. Where batches are
+        read ahead the step's own may be drawn already."""
+
     def batch(self, indices: Indices, random: torch.Generator) -> Any:
         """Loads and augments the batch, on the CPU; all randomness comes from `random`.
 
@@ -176,6 +180,7 @@ def fit(
             stop_if_asked()
             seed_step(seed, step, rank(), name)
             _set_rates(training, base_rates, step)
+            training.before_step(step)
             terms = training.update(fabric, batches.next(), step)
             training.after_step(step)
 

@@ -16,6 +16,7 @@ from maskwright.engine.classes import class_table, known_table
 from maskwright.engine.config import configure, flat, nested
 from maskwright.engine.context import Context
 from maskwright.engine.devices import make_fabric
+from maskwright.engine.inputs import open_inputs
 from maskwright.engine.ledgers import TARGET, Ledgers
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import (
@@ -46,7 +47,8 @@ def open_run(request: RunRequest) -> Context:
     Whoever opens a run releases it: `context.run.release()`.
 
     Raises:
-        MaskwrightError: as `RunRequest.check`, `understand`, `class_table`, `find_backbone` and `RunFolder.start`.
+        MaskwrightError: as `RunRequest.check`, `understand`, `class_table`, `open_inputs`, `find_backbone` and
+            `RunFolder.start`.
     """
     request.check()
     cls, config, bar = request.method, request.config, request.progress
@@ -54,6 +56,7 @@ def open_run(request: RunRequest) -> Context:
     images, sources, table, why_classes = _data_and_classes(request)
     fabric = make_fabric(request.device)
     bar.quiet = bar.quiet or fabric.global_rank > 0
+    inputs = open_inputs(cls.inputs_taken(config), request.inputs, request.seed)
     unused = cls.backbone_unused(config)
     backbone, why_backbone = find_backbone(
         request.backbone_name, request.weights, bar, request.seed, cls.backbones, unused
@@ -94,6 +97,7 @@ def open_run(request: RunRequest) -> Context:
             }
             for name, data in sources.items()
         },
+        "inputs": {name: one.record() for name, one in inputs.items()},
         **Ledgers.of({TARGET: images, **sources}).record(),
         "started": now(),
     }
@@ -113,6 +117,7 @@ def open_run(request: RunRequest) -> Context:
         cache=FeatureCache(),
         backbone=backbone,
         sources=sources,
+        inputs=inputs,
         progress=bar,
         notes=list(run.record.get("notes", [])),
     )
@@ -120,7 +125,7 @@ def open_run(request: RunRequest) -> Context:
     of_sources = [sentence for name, data in sources.items() for sentence in _told(name, data, request)]
     chosen = (f"Backbone: {why_backbone}.", f"Classes: {why_classes}.")
     with recorded(run):
-        for sentence in (*images.notices, *of_sources, *told, *chosen):
+        for sentence in (*images.notices, *of_sources, *told, *chosen, *(one.says() for one in inputs.values())):
             if sentence:
                 context.note(sentence)
     return context

@@ -64,6 +64,7 @@ SHAPE: dict[str, Any] = {
     "options?": dict,
     "data?": {"fingerprint?": (str, None), "labels?": (dict, None)},
     "sources?": {str: {"fingerprint?": str, "reading?": (dict, None)}},
+    "inputs?": {str: {"kind": str, "place": str, "hash": str}},
     "labels_read?": {str: {str: int}},
     "labels_read_by_stream?": {str: {str: {str: int}}},
     "backbone?": (dict, None),
@@ -210,6 +211,7 @@ class RunFolder:
                     self.earlier = "the earlier process of this run ended without a word; going on from what it saved"
                 self._must_have_labels(labels)
                 self._must_match(record, defaults)
+                self._must_have_inputs(record.get("inputs") or {})
                 self.record.update({k: v for k, v in record.items() if k not in ("started", "command")})
                 self.record.setdefault("resumed", []).append(now())
             else:
@@ -293,6 +295,24 @@ class RunFolder:
                     f"{self.path} was made with {_difference(key, was, now_)}",
                     "the same settings to resume it",
                     "repeat the command of its run.json, or choose another --out",
+                )
+
+    def _must_have_inputs(self, today: Mapping[str, Any]) -> None:
+        """Compares second networks and proposals with those that the run was begun with, by their contents.
+
+        Raises:
+            MaskwrightError: one is another, is missing, or is new.
+        """
+        before = self.record.get("inputs") or {}
+        for name in sorted(before.keys() | today.keys()):
+            sides = [
+                f"{one[name]['place']}, {one[name]['hash'][:12]}" if name in one else "none" for one in (before, today)
+            ]
+            if name not in before or name not in today or before[name]["hash"] != today[name]["hash"]:
+                raise MaskwrightError(
+                    f"{self.path} was made with another input {name} ({sides[0]}; now {sides[1]})",
+                    "the same contents to resume it",
+                    "give it as it was, or choose another --out",
                 )
 
     def save(self, **changes: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskwright.data.trust.files import file_for
+from maskwright.engine.inputs import check_inputs
 from maskwright.engine.progress import Progress
 from maskwright.engine.streams import Source, check_sources
 from maskwright.errors import MaskwrightError
@@ -27,6 +28,7 @@ class RunRequest:
         config: its options; its defaults if None.
         out: the run folder; `runs/METHOD-DATA` if None.
         sources: the data sets beside it, by name, as `open_sources` gives them.
+        inputs: second networks and proposals: their places by name, as `named_inputs` gives them.
         split: name of the split that `data` was chosen by, for the record.
         labeled: name of the list that hid masks, for the record; None where none did.
         classes: number of classes or clusters; None: that of the class table.
@@ -46,6 +48,7 @@ class RunRequest:
     config: Any = None
     out: str | Path | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
     split: str | None = None
     labeled: str | Path | None = None
     classes: int | None = None
@@ -67,14 +70,15 @@ class RunRequest:
         """Looks at what can be known before a file is opened.
 
         Raises:
-            MaskwrightError: a number out of its range, labels that the method needs and that are not there, or two
-                words on the encoder.
+            MaskwrightError: a number out of its range, labels that the method needs and that are not there, data sets
+                or inputs that it needs or does not take, or two words on the encoder.
         """
         if not 0 <= self.seed < 2**63:
             raise MaskwrightError(f"--seed {self.seed}", "a whole number from 0 to 2**63 - 1")
         if self.steps is not None and self.steps < 1:
             raise MaskwrightError(f"--steps {self.steps}", "at least 1")
         self._check_labels()
+        check_inputs(self.method, self.method.inputs_taken(self.config), self.inputs)
         wanted = self.method.wanted_backbone(self.config)
         if wanted and self.backbone not in ("auto", wanted):
             raise MaskwrightError(f"--backbone {self.backbone} and --set encoder={wanted}", "one of the two")

@@ -87,6 +87,8 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
         "data": run.record["data"]["fingerprint"],
         **trained_sizes(context.data),
         "refine": method.refinement,
+        "labels_read": context.ledgers.counts(),
+        "inputs": {name: one.saw() for name, one in context.inputs.items()},
         "reading": context.data.settled_reading.to_json(),
     }
     if run.writes:

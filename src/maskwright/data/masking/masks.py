@@ -261,6 +261,13 @@ def write_mask_rg(path: str | os.PathLike[str], ids: np.ndarray) -> None:
     )
 
 
+def write_grey16(path: str | os.PathLike[str], values: np.ndarray) -> None:
+    """Writes uint16 (H, W) as a grey PNG of 16 bits, whatever the values. Raises as `write_mask`."""
+    if values.ndim != 2 or values.dtype != np.uint16 or 0 in values.shape:
+        raise ValueError(f"values of shape {values.shape} and type {values.dtype}, expected uint16 (H, W)")
+    _save(path, Image.fromarray(values))
+
+
 def _save(path: str | os.PathLike[str], image: Image.Image) -> None:
     # Level 1 is three times as fast as the default and costs little on masks, which are mostly runs.
     with atomic_write(path, durable=False) as beside, open(beside, "wb") as file:

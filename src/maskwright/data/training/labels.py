@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from maskwright.data.masking.classes import IGNORE8, IGNORE16, ClassTable
 from maskwright.data.masking.label_rules import ignore_of
-from maskwright.data.masking.masks import read_mask, write_mask
+from maskwright.data.masking.masks import read_mask, write_grey16, write_mask
 from maskwright.data.training import rendering
 from maskwright.data.training.views import View
 from maskwright.data.trust.files import atomic_write, file_for, write_text
@@ -174,10 +173,7 @@ class LabelMap:
         root = Path(folder)
         # Confidence first: a store whose mask exists is complete, and resuming goes by the masks.
         grey = (self.confidence.cpu().double().clamp(0, 1) * 65535).round().numpy().astype(np.uint16)
-        target = file_for(root / "confidence", name, ".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target, durable=False) as beside, open(beside, "wb") as file:
-            Image.fromarray(grey).save(file, format="PNG", compress_level=1)
+        write_grey16(file_for(root / "confidence", name, ".png"), grey)
         target = file_for(root / "masks", name, ".png")
         target.parent.mkdir(parents=True, exist_ok=True)
         write_mask(target, self.target(ignore).cpu().numpy().astype(np.uint16), classes)

@@ -6,6 +6,7 @@ Both give label maps at the size of the photograph, and the images that have any
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.masking.label_rules import ignore_of
-from maskwright.data.training.labels import LabelMap, LabelStore
+from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.views import View
 from maskwright.errors import MaskwrightError
 
@@ -72,8 +73,22 @@ class MaskLabels:
         return LabelMap.from_mask(ids, ignore)
 
 
+class Store(Protocol):
+    """Labels by image name on disk: a `LabelStore`, or `Proposals`.
+
+    Attributes:
+        folder: where they lie.
+    """
+
+    folder: Path
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def read(self, name: str) -> LabelMap: ...
+
+
 class StoredLabels:
-    """Pseudo-labels of a dataset's images, from a store that a run wrote; the ledger does not count them.
+    """Pseudo-labels or proposals of a dataset's images, from a store; the ledger does not count them.
 
     Args:
         data: the images.
@@ -84,7 +99,7 @@ class StoredLabels:
         MaskwrightError: the store has labels of none of the images.
     """
 
-    def __init__(self, data: Dataset, store: LabelStore, names: set[str] | None = None) -> None:
+    def __init__(self, data: Dataset, store: Store, names: set[str] | None = None) -> None:
         self.data, self.store = data, store
         wanted = [(i, item.name) for i, item in enumerate(data.items) if names is None or item.name in names]
         self.indices = [i for i, name in wanted if name in store]

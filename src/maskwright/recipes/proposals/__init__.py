@@ -1,0 +1,1 @@
+"""Proposals for photographs: made by a stage, and kept for other runs."""
