@@ -256,7 +256,7 @@ def test_predict_keeps_to_tags(maskwright, trained, tmp_path):
         (["--versio"], ["--versio", "--version"]),
         (["train", "NOWHERE"], ["NOWHERE"]),
         (["train", "DATA", "--method", "stegoo"], ["stegoo", "'stego'"]),
-        (["train", "DATA", "--method", "kmeans", "--set", "restartz=3"], ["restartz", "'restarts'"]),
+        (["train", "DATA", "--method", "kmeans", "--set", "restartz=3"], ["restartz", "'clusters.restarts'"]),
         (["train", "DATA", "--method", "kmeans", "--set", "restarts=many"], ["restarts=many", "int"]),
         (["train", "DATA", "--method", "kmeans", "--set", "restarts"], ["key=value"]),
         (["train", "DATA", "--method", "kmeans", "--set", "restarts=0"], ["restarts", "at least 1"]),

@@ -158,7 +158,7 @@ def test_a_file_of_settings_offers_the_nearest(maskwright, tmp_path):
     data = write_tiny_folder(tmp_path / "tiny")
     (tmp_path / "a.yaml").write_text(f"data: {data}\nmethod: kmeans\nsettings:\n  restartz: 3\n")
     code, err = maskwright("train", "--config", tmp_path / "a.yaml", "--out", tmp_path / "run")
-    assert code == 2 and "unknown setting 'restartz'" in err and "'restarts'" in err
+    assert code == 2 and "unknown setting 'restartz'" in err and "'clusters.restarts'" in err
 
 
 def test_the_file_of_a_run_repeats_it(maskwright, tmp_path, monkeypatch):
@@ -172,7 +172,8 @@ def test_the_file_of_a_run_repeats_it(maskwright, tmp_path, monkeypatch):
     assert code == 0, err
     said = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert said["data"] == str(tmp_path / "tiny") and said["split"] == "train" and said["weights"] == "random"
-    assert said["void"] == "none" and said["settings"]["dim"] == 8 and "out" not in said and "source" not in said
+    assert said["void"] == "none" and said["settings"]["reduction"]["dim"] == 8
+    assert "out" not in said and "source" not in said
     assert said.keys() - {"settings"} <= OPTIONS
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

@@ -117,7 +117,7 @@ def train(
     context.workers = workers
     try:
         call = {
-            "method": cls.name, "data": data, "source": sources_as_written(source, sources),
+            "method": cls.name, "data": data, "source": sources_as_written(source, sources) or None,
             "input": inputs_as_written(places) or None, "split": split,
             "labeled": labeled, "classes": classes, "names": None if request.names is None else list(request.names),
             "backbone": backbone, "weights": weights, "steps": steps, "seed": seed, "device": device,

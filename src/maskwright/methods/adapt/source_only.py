@@ -31,7 +31,7 @@ class SourceOnly(NetworkMethod):
 
     name: ClassVar[str] = "source_only"
     title: ClassVar[str] = "Revisiting batch normalization for practical domain adaptation"
-    venue: ClassVar[str] = "Li et al., ICLR Workshop 2017"
+    venue: ClassVar[str] = "Li et al., ICLRW 2017"
     link: ClassVar[str] = "https://arxiv.org/abs/1603.04779"
     summary: ClassVar[str] = "Trains on a labelled source: the floor."
     family: ClassVar[str] = "adapt"
