@@ -17,6 +17,7 @@ from tests.conftest import write_tiny_folder
 
 import maskwright as mw
 from maskwright.app.report import write_report
+from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.scores import hash_names
@@ -129,7 +130,7 @@ def test_a_method_that_reads_no_mask_does_not_care_which_there_are(tmp_path):
 )  # fmt: skip
 def test_which_runs_read_masks(method, settings, reads):
     cls = mw.METHODS[method]
-    assert cls.reads_masks(cls.Config(**settings)) is reads
+    assert cls.reads_masks(configure(cls.Config, settings)) is reads
 
 
 def test_a_network_with_an_encoder_of_its_own_is_what_the_record_tells(tmp_path, capfd):
