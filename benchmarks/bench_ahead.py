@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from maskwright.recipes.training.segmenting import SegmentationTraining
 from PIL import Image
 
 from benchmarks.bench_training import CLASSES, context_of
 from benchmarks.common import Row, one_thread, side_by_side
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.ahead import Batches
+from maskwright.engine.config import configure
 from maskwright.methods.semi.mean_teacher import MeanTeacherConfig, MeanTeacherTraining
 from maskwright.methods.supervised import SupervisedConfig
+from maskwright.recipes.training.training import NetworkTraining
 
 PICTURES, SIZE, STEPS = 8, (1500, 2000), 8
 
@@ -61,8 +62,10 @@ def rows() -> list[Row]:
         labels = MaskLabels(context.data, CLASSES)
         config = {"crop": 256, "batch": 4, "steps": 100}
         trainings = {
-            "supervised step, 4 x 256": SegmentationTraining(context, SupervisedConfig(**config), labels, 100),
-            "Mean Teacher step, 4 + 4 x 256": MeanTeacherTraining(context, MeanTeacherConfig(**config), labels, 100),
+            "supervised step, 4 x 256": NetworkTraining(context, configure(SupervisedConfig, config), labels, 100),
+            "Mean Teacher step, 4 + 4 x 256": MeanTeacherTraining(
+                context, configure(MeanTeacherConfig, config), labels, 100
+            ),
         }
         for what, training in trainings.items():
             none, one, two = side_by_side(*(trainer(training, w) for w in (0, 1, 2)), repeats=3)

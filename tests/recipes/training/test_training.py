@@ -13,11 +13,14 @@ from tests.methods.semi.checks import check_resumes, seeded
 
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.augment import photometric
+from maskwright.data.training.overlap import PairStream
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.config import configure
+from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.seg_losses import dice_loss, ohem_cross_entropy
-from maskwright.recipes.training.options import NetworkConfig
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.method import CropMethod
+from maskwright.recipes.training.options import CropConfig, NetworkConfig
+from maskwright.recipes.training.training import CropTraining, NetworkTraining
 
 
 def training(context, steps=10, **options):
@@ -156,6 +159,58 @@ def test_a_second_data_set_is_a_stream_as_any_other(semi_context, two_domains):
 
 def test_streams_and_modules_of_its_own_go_on_after_a_kill(semi_context, two_domains, tmp_path, monkeypatch):
     check_resumes(semi_context, two_domains, tmp_path, monkeypatch)
+
+
+class Agreeing(CropTraining):
+    """Learns without labels that the cells of two overlapping crops are alike."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        images, crops = range(len(self.context.data)), self.config.crops
+        photographs = self.stream(images, self.order(len(images), crops.batch), change=photometric("iic_coco"))
+        self.streams["u"] = PairStream(photographs, 8, (crops.scale_min, crops.scale_max))
+
+    def losses(self, batch, step):
+        u = batch["u"]
+        one, two = (F.avg_pool2d(self.student(x).logits, 8).permute(0, 2, 3, 1).flatten(0, 2) for x in (u.u1, u.u2))
+        return {"loss": (one[u.cells1] - two[u.cells2]).square().mean()}
+
+
+def agreeing(context):
+    return Agreeing(context, configure(CropConfig, {"crop": 32, "batch": 3, "precision": "fp32"}), 5)
+
+
+def test_a_network_learns_without_labels(semi_context):
+    t = agreeing(semi_context)
+    drawn = t.batch(t.sampler.next(), seeded())
+    u = t.on_device(drawn)["u"]
+    assert torch.equal(u.u1, t.normalise(drawn["u"].u1)) and u.u1.shape == (3, 3, 32, 32)
+    before = t.network.classifier.conv.weight.detach().clone()
+    t.update(semi_context.fabric, {"u": u}, 0)
+    assert not torch.equal(before, t.network.classifier.conv.weight)
+    assert not any(semi_context.data.ledger.counts()["train"].values())
+
+
+def test_a_network_without_labels_goes_on_after_a_kill(semi_context, tmp_path, monkeypatch):
+    check_resumes(semi_context, lambda: agreeing(semi_context), tmp_path, monkeypatch)
+
+
+def test_it_begins_where_a_supervised_one_does(semi_context):
+    a, b = agreeing(semi_context).network.state_dict(), training(semi_context).network.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+@pytest.mark.parametrize("option", ["sample", "holdout", "loss", "balance", "norm_from"])
+def test_without_labels_there_are_no_options_of_labels(option):
+    configure(NetworkConfig, {})
+    with pytest.raises(MaskwrightError, match=option):
+        configure(CropConfig, {option: "x"})
+
+
+def test_a_method_without_labels_asks_for_none_and_makes_clusters():
+    config = configure(CropConfig, {})
+    assert not CropMethod.labels_needed(config) and not CropMethod.reads_masks(config)
+    assert CropMethod.classes_from == "clusters"
 
 
 def test_a_module_that_learns_too_has_the_heads_rate_and_decay(semi_context):

@@ -5,7 +5,7 @@ Legend: U pairs, S crop side, (n, n) cells of a crop, N cells in overlaps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from maskwright.data.training.crops import overlapping_crops
 from maskwright.data.training.streams import Stream
 from maskwright.data.training.views import View, transform_points
+from maskwright.ops.transfer import to_device
 
 
 class Pairs(NamedTuple):
@@ -37,6 +38,19 @@ class Pairs(NamedTuple):
     inside1: Tensor
     inside2: Tensor
     views: tuple[tuple[View, View], ...]
+
+    def as_input(self, normalise: Callable[[Tensor], Tensor], device: torch.device) -> Pairs:
+        """The pairs on a device, their pixels as a network takes them.
+
+        Args:
+            normalise: uint8 (U, 3, S, S) to the network's input on the device.
+            device: for all else.
+        """
+        return self._replace(
+            u1=normalise(self.u1), u2=normalise(self.u2),
+            cells1=to_device(self.cells1, device), cells2=to_device(self.cells2, device),
+            inside1=to_device(self.inside1, device), inside2=to_device(self.inside2, device),
+        )  # fmt: skip
 
 
 def inside_cells(view: View, cell: int) -> Tensor:
@@ -93,7 +107,8 @@ class PairStream:
     """Two overlapping crops of each photograph, their offset whole cells, their photometric changes independent.
 
     Args:
-        photographs: the stream whose order, crops and photometric recipe these are.
+        photographs: the stream whose order, side of crops and photometric recipe (`change`) these are; without a
+            recipe colours stay as they are.
         cell: side of a cell, pixels.
         scale: least and greatest random scale of a pair.
         iou: least and greatest intersection over union of a pair's crops.
@@ -126,9 +141,10 @@ class PairStream:
     def draw(self, images: Sequence[int], random: torch.Generator) -> Pairs:
         """Pairs of crops of images; all randomness comes from `random`."""
         change = self.photographs.change
-        assert change is not None, "a stream with strong views"
         views = tuple(self.pair(int(i), random) for i in images)
         pixels = [self.pixels(int(i), pair) for i, pair in zip(images, views)]
-        u1, u2 = (change(torch.stack(side), random) for side in zip(*pixels))
+        u1, u2 = (torch.stack(side) for side in zip(*pixels))
+        if change is not None:
+            u1, u2 = change(u1, random), change(u2, random)
         inside1, inside2 = (torch.stack([inside_cells(v, self.cell) for v in side]) for side in zip(*views))
         return Pairs(u1, u2, *overlaps(views, self.cell), inside1, inside2, views)

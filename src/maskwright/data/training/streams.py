@@ -26,6 +26,7 @@ from maskwright.data.training.sources import Labels, fill_outside, read_view
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.training.views import View
 from maskwright.errors import MaskwrightError
+from maskwright.ops.transfer import to_device
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
 """A photometric recipe: uint8 (..., 3, S, S) and the source of all draws to new pixels of the same shape."""
@@ -83,6 +84,21 @@ class Views(NamedTuple):
         """The tags of a stream that has them, (B, T)."""
         assert self.tags is not None, "a stream without tags"
         return self.tags
+
+    def as_input(self, normalise: Callable[[Tensor], Tensor], device: torch.device) -> Views:
+        """The views on a device, their pixels as a network takes them.
+
+        Args:
+            normalise: uint8 (B, 3, S, S) to the network's input on the device.
+            device: for all else.
+        """
+        return self._replace(
+            weak=normalise(self.weak),
+            labels=None if self.labels is None else self.labels.to(device),
+            valid=to_device(self.valid, device),
+            strong=tuple(normalise(s) for s in self.strong),
+            tags=None if self.tags is None else to_device(self.tags, device),
+        )
 
 
 class Order(Protocol):

@@ -38,13 +38,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.data.training.overlap import Pairs, PairStream
+from maskwright.data.training.overlap import PairStream
 from maskwright.engine.config import option, part
 from maskwright.engine.distributed import world_size
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.contrast import contrastive_loss, directional_mask
 from maskwright.ops.losses.region_contrast import as_rows
-from maskwright.ops.transfer import to_device
 from maskwright.recipes.consistency.class_banks import RecentBank
 from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
@@ -163,16 +162,6 @@ class CACTraining(NetworkTraining):
         self.bank = RecentBank(c.step_save + 1, 2 * self.negatives, c.projection).to(self.device)
         self.modules["bank"] = self.bank
         self.ramp = Ramp(c.ramp, self.steps)
-
-    def on_device(self, batch: Any) -> dict[str, Any]:
-        """Views and pairs as the network's input."""
-        u: Pairs = batch["u"]
-        u = u._replace(
-            u1=self.normalise(u.u1), u2=self.normalise(u.u2),
-            cells1=to_device(u.cells1, self.device), cells2=to_device(u.cells2, self.device),
-            inside1=to_device(u.inside1, self.device), inside2=to_device(u.inside2, self.device),
-        )  # fmt: skip
-        return {"x": self.prepared(batch["x"]), "u": u}
 
     # ------------------------------------------------------------------ the step
 

@@ -119,12 +119,7 @@ class TagTraining(Training):
 
     def prepared(self, views: Views) -> Views:
         """Views with their pixels normalised, on the device."""
-        return views._replace(
-            weak=self.normalise(views.weak),
-            labels=None if views.labels is None else views.labels.to(self.device),
-            valid=views.valid.to(self.device, non_blocking=True),
-            tags=views.t.to(self.device, non_blocking=True),
-        )
+        return views.as_input(self.normalise, self.device)
 
     def normalise(self, x: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) to the network's input on the device."""

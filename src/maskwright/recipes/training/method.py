@@ -1,10 +1,10 @@
-"""A method with one training stage on masks, whose result is a network."""
+"""Methods with one training stage, whose result is a network: `NetworkMethod` on masks, `CropMethod` without labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from maskwright.data.training.sources import Labels, MaskLabels
 from maskwright.engine.contract import Method, Stage
@@ -12,20 +12,22 @@ from maskwright.models.networks.build import Network, brings_encoder
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.training.network import make_segmenter, trained_network
 from maskwright.recipes.training.selection import hold_out
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.training import CropTraining, NetworkTraining
 
 
-class NetworkMethod(Method):
-    """A method with one training stage on masks.
+class CropMethod(Method):
+    """A method with one training stage, whose result is a network; as it stands here it learns without labels, and each
+    output of the network is a cluster.
 
     Attributes:
-        trainer: its training, called with (context, config, labels, steps).
+        trainer: its training, called with (context, config, steps).
         says: one sentence for the progress line.
         result: name in the training's `modules` of the network that is kept.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"masks"})
-    trainer: ClassVar[Callable[..., NetworkTraining]] = NetworkTraining
+    family: ClassVar[str] = "unsupervised"
+    classes_from: ClassVar[Literal["labels", "clusters"]] = "clusters"
+    trainer: ClassVar[Callable[..., CropTraining]] = CropTraining
     says: ClassVar[str] = ""
     config: Any
 
@@ -51,14 +53,14 @@ class NetworkMethod(Method):
         """One: train."""
         return [Stage("train", "train", self.train, self.says)]
 
-    def labels(self) -> Labels:
-        """The masks that may be read."""
-        return MaskLabels(self.context.data, self.context.classes)
+    def training(self, steps: int) -> CropTraining:
+        """The training of so many steps."""
+        return self.trainer(self.context, self.config, steps)
 
     def train(self, folder: Path) -> None:
         """Trains; the artefact is the checkpoint of the last step."""
         steps = self.context.steps or self.config.steps
-        training = self.trainer(self.context, self.config, self.labels(), steps)
+        training = self.training(steps)
         o, decoder = training.config.optimizer, type(training.network.decoder).__name__
         self.context.note(f"Decoder {decoder}, {o.name} at {o.lr:g}, encoder at {o.encoder_lr:g} of it.")
         self.context.fit(training, "train", folder, steps)
@@ -67,10 +69,34 @@ class NetworkMethod(Method):
         """The trained network, from the artefact."""
         return trained_network(self.context, self.config, self.context.run.path / "train", self.result)
 
+    def segmenter(self) -> Segmenter:
+        """The last iterate, with batch-norm statistics of the run's photographs."""
+        return make_segmenter(self.context, self.config, self.network(), self.name, range(len(self.context.data)))
+
+
+class NetworkMethod(CropMethod):
+    """One that learns from masks.
+
+    Attributes:
+        trainer: its training, called with (context, config, labels, steps).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"masks"})
+    classes_from: ClassVar[Literal["labels", "clusters"]] = "labels"
+    trainer: ClassVar[Callable[..., NetworkTraining]] = NetworkTraining
+
+    def labels(self) -> Labels:
+        """The masks that may be read."""
+        return MaskLabels(self.context.data, self.context.classes)
+
+    def training(self, steps: int) -> NetworkTraining:
+        """The training of so many steps, on `labels`."""
+        return self.trainer(self.context, self.config, self.labels(), steps)
+
     def seen(self) -> list[int]:
         """Labelled images that training looked at, in the data set of `labels`: not those held out."""
         return list(hold_out(self.labels(), self.config.holdout, self.context.generator("holdout"))[0].indices)
 
     def segmenter(self) -> Segmenter:
-        """The last iterate."""
+        """The last iterate, or the one that held-out images chose."""
         return make_segmenter(self.context, self.config, self.network(), self.name, self.seen(), self.labels().data)

@@ -14,14 +14,14 @@ from maskwright.models.networks.build import Network, build_network
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.training.norm_statistics import evenly, retake_statistics
-from maskwright.recipes.training.options import NetworkConfig
+from maskwright.recipes.training.options import CropConfig
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
     from maskwright.engine.context import Context
 
 
-def make_network(context: Context, config: NetworkConfig) -> Network:
+def make_network(context: Context, config: CropConfig) -> Network:
     """The configured network on the run's backbone, with an untrained head."""
     c = config.network
     return build_network(
@@ -46,7 +46,7 @@ def network_options(text: str) -> dict[str, Any]:
     return options
 
 
-def make_preprocess(config: NetworkConfig, network: Network) -> Preprocess:
+def make_preprocess(config: CropConfig, network: Network) -> Preprocess:
     """Normalisation of the encoder's weights, native resolution up to `long_side`."""
     long_side, multiple = config.crops.long_side, network.multiple_of
     return Preprocess.for_backbone(network.provenance, long_side=long_side, multiple_of=multiple)
@@ -54,7 +54,7 @@ def make_preprocess(config: NetworkConfig, network: Network) -> Preprocess:
 
 def retake(
     context: Context,
-    config: NetworkConfig,
+    config: CropConfig,
     network: Network,
     preprocess: Preprocess,
     seen: Sequence[int],
@@ -70,7 +70,7 @@ def retake(
 
 def make_segmenter(
     context: Context,
-    config: NetworkConfig,
+    config: CropConfig,
     network: Network,
     method: str,
     seen: Sequence[int],
@@ -101,7 +101,7 @@ def make_segmenter(
 
 
 def trained_network(
-    context: Context, config: NetworkConfig, folder: Path, part: str = "network", chosen: bool = True
+    context: Context, config: CropConfig, folder: Path, part: str = "network", chosen: bool = True
 ) -> Network:
     """The network that a training stage left.
 
@@ -120,7 +120,7 @@ def trained_network(
     network = make_network(context, config)
     weights = parts.get(f"module.{part}")
     selection = parts.get("extra.selection")
-    if chosen and config.holdout > 0 and isinstance(selection, dict):
+    if chosen and isinstance(selection, dict):  # there is one where images were held out
         weights = selection.get("best")
     if isinstance(weights, dict):
         prefix = "module." if "_extra_state" in weights else ""

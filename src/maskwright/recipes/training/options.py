@@ -108,24 +108,35 @@ class NormOptions:
 
 
 @dataclass(kw_only=True)
-class NetworkConfig:
-    """Options of everything that trains a segmentation network."""
+class CropConfig:
+    """Options of everything that trains a segmentation network, with labels or without."""
 
     network: NetworkOptions = part(NetworkOptions)
-    crops: CropOptions = part(CropOptions)
+    crops: CropOptions = part(
+        CropOptions, without=("sample",),
+        says={"batch": "photographs in a step", "scale_min": "least random scale of a crop"},
+    )  # fmt: skip
     optimizer: OptimizerOptions = part(OptimizerOptions)
-    loss: LossOptions = part(LossOptions)
-    norms: NormOptions = part(NormOptions)
+    norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all")
     steps: int = option(2000, "optimiser steps where --steps does not say", low=1, main=True)
-    holdout: float = option(
-        0.0, "share of the labelled images held out to choose the iterate; 0: the last", low=0, high=0.9
-    )
     precision: str = option(
         "auto", "bf16 where the processor has it (1.4 x), or fp32", choices=("auto", "bf16", "fp32")
     )
 
 
-C = TypeVar("C", bound=NetworkConfig)
+@dataclass(kw_only=True)
+class NetworkConfig(CropConfig):
+    """Options of everything that trains a segmentation network on labels."""
+
+    crops: CropOptions = part(CropOptions)
+    loss: LossOptions = part(LossOptions)
+    norms: NormOptions = part(NormOptions)
+    holdout: float = option(
+        0.0, "share of the labelled images held out to choose the iterate; 0: the last", low=0, high=0.9
+    )
+
+
+C = TypeVar("C", bound=CropConfig)
 
 
 def learns_vit(network: NetworkOptions, context: Context) -> bool:

@@ -1,17 +1,18 @@
 """Training a segmentation network on named streams: what `supervised`, all semi-supervised methods, adaptation and
-every stage that retrains on pseudo masks have in common.
+every stage that retrains on pseudo masks have in common, and what of it a network needs that learns without labels.
 
 A method's training holds its parts (a teacher, a ramp, an adversary, a bank) beside those that are set up here, and
-writes `losses`: its whole step.
+writes `losses`: its whole step. `CropTraining` knows nothing of labels; `NetworkTraining` adds a labelled
+stream.
 
 Legend: B batch, C classes, S crop side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +20,9 @@ from torch import Tensor, nn
 
 from maskwright.data.training.sampler import Sampler
 from maskwright.data.training.sources import Labels
-from maskwright.data.training.streams import Change, CropRecipe, Order, Stream, Streams, Views
+from maskwright.data.training.streams import Change, CropRecipe, Order, Stream, Streams
 from maskwright.engine.loop import Training, poly
 from maskwright.models.networks.build import Network
-from maskwright.ops.transfer import to_device
 from maskwright.recipes.training.criteria import SupervisedLoss, class_aware_chances
 from maskwright.recipes.training.forward import Forward, precision_of
 from maskwright.recipes.training.network import make_network, make_preprocess, retake
@@ -35,23 +35,30 @@ if TYPE_CHECKING:
     from maskwright.engine.context import Context
 
 
-class NetworkTraining(Training):
-    """A segmentation network that learns from labelled crops, by default those of stream `x`; methods add streams and
-    parts.
+class Drawn(Protocol):
+    """What a stream draws: `Views`, or `Pairs` of them."""
+
+    def as_input(self: D, normalise: Callable[[Tensor], Tensor], device: torch.device) -> D: ...
+
+
+D = TypeVar("D", bound=Drawn)
+
+
+class CropTraining(Training):
+    """A segmentation network that learns from crops; methods add the streams that they are drawn from, and write
+    `losses`.
 
     Attributes:
         student: the network that learns, with its precision and modes.
-        streams: what a step draws from, by name.
-        supervised: L_x of an output and its labels.
-        held: labelled images that are held out.
-        kept: the network that the method keeps, which held-out images choose an iterate of.
+        network: the same without them.
+        streams: what a step draws from, by name; none yet.
+        crop: S, pixels: as asked for, rounded up to what the network takes.
+        crops: how photographs are cropped.
 
     Args:
         context: of the run.
         config: options.
-        labels: where labels come from, and of which data set.
         steps: of the stage.
-        name: of the labelled stream.
         stage: the stage's name, part of the seed of the initial weights.
         dropout: whether dropout is on while the network learns; methods whose learning pass also labels turn it off.
         network: the network to train; built from the configuration if None.
@@ -61,36 +68,25 @@ class NetworkTraining(Training):
         self,
         context: Context,
         config: Any,
-        labels: Labels,
         steps: int,
         *,
-        name: str = "x",
         stage: str = "train",
         dropout: bool = True,
         network: Network | None = None,
     ) -> None:
         config = resolved(config, context)
         self.context, self.config, self.steps, self.device = context, config, steps, context.device
-        self.labels, self.held = hold_out(labels, config.holdout, context.generator("holdout"))
         context.initialise(stage)
         self.student = self.forward_of(network or make_network(context, config), dropout=dropout)
         self.network = self.student.network
-        self.kept: nn.Module = self.network
         self.preprocess = make_preprocess(config, self.network)
         self.crop = -(-config.crops.size // self.network.multiple_of) * self.network.multiple_of
         self.crops = CropRecipe(self.crop, (config.crops.scale_min, config.crops.scale_max), config.crops.long_side)
-        self.supervised = SupervisedLoss(self.student, config.loss, self.labels, context.classes)
         self.modules = {"network": self.network}
         self.optimizers = {"network": make_optimizer(config.optimizer, self.network)}
-        chances = class_aware_chances(self.labels) if config.crops.sample == "classes" else None
-        order = self.order(len(self.labels.indices), config.crops.batch, chances=chances)
-        self.streams = Streams({name: self.stream(self.labels.indices, order, self.labels, data=labels.data)})
+        self.streams = Streams()
         self.sampler = self.streams
         self.schedule = poly(steps)
-        self.selection: Selection | None = None
-        if self.held:
-            self.selection = Selection(labels.data, labels, self.held, context.classes, self.preprocess)
-            self.extra = {"selection": self.selection}
 
     # ------------------------------------------------------------------ parts
 
@@ -142,21 +138,63 @@ class NetworkTraining(Training):
         return self.streams.draw(indices, random)
 
     def on_device(self, batch: Any) -> Any:
-        """Views as the network's input."""
-        return {name: self.prepared(views) for name, views in batch.items()}
+        """Views and pairs as the network's input."""
+        return {name: self.prepared(drawn) for name, drawn in batch.items()}
 
-    def prepared(self, views: Views) -> Views:
-        """Views with their pixels normalised, on the device."""
-        return views._replace(
-            weak=self.normalise(views.weak),
-            labels=None if views.labels is None else views.labels.to(self.device),
-            valid=to_device(views.valid, self.device),
-            strong=tuple(self.normalise(s) for s in views.strong),
-        )
+    def prepared(self, drawn: D) -> D:
+        """Views, or pairs of them, with their pixels normalised, on the device."""
+        return drawn.as_input(self.normalise, self.device)
 
     def normalise(self, x: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) to the network's input on the device."""
         return self.preprocess.network_input(x, self.device)
+
+
+class NetworkTraining(CropTraining):
+    """A segmentation network that learns from labelled crops, by default those of stream `x`; methods add streams and
+    parts.
+
+    Attributes:
+        labels: those that are trained on.
+        supervised: L_x of an output and its labels.
+        held: labelled images that are held out.
+        kept: the network that the method keeps, which held-out images choose an iterate of.
+
+    Args:
+        context: of the run.
+        config: options.
+        labels: where labels come from, and of which data set.
+        steps: of the stage.
+        name: of the labelled stream.
+        stage: the stage's name, part of the seed of the initial weights.
+        dropout: whether dropout is on while the network learns; methods whose learning pass also labels turn it off.
+        network: the network to train; built from the configuration if None.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        config: Any,
+        labels: Labels,
+        steps: int,
+        *,
+        name: str = "x",
+        stage: str = "train",
+        dropout: bool = True,
+        network: Network | None = None,
+    ) -> None:
+        super().__init__(context, config, steps, stage=stage, dropout=dropout, network=network)
+        c = self.config
+        self.labels, self.held = hold_out(labels, c.holdout, context.generator("holdout"))
+        self.kept: nn.Module = self.network
+        self.supervised = SupervisedLoss(self.student, c.loss, self.labels, context.classes)
+        chances = class_aware_chances(self.labels) if c.crops.sample == "classes" else None
+        order = self.order(len(self.labels.indices), c.crops.batch, chances=chances)
+        self.streams[name] = self.stream(self.labels.indices, order, self.labels, data=labels.data)
+        self.selection: Selection | None = None
+        if self.held:
+            self.selection = Selection(labels.data, labels, self.held, context.classes, self.preprocess)
+            self.extra = {"selection": self.selection}
 
     # ------------------------------------------------------------------ the step
 
