@@ -97,7 +97,9 @@ def test_a_gpu_that_is_too_small_is_told_in_one_line(data, tmp_path, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr("maskwright.recipes.training.training.NetworkTraining.losses", full)
-    with pytest.raises(MaskwrightError, match=r"stage train does not fit into the GPU's memory \(now crops\.size=32.*batch=4"):
+    with pytest.raises(
+        MaskwrightError, match=r"stage train does not fit into the GPU's memory \(now crops\.size=32.*batch=4"
+    ):
         run("supervised", data, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
 
