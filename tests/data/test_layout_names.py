@@ -395,7 +395,7 @@ def test_probe_and_suggest_say_what_opening_found(tmp_path, monkeypatch) -> None
     assert api.probe("backbone", tmp_path).notes[0] == "images from Images, masks from Masks"
     monkeypatch.setattr(suggest, "suggest", lambda model, data, *given, **options: data.notices)
     model = SimpleNamespace(read_as_trained=lambda data: data)
-    monkeypatch.setattr(api, "load", lambda *given, **options: model)
+    monkeypatch.setattr("maskwright.api.suggesting.load", lambda *given, **options: model)
     notices = api.suggest("model", tmp_path, 1, by="entropy", device="cpu")
     assert list(notices).count("images from Images, masks from Masks") == 1
 

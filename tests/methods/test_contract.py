@@ -46,6 +46,11 @@ OWN: dict[str, dict[str, object]] = {
 """What makes methods small that have more than common parts."""
 STEPS = 8
 NAMES = sorted(TABLE)
+WHOLE = {"kmeans", "stego", "primaps", "supervised", "mean_teacher", "cac", "st_plus_plus", "seam", "dacs"}
+"""One method of each kind: a clustering, heads on frozen features, networks on masks, teachers, pairs, rounds, tags,
+two domains. The default run asks these everything. Of the others it leaves out what takes trainings of its own, but for
+the kills; `-m slow` asks them that."""
+COSTLY = [pytest.param(name, marks=[] if name in WHOLE else pytest.mark.slow) for name in NAMES]
 LONGEST = "空" * 82 + "photo"
 assert len(LONGEST.encode()) + len(".png") == 255
 
@@ -202,7 +207,7 @@ def test_predicts_at_the_size_of_the_image(name, finished, data):
         assert result.confidence.min() >= 0 and result.confidence.max() <= 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COSTLY)
 def test_same_seed_same_weights_other_seed_other_weights(name, finished, data, tmp_path):
     """Also with two threads that read ahead for one."""
     run(name, data, tmp_path / "again", workers=2)
@@ -254,7 +259,7 @@ def test_interrupted_at_any_checkpoint_and_resumed_gives_the_same_weights(name, 
     assert len(steps) == len(set(zip(steps, range(len(steps))))) and steps
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COSTLY)
 def test_resumes_behind_every_stage(name, finished, data, tmp_path):
     done = finished(name)
     stages = [s["name"] for s in json.loads((done / "run.json").read_text())["stages"]]
@@ -268,7 +273,7 @@ def test_resumes_behind_every_stage(name, finished, data, tmp_path):
         assert same(done, folder), f"resumed at stage {stages[k]}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COSTLY)
 def test_loss_falls(name, data, tmp_path, monkeypatch):
     falls: dict[str, str] = {}
 
@@ -286,7 +291,7 @@ def test_loss_falls(name, data, tmp_path, monkeypatch):
         assert np.mean(losses[-third:]) < np.mean(losses[:third]), stage
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COSTLY)
 def test_images_without_labels_are_unlabelled_images(name, tmp_path):
     folder = write_tiny_folder(tmp_path / "bare", masks=False)
     shutil.rmtree(folder / "masks")
@@ -301,7 +306,7 @@ def test_images_without_labels_are_unlabelled_images(name, tmp_path):
     assert len(model.classes) == 3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COSTLY)
 def test_a_broken_image_among_good_ones_is_skipped_and_named(name, tmp_path):
     folder = write_tiny_folder(tmp_path / "mixed")
     (folder / "images" / "broken.jpg").write_bytes(b"")

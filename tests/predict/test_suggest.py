@@ -145,7 +145,7 @@ def test_both_networks_see_with_statistics_of_photographs(run, data, monkeypatch
     for name, buffer in twin.named_buffers():
         if name.endswith("running_mean"):
             buffer += 3
-    monkeypatch.setattr(api, "other_network", lambda *_: copy.deepcopy(twin))
+    monkeypatch.setattr("maskwright.api.suggesting.other_network", lambda *_: copy.deepcopy(twin))
     far = sg.suggest(model, images, 5, by="disagreement", other=twin)
     found = mw.suggest(run, images, 5, by="disagreement", device="cpu")
     assert max(s.score for s in far) > 1e-3 and max(s.score for s in found) < 1e-6

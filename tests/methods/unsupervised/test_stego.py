@@ -167,6 +167,7 @@ def test_the_step_samples_as_configured(monkeypatch):
         seen.clear()
         t = object.__new__(S.Distillation)
         t.sampling, t.dropout, t.negatives = sampling, 0.1, 5
+        t.device, t.precision = torch.device("cpu"), "fp32"
         t.b, t.w = dict.fromkeys(S.PAIRS, 0.1), dict.fromkeys(S.PAIRS, 1.0)
         t.head, t.probe = S.StegoHead(4, 3, 0.0), S.ClusterProbe(2, 3)
         points = torch.rand(2, 9, 2)

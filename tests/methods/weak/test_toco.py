@@ -361,7 +361,8 @@ def test_the_automatic_backbone_is_a_transformer(monkeypatch):
     with pytest.raises(MaskwrightError, match="no vision transformer is in the local hub cache"):
         find_backbone("auto", None, Progress(quiet=True), 0, "vit")
     real = backbones.build_backbone
-    monkeypatch.setattr(backbones, "build_backbone", lambda name, weights: asked.append(name) or real(VIT, weights))
+    made = "maskwright.engine.opening.build_backbone"
+    monkeypatch.setattr(made, lambda name, weights: asked.append(name) or real(VIT, weights))
     backbone, _ = find_backbone("auto", "random", Progress(quiet=True), 0, "vit")
     assert backbone.is_vit and asked == ["dinov2_small"]
 

@@ -35,6 +35,8 @@ class Own(Part):
 def every_part() -> list[type[Part]]:
     """All parts of the package that can be used as they are."""
     for module in pkgutil.walk_packages(maskwright.__path__, "maskwright."):
+        if module.name.endswith("__main__"):
+            continue
         importlib.import_module(module.name)
     found, left = [], [Part]
     while left:

@@ -7,6 +7,7 @@ seen. `norms.photographs=all` takes its batch-norm statistics from the target's 
 (AdaBN, Li et al., Revisiting batch normalization for practical domain adaptation, ICLR Workshop 2017,
 https://arxiv.org/abs/1603.04779): the cheapest adaptation there is, and no label of the target is read for it.
 
+Deviates: AdaBN's statistics are those of whole photographs, retaken once, not those of test batches.
 What published floors get wrong: they are often trained for fewer steps, or with weaker augmentation, than the methods
 beside them. Here crops, optimiser and steps are those of the methods that adapt.
 """
