@@ -275,8 +275,14 @@ def _unknown(key: str, used: Sequence[Option]) -> MaskwrightError:
     """The error for a name that no option has; the nearest of all names, old ones too, says which option is offered."""
     spelled = {spelling: o.name for o in used for spelling in (o.path[-1], o.flat, o.name)}
     close = difflib.get_close_matches(key, spelled, n=1, cutoff=0.4)
-    repair = f"did you mean {spelled[close[0]]!r}?" if close else "choose one of those"
-    return MaskwrightError(f"unknown setting {key!r}", f"one of {', '.join(sorted(o.name for o in used))}", repair)
+    if not close:
+        every = f"one of {', '.join(sorted(o.name for o in used))}"
+        return MaskwrightError(f"unknown setting {key!r}", every, "choose one of those")
+    nearest = spelled[close[0]]
+    beside = sorted(o.name for o in used if o.name.rpartition(".")[0] == nearest.rpartition(".")[0])
+    others = len(used) - len(beside)
+    expected = f"one of {', '.join(beside)}" + (f", or of {others} others of the method" if others else "")
+    return MaskwrightError(f"unknown setting {key!r}", expected, f"did you mean {nearest!r}?")
 
 
 def _changed(standing: Any, values: Mapping[str, Any], before: str) -> dict[str, Any]:

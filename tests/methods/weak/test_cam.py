@@ -135,3 +135,18 @@ def test_needs_tags(tmp_path):
     (root / "tags.csv").unlink()
     with pytest.raises(MaskwrightError, match="cam needs tags"):
         run(root, tmp_path / "run")
+
+
+def test_tags_without_names_of_classes_are_asked_for_before_a_folder_is_made(tmp_path):
+    """And the repair that the line gives is one."""
+    data = write_tiny_folder(tmp_path / "tiny")
+    (data / "classes.txt").unlink()
+    options = {
+        "backbone": "mobilenetv3_small_050", "weights": "random", "steps": 2, "device": "cpu", "report": False,
+        "progress": Progress(quiet=True), "settings": {"classifier.size": 32, "crops.size": 32, "maps.scales": "1"},
+    }  # fmt: skip
+    with pytest.raises(MaskwrightError, match="needs names of the classes") as caught:
+        mw.train(data, "cam", out=tmp_path / "run", **options)
+    assert "--names" in caught.value.repair and not (tmp_path / "run").exists()
+    model = mw.train(data, "cam", out=tmp_path / "run", names="ground,disc,square", **options)
+    assert list(model.classes.names) == ["ground", "disc", "square"]

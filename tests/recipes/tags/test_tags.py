@@ -183,4 +183,4 @@ def test_masks_that_stand_for_tags_are_the_labels_needed():
     def needed(**options):
         return TagMethod.labels_needed(configure(TagsConfig, options))
 
-    assert needed(tags_from_masks=True) == {"masks"} and needed() == {"tags"}
+    assert needed(tags_from_masks=True) == {"masks"} and needed() == {"tags", "names"}

@@ -57,8 +57,8 @@ class TagMethod(Method):
 
     @classmethod
     def labels_needed(cls, config: Any) -> frozenset[str]:
-        """Tags, or the masks that stand for them."""
-        return frozenset({"masks" if config.tags.from_masks else "tags"})
+        """Tags and the names of the classes that they are, or the masks that stand for both."""
+        return frozenset({"masks"} if config.tags.from_masks else {"tags", "names"})
 
     @classmethod
     def reads_masks(cls, config: Any) -> bool:
