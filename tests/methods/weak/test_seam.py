@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.tag_targets import find_targets
 from maskwright.data.training.views import View
 from maskwright.engine.config import configure
+from maskwright.engine.context import Context
 from maskwright.engine.progress import Progress
 from maskwright.methods.weak.seam.method import (
     SeamConfig,
@@ -48,6 +50,7 @@ def training(data, **options) -> SeamTraining:
         data=data, table=data.classes, seed=0, steps=None, device=torch.device("cpu"),
         backbone=build_backbone("mobilenetv2_050", "random"),
     )  # fmt: skip
+    context.initialise, context.sampler = partial(Context.initialise, context), partial(Context.sampler, context)
     settings = {"tag_crop": 64, "tag_batch": 4, "precision": "fp32", **options}
     return SeamTraining(context, configure(SeamConfig, settings), find_targets(data, data.classes), 10)
 

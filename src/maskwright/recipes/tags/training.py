@@ -15,12 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.data.training.augment import Photometric
-from maskwright.data.training.sampler import Sampler
 from maskwright.data.training.streams import CropRecipe, Stream, Streams, Views
 from maskwright.data.training.tag_targets import TagTargets
-from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.loop import Training, poly
-from maskwright.engine.seeding import seed_step
 from maskwright.models.backbones.dense import autocast
 from maskwright.recipes.tags.network import Make, make_cam_network, tag_preprocess
 from maskwright.recipes.training.forward import precision_of
@@ -67,7 +64,7 @@ class TagTraining(Training):
     ) -> None:
         self.context, self.config, self.targets, self.steps = context, config, targets, steps
         self.device = context.device
-        seed_step(context.seed, -1, stage=stage)  # initial weights
+        context.initialise(stage)
         self.network: Any = make(context, config, targets)
         self.network.to(device=self.device, memory_format=torch.channels_last)
         self.network.train()
@@ -100,7 +97,7 @@ class TagTraining(Training):
         return Stream(
             data,
             images,
-            Sampler(len(images), c.batch, seed=self.context.seed, world=world_size(), rank=rank()),
+            self.context.sampler(len(images), c.batch),
             CropRecipe(self.crop, (c.scale_min, c.scale_max), c.long_side),
             self.preprocess.mean,
             tags=self.targets,

@@ -46,7 +46,6 @@ from maskwright.data.training.views import View, resample
 from maskwright.engine.config import option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
-from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError
 from maskwright.methods.weak.toco.network import Projector, TocoNetwork
 from maskwright.models.segmenter import Segmenter
@@ -312,7 +311,7 @@ class TocoTraining(TagTraining):
     def __init__(self, context: Context, config: TocoConfig, targets: TagTargets, steps: int) -> None:
         super().__init__(context, config, targets, steps, make_toco_network)
         c, m = config, self.network.multiple_of
-        seed_step(context.seed, -1, stage="classify")  # the projector's weights hang on no size of the network
+        context.initialise("classify")  # the projector's weights hang on no size of the network
         self.projector = Projector(self.network.width, c.projector.hidden, out=c.projector.projection).to(self.device)
         self.teacher = EMATeacher(self.projector, c.projector.momentum, warm=False).to(self.device)
         self.modules |= {"projector": self.projector, "teacher": self.teacher}
