@@ -65,6 +65,21 @@ def test_a_split_uses_what_the_whole_left(cache, data):
     assert encoder.images == 8
 
 
+def test_another_kind_of_device_has_features_of_its_own(cache):
+    """A run on a GPU does not hang on what a processor left, and the place of a processor's stays what it was."""
+    encoder, prepared = CountingEncoder(), preprocess()
+    here = cache.folder(encoder, prepared)
+    assert cache.folder(encoder, prepared, torch.device("cpu")) == here
+    there = cache.folder(encoder, prepared, "cuda:1")
+    assert there != here and there == cache.folder(encoder, prepared, "cuda")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if before == "highest" else "highest")
+    try:
+        assert cache.folder(encoder, prepared, "cuda") != there and cache.folder(encoder, prepared) == here
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_weights_size_and_content_are_the_key(cache, data, tiny_folder):
     cache.features(CountingEncoder(), preprocess(), data, progress=QUIET)
     for other, size in ((CountingEncoder(1), 32), (CountingEncoder(), 48)):

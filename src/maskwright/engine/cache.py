@@ -1,7 +1,8 @@
 """Dense features of a frozen encoder, computed once and kept on disk.
 
 One file an image, in bfloat16, read through memory maps. The key is the encoder's weights, what is read from it,
-the preprocessing and the image's content, so a changed image or network never finds an old entry. Files are written
+the preprocessing, the kind of device and the image's content, so a changed image or network never finds an old entry,
+and a run on one kind of device does not hang on what another left. Files are written
 beside and renamed, so two processes may fill the same cache. Each holds a checksum, which is compared when the file is
 first read: a damaged file is computed anew. A cache that cannot be written stops nothing: features then lie in the run.
 
@@ -150,14 +151,17 @@ class FeatureCache:
     def __init__(self, root: Path | None = None) -> None:
         self.root = Path(root) if root is not None else cache_root() / "features"
 
-    def folder(self, encoder: BackboneEncoder, preprocess: Preprocess) -> Path:
-        """The folder of one encoder under one preprocessing."""
+    def folder(self, encoder: BackboneEncoder, preprocess: Preprocess, device: torch.device | str = "cpu") -> Path:
+        """The folder of one encoder under one preprocessing, computed on one kind of device."""
         what = {
             "format": FORMAT,
             "weights": encoder.key,
             "encoder": encoder.spec(),
             "preprocess": preprocess.to_json(),
         }
+        kind = torch.device(device).type
+        if kind != "cpu":  # sums have another order there, and products may have fewer bits
+            what |= {"device": kind, "products": torch.get_float32_matmul_precision()}
         text = json.dumps(what, sort_keys=True, default=str)
         return self.root / hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
@@ -187,7 +191,7 @@ class FeatureCache:
         Raises:
             MaskwrightError: the cache cannot be written, and `instead` is None or cannot either.
         """
-        folder = self.folder(encoder, preprocess)
+        folder = self.folder(encoder, preprocess, device)
         sweep([folder], deep=True)
         names = [f"{(h := data.content_hash(i))[:2]}/{h}.npy" for i in range(len(data))]
         spare = None if instead is None else instead / folder.name

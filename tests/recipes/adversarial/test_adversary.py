@@ -130,3 +130,12 @@ def test_gradients_are_the_mean_over_processes(monkeypatch):
     take_step(a.optimizer, Plain(), a(maps(3, 1)).sum())
     assert {id(p) for p in seen} == {id(p) for p in a.discriminator.parameters()}
     assert all(torch.equal(p, q) for p, q in zip(a.discriminator.parameters(), before)), "by those means"
+
+
+def test_a_step_takes_a_gradient_of_bounded_norm():
+    """SGD of rate 1: the step is the gradient, as it is or cut to the norm asked for."""
+    for clip, length in ((None, 5.0), (1.0, 1.0), (9.0, 5.0)):
+        w = nn.Parameter(torch.zeros(2))
+        take_step(torch.optim.SGD([w], lr=1.0), Plain(), (w * torch.tensor([3.0, 4.0])).sum(), clip)
+        assert float(w.detach().norm()) == pytest.approx(length, rel=1e-4)
+        assert torch.allclose(w.detach() / w.detach().norm(), -torch.tensor([0.6, 0.8]), atol=1e-5)

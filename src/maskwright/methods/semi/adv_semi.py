@@ -323,10 +323,10 @@ class AdvSemiTraining(NetworkTraining):
     def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
         """A step of S, then a step of D on what S had said before its step."""
         terms, play = self.segmenter_loss(batch, step)
-        take_step(self.optimizers["network"], fabric, terms["loss"])
+        take_step(self.optimizers["network"], fabric, terms["loss"], self.clip)
         if play is not None:
             terms["d"] = self.discriminator_loss(batch, play)
-            take_step(self.adversary.optimizer, fabric, terms["d"])
+            take_step(self.adversary.optimizer, fabric, terms["d"], self.clip)
         return terms
 
 

@@ -54,11 +54,20 @@ class Adversary:
                 p.requires_grad_(True)
 
 
-def take_step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor) -> None:
-    """One step of one optimiser, its gradients the mean over processes."""
+def take_step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor, clip: float | None = None) -> None:
+    """One step of one optimiser, its gradients the mean over processes.
+
+    Args:
+        optimizer: of one player.
+        fabric: device and processes.
+        loss: of that player.
+        clip: greatest norm of the gradient, a training's `clip`; None: as it is.
+    """
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     average_gradients(parameters_of(optimizer))
+    if clip is not None:
+        nn.utils.clip_grad_norm_(parameters_of(optimizer), clip)
     optimizer.step()
 
 

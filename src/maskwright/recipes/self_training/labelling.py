@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap, LabelStore
-from maskwright.engine.distributed import all_reduce_sum, barrier, share
+from maskwright.engine.distributed import all_reduce_sum, barrier
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.losses.thresholds import ClassHistogram, class_balanced_labels
@@ -73,11 +73,9 @@ class Labelling:
         chosen = [i for i in range(len(data)) if data.items[i].name in wanted]
         lam = None if self.portion is None else self.thresholds(folder, segmenter, chosen)
         store = LabelStore(folder / LABELS, self.context.table)
-        for i in share(chosen):
+        for i in self.context.each(chosen, "labelled", lambda i: data.items[i].name in store):
             item = data.items[i]
-            if item.name not in store:
-                store.write(item.name, self.pseudo_label(segmenter, data.image(i), lam), item.image)
-        barrier()
+            store.write(item.name, self.pseudo_label(segmenter, data.image(i), lam), item.image)
 
     def pseudo_label(self, segmenter: Segmenter, image: np.ndarray, lam: Tensor | None) -> LabelMap:
         """Hard labels (H, W), everywhere, or by class-balanced thresholds lam (C,)."""
@@ -102,7 +100,7 @@ class Labelling:
         context, path = self.context, folder / THRESHOLDS
         if not path.exists():
             histogram = ClassHistogram(context.classes)
-            for i in share(list(images)):
+            for i in self.context.each(images, "looked at"):
                 found = self.predict(segmenter, self.images.image(i))
                 assert found.confidence is not None
                 ids = torch.from_numpy(found.ids.astype(np.int64))

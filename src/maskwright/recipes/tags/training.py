@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.data.training.augment import Photometric
-from maskwright.data.training.streams import CropRecipe, Stream, Streams, Views
+from maskwright.data.training.streams import CropRecipe, Stream, Streams
 from maskwright.data.training.tag_targets import TagTargets
-from maskwright.engine.loop import Training, poly
+from maskwright.engine.loop import poly
 from maskwright.models.backbones.dense import autocast
 from maskwright.recipes.tags.network import Make, make_cam_network, tag_preprocess
+from maskwright.recipes.training.drawing import DrawnTraining
 from maskwright.recipes.training.forward import precision_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def multi_label_soft_margin(scores: Tensor, y: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(scores.float(), y.to(scores.device, torch.float32))
 
 
-class TagTraining(Training):
+class TagTraining(DrawnTraining):
     """A network that learns from the tagged crops of stream `x`.
 
     Attributes:
@@ -103,24 +104,6 @@ class TagTraining(Training):
             tags=self.targets,
             jitter=Photometric(brightness=b, contrast=b, saturation=b, hue=b / 3) if b > 0 else None,
         )
-
-    # ------------------------------------------------------------------ batches
-
-    def batch(self, indices: Any, random: torch.Generator) -> dict[str, Any]:
-        """Views of each stream, on the CPU."""
-        return self.streams.draw(indices, random)
-
-    def on_device(self, batch: Any) -> Any:
-        """Views as the network's input."""
-        return {name: self.prepared(views) for name, views in batch.items()}
-
-    def prepared(self, views: Views) -> Views:
-        """Views with their pixels normalised, on the device."""
-        return views.as_input(self.normalise, self.device)
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) to the network's input on the device."""
-        return self.preprocess.network_input(x, self.device)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of forward passes."""

@@ -10,9 +10,9 @@ Legend: B batch, C classes, S crop side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from maskwright.data.training.sampler import Sampler
 from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Change, CropRecipe, Order, Stream, Streams
-from maskwright.engine.loop import Training, poly
+from maskwright.engine.loop import poly
 from maskwright.models.networks.build import Network
 from maskwright.recipes.training.criteria import SupervisedLoss, class_aware_chances
+from maskwright.recipes.training.drawing import DrawnTraining
 from maskwright.recipes.training.forward import Forward, precision_of
 from maskwright.recipes.training.network import make_network, make_preprocess, retake
 from maskwright.recipes.training.optimizers import add_module, make_optimizer
@@ -35,16 +36,7 @@ if TYPE_CHECKING:
     from maskwright.engine.context import Context
 
 
-class Drawn(Protocol):
-    """What a stream draws: `Views`, or `Pairs` of them."""
-
-    def as_input(self: D, normalise: Callable[[Tensor], Tensor], device: torch.device) -> D: ...
-
-
-D = TypeVar("D", bound=Drawn)
-
-
-class CropTraining(Training):
+class CropTraining(DrawnTraining):
     """A segmentation network that learns from crops; methods add the streams that they are drawn from, and write
     `losses`.
 
@@ -130,24 +122,6 @@ class CropTraining(Training):
         self.modules[name] = module
         add_module(self.optimizers["network"], module, self.config.optimizer.lr, self.config.optimizer.weight_decay)
         return module
-
-    # ------------------------------------------------------------------ batches
-
-    def batch(self, indices: Any, random: torch.Generator) -> dict[str, Any]:
-        """Views of each stream, on the CPU."""
-        return self.streams.draw(indices, random)
-
-    def on_device(self, batch: Any) -> Any:
-        """Views and pairs as the network's input."""
-        return {name: self.prepared(drawn) for name, drawn in batch.items()}
-
-    def prepared(self, drawn: D) -> D:
-        """Views, or pairs of them, with their pixels normalised, on the device."""
-        return drawn.as_input(self.normalise, self.device)
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) to the network's input on the device."""
-        return self.preprocess.network_input(x, self.device)
 
 
 class NetworkTraining(CropTraining):
