@@ -474,3 +474,13 @@ def test_predict_takes_patterns_goes_on_and_counts_what_it_could_not_read(maskwr
     bad(maskwright(*predict), "1 masks in", "were changed since", "--anew")
     code, _, err = maskwright(*predict, "--anew")
     assert code == 0 and "kept" not in err
+
+
+def test_evaluate_says_what_the_run_was_trained_on(maskwright, trained, tmp_path):
+    data, run = trained
+    assert maskwright("predict", run, data, "--split", "test", "--out", tmp_path / "m")[0] == 0
+    judge = ("evaluate", tmp_path / "m", data, "--split", "test", "--protocol", "hungarian")
+    code, out, err = maskwright(*judge)
+    assert code == 0 and "4 of the 4 photographs judged are among those that" in out, out + err
+    bad(maskwright(*judge, "--exclude-run", run), "saw all of the 4 photographs")
+    bad(maskwright(*judge, "--exclude-run", data), "holds no run")
