@@ -1,4 +1,4 @@
-"""Judging photographs that a run was trained on: said, by contents where both sides know them, and left out if asked."""
+"""Judging photographs that a run was trained on: said, by contents where both sides know them; left out if asked."""
 
 from __future__ import annotations
 
