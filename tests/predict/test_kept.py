@@ -83,6 +83,27 @@ def test_an_interrupted_call_goes_on(photos, tmp_path, monkeypatch):
     assert seen(model, photos, out) == 0
 
 
+def test_a_kill_between_a_new_mask_and_its_line_is_no_correction_by_hand(photos, tmp_path, monkeypatch):
+    one, two, out = Model(Counting()), Model(Counting()), tmp_path / "out"
+    with torch.no_grad():
+        two.segmenter.centers[0] += 0.25
+    one.predict_folder(photos, out)
+    before = (out / "0.png").read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Record, "note", killed)
+    with pytest.raises(KeyboardInterrupt):
+        two.predict_folder(photos, out)
+    monkeypatch.undo()
+    assert (out / "0.png").read_bytes() != before
+    assert seen(two, photos, out) == 4
+    text = (out / RECORD).read_text()
+    (out / RECORD).write_text(text.replace('"pixels": {"0"', '"pixels": {"99"'))
+    assert two.predict_folder(photos, out).kept == 4, "a class that is none breaks nothing"
+
+
 def test_another_model_or_setting_makes_all_anew_and_says_so(photos, tmp_path):
     one, out = Model(Counting()), tmp_path / "out"
     two = Model(Counting())

@@ -133,6 +133,13 @@ class Record:
             self._add(head)
             self.heads.append(head)
 
+    def forget(self, name: str) -> None:
+        """Says that the mask of an image is about to be replaced: a kill behind the new mask and before its line would
+        else leave a mask that looks changed by hand. Raises `MaskwrightError`."""
+        if name in self.made:
+            self._add({"name": name, "source": "", "files": {}, "only": None, "pixels": {}})
+            del self.made[name]
+
     def note(
         self, name: str, source: str, files: Sequence[Path | None], only: Sequence[int] | None, pixels: Sequence[int]
     ) -> None:

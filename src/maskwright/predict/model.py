@@ -335,7 +335,8 @@ class Model:
         counts = np.zeros(len(self.classes), np.int64)
         for known in finished.values():
             for c, n in known.items():
-                counts[int(c)] += n
+                if c.isdecimal() and int(c) < len(counts):
+                    counts[int(c)] += n
         left = [i for i, name in enumerate(data.names) if name not in finished]
         if batch > 1:  # those of one size follow each other
             sizes = {i: image_size(data, i) or (0, 0) for i in left}
@@ -371,6 +372,7 @@ class Model:
                 found = predict_many(self.segmenter, many, only=limits, **options)
                 while names:
                     name, pixels, one = names.pop(0), many.pop(0), found.pop(0)
+                    record.forget(name)
                     over = outputs.files(name)[2]
                     if over is not None:
                         write_overlay(over, pixels, one.ids, self.classes)
