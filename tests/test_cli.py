@@ -444,3 +444,43 @@ def test_each_verb_says_once_what_lies_aside(maskwright, trained, tmp_path):
         assert code == 0, err
         for word in ("photo.heic", "masks/alone.png"):
             assert (out + err).count(word) == 1, (verb[0], word, out + err)
+
+
+def test_predict_takes_patterns_goes_on_and_counts_what_it_could_not_read(maskwright, trained, tmp_path):
+    data, run = trained
+    for day, names in (("day1", ("picture_00", "picture_01")), ("day2", ("picture_00",))):
+        (tmp_path / "in" / day).mkdir(parents=True)
+        for name in names:
+            shutil.copy(data / "images" / f"{name}.png", tmp_path / "in" / day)
+    out, broken = tmp_path / "out", tmp_path / "in" / "day2" / "broken.jpg"
+    predict = ("predict", run, f"{tmp_path}/in/*/*", "--out", out, "--batch", 2)
+    code, _, err = maskwright(*predict)
+    assert code == 0 and f"3 masks in {out}\n" in err, err
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.png")) == [
+        "day1/picture_00.png", "day1/picture_01.png", "day2/picture_00.png"
+    ]  # fmt: skip
+    (out / "day2" / "picture_00.png").unlink()
+    broken.write_bytes(b"x")
+    code, _, err = maskwright(*predict)
+    assert code == 0 and f"3 masks in {out} (2 of them kept), 1 images skipped" in err, err
+    assert "2 of 4 masks were made by this model before and are kept" in err and "skipped day2/broken" in err
+    bad(maskwright(*predict, "--strict"), "1 of 4 images could not be read", "day2/broken")
+    bad(maskwright("predict", run, broken, "--out", tmp_path / "none"), "none of the 1 images could be read")
+    bad(maskwright("predict", run, tmp_path / "in/day1", tmp_path / "in/day2", "--out", tmp_path / "both"), "both have")
+    assert not (tmp_path / "both").exists()
+    broken.unlink()
+    assert maskwright("predict", run, f"{tmp_path}/in/*/", "--out", tmp_path / "both", "--strict")[0] == 0
+    (out / "day1" / "picture_00.png").write_bytes((out / "day1" / "picture_01.png").read_bytes())
+    bad(maskwright(*predict), "1 masks in", "were changed since", "--anew")
+    code, _, err = maskwright(*predict, "--anew")
+    assert code == 0 and "kept" not in err
+
+
+def test_evaluate_says_what_the_run_was_trained_on(maskwright, trained, tmp_path):
+    data, run = trained
+    assert maskwright("predict", run, data, "--split", "test", "--out", tmp_path / "m")[0] == 0
+    judge = ("evaluate", tmp_path / "m", data, "--split", "test", "--protocol", "hungarian")
+    code, out, err = maskwright(*judge)
+    assert code == 0 and "4 of the 4 photographs judged are among those that" in out, out + err
+    bad(maskwright(*judge, "--exclude-run", run), "saw all of the 4 photographs")
+    bad(maskwright(*judge, "--exclude-run", data), "holds no run")

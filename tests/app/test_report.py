@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -235,3 +236,20 @@ def test_names_are_shown_as_text(tmp_path, name):
     assert page.text.count(shown(name)) >= 2 and len(page.all("figure")) == 1
     assert shown(name.replace("/", "|")) in next(i["alt"] for i in page.all("img"))
     assert "script" not in {tag for tag, _ in page.tags} and not set(page.text) & set("\x1b\u202e\udce9")
+
+
+def test_the_title_is_of_the_data_and_nothing_is_said_twice(run):
+    changed = record() | {"split": "dusk", "notes": ["A note.", "Backbone: net, as asked.", "A note."]}
+    changed["data"]["root"] = "/some/where/camvid/"
+    changed["method"]["title"] = "k-means"
+    changed["labels_read"]["evaluate"]["masks"] = 0
+    (run / "run.json").write_text(json.dumps(changed))
+    text = write_report(run).read_text()
+    assert "<title>camvid, dusk: k-means</title>" in text and "<h1>camvid, dusk: k-means</h1>" in text
+    words = Page(text).text
+    assert words.count("A note.") == 1 and "as asked" not in words and "run report" not in words
+    body = re.split("What was done", words)[1]
+    sentences = [s.strip() for s in re.split(r"(?<=[.:])\s", body) if len(s.strip()) > 20]
+    assert len(sentences) == len(set(sentences)) > 5
+    assert "k-means was run" not in words and words.count("1 min 1 s") == 2, "in all, and of its one stage"
+    assert words.count("0 labels read for training and selection") == 1 and "whose labels were read" not in words

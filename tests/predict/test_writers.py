@@ -9,6 +9,7 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.predict.writers import (
     boundaries,
+    narrow,
     overlay,
     shrink,
     write_confidence,
@@ -71,3 +72,41 @@ def test_overlays_of_large_images_are_shrunk(tmp_path):
     write_overlay(tmp_path / "o.jpg", image, ids, ClassTable.numbered(3), side=200)
     assert Image.open(tmp_path / "o.jpg").size == (200, 100)
     assert shrink(image[:1], ids[:1], 100)[0].shape == (1, 100, 3)
+
+
+def test_narrow_is_what_no_square_holds():
+    """Against the definition, pixel by pixel."""
+    rng = np.random.default_rng(0)
+    for width in (1, 2, 3, 5):
+        ids = np.kron(rng.integers(0, 3, (5, 6)), np.ones((4, 3), int)).astype(np.uint8)
+        ids[rng.random(ids.shape) < 0.02] = 7
+        wide = np.zeros(ids.shape, bool)
+        for y in range(ids.shape[0] - width + 1):
+            for x in range(ids.shape[1] - width + 1):
+                square = np.s_[y : y + width, x : x + width]
+                wide[square] |= (ids[square] == ids[y, x]).all()
+        assert (narrow(ids, width) == ~wide).all()
+    assert not narrow(np.zeros((2, 9), np.uint8), 3).any()
+
+
+def test_a_mask_is_shrunk_by_area_and_keeps_lines():
+    ids = np.zeros((90, 120), np.uint8)
+    ids[:, 61:] = 1  # a pixel of the small mask holds one column of 0 and two of 1
+    ids[30, :] = 2  # one pixel in three
+    image, small = shrink(np.zeros((90, 120, 3), np.uint8), ids, 40)
+    expected = np.zeros((30, 40), np.uint8)
+    expected[:, 20:] = 1
+    expected[10] = 2
+    assert image.shape == (30, 40, 3) and (small == expected).all() and small.dtype == ids.dtype
+
+
+def test_thin_classes_have_their_colour_and_no_light_lines():
+    table = ClassTable(("ground", "line"), np.array([(0, 0, 0), (250, 200, 0)], np.uint8))
+    ids = np.zeros((60, 60), np.uint8)
+    for k, width in enumerate((1, 2, 4)):
+        ids[:, 10 + 16 * k : 10 + 16 * k + width] = 1
+    seen = overlay(np.full((60, 60, 3), 100, np.uint8), ids, table).astype(int)
+    assert np.abs(seen[ids == 1] - (235, 190, 10)).max() <= 1, "nine tenths of the colour"
+    assert (seen[ids == 0] == 50).all(), "and nothing light beside it"
+    ids[:] = np.arange(60) >= 30
+    assert (overlay(np.full((60, 60, 3), 100, np.uint8), ids, table)[:, 29] > 150).all(), "wide classes have a line"

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
+    from maskwright.data.trust.photographs import Photographs
     from maskwright.evaluate.scores import Scores
 
 from maskwright.api.opening import opened
 from maskwright.api.training import train
+from maskwright.errors import MaskwrightError
 
 
 def evaluate(
@@ -25,9 +27,13 @@ def evaluate(
     void: str | int | Iterable[int] | None = None,
     range: str | Iterable[float] | None = None,
     predicted_labels: str | None = None,
+    exclude_run: str | Path | Iterable[str | Path] = (),
     **options: Any,
 ) -> Scores:
     """Judges a folder of index masks.
+
+    Where the masks come from a run, or from `predict` with a run's model, the scores' notes say how many of the
+    photographs judged it was trained on.
 
     Args:
         predictions: folder of index PNG named as the images.
@@ -36,18 +42,50 @@ def evaluate(
         split: only the images of this split.
         labels, void, range: what the values of the truth mean, as for `open_folder`.
         predicted_labels: what the values of the predictions mean.
+        exclude_run: photographs that this run, or these runs, were trained on are left out.
         options: further options of the protocol.
 
     Raises:
         MaskwrightError: when predictions are missing or do not fit the truth.
     """
     from maskwright.data.examining.reading import Reading
+    from maskwright.data.trust.photographs import Photographs
     from maskwright.evaluate.protocols import evaluate_folder
 
-    return evaluate_folder(
+    given = [exclude_run] if isinstance(exclude_run, str | Path) else list(exclude_run)
+    excluded = [Photographs.of(Path(run)) for run in given]
+    trained, notes = _runs_behind(Path(predictions))
+    scores = evaluate_folder(
         predictions, truth, protocol=protocol, split=split, reading=Reading.parse(labels, void, range),
-        predicted=Reading.parse(predicted_labels), **options,
+        predicted=Reading.parse(predicted_labels), exclude=excluded, trained=trained, **options,
     )  # fmt: skip
+    return replace(scores, notes=[*scores.notes, *notes])
+
+
+def _runs_behind(predictions: Path) -> tuple[list[Photographs], list[str]]:
+    """The runs that masks come from: those whose models `predict` recorded, and one whose folder they lie in; and
+    what is to be said where one cannot be had."""
+    from maskwright.data.trust.photographs import Photographs
+    from maskwright.engine.records import RECORD
+    from maskwright.predict.kept import Record
+
+    record = Record.read(predictions)
+    used = sorted({made.head for made in record.made.values()})
+    models = {record.heads[k]["model"]["key"]: record.heads[k]["model"].get("file") for k in used}
+    notes = [f"the predictions were made by {len(models)} models (predicted.jsonl)"] if len(models) > 1 else []
+    folders = [Path(file).parent for file in models.values() if file]
+    lost = [str(folder) for folder in folders if not (folder / RECORD).is_file()]
+    if lost or len(folders) < len(models):
+        where = f"no run in {lost[0]}" if lost else "the model came from no file"
+        notes.append(f"whether photographs were trained on is not known of the predictions: {where}")
+    folders += [above for above in predictions.resolve().parents if (above / RECORD).is_file()][:1]
+    found = []
+    for folder in dict.fromkeys(folder for folder in folders if (folder / RECORD).is_file()):
+        try:
+            found.append(Photographs.of(folder))
+        except MaskwrightError as error:
+            notes.append(f"whether photographs were trained on is not known of the predictions: {error.found}")
+    return found, notes
 
 
 def probe(

@@ -55,7 +55,6 @@ td.graph { width: 45%; min-width: 6rem; padding-right: 0; vertical-align: middle
 figure { margin: 0; min-width: 0; }
 .trio { display: grid; grid-template-columns: repeat(3, 1fr); gap: 3px; }
 .trio img { width: 100%; height: auto; display: block; background: var(--panel); }
-.trio img.mask { image-rendering: pixelated; }
 figure a { text-decoration: none; color: inherit; display: block; }
 figure a:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 figcaption { margin-top: .35rem; overflow-wrap: anywhere; display: flex; flex-wrap: wrap; gap: 0 .9em; }

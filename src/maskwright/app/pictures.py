@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.masking.label_rules import ignore_of
 from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.pictures.images import read_image
+from maskwright.data.trust.artefacts import Damage, parse_record, write_record
 from maskwright.data.trust.files import file_for, write_bytes
 from maskwright.errors import MaskwrightError
 from maskwright.predict.model import Model, area_counts, read_ahead
@@ -25,6 +26,8 @@ from maskwright.predict.writers import jpeg, overlay, shrink
 PREVIEWS = "previews"
 SIDE = 480
 """Pixels of a preview's longer side."""
+SHARES = "shares.json"
+"""The largest classes of each preview, as the whole mask has them: what is thin is drawn wider in a small one."""
 COUNT = 48
 """Previews of a run: enough to judge it by, seconds to make."""
 
@@ -69,6 +72,7 @@ def write_previews(
     chosen = dataset.subset(sample(len(dataset), count))
     classes = len(model.classes)
     shares, written = np.zeros(classes), set()
+    areas: dict[str, dict[str, float]] = {}
     pictures = read_ahead(chosen)
     if hasattr(progress, "track"):
         pictures = progress.track(pictures, "previews", len(chosen))
@@ -76,13 +80,16 @@ def write_previews(
         if isinstance(pixels, str):
             continue  # it was readable when the run began; the report shows the others
         mask = model.predict(pixels, refine=refine).mask
-        shares += area_counts(mask, classes) / mask.size
+        own = area_counts(mask, classes) / mask.size
+        shares += own
         small, ids = shrink(pixels, mask, side)
         # The mask first: a photograph without one would show up as an unfinished pair.
         drawn, photo = file_for(folder, name, ".png"), file_for(folder, name, ".jpg")
         write_mask(drawn, ids, model.classes)
         write_bytes(photo, jpeg(small, 85), durable=False)
         written |= {drawn, photo}
+        areas[name] = {str(c): float(own[c]) for c in np.argsort(-own, kind="stable")[:3] if own[c] > 0}
+    write_record(folder / SHARES, {"shares": areas}, durable=False)
     _remove_others(folder, written)
     return shares / max(1.0, shares.sum())
 
@@ -96,7 +103,22 @@ def _remove_others(folder: Path, kept: set[Path]) -> None:
                 raise MaskwrightError(f"cannot remove the old preview {path} ({error.strerror})") from error
 
 
-def figure(number: int, name: str, photo: Path, mask: Path, table: ClassTable | None) -> str:
+def preview_shares(folder: Path) -> dict[str, dict[str, float]]:
+    """{name of a preview: {id: share of its area}} of the largest classes; empty where it is not known."""
+    try:
+        return parse_record((folder / SHARES).read_bytes(), {"shares": {str: {str: float}}})["shares"]
+    except (OSError, Damage):
+        return {}
+
+
+def figure(
+    number: int,
+    name: str,
+    photo: Path,
+    mask: Path,
+    table: ClassTable | None,
+    known: Mapping[str, float] | None = None,
+) -> str:
     """One picture of the report as HTML: photograph, overlay, mask, and the largest classes in words.
 
     Args:
@@ -105,6 +127,7 @@ def figure(number: int, name: str, photo: Path, mask: Path, table: ClassTable | 
         photo: file of the photograph.
         mask: file of the ids, of the same size.
         table: the classes; made up from the ids if None.
+        known: {id: share of the area} of the largest classes; those of the small mask if None.
 
     Returns:
         A `<figure>` element, or an empty string if a file is missing or damaged.
@@ -117,6 +140,8 @@ def figure(number: int, name: str, photo: Path, mask: Path, table: ClassTable | 
         return ""
     table = table or ClassTable.numbered(int(ids[ids < ignore_of(ids)].max(initial=0)) + 1)
     shares = np.bincount(ids.ravel(), minlength=len(table))[: len(table)] / ids.size
+    if known:
+        shares = np.array([known.get(str(c), 0.0) for c in range(len(table))])
     largest = [int(c) for c in np.argsort(-shares, kind="stable")[:3] if shares[c] >= 0.005]
     parts = "".join(
         f'<span class="part">{swatch(table.colors[c])}{escape(table.names[c])} {100 * shares[c]:.0f} %</span>'
@@ -125,7 +150,7 @@ def figure(number: int, name: str, photo: Path, mask: Path, table: ClassTable | 
     told = ", ".join(f"{table.names[c]} {100 * shares[c]:.0f} %" for c in largest) or "no class"
     shown, size = escape(name), f'loading="lazy" decoding="async" width="{image.shape[1]}" height="{image.shape[0]}"'
     photo_uri = data_uri(photo.read_bytes(), "jpeg")
-    over_uri = data_uri(jpeg(overlay(image, ids, table), 85), "jpeg")
+    over_uri = data_uri(jpeg(overlay(image, ids, table), 85, tinted=True), "jpeg")
     mask_uri = data_uri(mask_png(ids, table), "png")
     return (
         f'<figure id="picture-{number}"><a href="#picture-{number}" aria-label="Enlarge {shown}"><div class="trio">'

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maskwright.app.page import frame
-from maskwright.app.pictures import PREVIEWS, figure, swatch
+from maskwright.app.pictures import PREVIEWS, figure, preview_shares, swatch
 from maskwright.app.plots import bar, curve, format_number
 from maskwright.app.stage_view import stage_views
 from maskwright.data.masking.classes import ClassTable, default_palette
@@ -56,7 +56,7 @@ def write_report(run_folder: str | Path, record: Mapping[str, Any] | None = None
     else:
         run = json.loads(json.dumps(record))
     sections = [
-        _header(run, folder),
+        _header(run),
         _done(run),
         _labels(run),
         _pictures(folder, run),
@@ -67,13 +67,13 @@ def write_report(run_folder: str | Path, record: Mapping[str, Any] | None = None
         _stages(run),
         _weights(run),
         _skipped(run),
-        _record(run),
+        _record(run, folder),
     ]
     made = _text(_get(run, "versions", "maskwright"))
     sections.append(
         f"<footer>Made by maskwright{' ' + made if made else ''}. This file needs nothing beside it.</footer>"
     )
-    page = frame(f"{_method_title(run)}: run report", "\n".join(s for s in sections if s))
+    page = frame(_title(run), "\n".join(s for s in sections if s))
     write_text(folder / REPORT, shown(page, lines=True))
     return folder / REPORT
 
@@ -144,6 +144,14 @@ def _method_title(run: Mapping[str, Any]) -> str:
     return str(_get(run, "method", "title") or _get(run, "method", "name") or "A run")
 
 
+def _title(run: Mapping[str, Any]) -> str:
+    """The data and the method: "camvid, train: ST++"."""
+    root = str(_get(run, "data", "root") or "").rstrip("/")
+    split = run.get("split")
+    data = ", ".join(part for part in (root.rpartition("/")[2], split if isinstance(split, str) else "") if part)
+    return f"{data}: {_method_title(run)}" if data else _method_title(run)
+
+
 def _counts(run: Mapping[str, Any], purpose: str) -> dict[str, int]:
     found = _get(run, "labels_read", purpose)
     counts = {k: int(_number(v) or 0) for k, v in found.items()} if isinstance(found, Mapping) else {}
@@ -161,7 +169,7 @@ def _section(title: str, body: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
 
 
-def _header(run: Mapping[str, Any], folder: Path) -> str:
+def _header(run: Mapping[str, Any]) -> str:
     paper, link = _text(_get(run, "method", "paper")), str(_get(run, "method", "link") or "")
     if re.match(r"https?://", link):  # no other scheme may become a link
         paper = f'{paper} <a href="{escape(link)}" rel="noreferrer">{escape(link)}</a>'
@@ -178,9 +186,8 @@ def _header(run: Mapping[str, Any], folder: Path) -> str:
     if run.get("device"):
         facts.append(("Device", _text(run["device"])))
     shown = "".join(f"<div><dt>{escape(k)}</dt><dd>{v}</dd></div>" for k, v in facts)
-    name = escape(folder.resolve().name)
     return (
-        f'<header>\n<p class="kicker">Maskwright run report · {name}</p>\n<h1>{escape(_method_title(run))}</h1>\n'
+        f'<header>\n<p class="kicker">Maskwright report</p>\n<h1>{escape(_title(run))}</h1>\n'
         + (f'<p class="soft">{paper}</p>\n' if paper else "")
         + (f'<dl class="facts">{shown}</dl>\n' if shown else "")
         + "</header>"
@@ -195,8 +202,8 @@ def _done(run: Mapping[str, Any]) -> str:
     sentences = []
     images, root = _get(run, "data", "images"), _get(run, "data", "root")
     if isinstance(images, int):
-        where = f" in <code>{_text(root)}</code>" if root else ""
-        sentences.append(f"{escape(_method_title(run))} was run on {_count(images, 'photograph')}{where}.")
+        where = f" of <code>{_text(root)}</code>" if root else ""
+        sentences.append(f"The method was run on {_count(images, 'photograph')}{where}.")
     if skipped := _skipped_rows(run):
         one = len(skipped) == 1
         sentences.append(
@@ -208,17 +215,15 @@ def _done(run: Mapping[str, Any]) -> str:
             seen = str(weights.get("labels_seen") or "unknown")
             told = "no labels" if seen == NO_LABELS else escape(seen)
             sentences.append(f"{says} {_text(weights['architecture'])}, whose weights saw: {told}.")
-    stages = _rows(run.get("stages"))
-    if stages:
-        names = ", ".join(_text(s.get("name")) for s in stages)
-        sentences.append(f"{_count(len(stages), 'stage')} ({names}) took {_duration(_seconds(run))}.")
     if run.get("seed") is not None:
         sentences.append(f"Every random draw follows from seed {_text(run['seed'])}.")
     if run.get("status") not in (None, "finished"):
         sentences.append(f"<strong>The run is not finished (status: {_text(run['status'])}).</strong>")
     notes = [n for n in run.get("notes") or [] if isinstance(n, str)] if isinstance(run.get("notes"), list) else []
     body = f"<p>{' '.join(sentences)}</p>" if sentences else ""
-    body += "".join(f"<p>{escape(note)}</p>" for note in notes)
+    # What the sentences above say already, and what a resumed run noted once more.
+    said = {f"Backbone: {weights.get('architecture')}, as asked." for weights in _weights_of(run)}
+    body += "".join(f"<p>{escape(note)}</p>" for note in dict.fromkeys(notes) if note not in said)
     if run.get("command"):
         body += f"<p>The command that made it:</p><pre><code>{_text(run['command'])}</code></pre>"
     return _section("What was done", body)
@@ -259,6 +264,8 @@ def _labels(run: Mapping[str, Any]) -> str:
     used = _labels_used(run)
     if used == 0:
         claim = '<p class="claim none"><strong>0 labels read for training and selection.</strong></p>'
+        if not any(n for c in counts.values() for n in c.values()):
+            return _section("Labels", claim)
     else:
         parts = [
             f"{n:,} {kind} for {PURPOSES[p]}".replace(",", "\u202f")
@@ -287,9 +294,11 @@ def _pictures(folder: Path, run: Mapping[str, Any]) -> str:
     table = _table_of(run)
     paths = sorted(previews.rglob("*.jpg"), key=lambda p: _natural(p.relative_to(previews).as_posix()))
     figures: list[str] = []
+    shares = preview_shares(previews)
     for path in paths[:MOST]:
         name = path.relative_to(previews).as_posix()[: -len(".jpg")]
-        if shown := figure(len(figures), name, path, path.with_name(path.name[: -len(".jpg")] + ".png"), table):
+        mask = path.with_name(path.name[: -len(".jpg")] + ".png")
+        if shown := figure(len(figures), name, path, mask, table, shares.get(name)):
             figures.append(shown)
     if not figures:
         return ""
@@ -477,11 +486,12 @@ def _skipped(run: Mapping[str, Any]) -> str:
     return _section(f"Skipped images ({len(lines)})", _long_table(head, lines)) if lines else ""
 
 
-def _record(run: Mapping[str, Any]) -> str:
+def _record(run: Mapping[str, Any], folder: Path) -> str:
     versions = run.get("versions")
     told = ", ".join(f"{_text(k)} {_text(v)}" for k, v in versions.items()) if isinstance(versions, Mapping) else ""
     fingerprint, masks = _text(_get(run, "data", "fingerprint")), _text(run.get("labeled_hash"))
     pairs = [
+        ("folder", escape(folder.resolve().name)),
         ("method", _text(_get(run, "method", "name"))),
         ("seed", _text(run.get("seed"))),
         ("steps", _text(run.get("steps"))),

@@ -24,6 +24,9 @@ def evaluate(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out images without a prediction, and say how many.")
     ] = False,
+    exclude_run: Annotated[
+        list[Path] | None, typer.Option(help="Leave out the photographs that this run was trained on; may be repeated.")
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
 ) -> None:
     """Judge masks; the protocol is printed with each number."""
@@ -32,7 +35,7 @@ def evaluate(
 
     scores = api.evaluate(
         predictions, truth, protocol=protocol, split=split, labels=labels, void=void, range=range,
-        predicted_labels=predicted_labels, allow_missing=allow_missing,
+        predicted_labels=predicted_labels, allow_missing=allow_missing, exclude_run=exclude_run or (),
     )  # fmt: skip
     echo(scores.table())
     if json is not None:

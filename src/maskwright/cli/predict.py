@@ -13,7 +13,9 @@ from maskwright.errors import MaskwrightError
 
 def predict(
     model: Annotated[Path, typer.Argument(help="model.safetensors, or a run folder.")],
-    images: Annotated[str, typer.Argument(help="Dataset folder, folder of images, or one image.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Folders, images, layout:path, or patterns in quotes ('photos/**/*.jpg').")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
     tile: Annotated[
@@ -25,22 +27,25 @@ def predict(
     confidence: Annotated[bool, typer.Option("--confidence", help="Write confidence maps too.")] = False,
     overlays: Annotated[bool, typer.Option("--overlays", help="Write overlays too.")] = False,
     tags: Annotated[bool, typer.Option("--tags", help="Find nothing in an image but what it is tagged with.")] = False,
+    batch: Annotated[int, typer.Option(help="Images of one size that the network sees together.")] = 1,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Keep no finished mask, and write over masks that were changed since.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 2 where an image could not be read.")] = False,
     range: Range = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Write OUT/NAME.png for each image."""
+    """Write OUT/NAME.png for each image; what the same model and settings have finished there is kept."""
     from maskwright import api
     from maskwright.engine.devices import pick_device
     from maskwright.engine.progress import Progress
 
     loaded = api.load(model, device=pick_device(device))
-    data = _images(images)
-    if split is not None:
-        data = data.split(split)
     bar = Progress()
     done = loaded.predict_folder(
-        data,
+        images,
         out,
+        split=split,
         tile=_tile(tile),
         refine=refine,
         flips=flips,
@@ -49,15 +54,25 @@ def predict(
         overlays=overlays,
         tags=tags,
         range=range,
+        batch=batch,
+        anew=anew,
         progress=bar,
     )
+    total = done.written + done.kept + len(done.skipped)
     if tags:
-        bar.say(f"tags: {done.tagged} of {len(data)} images have them")
+        bar.say(f"tags: {done.tagged} of {total} images have them")
     for name, why in done.skipped:
         bar.say(f"skipped {name}: {why}")
-    bar.say(f"{done.written} masks in {out}" + (f", {len(done.skipped)} images skipped" if done.skipped else ""))
-    if not done.written:
-        raise MaskwrightError(f"none of the {len(data)} images could be read", "at least one", "run maskwright doctor")
+    kept = f" ({done.kept} of them kept)" if done.kept else ""
+    skipped = f", {len(done.skipped)} images skipped" if done.skipped else ""
+    bar.say(f"{done.written + done.kept} masks in {out}{kept}{skipped}")
+    if not done.written + done.kept:
+        raise MaskwrightError(f"none of the {total} images could be read", "at least one", "run maskwright doctor")
+    if strict and done.skipped:
+        raise MaskwrightError(
+            f"{len(done.skipped)} of {total} images could not be read (the first: {done.skipped[0][0]})",
+            "all of them, because of --strict", "mend or remove them (maskwright doctor), or leave --strict out",
+        )  # fmt: skip
 
 
 def suggest(
@@ -92,21 +107,6 @@ def suggest(
     for row in found:
         echo(f"{row.rank:4d}  {row.score:8.4f}  {row.name}")
     bar.say(f"{len(found)} of {found.pool} images without a mask, by {found.by}: {out / 'sheet.png'}")
-
-
-def _images(path: str):
-    """A dataset from a folder, or from one image."""
-    from maskwright import api
-    from maskwright.data.folders.scan import is_regular, is_utf8
-
-    if is_regular(path):
-        from maskwright.data.folders.folder import Dataset, Item
-
-        image = Path(path)
-        if not is_utf8(image.name):
-            raise MaskwrightError(f"the name of {path} is not UTF-8 text", "a name that can be written", "rename it")
-        return Dataset(image.parent, [Item(image.stem, image)])
-    return api.open_folder(path)
 
 
 def _tile(text: str) -> int | None:

@@ -11,6 +11,7 @@ import torch
 from maskwright.data.examining.understanding import understand
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.trust.identity import LabelIdentity, label_identity
+from maskwright.data.trust.photographs import IMAGES, write_photographs
 from maskwright.engine.cache import FeatureCache
 from maskwright.engine.classes import class_table, known_table
 from maskwright.engine.config import configure, flat, nested
@@ -125,6 +126,8 @@ def open_run(request: RunRequest) -> Context:
     of_sources = [sentence for name, data in sources.items() for sentence in _told(name, data, request)]
     chosen = (f"Backbone: {why_backbone}.", f"Classes: {why_classes}.")
     with recorded(run):
+        if run.writes and not (run.path / IMAGES).exists():
+            write_photographs(run.path, {TARGET: images, **sources})
         for sentence in (*images.notices, *of_sources, *told, *chosen, *(one.says() for one in inputs.values())):
             if sentence:
                 context.note(sentence)

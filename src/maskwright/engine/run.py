@@ -94,6 +94,7 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
     if run.writes:
         bundle.save_bundle(run.path / MODEL, segmenter, extra)
     model = Model(segmenter, extra, device=str(context.device))
+    model.origin = run.path / MODEL if run.writes else None
     if pages is not None and run.writes:
         shares = pages.previews(run.path, model, context.data, progress=context.progress)
         run.record["classes"] = [

@@ -32,10 +32,12 @@ from maskwright.data.masking.label_values import binary_finding
 from maskwright.data.masking.masks import read_mask_rg, read_stored
 from maskwright.data.masking.survey import survey_masks
 from maskwright.data.trust.files import file_for
+from maskwright.data.trust.photographs import Photographs
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.judging import judge
 from maskwright.evaluate.luss import LussMatching
 from maskwright.evaluate.scores import Scores, class_names, hash_names
+from maskwright.evaluate.seen import seen_notes, without_seen
 from maskwright.ops import matching as match
 
 Progress = Callable[[int, int], object]
@@ -172,6 +174,8 @@ def evaluate_folder(
     progress: Progress | None = None,
     reading: Reading | None = None,
     predicted: Reading | None = None,
+    exclude: Sequence[Photographs] = (),
+    trained: Sequence[Photographs] = (),
 ) -> Scores:
     """Judges a folder of index PNGs against a data set.
 
@@ -188,6 +192,8 @@ def evaluate_folder(
         progress: called with (done, total) after each image.
         reading: what was said of the values of the truth; nothing if None.
         predicted: what was said of the values of the predictions; nothing if None.
+        exclude: photographs that these runs saw are left out, and counted in the notes.
+        trained: the notes say how many of the photographs judged these runs saw.
 
     Returns:
         The scores. Masks read are noted in the truth's ledger for the purpose "evaluate"; images of the truth
@@ -209,6 +215,7 @@ def evaluate_folder(
             "masks/NAME.png for at least one",
             "add masks",
         )
+    present, notes = without_seen(source, present, exclude)
     if is_store := _is_store(folder):
         folder = folder / "masks"
     found, spare = _predictions_below(folder, [name for name, _ in present])
@@ -225,7 +232,7 @@ def evaluate_folder(
             if judged
             else "name the folder of the masks",
         )
-    notes = _left_out(source, present, judged, spare)
+    notes += [*_left_out(source, present, judged, spare), *seen_notes(source, judged, trained)]
     # Only masks that are judged are looked at.
     source = understand(source.subset(i for _, i in judged), masks=True, images=False)
     notes += source.notices

@@ -114,6 +114,7 @@ def predict_mask(
     max_bytes: int = MAX_BYTES,
     dtype: type | None = None,
     confidence: type | None = np.float32,
+    seen: list[Tensor] | None = None,
 ) -> Prediction:
     """The most probable class of every pixel, at bounded memory: 20000 x 20000 pixels within 4 GiB in all.
 
@@ -124,6 +125,7 @@ def predict_mask(
         max_bytes: bytes to take beside image, network and result. Results do not depend on it unless refined.
         dtype: type of the ids; the smallest that holds them if None.
         confidence: np.float32, np.float16 or np.uint8, or None for no confidence.
+        seen: logits (C, h, w) of the whole image at each scale and flip, where `predict_many` has them already.
 
     Raises:
         MaskwrightError: as `predict_probs`, or an unknown refinement.
@@ -132,7 +134,7 @@ def predict_mask(
     if max_bytes < 1 << 20:
         raise MaskwrightError(f"max_bytes is {max_bytes}", "at least one mebibyte")
     with _ready(segmenter, device):
-        windows = _Windows(segmenter, image, tile, overlap, flips, scales, device, precision, only)
+        windows = _Windows(segmenter, image, tile, overlap, flips, scales, device, precision, only, seen)
         if dtype is None:
             dtype = np.uint8 if windows.classes <= 255 else np.uint16
         ids: np.ndarray = np.empty(image.shape[:2], dtype)
@@ -149,6 +151,55 @@ def predict_mask(
                 scaled = best.mul_(255).round_() if conf.dtype == np.uint8 else best
                 conf[top:bottom, left:right] = scaled.cpu().numpy()
     return Prediction(ids, conf, windows.classes, windows.plan.tile)
+
+
+def predict_many(
+    segmenter: Any,
+    images: Sequence[np.ndarray],
+    *,
+    tile: int | None = None,
+    flips: bool = False,
+    scales: Sequence[float] = (1.0,),
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    only: Sequence[Sequence[int] | None] | None = None,
+    **options: Any,
+) -> list[Prediction]:
+    """Masks of several images of one size, which the network sees together where it sees them whole.
+
+    They are what `predict_mask` gives one by one, but for pixels where two classes are equally probable up to the
+    rounding of sums. Images in windows are gone through one by one: their windows are seen together already.
+
+    Args:
+        segmenter, tile, flips, scales, device, precision: as for `predict_probs`.
+        images: uint8 (H, W, 3) each, of one size.
+        only: for each image the ids of the classes that may occur, None for all.
+        options: further ones of `predict_mask`.
+
+    Raises:
+        MaskwrightError: as `predict_mask`; a batch that does not fit into the memory of a GPU is halved.
+    """
+    limits = only if only is not None else [None] * len(images)
+    known: list[list[Tensor] | None] = [None] * len(images)
+    plan = make_plan(segmenter, images[0].shape[:2], tile=tile, overlap=0.0, scales=tuple(scales))
+    if len(images) > 1 and len(plan.rows) == len(plan.cols) == 1 and plan.tile is None:
+        known = [[] for _ in images]
+        with _ready(segmenter, device):
+            for size in plan.inputs:
+                see = partial(_see, segmenter, size=size, device=torch.device(device), precision=precision, flips=flips)
+                done = 0
+                budget = PixelBudget(len(images) * size[0] * size[1])
+                for chosen, maps in budget.batches(images, size, see):
+                    for n in range(len(chosen)):
+                        known[done + n].extend(m[n].clone() for m in maps)  # type: ignore[union-attr]
+                    done += len(chosen)
+    return [
+        predict_mask(
+            segmenter, image, tile=tile, flips=flips, scales=scales, device=device, precision=precision, only=limit,
+            seen=seen, **options,
+        )
+        for image, limit, seen in zip(images, limits, known)
+    ]  # fmt: skip
 
 
 def smallest_confidence(size: tuple[int, int]) -> type:
@@ -192,6 +243,24 @@ def _ready(segmenter: Any, device: str | torch.device) -> Iterator[None]:
         segmenter.train(training)
 
 
+def _see(
+    segmenter: Any,
+    crops: Sequence[np.ndarray],
+    *,
+    size: tuple[int, int],
+    device: torch.device,
+    precision: str,
+    flips: bool,
+) -> list[Tensor]:
+    """Logits (B, C, h, w) of images of one size at an input size, and those of the mirrored ones, mirrored back."""
+    x = segmenter.preprocess.apply_many(list(crops), size).to(device)  # (B, 3, h, w)
+    with autocast(device, precision):
+        maps = [segmenter(x)]
+        if flips:
+            maps.append(segmenter(x.flip(-1)).flip(-1))
+    return [m.float() for m in maps]
+
+
 class _Windows:
     """Logits of an image's windows, computed when a block asks for them, and their blend."""
 
@@ -206,6 +275,7 @@ class _Windows:
         device: str | torch.device,
         precision: str,
         only: Sequence[int] | None = None,
+        seen: list[Tensor] | None = None,
     ) -> None:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -218,7 +288,10 @@ class _Windows:
         self.plan: Plan = make_plan(segmenter, (height, width), tile=tile, overlap=overlap, scales=tuple(scales))
         self.held: dict[tuple[int, int], list[Tensor]] = {}
         self.budget = PixelBudget(BATCH_PIXELS.get(self.device.type, BATCH_PIXELS["cuda"]))
-        self._fill([(0, 0)])
+        if seen is None:
+            self._fill([(0, 0)])
+        else:
+            self.held[0, 0] = seen
         first = self.held[0, 0]
         self.classes = int(first[0].shape[0])
         self.window_bytes = sum(m.numel() * m.element_size() for m in first)
@@ -251,12 +324,7 @@ class _Windows:
 
     def _logits(self, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Tensor]:
         crops = [self._crop(i, j) for i, j in places]
-        x = self.segmenter.preprocess.apply_many(crops, size).to(self.device)  # (B, 3, h, w)
-        with autocast(self.device, self.precision):
-            maps = [self.segmenter(x)]
-            if self.flips:
-                maps.append(self.segmenter(x.flip(-1)).flip(-1))
-        return [m.float() for m in maps]
+        return _see(self.segmenter, crops, size=size, device=self.device, precision=self.precision, flips=self.flips)
 
     # ------------------------------------------------------------------ the order of work
 

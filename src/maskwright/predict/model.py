@@ -8,28 +8,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
 
 from maskwright.data.examining.reading import Reading
 from maskwright.data.examining.understanding import understand
-from maskwright.data.folders.folder import Dataset, open_folder
+from maskwright.data.folders.folder import Dataset
 from maskwright.data.folders.scan import threaded
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.masking.masks import write_mask
-from maskwright.data.pictures.deep import Range
-from maskwright.data.pictures.images import picture_of, read_image, to_rgb
 from maskwright.data.pictures.scale import Scale
 from maskwright.data.training.tag_targets import find_targets
 from maskwright.data.trust.files import file_for
 from maskwright.errors import MaskwrightError, stop_if_asked, unknown
 from maskwright.models.bundle import load_bundle, save_bundle
 from maskwright.models.segmenter import Segmenter
-from maskwright.predict.inference import predict_mask, predict_probs, smallest_confidence
-from maskwright.predict.outputs import check_lengths, place_outputs
+from maskwright.predict.given import Picture, as_picture, gather, join
+from maskwright.predict.inference import Prediction, predict_many, predict_probs, smallest_confidence
+from maskwright.predict.kept import Record, changed_error, head_of
+from maskwright.predict.outputs import Outputs, check_lengths, place_outputs
 from maskwright.predict.refine import AUTO, REFINEMENTS, check_refinement
 from maskwright.predict.tiles import WHOLE_PIXELS, choose_tile, much_larger, trained_size
 from maskwright.predict.writers import overlay, write_confidence, write_overlay
@@ -71,6 +70,7 @@ class FolderSummary:
     Attributes:
         out: the folder written to.
         written: number of masks.
+        kept: number of masks that an earlier call had finished.
         skipped: (name, reason) of images that could not be read.
         shares: share of the area of all masks that each class has, float64 (C,).
         seconds: wall time.
@@ -80,6 +80,7 @@ class FolderSummary:
 
     out: Path
     written: int = 0
+    kept: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     shares: np.ndarray = field(default_factory=lambda: np.zeros(0))
     seconds: float = 0.0
@@ -95,9 +96,14 @@ class Model:
         extra: further JSON values, saved with it; those of the segmenter if None.
         device: where it runs: "cpu", "cuda", "cuda:1".
 
+    Attributes:
+        origin: the file that it was loaded from, or that its run left; None where there is none.
+
     Raises:
         MaskwrightError: there is no such device.
     """
+
+    origin: Path | None = None
 
     def __init__(
         self, segmenter: Segmenter, extra: Mapping[str, Any] | None = None, device: str | torch.device = "cpu"
@@ -121,9 +127,24 @@ class Model:
         made = f" by {self.segmenter.method}" if self.segmenter.method else ""
         return f"Model({len(self.classes)} classes{made}, {self.segmenter.provenance.architecture}, {self.device})"
 
+    @overload
+    def predict(
+        self, image: Picture, refine: str = ..., tile: int | None = ..., flips: bool = ..., *, overlap: float = ...,
+        scales: Sequence[float] = ..., precision: str = ..., only: Sequence[int | str] | None = ...,
+        range: str | Iterable[float] | None = ..., settings: dict[str, Any] | None = ..., batch: int = ...,
+    ) -> Result: ...  # fmt: skip
+
+    @overload
+    def predict(
+        self, image: list[Any] | tuple[Any, ...], refine: str = ..., tile: int | None = ..., flips: bool = ..., *,
+        overlap: float = ..., scales: Sequence[float] = ..., precision: str = ...,
+        only: Sequence[int | str] | None = ..., range: str | Iterable[float] | None = ...,
+        settings: dict[str, Any] | None = ..., batch: int = ...,
+    ) -> list[Result]: ...  # fmt: skip
+
     def predict(
         self,
-        image: str | os.PathLike[str] | np.ndarray | Image.Image,
+        image: Picture | list[Any] | tuple[Any, ...],
         refine: str = AUTO,
         tile: int | None = None,
         flips: bool = False,
@@ -134,12 +155,13 @@ class Model:
         only: Sequence[int | str] | None = None,
         range: str | Iterable[float] | None = None,
         settings: dict[str, Any] | None = None,
-    ) -> Result:
-        """Segments one picture of any size.
+        batch: int = 1,
+    ) -> Result | list[Result]:
+        """Segments one picture of any size, or each of a list.
 
         Args:
             image: a file or a Pillow image, turned as its EXIF tag says, or uint8 (H, W, 3) RGB or (H, W) grey, taken
-                as it is.
+                as it is; or a list of these, which gives a list of results in its order.
             refine: "none", "crf", "guided", or "auto" for what the model's method does.
             tile: see it in windows of this many pixels; 0: whole; None: in windows where the picture is much larger
                 than those trained on (`predict.tiles`), and the result's `tile` says so.
@@ -151,20 +173,32 @@ class Model:
             range: (low, high), the stored values that become black and white in a file of more than 8 bits; None: those
                 of the model's training, else of the file's type where its values use enough of it.
             settings: options of the refinement.
+            batch: of a list, pictures of one size that follow each other and that the network sees together.
 
         Raises:
             MaskwrightError: the file cannot be read, the array is no picture, nothing says what its values mean, or an
                 option is out of range.
         """
-        pixels = as_picture(image, self.value_range(range))
-        found = predict_mask(
-            self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales,
-            refine=self.refinement(refine, pixels.shape[:2]),
-            settings=settings, device=self.device, precision=precision, only=self.ids(only), dtype=np.uint16,
-            confidence=smallest_confidence(pixels.shape[:2]),
-        )  # fmt: skip
-        assert found.confidence is not None
-        return Result(found.ids, found.confidence, self.classes, found.tile)
+        if isinstance(image, list | tuple):
+            pictures, limits = image, self.ids(only)
+        else:
+            pictures, limits = [image], self.ids(only)
+        options: dict[str, Any] = {
+            "tile": tile, "overlap": overlap, "flips": flips, "scales": scales, "settings": settings,
+            "device": self.device, "precision": precision, "dtype": np.uint16,
+        }  # fmt: skip
+        results: list[Result] = []
+        ready = ((str(n), as_picture(p, self.value_range(range))) for n, p in enumerate(pictures))
+        for _, many in grouped(ready, check_batch(batch)):
+            size = many[0].shape[:2]
+            found = predict_many(
+                self.segmenter, many, only=[limits] * len(many), refine=self.refinement(refine, size),
+                confidence=smallest_confidence(size), **options,
+            )  # fmt: skip
+            for one in found:
+                assert one.confidence is not None
+                results.append(Result(one.ids, one.confidence, self.classes, one.tile))
+        return results if isinstance(image, list | tuple) else results[0]
 
     def ids(self, only: Sequence[int | str] | None) -> list[int] | None:
         """Ids of classes that are named or numbered; None for None. Raises `MaskwrightError` on an unknown name."""
@@ -199,7 +233,7 @@ class Model:
         own = str(self.extra.get("refine", "none"))
         return own if own in REFINEMENTS and size[0] * size[1] <= WHOLE_PIXELS else "none"
 
-    def probabilities(self, image: str | os.PathLike[str] | np.ndarray | Image.Image, **options: Any) -> np.ndarray:
+    def probabilities(self, image: Picture, **options: Any) -> np.ndarray:
         """Class probabilities of one picture, float32 (C, H, W); options as for `predict_probs`."""
         return predict_probs(self.segmenter, as_picture(image, self.value_range()), device=self.device, **options)
 
@@ -225,7 +259,7 @@ class Model:
 
     def predict_folder(
         self,
-        images: Dataset | str | os.PathLike[str],
+        images: Any,
         out: str | os.PathLike[str],
         *,
         tile: int | None = None,
@@ -239,14 +273,19 @@ class Model:
         precision: str = "fp32",
         range: str | Iterable[float] | None = None,
         settings: dict[str, Any] | None = None,
+        split: str | None = None,
+        batch: int = 1,
+        anew: bool = False,
         progress: Any = None,
     ) -> FolderSummary:
         """Writes OUT/NAME.png for every image that can be read; those that cannot are counted and named.
 
-        Masks that an earlier call left are replaced one by one, each at once, so an interrupt costs one picture.
+        Masks that the same model made of the same photograph with the same settings are kept: `OUT/predicted.jsonl`
+        says which (`predict.kept`). Others are replaced one by one, each at once, so an interrupt costs one batch.
 
         Args:
-            images: a dataset, or a folder of images.
+            images: a dataset, a folder, a file or a pattern (`photos/*.jpg`); a list of these, or of arrays and Pillow
+                images; or {name: picture} (`predict.given`).
             out: the folder to write to, made if missing.
             confidence: write OUT/confidence/NAME.png too, 8 bits, 255 = certain.
             overlays: write OUT/overlays/NAME.jpg too. Where images lie in folders of these names, the folders are
@@ -254,54 +293,109 @@ class Model:
             tags: in images that have tags nothing else is found than these and the class that no tag names.
             tile, refine, flips, overlap, scales, precision, settings: as for `predict`.
             range: as for `predict`; where neither it nor the training gives one, it is found over all the images.
+            split: only the images of this split of the folders.
+            batch: images of one size that the network sees together.
+            anew: keep nothing, and write over masks that were changed since they were predicted.
             progress: an `engine.progress.Progress`, or a function of (done, total), or None.
 
         Raises:
-            MaskwrightError: masks would be written over images or labels of the dataset or over each other, the place
-                cannot be written, an option is out of range, or there are no tags that fit the classes.
+            MaskwrightError: masks would be written over images or labels of the dataset, over each other or over masks
+                that were changed since, the place cannot be written, an option is out of range, or there are no tags
+                that fit the classes.
         """
         if refine != AUTO:
             check_refinement(refine)
-        data = images if isinstance(images, Dataset) else open_folder(images)
+        check_batch(batch)
+        parts = gather(images, split=split, range=self.value_range(range))
         out = Path(out)
-        check_out(out, data)
-        data = understand(self.read_as_trained(data, range), masks=False)
+        for part in parts:
+            check_out(out, part)
+        data = understand(self.read_as_trained(join(parts), range), masks=False)
         outputs = place_outputs(out, data, confidence=confidence, overlays=overlays)
         tagged = self.tagged(data) if tags else {}
         start = time.perf_counter()
+        asked = {
+            "tile": tile, "refine": refine, "flips": flips, "overlap": overlap, "scales": list(scales),
+            "precision": precision, "refinement": settings or {}, "range": data.settled_reading.range,
+        }  # fmt: skip
+        record, head = Record.read(out), head_of(self.segmenter, asked, self.origin)
+        if not anew and (changed := record.changed(data, outputs)):
+            raise changed_error(out, changed)
+        finished = {} if anew else record.finished(head, data, outputs, tagged)
         notices = [*data.notices, *outputs.notices, *(self.chosen_tiles(data) if tile is None else ())]
-        summary = FolderSummary(out, skipped=list(data.skipped), tagged=len(tagged), notices=notices)
+        if not anew and (other := record.other(head, data.names)):
+            notices.append(other)
+        if finished:
+            notices.append(f"{len(finished)} of {len(data)} masks were made by this model before and are kept")
+        summary = FolderSummary(
+            out, kept=len(finished), skipped=list(data.skipped), tagged=len(tagged), notices=notices
+        )
         for sentence in notices:
             say(progress, sentence)
         counts = np.zeros(len(self.classes), np.int64)
+        for known in finished.values():
+            for c, n in known.items():
+                if c.isdecimal() and int(c) < len(counts):
+                    counts[int(c)] += n
+        left = [i for i, name in enumerate(data.names) if name not in finished]
+        if batch > 1:  # those of one size follow each other
+            sizes = {i: image_size(data, i) or (0, 0) for i in left}
+            left.sort(key=sizes.__getitem__)
+        todo = data.subset(left)
+        digests = {item.name: i for i, item in enumerate(todo.items)}
+        if todo.items:
+            record.begin(head)
         with Bar(progress, "predict", len(data)) as show:
-            done = 0  # counted by hand: enumerate would keep the last picture alive
-            for name, pixels in read_ahead(data):
-                done += 1
-                stop_if_asked()
-                if isinstance(pixels, str):
-                    summary.skipped.append((name, pixels))
+            done = len(finished)
+
+            def readable() -> Iterator[tuple[str, np.ndarray]]:
+                nonlocal done
+                for name, pixels in read_ahead(todo):
+                    stop_if_asked()
+                    if isinstance(pixels, str):
+                        summary.skipped.append((name, pixels))
+                        done += 1
+                        show(done)
+                    else:
+                        held = [pixels]
+                        del pixels  # this frame waits while the picture is worked on
+                        yield name, held.pop()
+
+            for names, many in grouped(readable(), batch):
+                size = many[0].shape[:2]
+                limits = [tagged.get(name) for name in names]
+                options: dict[str, Any] = {
+                    "tile": tile, "overlap": overlap, "flips": flips, "scales": scales, "settings": settings,
+                    "refine": self.refinement(refine, size), "device": self.device, "precision": precision,
+                    "confidence": np.uint8 if confidence else None,
+                }  # fmt: skip
+                found = predict_many(self.segmenter, many, only=limits, **options)
+                while names:
+                    name, pixels, one = names.pop(0), many.pop(0), found.pop(0)
+                    record.forget(name)
+                    over = outputs.files(name)[2]
+                    if over is not None:
+                        write_overlay(over, pixels, one.ids, self.classes)
+                    del pixels  # writing copies a large mask; the picture need not be beside it
+                    area = self._write(one, outputs, name)
+                    counts += area
+                    files = outputs.files(name)
+                    record.note(name, todo.content_hash(digests[name]), files, tagged.get(name), area.tolist())
+                    summary.written += 1
+                    done += 1
                     show(done)
-                    continue
-                found = predict_mask(
-                    self.segmenter, pixels, tile=tile, overlap=overlap, flips=flips, scales=scales,
-                    refine=self.refinement(refine, pixels.shape[:2]),
-                    settings=settings, device=self.device, precision=precision, only=tagged.get(name),
-                    confidence=np.uint8 if confidence else None,
-                )  # fmt: skip
-                mask, sure, over = outputs.files(name)
-                if over is not None:
-                    write_overlay(over, pixels, found.ids, self.classes)
-                del pixels  # writing copies a large mask; the picture need not be beside it
-                counts += area_counts(found.ids, len(self.classes))
-                if sure is not None and found.confidence is not None:
-                    write_confidence(sure, found.confidence)
-                write_mask(mask, found.ids, self.classes)
-                summary.written += 1
-                show(done)
+                    del one
         summary.shares = counts / max(1, counts.sum())
         summary.seconds = time.perf_counter() - start
         return summary
+
+    def _write(self, found: Prediction, outputs: Outputs, name: str) -> np.ndarray:
+        """Writes the confidence map, where one is asked for, and the mask; gives the pixels of each class."""
+        mask, sure, _ = outputs.files(name)
+        if sure is not None and found.confidence is not None:
+            write_confidence(sure, found.confidence)
+        write_mask(mask, found.ids, self.classes)
+        return area_counts(found.ids, len(self.classes))
 
     def chosen_tiles(self, data: Dataset) -> list[str]:
         """What to say where images are seen in windows that nobody asked for; nothing where all are seen whole."""
@@ -352,7 +446,9 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Mo
     """
     where = check_device(device)
     segmenter = load_bundle(Path(path), where)
-    return Model(segmenter, segmenter.extra, where)
+    model = Model(segmenter, segmenter.extra, where)
+    model.origin = Path(path)
+    return model
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -366,34 +462,6 @@ def check_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise MaskwrightError(f"device {str(device)!r} cannot be used ({reason})", "auto, cpu or cuda", "") from error
     return found
-
-
-def as_picture(image: str | os.PathLike[str] | np.ndarray | Image.Image, range: Range = None) -> np.ndarray:
-    """uint8 (H, W, 3) of a file, a Pillow image or an array (grey and RGBA arrays are converted).
-
-    Args:
-        image: the picture; files and Pillow images are turned as their EXIF tag says.
-        range: of files and Pillow images of more than 8 bits.
-
-    Raises:
-        MaskwrightError: it is no picture, or has more than 8 bits and nothing says which values are black and white.
-    """
-    if isinstance(image, str | os.PathLike):
-        return read_image(image, range=range, sure=True)
-    if isinstance(image, Image.Image):
-        return picture_of(image, range=range, sure=True)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size:
-        if image.ndim == 2:
-            return np.repeat(image[..., None], 3, axis=2)
-        if image.ndim == 3 and image.shape[2] == 3:
-            return image
-        if image.ndim == 3 and image.shape[2] in (1, 4):
-            return to_rgb(Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image))
-    found = f"an array {image.shape} of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise MaskwrightError(
-        f"the picture is {found}", "a file name, a Pillow image or a uint8 array (H, W, 3)",
-        "scale floats by 255 and convert them with .astype('uint8')",
-    )  # fmt: skip
 
 
 def area_counts(ids: np.ndarray, classes: int) -> np.ndarray:
@@ -458,6 +526,31 @@ def _small(data: Dataset, i: int) -> bool:
     except MaskwrightError:
         return True  # it will fail again, at once
     return height * width <= WHOLE_PIXELS
+
+
+def grouped(pictures: Iterable[tuple[str, np.ndarray]], batch: int) -> Iterator[tuple[list[str], list[np.ndarray]]]:
+    """Pictures (H, W, 3) that follow each other and have one size, at most so many at a time, with their names."""
+    names: list[str] = []
+    many: list[np.ndarray] = []
+    for name, pixels in pictures:
+        if many and (len(many) == batch or many[0].shape != pixels.shape):
+            yield names, many
+            names, many = [], []
+        names.append(name)
+        many.append(pixels)
+        del pixels
+        if batch == 1:  # not held until the next has come
+            yield names, many
+            names, many = [], []
+    if many:
+        yield names, many
+
+
+def check_batch(batch: int) -> int:
+    """The number itself. Raises `MaskwrightError` where it is not above 0."""
+    if batch < 1:
+        raise MaskwrightError(f"batch is {batch}", "1 or more images", "--batch 8 sees eight of one size together")
+    return batch
 
 
 def say(progress: Any, sentence: str) -> None:

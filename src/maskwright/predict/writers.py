@@ -13,6 +13,7 @@ from PIL import Image
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.pictures.images import resize
 from maskwright.data.trust.files import atomic_write, write_bytes
+from maskwright.predict.tiles import WHOLE_PIXELS
 
 OVERLAY_SIDE = 4096
 """Pixels of an overlay's longer side at most: larger ones no viewer opens with pleasure."""
@@ -59,10 +60,48 @@ def boundaries(ids: np.ndarray, thickness: int = 1) -> np.ndarray:
     return edge
 
 
+def narrow(ids: np.ndarray, width: int) -> np.ndarray:
+    """Pixels that lie in no square of `width` pixels a side of one id: lines, rims of speckles, sharp corners.
+
+    Args:
+        ids: (H, W).
+        width: pixels.
+
+    Returns:
+        bool (H, W).
+    """
+    height, length = ids.shape
+    if min(height, length) < width:
+        return np.zeros(ids.shape, bool)
+    down, right = (np.ones((height - width + 1, length), bool), np.ones((height - width + 1, length - width + 1), bool))
+    for k in range(1, width):
+        down &= ids[k - 1 : height - width + k] == ids[k : height - width + 1 + k]
+    for k in range(width):
+        right &= down[:, k : length - width + 1 + k]
+        if k:
+            first = ids[: height - width + 1]
+            right &= first[:, k - 1 : length - width + k] == first[:, k : length - width + 1 + k]
+    wide = np.zeros((height, length - width + 1), bool)  # `right` marks the first pixel of each such square
+    for k in range(width):
+        wide[k : height - width + 1 + k] |= right
+    covered = np.zeros(ids.shape, bool)
+    for k in range(width):
+        covered[:, k : length - width + 1 + k] |= wide
+    return ~covered
+
+
+THIN = 5
+"""Pixels of a square that what counts as thin in an overlay does not hold."""
+THIN_STRENGTH = 0.9
+"""Share of the colour where a class is thin: half of it would be lost among the photograph's own colours."""
+
+
 def overlay(
     image: np.ndarray, ids: np.ndarray, table: ClassTable, strength: float = 0.5, side: int = OVERLAY_SIDE
 ) -> np.ndarray:
     """The photograph tinted with the classes' colours, with thin light lines between segments.
+
+    Vessels, cables and the like, which the lines would cover, have no lines and nearly all of their colour.
 
     Args:
         image: uint8 (H, W, 3).
@@ -76,16 +115,27 @@ def overlay(
     """
     image, ids = shrink(image, ids, side)
     known = ids < len(table)
-    weight = (known * np.float32(strength))[..., None]
+    line = max(1, round(max(ids.shape) / 900))
+    thin = narrow(ids, THIN + 2 * (line - 1))
+    weight = (known * np.where(thin, max(strength, strength and THIN_STRENGTH), strength).astype(np.float32))[..., None]
     mixed = image.astype(np.float32)
     mixed += (table.colorize(ids) - mixed) * weight
-    edge = boundaries(ids, max(1, round(max(ids.shape) / 900)))
+    edge = boundaries(ids, line)
+    for _ in range(line):  # nor beside what is thin
+        edge &= ~thin
+        thin[:-1] |= thin[1:]
+        thin[:, :-1] |= thin[:, 1:]
+    edge &= ~thin
     mixed[edge] += (255 - mixed[edge]) * 0.7
     return np.rint(mixed).astype(np.uint8)
 
 
 def shrink(image: np.ndarray, ids: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph and its mask brought to a longer side of at most `side` pixels, the mask by its nearest pixels."""
+    """A photograph and its mask brought to a longer side of at most `side` pixels.
+
+    A pixel of the small mask is the class that has most of its area, but where a class narrower than such a pixel runs
+    through it, that one: a vessel stays a line. Of pictures above `WHOLE_PIXELS` the nearest pixels are taken.
+    """
     height, width = ids.shape
     if max(height, width) <= side:
         return image, ids
@@ -93,9 +143,32 @@ def shrink(image: np.ndarray, ids: np.ndarray, side: int) -> tuple[np.ndarray, n
     step = min(height, width) // (2 * side)
     if step > 1:
         image = image[::step, ::step]  # antialiasing a gigapixel picture for a thumbnail would cost more than the mask
-    rows = ((np.arange(h) + 0.5) * height / h).astype(int)
-    cols = ((np.arange(w) + 0.5) * width / w).astype(int)
-    return resize(np.ascontiguousarray(image), (h, w)), ids[rows[:, None], cols]
+    small = resize(np.ascontiguousarray(image), (h, w))
+    return small, _nearest(ids, h, w) if height * width > WHOLE_PIXELS else _shrunk(ids, h, w)
+
+
+def _nearest(ids: np.ndarray, h: int, w: int) -> np.ndarray:
+    rows = ((np.arange(h) + 0.5) * ids.shape[0] / h).astype(int)
+    cols = ((np.arange(w) + 0.5) * ids.shape[1] / w).astype(int)
+    return ids[rows[:, None], cols]
+
+
+def _shrunk(ids: np.ndarray, h: int, w: int) -> np.ndarray:
+    """Ids (h, w): by area, and by what is narrower than a pixel of the result."""
+    k = min(8, -(-max(ids.shape) // max(h, w)))
+    fine = _nearest(ids, h * k, w * k)  # k x k samples a pixel
+    classes, counts = np.unique(fine, return_counts=True)
+    thin = narrow(fine, k + 1)
+    best, most = np.full((h, w), classes[0], ids.dtype), np.zeros((h, w), np.int64)
+    rare, found = np.zeros((h, w), ids.dtype), np.zeros((h, w), bool)
+    for c in classes[np.argsort(-counts, kind="stable")]:  # of two thin ones the rarer is seen
+        of = fine == c
+        area = of.reshape(h, k, w, k).sum((1, 3))
+        best = np.where(area > most, c, best)
+        most = np.maximum(area, most)
+        through = (of & thin).reshape(h, k, w, k).sum((1, 3)) * 2 > k
+        rare, found = np.where(through, c, rare), found | through
+    return np.where(found, rare, best).astype(ids.dtype)
 
 
 def write_overlay(
@@ -105,9 +178,10 @@ def write_overlay(
     write_bytes(path, jpeg(overlay(image, ids, table, **options), 90), durable=False)
 
 
-def jpeg(image: np.ndarray, quality: int = 85) -> bytes:
-    """Encodes uint8 (H, W, 3) as a JPEG."""
+def jpeg(image: np.ndarray, quality: int = 85, *, tinted: bool = False) -> bytes:
+    """Encodes uint8 (H, W, 3) as a JPEG; above a quality of 90, and where it is tinted, colours keep their resolution:
+    else those next to lines would bleed, and those of lines vanish."""
     out = BytesIO()
-    # Above 90 colours keep their resolution: tints next to lines would bleed.
-    Image.fromarray(image).save(out, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, optimize=True)
+    fine = tinted or quality >= 90
+    Image.fromarray(image).save(out, "JPEG", quality=quality, subsampling=0 if fine else 2, optimize=True)
     return out.getvalue()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from maskwright.data.examining.doctor import examine
 from maskwright.data.examining.findings import Diagnosis
-from maskwright.data.examining.phash import Print, find_alike, hamming, near_pairs, perceptual_hash
+from maskwright.data.examining.phash import Print, detail_of, find_alike, hamming, near_pairs, perceptual_hash
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.masking.classes import default_palette
 from maskwright.errors import MaskwrightError
@@ -243,3 +243,42 @@ def test_flat_and_missing_pictures_are_not_alike() -> None:
     alike = find_alike([flat, flat, None, Print(5, thumb), Print(7, thumb), Print(5, np.eye(16, dtype=np.uint8) * 255)])
     assert alike.groups() == [[3, 4]] and alike.cells[:3].tolist() == [-1, -1, -1]
     assert find_alike([]).groups() == []
+
+
+def retina(seed: int, side: int = 200) -> np.ndarray:
+    """A drawn retina, uint8 (side, side, 3): a disc on black, a bright spot, dark vessels that wind from it."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (side, side), (168, 84, 40))
+    draw = ImageDraw.Draw(image)
+    x0, y0 = side * (0.72 + 0.03 * rng.standard_normal()), side * (0.5 + 0.03 * rng.standard_normal())
+    draw.ellipse((x0 - 14, y0 - 14, x0 + 14, y0 + 14), fill=(235, 190, 120))
+    for _ in range(16):
+        turns = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.2, 40).cumsum()
+        x, y = x0 + 5 * np.cos(turns).cumsum(), y0 + 5 * np.sin(turns).cumsum()
+        draw.line(list(zip(x, y)), fill=(110, 36, 22), width=int(rng.integers(1, 4)))
+    yy, xx = np.mgrid[:side, :side]
+    radius = np.hypot(xx - side / 2, yy - side / 2) / (0.47 * side)
+    pixels = np.asarray(image) * (1 - 0.35 * radius[..., None] ** 2) + rng.normal(0, 2, (side, side, 1))
+    return np.where(radius[..., None] > 1, 2, pixels).clip(0, 255).astype(np.uint8)
+
+
+def test_different_retinas_are_not_near_duplicates_and_copies_are(tmp_path) -> None:
+    """All are a bright disc on black, so that hash and thumbnail say little: detail decides."""
+    pictures = [retina(k) for k in range(26)]
+    for k, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(tmp_path / f"r{k:02d}.png")
+    assert not examine(tmp_path).of_kind("near-duplicate")
+    alike = [Print(0x0F0F, np.zeros((16, 16), np.uint8)) for _ in pictures]  # as if all hashes were one
+    assert len(find_alike(alike).groups()) == 1
+    assert find_alike(alike, detail=lambda i: detail_of(pictures[i])).groups() == []
+    smaller = Image.fromarray(pictures[3]).resize((97, 97), Image.Resampling.LANCZOS)
+    smaller.save(tmp_path / "smaller.jpg", quality=60)
+    Image.fromarray(pictures[7]).save(tmp_path / "again.jpg", quality=40)
+    Image.fromarray((pictures[9] * 0.8 + 20).astype(np.uint8)).save(tmp_path / "lighter.png")
+    (near,) = examine(tmp_path).of_kind("near-duplicate")
+    assert {frozenset(e.split(" ~ ")) for e in near.examples} == {
+        frozenset(("r03", "smaller")), frozenset(("r07", "again")), frozenset(("r09", "lighter"))
+    }  # fmt: skip
+    copied = [*pictures[:4], np.asarray(smaller), pictures[2]]
+    grouped = find_alike(alike[:6], detail=lambda i: detail_of(copied[i])).groups()
+    assert grouped == [[2, 5], [3, 4]], "two copies among pictures of one hash find each other"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskwright.app.stage_view import stage_views
 from maskwright.engine.config import configure
 from maskwright.engine.context import Context
 from maskwright.engine.progress import Progress
@@ -81,6 +82,9 @@ def test_the_box_is_that_of_the_largest_part_whose_corners_touch(tmp_path, monke
         (folder / name).mkdir(parents=True)
     found.segments(folder)
     assert json.loads((folder / "boxes.json").read_text())["boxes"]["a"] == [2, 2, 14, 14]
+    ((title, body),) = stage_views(tmp_path, ["segments"])
+    assert title == "Objects" and "segments/objects/NAME.png" in body and body.count("<img") == 2
+    assert (folder / "objects" / "a.png").is_file()
     mask[2:10, 2:6] = False  # now 48 pixels in two parts that only a corner joins
     mask[20:29, 30:38] = False
     mask[30:37, 30:36] = True  # 42 pixels: more than either part, fewer than both

@@ -10,11 +10,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from maskwright.data.examining.findings import SEVERITIES, Diagnosis, Finding, finding
 from maskwright.data.examining.leaks import duplicate_findings, leak_findings, read_splits
-from maskwright.data.examining.looks import Look, look_at
+from maskwright.data.examining.looks import Look, look_at, look_closer
 from maskwright.data.examining.phash import find_alike
 from maskwright.data.examining.reading import Reading
 from maskwright.data.folders.folder import Dataset
@@ -61,7 +62,7 @@ def examine(
             if progress is not None:
                 progress(len(looks), len(dataset))
     checked = check_labels(dataset, {i: _mask_of(look) for i, look in enumerate(looks) if look.mask is not None})
-    likeness = find_alike([look.print for look in looks])
+    likeness = find_alike([look.print for look in looks], detail=partial(look_closer, dataset))
     splits, split_findings = read_splits(dataset)
     found = [
         *(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskwright.data.examining.phash import Print, perceptual_hash
+import numpy as np
+
+from maskwright.data.examining.phash import DETAIL, Print, detail_of, perceptual_hash
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.masking.survey import Survey, Surveyor
-from maskwright.data.pictures.images import AlphaKind, glance
+from maskwright.data.pictures.images import AlphaKind, glance, read_small
 from maskwright.errors import MaskwrightError
 
 
@@ -42,3 +44,14 @@ def look_at(dataset: Dataset, i: int, surveyor: Surveyor) -> Look:
     if item.mask is not None:
         look.mask = surveyor.look(i)
     return look
+
+
+def look_closer(dataset: Dataset, i: int) -> np.ndarray | None:
+    """The detail of image `i` (`phash.detail_of`), for those that look alike at first; None where it cannot be read."""
+    path = dataset.items[i].image
+    try:
+        if dataset.readers.image is not None:
+            return detail_of(dataset.readers.image(path))
+        return detail_of(read_small(path, DETAIL, range=dataset.value_range))
+    except MaskwrightError:
+        return None

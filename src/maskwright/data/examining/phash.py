@@ -2,17 +2,24 @@
 
 The hash is the signs of the 64 lowest frequencies (without the mean) of the 32x32 grey picture about their
 median (C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section 3.2.1).
-Two pictures are near duplicates if few of the 64 bits differ and their 16x16 grey thumbnails agree, which
-plain pictures (sky, water, cells) with accidentally equal signs do not.
+Two pictures may be near duplicates if few of the 64 bits differ and their 16x16 grey thumbnails agree, which
+plain pictures (sky, water, cells) with accidentally equal signs do not. That is not enough where all pictures are
+taken in one way: retinas and slides are a bright disc on black, the same in low frequencies whatever they show. So the
+detail of each pair is compared as well, at 128x128: what a blur takes away, correlated in each of 64 squares, at the
+shift of a few pixels that fits best. Nearly all squares must agree, so that the rim that all discs share is not enough.
+On drawn retinas the fifth of the squares that agree least correlates at most 0.03 between different ones and at least
+0.54 with copies at three tenths of the size; on photographs of MSRC v2 0.09, and 0.20 with JPEGs of quality 30.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 SIDE = 32
 THUMB = 16
@@ -21,6 +28,22 @@ NEAR_BITS = 6
 NEAR_GREY = 12.0
 """Mean grey levels by which thumbnails of near duplicates may differ, after removing the difference of their
 means."""
+DETAIL = 128
+"""Pixels of a side at which detail is compared."""
+SQUARE = 16
+"""Pixels of the squares in which it is compared."""
+SAME_DETAIL = 0.15
+"""Correlation of near duplicates in all but `ODD` of the squares, at least."""
+ODD = 0.2
+"""Share of the squares that may differ: an edit, a caption, a thing that moved."""
+SHIFT = 6
+"""Pixels of `DETAIL` by which near duplicates may be shifted: a camera that moved a little."""
+PLAIN = 1.5
+"""Squares whose detail varies less than this, in grey levels, say nothing."""
+TELLING = 8
+"""With fewer squares that say something the hash and the thumbnail decide alone."""
+FIRSTS = 64
+"""Pictures of one hash at most that others of that hash are compared with."""
 FLAT = 2.0
 """Pictures whose 32x32 grey version varies less than this (standard deviation) have no perceptual hash."""
 
@@ -141,13 +164,67 @@ class Likeness:
         return sorted(group for group in members.values() if len(group) > 1)
 
 
-def find_alike(prints: list[Print | None], bits: int = NEAR_BITS, grey: float = NEAR_GREY) -> Likeness:
+def detail_of(image: np.ndarray) -> np.ndarray:
+    """What of a picture a blur takes away, float32 (128, 128), grey levels.
+
+    Args:
+        image: uint8 (H, W) or (H, W, 3), best of 128 pixels or more a side.
+    """
+    grey = Image.fromarray(np.ascontiguousarray(image)).convert("L")
+    how = Image.Resampling.BOX if min(grey.size) > DETAIL else Image.Resampling.BICUBIC
+    grey = grey.resize((DETAIL, DETAIL), how)
+    return np.asarray(grey, np.float32) - np.asarray(grey.filter(ImageFilter.GaussianBlur(2.5)), np.float32)
+
+
+def same_detail(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two pictures agree in their detail, as `detail_of` gives it, or have too little of it to tell."""
+    dy, dx = _best_shift(_evened(a), _evened(b))
+    x, y = _squares(a), _squares(np.roll(b, (dy, dx), (0, 1)))
+    deviation = x.std(1) * y.std(1)
+    telling = (x.std(1) > PLAIN) & (y.std(1) > PLAIN)
+    if telling.sum() < TELLING:
+        return True
+    correlation = (x * y).mean(1)[telling] / deviation[telling]
+    return float(np.quantile(correlation, ODD)) >= SAME_DETAIL
+
+
+def _evened(detail: np.ndarray) -> np.ndarray:
+    """Detail divided by its local strength: else a strong edge alone would say where two pictures fit."""
+    side = DETAIL // 8
+    power = Image.fromarray(detail * detail).resize((side, side), Image.Resampling.BOX)
+    local = np.sqrt(np.asarray(power.resize((DETAIL, DETAIL), Image.Resampling.BILINEAR)).clip(0))
+    return detail / (local + 2)
+
+
+def _best_shift(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
+    """(rows, columns), each up to `SHIFT`, by which `b` is rolled to fit `a` best."""
+    both = np.fft.irfft2(np.fft.rfft2(a) * np.fft.rfft2(b).conj(), s=a.shape)
+    near = np.roll(both, (SHIFT, SHIFT), (0, 1))[: 2 * SHIFT + 1, : 2 * SHIFT + 1]
+    row, column = np.unravel_index(int(near.argmax()), near.shape)
+    return int(row) - SHIFT, int(column) - SHIFT
+
+
+def _squares(detail: np.ndarray) -> np.ndarray:
+    """Detail by squares, each with mean 0, (squares, pixels)."""
+    n = DETAIL // SQUARE
+    squares = detail.reshape(n, SQUARE, n, SQUARE).swapaxes(1, 2).reshape(n * n, SQUARE * SQUARE)
+    return squares - squares.mean(1, keepdims=True)
+
+
+def find_alike(
+    prints: list[Print | None],
+    bits: int = NEAR_BITS,
+    grey: float = NEAR_GREY,
+    detail: Callable[[int], np.ndarray | None] | None = None,
+) -> Likeness:
     """Finds near duplicates among pictures.
 
     Args:
         prints: one a picture, None for pictures that could not be read.
         bits: see `NEAR_BITS`.
         grey: see `NEAR_GREY`.
+        detail: gives the detail of a picture by its place, asked for those that may be near duplicates only; None
+            where it cannot be had. Without, hash and thumbnail decide alone.
     """
     found = [(i, p) for i, p in enumerate(prints) if p is not None and p.hash is not None]
     usable = [i for i, _ in found]
@@ -156,21 +233,33 @@ def find_alike(prints: list[Print | None], bits: int = NEAR_BITS, grey: float = 
         return Likeness(cells, np.zeros((0, 2), np.int64))
     hashes = np.array([p.hash for _, p in found], np.uint64)
     thumbs = np.stack([p.thumb.ravel() for _, p in found])
-    # Pictures of one hash form a cell; those whose thumbnail differs from the first's get a cell of their
-    # own.
-    distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    apart = _thumb_distance(thumbs, thumbs[first[inverse]]) > grey
-    inverse = inverse.astype(np.int64)
-    inverse[apart] = len(distinct) + np.arange(int(apart.sum()))
-    cells[usable] = inverse
-    pairs = near_pairs(distinct, bits)
-    if len(pairs):
-        close = [
-            _thumb_distance(thumbs[first[block[:, 0]]], thumbs[first[block[:, 1]]]) <= grey
-            for block in np.array_split(pairs, max(1, len(pairs) // 65536))
-        ]
-        pairs = pairs[np.concatenate(close)]
-    return Likeness(cells, pairs)
+    look = lru_cache(2048)(detail) if detail is not None else None
+
+    def agree(a: int, b: int) -> bool:
+        one, two = (None, None) if look is None else (look(usable[a]), look(usable[b]))
+        return one is None or two is None or same_detail(one, two)
+
+    # Pictures of one hash that agree with the first of a cell form that cell.
+    distinct, inverse = np.unique(hashes, return_inverse=True)
+    firsts: list[list[int]] = [[] for _ in distinct]  # of each hash the first picture of its cells
+    cell_of: dict[int, int] = {}  # first picture: its cell
+    for k, at in enumerate(inverse.tolist()):
+        like = firsts[at]
+        alike = [f for f in like[:FIRSTS] if _thumb_distance(thumbs[f : f + 1], thumbs[k : k + 1])[0] <= grey]
+        first = next((f for f in alike if agree(f, k)), None)
+        if first is None:
+            like.append(k)
+            cell_of[k] = len(cell_of)
+        cells[usable[k]] = cell_of[k if first is None else first]
+    near = [
+        np.array(list(itertools.product(firsts[a][:FIRSTS], firsts[b][:FIRSTS])))
+        for a, b in near_pairs(distinct, bits).tolist()
+    ]
+    links = []
+    for block in np.array_split(np.concatenate(near), max(1, len(near) // 65536)) if near else ():
+        close = _thumb_distance(thumbs[block[:, 0]], thumbs[block[:, 1]]) <= grey
+        links += [(cell_of[a], cell_of[b]) for a, b in block[close].tolist() if agree(a, b)]
+    return Likeness(cells, np.array(sorted(links), np.int64).reshape(-1, 2))
 
 
 def _thumb_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:

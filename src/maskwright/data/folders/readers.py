@@ -46,6 +46,7 @@ class Readers:
         size: path -> (H, W) of what `image` gives; None: from the header.
         mask: path -> uint8 or uint16 (H, W).
         verify: path -> None, raises `MaskwrightError` where `image` would; None: the file is decoded.
+        digest: path -> hash of the image's content; None: of the bytes of its file.
 
     All must be functions at the top of a module, so that worker processes can receive them.
     """
@@ -54,6 +55,7 @@ class Readers:
     size: Callable[[Path], tuple[int, int]] | None = None
     mask: Callable[[Path], np.ndarray] = read_mask
     verify: Callable[[Path], object] | None = None
+    digest: Callable[[Path], str] | None = None
 
 
 _surveying = threading.RLock()

@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskwright.data.masking.classes import ClassTable
 from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.trust.artefacts import write_record
 from maskwright.data.trust.files import file_for
@@ -43,6 +44,7 @@ from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, share
 from maskwright.engine.loop import Indices, Training, cosine
 from maskwright.engine.seeding import derive
+from maskwright.engine.shown import Shown, Strip
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.heads import ConvDecoder, CosineClassifier, LinearClassifier, Projection, Sequential
 from maskwright.models.preprocess import MAX_SIDE, resize_uint8
@@ -54,6 +56,7 @@ from maskwright.ops.graphs.objectness import border_distance, border_nodes, fied
 from maskwright.ops.graphs.spectral import eigengap, spectral_embedding
 from maskwright.ops.refinement.components import bounding_box, largest_component
 from maskwright.ops.refinement.guided import guided_filter
+from maskwright.predict.writers import overlay, shrink
 from maskwright.recipes.clustering import ClusterOptions, cluster_rows
 from maskwright.recipes.frozen.batches import stacked_by_shape
 from maskwright.recipes.frozen.features import (
@@ -71,6 +74,10 @@ OBJECT_VECTORS = 6
 """Vectors, the constant one among them, that the object is found from: later ones split it into parts."""
 SEGMENT_RESTARTS = 10
 """Starts of each photograph's k-means, scikit-learn's number when the paper's code was written."""
+OBJECT = ClassTable(("object",), np.array([(235, 120, 20)], np.uint8))
+"""How the report draws an object; what is none stays as it is."""
+SHOWN_SIDE = 320
+"""Pixels of the longer side of the report's pictures of objects."""
 BACKGROUND_NAMES = ("background", "other", "void", "ground")
 
 
@@ -292,6 +299,21 @@ class DeepSpectral(Method):
             read, shape = self.context.run.artefact, {"box": ([int], None)}
             boxes = {n: read("segments", file_for("boxes", n, ".json"), shape)["box"] for n in self.names}
             write_record(folder / "boxes.json", {"boxes": boxes})
+            self.show(folder).write(folder)
+
+    def show(self, folder: Path) -> Shown:
+        """Where the objects lie, and those of a few photographs, for the report."""
+        found = Shown(title="Objects")
+        found.sentences.append(
+            f"The object of each photograph lies in {folder.name}/objects/NAME.png of the run (1 is the object), "
+            f"the box around its largest part in {folder.name}/boxes.json (top, left, bottom, right, in pixels)."
+        )
+        for i in sorted({round(k) for k in np.linspace(0, len(self.names) - 1, min(4, len(self.names)))}):
+            object_mask = read_mask(file_for(folder / "objects", self.names[i], ".png"))
+            photograph, mask = shrink(self.context.data.image(i), object_mask, SHOWN_SIDE)
+            seen = overlay(photograph, np.where(mask > 0, 0, 1), OBJECT)
+            found.strips.append(Strip(self.names[i], [], [("photograph", photograph), ("object", seen)]))
+        return found
 
     def object_map(self, values: Tensor, vectors: Tensor) -> Tensor:
         """How much each grid position belongs to the object (h, w), in [0, 1]."""
