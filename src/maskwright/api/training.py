@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +90,7 @@ def train(
     from maskwright.engine.streams import SOURCE, open_sources, sources_as_written
     from maskwright.methods import choose_method, find_method
 
-    bar = progress or Progress(quiet=int(os.environ.get("RANK", "0")) > 0)
+    bar = progress or Progress.of_this_process()
     images = opened(data, labels, void, range)
     if split is not None:
         images = images.split(split)

@@ -38,6 +38,7 @@ class Scores:
         notes: what else a reader must know.
         split: name of the split that was judged; None where none was asked for.
         names_hash: `hash_names` of the images judged; empty where they have no names.
+        labels_hash: of the contents of their masks and how their values were read; empty where they are no files.
     """
 
     protocol: str
@@ -56,6 +57,7 @@ class Scores:
     notes: list[str] = field(default_factory=list)
     split: str | None = None
     names_hash: str = ""
+    labels_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The scores as JSON values; NaN becomes None, keys of the mapping become text."""
