@@ -28,9 +28,10 @@ from maskwright.app.html import series as _series
 from maskwright.app.html import term_list as _dl
 from maskwright.app.html import text as _text
 from maskwright.app.page import frame
-from maskwright.app.pictures import PREVIEWS, figure, swatch
+from maskwright.app.pictures import PREVIEWS, figure
 from maskwright.app.plots import bar, curve, format_number
 from maskwright.app.stage_view import stage_views
+from maskwright.data.pictures.inline import swatch
 from maskwright.data.trust.artefacts import Damage, parse_json, read_record
 from maskwright.data.trust.files import write_text
 from maskwright.errors import shown

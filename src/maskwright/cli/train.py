@@ -67,6 +67,7 @@ def train(
             help="A YAML or TOML file that says the same; the command line wins.", callback=from_file, is_eager=True
         ),
     ] = None,
+    log: Annotated[str | None, typer.Option(help="tensorboard: curves as events too, in RUN/logs.")] = None,
     labels: Labels = None,
     void: Void = None,
     range: Range = None,
@@ -81,6 +82,7 @@ def train(
     from maskwright import api
 
     make = partial(api.train, seed=seed) if seeds is None else partial(train_and_show, whole_numbers(seeds))
+    make = partial(make, log=log)
     make(
         data, method, out=out, source=source, inputs=input, split=split, labeled=labeled, classes=classes, names=names,
         backbone=backbone, weights=weights, steps=steps, device=device, settings=settings, resume=resume,

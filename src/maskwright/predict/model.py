@@ -31,6 +31,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_mask, predict_probs, smallest_confidence
 from maskwright.predict.outputs import check_lengths, place_outputs
 from maskwright.predict.refine import AUTO, REFINEMENTS, check_refinement
+from maskwright.predict.showing import thumbnail
 from maskwright.predict.tiles import WHOLE_PIXELS, choose_tile, much_larger, trained_size
 from maskwright.predict.writers import overlay, write_confidence, write_overlay
 
@@ -44,12 +45,14 @@ class Result:
         confidence: float32 (H, W) in [0, 1], probability of the predicted class (float16 above 64 million pixels).
         classes: names and colours of the ids.
         tile: pixels of the windows in which the picture was seen; None where it was seen whole.
+        photo: the photograph, small, for showing the result; None where it is not known.
     """
 
     mask: np.ndarray
     confidence: np.ndarray
     classes: ClassTable
     tile: int | None = None
+    photo: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def shares(self) -> np.ndarray:
         """Share of the area that each class has, float64 (C,), sums to 1."""
@@ -62,6 +65,16 @@ class Result:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the mask as an index PNG: palette up to 255 classes, 16 bits above."""
         write_mask(path, self.mask, self.classes)
+
+    def _repr_html_(self) -> str:
+        from maskwright.predict.showing import result_html
+
+        return result_html(self)
+
+    def _repr_png_(self) -> bytes:
+        from maskwright.predict.showing import result_png
+
+        return result_png(self)
 
 
 @dataclass
@@ -121,6 +134,11 @@ class Model:
         made = f" by {self.segmenter.method}" if self.segmenter.method else ""
         return f"Model({len(self.classes)} classes{made}, {self.segmenter.provenance.architecture}, {self.device})"
 
+    def _repr_html_(self) -> str:
+        from maskwright.predict.showing import model_html
+
+        return model_html(self)
+
     def predict(
         self,
         image: str | os.PathLike[str] | np.ndarray | Image.Image,
@@ -164,7 +182,7 @@ class Model:
             confidence=smallest_confidence(pixels.shape[:2]),
         )  # fmt: skip
         assert found.confidence is not None
-        return Result(found.ids, found.confidence, self.classes, found.tile)
+        return Result(found.ids, found.confidence, self.classes, found.tile, thumbnail(pixels))
 
     def ids(self, only: Sequence[int | str] | None) -> list[int] | None:
         """Ids of classes that are named or numbered; None for None. Raises `MaskwrightError` on an unknown name."""

@@ -21,9 +21,6 @@ from maskwright.app.comparing.runs import OPTION, Run, Setting
 from maskwright.app.html import count
 from maskwright.evaluate.scores import Scores
 
-USUAL = ("miou_all", "frequency_weighted_iou", "mean_dice")
-"""Figures that every judgement has beside the three main ones; tables show what is special to a protocol instead."""
-
 
 @dataclass(frozen=True)
 class Figure:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import maskwright
-from maskwright.app.comparing.joining import Comparison, Figure, Group, Row, Table
 from maskwright.app.comparing.pictures import strips
 from maskwright.app.comparing.tables import (
     MAIN,
@@ -26,6 +26,9 @@ from maskwright.app.plots import curves, line_class, spread_bar
 from maskwright.data.trust.files import write_text
 from maskwright.engine.records import METRICS
 from maskwright.errors import shown
+
+if TYPE_CHECKING:
+    from maskwright.app.comparing.joining import Comparison, Figure, Group, Row, Table
 
 CHARTS = 6
 """Curves that are seen at once; the others are folded."""

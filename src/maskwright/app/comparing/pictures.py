@@ -6,20 +6,24 @@ from collections import Counter
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskwright.app.comparing.joining import Comparison, Group
 from maskwright.app.comparing.runs import Run, natural
 from maskwright.app.html import count
-from maskwright.app.pictures import PREVIEWS, data_uri, swatch
+from maskwright.app.pictures import PREVIEWS
 from maskwright.data.masking.classes import ClassTable, default_palette
 from maskwright.data.masking.label_rules import ignore_of
 from maskwright.data.masking.masks import read_mask
 from maskwright.data.pictures.images import read_image
+from maskwright.data.pictures.inline import data_uri, jpeg, swatch
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.scores import Scores
-from maskwright.predict.writers import jpeg, overlay, shrink
+from maskwright.predict.writers import overlay, shrink
+
+if TYPE_CHECKING:
+    from maskwright.app.comparing.joining import Comparison, Group
 
 TILES = 120
 """Pictures of a page at most: about 20 KB each."""

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from maskwright.app.comparing.joining import USUAL, Comparison, Figure, Row, Table
 from maskwright.app.comparing.runs import OPTION
 from maskwright.app.html import count, duration
 from maskwright.errors import shown
@@ -16,6 +15,10 @@ from maskwright.errors import shown
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+    from maskwright.app.comparing.joining import Comparison, Figure, Row, Table
+
+USUAL = ("miou_all", "frequency_weighted_iou", "mean_dice")
+"""Figures that every judgement has beside the three main ones; tables show what is special to a protocol instead."""
 MAIN = ("mIoU", "pixel accuracy", "mean accuracy")
 PIPED = 160
 """Columns of the text where no terminal says how many it has."""
