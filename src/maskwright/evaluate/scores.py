@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from maskwright.data.trust.artefacts import parse_json
+from maskwright.data.trust.files import write_json
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate import metrics
 
@@ -62,6 +64,10 @@ class Scores:
     def to_json(self) -> dict[str, Any]:
         """The scores as JSON values; NaN becomes None, keys of the mapping become text."""
         return _plain(asdict(self))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the scores as JSON: into a run's folder as `scores.json`, they are what `compare` shows of it."""
+        write_json(path, self.to_json())
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any] | str) -> Scores:

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ class Table:
     ranked: bool = True
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """Runs side by side.
 
@@ -172,6 +173,17 @@ class Comparison:
             "unjudged": [{"path": str(run.path), "commands": commands} for run, commands in self.unjudged],
             "notices": self.notices,
         }  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"Comparison({count(len(self.runs), 'run')}, {count(len(self.groups), 'setting')})"
+
+    def __str__(self) -> str:
+        """The tables as the command line prints them."""
+        from maskwright.app.comparing.tables import print_comparison
+
+        text = StringIO()
+        print_comparison(self, text)
+        return text.getvalue()
 
     def _repr_html_(self) -> str:
         from maskwright.app.comparing.page import tables_html

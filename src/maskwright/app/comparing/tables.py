@@ -24,7 +24,6 @@ PIPED = 160
 """Columns of the text where no terminal says how many it has."""
 COMMANDS = 6
 """Runs whose commands are printed; `--json` has those of all."""
-WORDS = {"interrupted": "was interrupted", "failed": "failed", "running": "was killed, or is under way"}
 
 
 def percent(figure: Figure | None) -> str:
