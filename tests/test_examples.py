@@ -61,6 +61,7 @@ def test_no_labels(data, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) >= len(largest)
 
 
+@pytest.mark.slow
 def test_tags(data, tmp_path, capsys):
     out = tmp_path / "run"
     example("tags").main([str(data), "--out", str(out), *SMALL])
@@ -72,6 +73,7 @@ def test_tags(data, tmp_path, capsys):
     assert json.loads((out / "run.json").read_text())["labels_read"]["train"]["masks"] == 0
 
 
+@pytest.mark.slow
 def test_two_domains(data, tmp_path, capsys):
     out = tmp_path / "runs"
     example("two_domains").main(
@@ -82,6 +84,7 @@ def test_two_domains(data, tmp_path, capsys):
     assert (out / "compare.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_compare_seeds(data, tmp_path, capsys):
     out = tmp_path / "runs"
     arguments = [str(data), "--methods", "kmeans", "--seeds", "0", "1", "--split", "train", "--test", "test",

@@ -31,8 +31,8 @@ def scores(miou: float, **changes: object) -> dict:
     return {
         "protocol": "direct", "matching": "none: ids are classes", "miou": miou, "pixel_accuracy": miou,
         "mean_accuracy": miou, "per_class": [{"name": "sky", "iou": miou}, {"name": "road", "iou": miou / 2}],
-        "mapping": None, "extra": {}, "images": 4, "predicted": 2, "classes": 2, "names_hash": "ab" * 32, "labels_hash": "cd" * 32,
-        "split": "test",
+        "mapping": None, "extra": {}, "images": 4, "predicted": 2, "classes": 2, "names_hash": "ab" * 32,
+        "labels_hash": "cd" * 32, "split": "test",
     } | changes  # fmt: skip
 
 
@@ -122,6 +122,13 @@ def test_any_other_setting_keeps_runs_apart(tmp_path, change, column):
     assert len(found.groups) == 2 and column in found.columns
     assert len({group.name for group in found.groups}) == 2, "contents of one name are told apart"
     assert all(len(row.runs) == 1 for row in found.tables[0].rows)
+
+
+def test_weights_that_are_drawn_are_part_of_the_seed(tmp_path):
+    for seed in (0, 1):
+        drawn = {"architecture": "net", "source": "random"}
+        write_run(tmp_path / f"{seed}", seed, backbone=drawn, weights_key=f"w{seed}")
+    assert [row.seeds for row in mw.compare(tmp_path).tables[0].rows] == ["0, 1 (n=2)"]
 
 
 @pytest.mark.parametrize(

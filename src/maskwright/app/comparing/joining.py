@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -21,6 +21,9 @@ from maskwright.app.comparing.judged import Judgement, commands_for, forget_data
 from maskwright.app.comparing.runs import OPTION, Run, Setting
 from maskwright.app.html import count
 from maskwright.evaluate.scores import Scores
+
+LABELS = "labels"
+"""The setting that is the hash of the labels' contents."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,20 @@ class Group:
     runs: list[Run]
     name: str = ""
     cells: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def letter(self) -> str:
+        """Its number as A, B, ..., Z, AA, ..."""
+        letters, number = "", self.number + 1
+        while number:
+            number, rest = divmod(number - 1, 26)
+            letters = chr(ord("A") + rest) + letters
+        return letters
+
+    @property
+    def short(self) -> str:
+        """A heading of few characters: its letter and its method."""
+        return f"{self.letter} {self.settings['method'].shown}"
 
 
 @dataclass
@@ -150,7 +167,7 @@ class Comparison:
             ],
             "groups": [
                 {
-                    "number": g.number, "name": g.name, "differs": g.cells,
+                    "number": g.number, "letter": g.letter, "name": g.name, "differs": g.cells,
                     "settings": {name: setting.value for name, setting in g.settings.items()},
                 }
                 for g in self.groups
@@ -208,10 +225,15 @@ def join(runs: Sequence[Run]) -> Comparison:
     seen = {id(run) for table in tables for row in table.rows for run in row.runs}
     # A second run of a seed is told above; it has its judgement.
     unjudged = [run for run in runs if id(run) not in seen and not run.judgements]
-    likes = [scores for table in tables for row in table.rows for scores in row.scores]
-    return Comparison(
-        list(runs), groups, columns, tables, [(run, commands_for(run, likes)) for run in unjudged], notices
-    )
+    likes = [(row.group, scores) for table in tables for row in table.rows for scores in row.scores]
+    group_of = {id(run): group for group in groups for run in group.runs}
+    commands = [(run, commands_for(run, _as_own(group_of[id(run)], likes))) for run in unjudged]
+    return Comparison(list(runs), groups, columns, tables, commands, notices)
+
+
+def _as_own(group: Group, likes: Sequence[tuple[Group, Scores]]) -> list[Scores]:
+    """How others were judged, those of the same settings first."""
+    return [scores for _, scores in sorted(likes, key=lambda like: like[0] is not group)]
 
 
 def _groups(runs: Sequence[Run]) -> list[Group]:
@@ -239,6 +261,8 @@ def _name(groups: Sequence[Group]) -> list[str]:
             values = {json.dumps(_value(g, name), sort_keys=True, default=str) for g in alike}
             if len(values) > 1:
                 differing[name] = None
+    if LABELS in differing and len({_others(g, differing) for g in groups}) == len(groups):
+        del differing[LABELS]  # a hash tells a reader nothing that the other settings do not
     for name in differing:
         words = [g.settings[name].shown if name in g.settings else "–" for g in groups]
         sums = [_digest(json.dumps(_value(g, name), sort_keys=True, default=str)) for g in groups]
@@ -250,6 +274,11 @@ def _name(groups: Sequence[Group]) -> list[str]:
         said = [text if name == "method" else f"{_plain(name)} {text}" for name, text in group.cells.items()]
         group.name = ", ".join(said) or group.settings["method"].shown
     return list(differing)
+
+
+def _others(group: Group, names: Iterable[str]) -> str:
+    """All that differs but the labels' contents, as one text."""
+    return json.dumps([_value(group, name) for name in names if name != LABELS], sort_keys=True, default=str)
 
 
 def _plain(name: str) -> str:

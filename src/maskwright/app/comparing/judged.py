@@ -117,7 +117,7 @@ def commands_for(run: Run, likes: Sequence[Scores]) -> list[str]:
 
     Args:
         run: the run.
-        likes: how others were judged: the first that fits the run's data is followed.
+        likes: how others were judged: the first that fits the run's data is followed, and whether its ids are clusters.
     """
     if not run.finished:
         made = str(run.record.get("command") or "")
@@ -126,10 +126,7 @@ def commands_for(run: Run, likes: Sequence[Scores]) -> list[str]:
     data = _opened(run.data)
     if data is None:
         return [f"its data {run.data} is not at its place"]
-    split, protocol = _as_others(data, likes)
-    if protocol is None:
-        split = next((name for name in HELD_OUT if name in data.split_names and _masks(data, name)), None)
-        protocol = "hungarian" if _clusters(run) else "direct"
+    split, protocol = _as_others(run, data, likes)
     if not _masks(data, split):
         return [f"{run.data} has no mask to judge it by"]
     masks, part = run.path / PREDICTIONS, ["--split", split] if split else []
@@ -150,12 +147,22 @@ def _clusters(run: Run) -> bool:
     return all(re.fullmatch(r"cluster \d+", name) for name in run.table.names)
 
 
-def _as_others(data: Dataset, likes: Sequence[Scores]) -> tuple[str | None, str | None]:
-    """Split and protocol of a judgement that these data can have too; (None, None) without one."""
-    for scores in likes:
-        if scores.split in (None, *data.split_names) and scores.names_hash == hash_names(_masks(data, scores.split)):
+def _as_others(run: Run, data: Dataset, likes: Sequence[Scores]) -> tuple[str | None, str]:
+    """Split and protocol of the first judgement that this run can have too; of its split alone where that is all that
+    fits, and the usual ones where nothing does."""
+    clusters = _clusters(run)
+    usual = "hungarian" if clusters else "direct"
+    fitting = [
+        scores
+        for scores in likes
+        if scores.split in (None, *data.split_names) and scores.names_hash == hash_names(_masks(data, scores.split))
+    ]
+    for scores in fitting:
+        if (scores.protocol == "direct") != clusters:
             return scores.split, scores.protocol
-    return None, None
+    if fitting:
+        return fitting[0].split, usual
+    return next((name for name in HELD_OUT if name in data.split_names and _masks(data, name)), None), usual
 
 
 def _masks(data: Dataset, split: str | None) -> list[str]:

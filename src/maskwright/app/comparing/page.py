@@ -83,7 +83,7 @@ def _header(comparison: Comparison, title: str) -> str:
         ("Ways of judging", str(len(comparison.tables))),
     ]
     shown_facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
-    keys = "".join(f"<li>{_key(group)}{escape(group.name)}</li>" for group in comparison.groups)
+    keys = "".join(f"<li>{_key(group)}{escape(_long(group))}</li>" for group in comparison.groups)
     differs = " and ".join(columns_of(comparison)) if comparison.columns else ""
     says = f"They differ in {differs}, and in their seeds." if differs else "They differ in nothing but their seeds."
     return (
@@ -91,6 +91,11 @@ def _header(comparison: Comparison, title: str) -> str:
         f'<p class="soft">{escape(says)}</p>\n<dl class="facts">{shown_facts}</dl>\n'
         f'<ul class="keys">{keys}</ul>\n</header>'
     )
+
+
+def _long(group: Group) -> str:
+    """Letter and name, where there are names."""
+    return f"{group.letter}: {group.name}" if group.cells else group.name
 
 
 def _key(group: Group) -> str:
@@ -151,7 +156,7 @@ def _per_class(table: Table) -> str:
     if not names:
         return ""
     head = '<th scope="col">IoU of, %</th>'
-    head += "".join(f'<th scope="col" class="n">{_key(row.group)}{escape(row.group.name)}</th>' for row in table.rows)
+    head += "".join(f'<th scope="col" class="n">{_key(row.group)}{escape(row.group.short)}</th>' for row in table.rows)
     lines = [
         f'<tr><td class="name">{escape(name)}</td>'
         + "".join(f'<td class="n nowrap">{_percent(row.per_class.get(name))}</td>' for row in table.rows)
@@ -204,7 +209,7 @@ def _curves(comparison: Comparison) -> str:
             drawn.append(f"<div><h3>{escape(metric)}{where}</h3>{picture}</div>")
     if not drawn:
         return ""
-    keys = "".join(f"<li>{_key(group)}{escape(group.name)}</li>" for group in comparison.groups)
+    keys = "".join(f"<li>{_key(group)}{escape(_long(group))}</li>" for group in comparison.groups)
     body = (
         '<p class="soft">Thin: each seed. Thick: the moving average of their mean. Across: the step. Losses of two '
         f'methods, or of two weightings, are different quantities.</p><ul class="keys">{keys}</ul>'
@@ -231,7 +236,7 @@ def _settings(comparison: Comparison) -> str:
 
     differing = [name for name in names if differs(name)]
     head = '<th scope="col">setting</th>'
-    head += "".join(f'<th scope="col">{_key(group)}{escape(group.name)}</th>' for group in groups)
+    head += "".join(f'<th scope="col">{_key(group)}{escape(group.short)}</th>' for group in groups)
     lines = [
         f"<tr><td>{escape(name)}</td>"
         + "".join(f'<td class="name">{escape(word)}</td>' for word in words(name))

@@ -129,7 +129,7 @@ def _strip(
     first: np.ndarray | None = None
     tiles = []
     for group, run, names in held:
-        told = f"{group.name}, seed {run.seed}" if run.seed is not None else group.name
+        told = f"{group.short}, seed {run.seed}" if run.seed is not None else group.short
         try:
             photo, ids = read_image(names[name]), read_mask(names[name].with_name(f"{names[name].name[:-4]}.png"))
         except (KeyError, MaskwrightError):

@@ -28,7 +28,7 @@ SCORES = "scores.json"
 OURS = frozenset({RECORD, LEDGER, "labels.json"})
 DEEPEST = 4
 """Folders below a named one in which runs are looked for."""
-ONE = "the own number of the method"
+DEFAULT = "default"
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class Run:
         record = self.record
         data, reading = record.get("data") or {}, record.get("reading")
         backbone = inner(record, "backbone", "architecture")
+        # Weights that are drawn are drawn from the seed.
+        drawn = inner(record, "backbone", "source") == "random"
         found = {
             "method": Setting(self.method, self.method),
             "data": Setting(data.get("fingerprint"), Path(str(data.get("root") or "unknown")).name),
@@ -112,15 +114,20 @@ class Run:
             "reading": Setting(_said(reading), _flat_text(_said(reading)) or "auto"),
             "classes": Setting(record.get("classes_asked"), str(record.get("classes_asked"))),
             "names": Setting(record.get("names"), ", ".join(map(str, record.get("names") or [])) or "of the data"),
-            "backbone": Setting(record.get("weights_key"), str(backbone or "unknown")),
-            "steps": Setting(record.get("steps"), str(record.get("steps") or ONE)),
+            "backbone": Setting(
+                f"random {backbone}" if drawn else record.get("weights_key"),
+                f"{backbone or 'unknown'}{', random weights' if drawn else ''}",
+            ),
+            "steps": Setting(record.get("steps"), str(record.get("steps") or DEFAULT)),
         }
         for name, source in (record.get("sources") or {}).items():
-            value = {k: source.get(k) for k in ("fingerprint", "split", "reading", "labels")}
+            contents = {k: source.get(k) for k in ("fingerprint", "split", "reading", "labels")}
             where = Path(str(source.get("root") or "unknown")).name
-            found[f"source {name}"] = Setting(value, where + (f"@{source['split']}" if source.get("split") else ""))
+            found[f"source {name}"] = Setting(contents, where + (f"@{source['split']}" if source.get("split") else ""))
         for name, given in (record.get("inputs") or {}).items():
-            found[f"input {name}"] = Setting(given.get("hash"), Path(str(given.get("place") or "unknown")).name)
+            place = str(given.get("place") or "unknown")
+            value = place if place.endswith("@random") else given.get("hash")
+            found[f"input {name}"] = Setting(value, Path(place).name)
         options = record.get("options")
         asked = options if isinstance(options, Mapping) and options else record.get("config")
         for name, chosen in dotted(asked):

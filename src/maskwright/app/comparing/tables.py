@@ -15,13 +15,15 @@ from maskwright.errors import shown
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from maskwright.app.comparing.joining import Comparison, Figure, Row, Table
+    from maskwright.app.comparing.joining import Comparison, Figure, Group, Row, Table
 
 USUAL = ("miou_all", "frequency_weighted_iou", "mean_dice")
 """Figures that every judgement has beside the three main ones; tables show what is special to a protocol instead."""
 MAIN = ("mIoU", "pixel accuracy", "mean accuracy")
 PIPED = 160
 """Columns of the text where no terminal says how many it has."""
+INLINE = 2
+"""Settings that stand beside the figures; more have a table of their own."""
 COMMANDS = 6
 """Runs whose commands are printed; `--json` has those of all."""
 
@@ -43,20 +45,27 @@ def figure_names(table: Table) -> list[str]:
 def heading(table: Table) -> str:
     """How the figures of a table were made."""
     one = table.judgement
-    told = one.told()
+    which = next((f" of split {s.split}" for row in table.rows for s in row.scores if s.split), "")
+    which += f" (sha256 of their names {one.names_hash[:12]})" if one.names_hash else ""
     order = "highest mIoU first" if table.ranked else "not ranked"
-    return f"{one.protocol}: {one.matching}; {told['images']} images; mean ± sample standard deviation; {order}"
+    return f"{one.protocol}: {one.matching}; {one.images} images{which}; mean ± sample standard deviation; {order}"
 
 
 def columns_of(comparison: Comparison) -> list[str]:
     """Headings of the columns that name a group."""
-    return [name.removeprefix(OPTION) for name in comparison.columns] or ["method"]
+    named = [name.removeprefix(OPTION) for name in comparison.columns]
+    return ["", *named] if named else ["method"]
 
 
 def cells_of(comparison: Comparison, row: Row) -> list[str]:
     """What names a row's group, a cell each."""
-    group = row.group
-    return [group.cells[name] for name in comparison.columns] or [group.name]
+    return cells_of_group(comparison, row.group)
+
+
+def cells_of_group(comparison: Comparison, group: Group) -> list[str]:
+    """What names a group, a cell each: its letter and the settings that differ."""
+    named = [group.cells[name] for name in comparison.columns]
+    return [group.letter, *named] if named else [group.name]
 
 
 def time_of(row: Row) -> str:
@@ -81,28 +90,38 @@ def print_comparison(comparison: Comparison, stream: TextIO | None = None) -> No
 
 
 def _pieces(comparison: Comparison) -> Iterator[str | RichTable]:
+    apart = len(comparison.columns) > INLINE
+    if apart:
+        yield f"{count(len(comparison.groups), 'setting')}, told apart by"
+        grid = _grid(columns_of(comparison), [])
+        for group in comparison.groups:
+            grid.add_row(*_safe(cells_of_group(comparison, group)))
+        yield grid
+    named = ["method"] if apart else columns_of(comparison)
+
+    def cells(group: Group) -> list[str]:
+        return [group.short] if apart else cells_of_group(comparison, group)
+
     for table in comparison.tables:
         names = figure_names(table)
         yield heading(table)
-        grid = _grid([*columns_of(comparison), "seeds"], [*names, "labels read", "time"])
+        grid = _grid([*named, "seeds"], [*map(_broken, names), "labels read", "time"])
         for row in table.rows:
             figures = [percent(row.figures.get(name)) for name in names]
-            grid.add_row(*_safe([*cells_of(comparison, row), row.seeds, *figures, labels_of(row), time_of(row)]))
+            grid.add_row(*_safe([*cells(row.group), row.seeds, *figures, labels_of(row), time_of(row)]))
         yield grid
         if any(row.per_class for row in table.rows):
-            grid = _grid(["IoU of"], [_heading(comparison, row) for row in table.rows])
+            grid = _grid(["IoU of"], [row.group.short for row in table.rows])
             for name in dict.fromkeys(name for row in table.rows for name in row.per_class):
                 grid.add_row(*_safe([name, *(percent(row.per_class.get(name)) for row in table.rows)]))
             yield grid
     if comparison.unjudged:
         yield f"Without a judgement: {count(len(comparison.unjudged), 'run')}"
-        grid = _grid([*columns_of(comparison), "seed", "run"], ["mIoU", "status"])
+        grid = _grid([*named, "seed", "run"], ["mIoU", "status"])
         groups = {id(run): group for group in comparison.groups for run in group.runs}
         for run, _ in comparison.unjudged:
-            group = groups[id(run)]
-            named = [group.cells[name] for name in comparison.columns] or [group.name]
-            state = run.standing.removeprefix("is ") or "unknown"
-            grid.add_row(*_safe([*named, str(run.seed), str(run.path), "–", state.split(":")[0]]))
+            state = run.standing.removeprefix("is ").split(":")[0] or "unknown"
+            grid.add_row(*_safe([*cells(groups[id(run)]), str(run.seed), str(run.path), "–", state]))
         yield grid
         for run, commands in comparison.unjudged[:COMMANDS]:
             yield f"{run.path} is judged by" if len(commands) > 1 else f"{run.path}:"
@@ -113,14 +132,15 @@ def _pieces(comparison: Comparison) -> Iterator[str | RichTable]:
         yield f"note: {notice}"
 
 
-def _heading(comparison: Comparison, row: Row) -> str:
-    return row.group.name
+def _broken(name: str) -> str:
+    """A heading over two lines: figures are narrower than their names."""
+    return name.replace(" ", "\n", 1)
 
 
 def _safe(cells: list[str]) -> list[Any]:
     from rich.text import Text
 
-    return [Text(shown(cell)) for cell in cells]
+    return [Text(shown(cell, lines=True)) for cell in cells]
 
 
 def _grid(left: list[str], right: list[str]) -> RichTable:
@@ -131,5 +151,5 @@ def _grid(left: list[str], right: list[str]) -> RichTable:
     for name in _safe(left):
         grid.add_column(name, overflow="fold")
     for name in _safe(right):
-        grid.add_column(name, justify="right", overflow="fold")
+        grid.add_column(name, justify="right", no_wrap=True)
     return grid
