@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import maskwright
 from maskwright.app.comparing.pictures import strips
+from maskwright.app.comparing.runs import OPTION
 from maskwright.app.comparing.tables import (
     MAIN,
     cells_of,
@@ -84,7 +85,8 @@ def _header(comparison: Comparison, title: str) -> str:
     ]
     shown_facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
     keys = "".join(f"<li>{_key(group)}{escape(_long(group))}</li>" for group in comparison.groups)
-    differs = " and ".join(columns_of(comparison)) if comparison.columns else ""
+    named = [name.removeprefix(OPTION) for name in comparison.columns]
+    differs = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
     says = f"They differ in {differs}, and in their seeds." if differs else "They differ in nothing but their seeds."
     return (
         f'<header>\n<p class="kicker">Maskwright comparison</p>\n<h1>{escape(title)}</h1>\n'

@@ -33,7 +33,6 @@ SIDE = 320
 """Pixels of a picture's longer side."""
 ALIKE = 6.0
 """Mean difference of two decoded previews of one photograph at most, of 255."""
-GREY = (128, 128, 128)
 
 
 def strips(comparison: Comparison) -> str:
@@ -55,7 +54,9 @@ def strips(comparison: Comparison) -> str:
     classes = _class_colors([run for _, run, _ in held])
     body = "".join(_strip(name, held, classes) for name in names)
     if any(_matched(run) for _, run, _ in held):
-        told.append("Clusters have the colour of the class that their judgement matched them to, grey where to none.")
+        told.append(
+            "Clusters have the colour of the class that their judgement matched them to; what was matched to none is not tinted."
+        )
     note = f'<p class="soft">{escape(" ".join(told))}</p>' if told else ""
     key = "".join(
         f"<li>{swatch(color)}{escape(name)}</li>" for name, color in list(classes.items())[:40]
@@ -99,7 +100,8 @@ def _matched(run: Run) -> Scores | None:
 def _class_colors(runs: list[Run]) -> dict[str, tuple[int, int, int]]:
     """Colours of the classes that runs are judged by or name: one a name, whatever the run."""
     colors: dict[str, tuple[int, int, int]] = {}
-    for run in runs:
+    # Runs that name classes have their colours; of a judgement only the names are known.
+    for run in sorted(runs, key=lambda run: _matched(run) is not None):
         table = run.table or ClassTable(())
         if scores := _matched(run):
             names = [str(row["name"]) for row in scores.per_class]
@@ -110,16 +112,21 @@ def _class_colors(runs: list[Run]) -> dict[str, tuple[int, int, int]]:
     return colors
 
 
-def _table_of(run: Run, highest: int, classes: Mapping[str, tuple[int, int, int]]) -> ClassTable:
-    """The colours of a run's ids, up to the highest that occurs."""
+def _as_classes(
+    run: Run, ids: np.ndarray, classes: Mapping[str, tuple[int, int, int]]
+) -> tuple[np.ndarray, ClassTable]:
+    """A run's ids (H, W) as they are drawn, and their colours: clusters as the classes that they were matched to."""
+    table = run.table or ClassTable.numbered(int(ids[ids < ignore_of(ids)].max(initial=0)) + 1)
     if scores := _matched(run):
-        mapping = scores.mapping or {}
-        names = [str(row["name"]) for row in scores.per_class]
-        matched = [names[mapping[k]] if 0 <= mapping.get(k, -1) < len(names) else "" for k in range(highest + 1)]
-        return ClassTable(tuple(map(str, range(highest + 1))), np.array([classes.get(n, GREY) for n in matched]))
-    table = run.table or ClassTable.numbered(highest + 1)
+        names = tuple(str(row["name"]) for row in scores.per_class)
+        table = ClassTable(names, default_palette(len(names)))
+        lookup = np.full(int(ids.max(initial=0)) + 1, len(names), np.int64)  # beyond the table: not tinted
+        for cluster, matched in (scores.mapping or {}).items():
+            if 0 <= cluster < len(lookup) and 0 <= matched < len(names):
+                lookup[cluster] = matched
+        ids = lookup[ids]
     colors = [classes.get(n, tuple(c)) for n, c in zip(table.names, table.colors.tolist())]
-    return ClassTable(table.names, np.array(colors, np.uint8).reshape(-1, 3))
+    return ids, ClassTable(table.names, np.array(colors, np.uint8).reshape(-1, 3))
 
 
 def _strip(
@@ -145,9 +152,7 @@ def _strip(
             tiles.append(f"<div><span>{escape(told)}: its mask does not fit</span></div>")
             continue
         small, ids = shrink(photo, ids, SIDE)
-        known = ids[ids < ignore_of(ids)]
-        drawn = overlay(small, ids, _table_of(run, int(known.max(initial=0)), classes))
-        tiles.append(_tile(drawn, f"{name} by {told}", told))
+        tiles.append(_tile(overlay(small, *_as_classes(run, ids, classes)), f"{name} by {told}", told))
     return f'<figure class="strip"><div>{"".join(tiles)}</div><figcaption><b>{escape(name)}</b></figcaption></figure>'
 
 
