@@ -277,7 +277,7 @@ def test_clusters_are_shown_in_the_colours_of_the_classes_that_they_were_matched
     red = (photo[0, 0] + (128, 0, 0)) // 2
     assert np.abs(tinted[3, 20] - red).max() <= 6, "road is the palette's second colour"
     assert np.abs(tinted[20, 20] - photo[20, 20]).max() <= 6, "matched to none"
-    assert "Clusters have the colour of the class" in page.text
+    assert "Clusters have the colours of the classes" in page.text
 
 
 def test_names_do_not_steer_the_terminal(tmp_path):

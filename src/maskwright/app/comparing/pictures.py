@@ -55,7 +55,7 @@ def strips(comparison: Comparison) -> str:
     body = "".join(_strip(name, held, classes) for name in names)
     if any(_matched(run) for _, run, _ in held):
         told.append(
-            "Clusters have the colour of the class that their judgement matched them to; what was matched to none is not tinted."
+            "Clusters have the colours of the classes that their judgement matched them to; others are not tinted."
         )
     note = f'<p class="soft">{escape(" ".join(told))}</p>' if told else ""
     key = "".join(
