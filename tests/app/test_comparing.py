@@ -224,6 +224,9 @@ def test_places_without_runs(tmp_path):
         mw.compare()
     write_run(tmp_path / "deep" / "er" / "run")
     assert len(mw.compare(tmp_path).runs) == 1
+    (tmp_path / "page.html").touch()
+    found = mw.compare(*sorted(tmp_path.iterdir()))
+    assert len(found.runs) == 1 and found.notices[0] == f"No run in {tmp_path / 'page.html'}."
     with pytest.raises(MaskwrightError, match=r"is a folder.*--out"):
         mw.compare(tmp_path, out=tmp_path)
 

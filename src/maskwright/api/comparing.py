@@ -36,7 +36,8 @@ def compare(*runs: str | Path, out: str | Path | None = None) -> Comparison:
     if out is not None and Path(out).is_dir():
         raise MaskwrightError(f"{out} is a folder", "a file for the page", f"--out {Path(out) / 'compare.html'}")
     read, errors = [], []
-    for folder in find_runs(runs):
+    folders, empty = find_runs(runs)
+    for folder in folders:
         try:
             read.append(read_run(folder))
         except MaskwrightError as error:
@@ -44,7 +45,7 @@ def compare(*runs: str | Path, out: str | Path | None = None) -> Comparison:
     if not read:
         raise errors[0]
     comparison = join(read)
-    comparison.notices[:0] = [f"Left out: {error}" for error in errors]
+    comparison.notices[:0] = [*empty, *(f"Left out: {error}" for error in errors)]
     if out is not None:
         write_page(comparison, out)
     return comparison

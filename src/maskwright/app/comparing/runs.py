@@ -180,19 +180,21 @@ def _flat_text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
-def find_runs(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def find_runs(places: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[str]]:
     """Folders of runs: those named, those below a folder that holds none itself, those that a pattern matches.
 
     Args:
         places: folders, or patterns with `*`, `?` or `[...]`, which a shell may have left as they are.
 
     Returns:
-        Each folder once, in the order in which they were named, below one folder by name.
+        Each folder once, in the order in which they were named, below one folder by name; and a sentence on each place
+        that holds no run, of which a pattern that a shell has written out may name some.
 
     Raises:
-        MaskwrightError: there is no such place, or no run in it.
+        MaskwrightError: there is no such place, or no run in any.
     """
     found: dict[Path, Path] = {}
+    empty: list[str] = []
     for place in places:
         text = os.fspath(place)
         named = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True), key=natural)
@@ -200,14 +202,16 @@ def find_runs(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
             raise MaskwrightError(f"nothing at {text}", "a run's folder, a folder of runs, or a pattern")
         below = [run for one in named for run in _runs_below(Path(one), DEEPEST)]
         if not below:
-            raise MaskwrightError(
-                f"no run in {text}",
-                f"a folder with {RECORD}, or one of such folders",
-                "maskwright train DATA --out RUN",
-            )
+            empty.append(text)
         for run in below:
             found.setdefault(run.resolve(), run)
-    return list(found.values())
+    if not found:
+        raise MaskwrightError(
+            f"no run in {', '.join(empty[:3])}{' or others' if len(empty) > 3 else ''}",
+            f"a folder with {RECORD}, or one of such folders",
+            "maskwright train DATA --out RUN",
+        )
+    return list(found.values()), [f"No run in {text}." for text in empty]
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
