@@ -58,7 +58,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Every random draw is a function of it.")] = 0,
     seeds: Annotated[
         str | None,
-        typer.Option(help="0,1,2, in place of --seed: one run a seed, OUT/seed-0 and so on, and their table."),
+        typer.Option(help="0,1,2, in place of --seed: a run each, OUT/seed-0 and so on, and their table."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", help="An option of the method, key=value.")] = None,
