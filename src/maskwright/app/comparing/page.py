@@ -8,7 +8,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import maskwright
 from maskwright.app.comparing.pictures import strips
 from maskwright.app.comparing.runs import OPTION
 from maskwright.app.comparing.tables import (
@@ -25,7 +24,7 @@ from maskwright.app.html import count, duration, long_table, section, series, te
 from maskwright.app.page import frame
 from maskwright.app.plots import curves, line_class, spread_bar
 from maskwright.data.trust.files import write_text
-from maskwright.engine.records import METRICS
+from maskwright.engine.records import METRICS, versions
 from maskwright.errors import shown
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
             _curves(comparison),
             _settings(comparison),
             _runs(comparison),
-            f"<footer>Made by maskwright {escape(maskwright.__version__)}. This file needs nothing beside it.</footer>",
+            f"<footer>Made by maskwright {escape(versions().get('maskwright', ''))}. This file needs nothing beside it.</footer>",
         )
         if part
     )
