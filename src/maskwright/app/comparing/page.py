@@ -48,7 +48,7 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
         MaskwrightError: it cannot be written.
     """
     path = Path(path)
-    runs = len(comparison.runs)
+    runs, made = len(comparison.runs), versions().get("maskwright", "")
     title = f"{count(runs, 'run')} compared"
     body = "\n".join(
         part
@@ -61,7 +61,7 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
             _curves(comparison),
             _settings(comparison),
             _runs(comparison),
-            f"<footer>Made by maskwright {escape(versions().get('maskwright', ''))}. This file needs nothing beside it.</footer>",
+            f"<footer>Made by maskwright {escape(made)}. This file needs nothing beside it.</footer>",
         )
         if part
     )
