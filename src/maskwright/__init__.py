@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import logging
 import os
 import shutil
 import tempfile
@@ -24,11 +25,16 @@ from maskwright.methods import METHODS
 # Python binds a package in its parent when it is first imported. Done here, before the function of that name is bound,
 # it does not happen later, when somebody imports one of its modules.
 importlib.import_module("maskwright.evaluate")
-from maskwright.api import evaluate, load, open_folder, suggest, train  # noqa: E402
+from maskwright.api import compare, evaluate, load, open_folder, suggest, train, train_seeds  # noqa: E402
 
 __version__ = "0.1.0"
 
-__all__ = ["METHODS", "MaskwrightError", "evaluate", "load", "open_folder", "suggest", "train"]
+# What is said and recorded goes to this logger; where it is shown is for the program that uses the package to say.
+logging.getLogger("maskwright").addHandler(logging.NullHandler())
+
+__all__ = [
+    "METHODS", "MaskwrightError", "compare", "evaluate", "load", "open_folder", "suggest", "train", "train_seeds",
+]  # fmt: skip
 
 
 def _place_for_compiled_code() -> None:

@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskwright.app.plots import MAX_POINTS, bar, curve, format_number, nice_ticks, smooth, thin
+from maskwright.app.plots import (
+    MAX_POINTS,
+    bar,
+    curve,
+    curves,
+    format_number,
+    line_class,
+    mean_curve,
+    nice_ticks,
+    smooth,
+    spread_bar,
+    thin,
+)
 
 
 @settings(max_examples=80, deadline=None)
@@ -87,3 +99,36 @@ def test_bars():
     root = ET.fromstring(bar(0.5, 'red"', "half <", full=2.0))
     assert root.findall("rect")[1].get("width") == "25.00"
     assert ET.fromstring(bar(math.nan, "red", "x")).findall("rect")[1].get("width") == "0.00"
+
+
+def test_the_mean_of_runs_is_taken_at_the_steps_that_all_have():
+    runs = [(np.array([0.0, 1, 2, 4]), np.array([1.0, 2, 3, 9])), (np.array([0.0, 2, 3, 4]), np.array([3.0, 5, 7, 1]))]
+    x, y = mean_curve(runs)
+    assert x.tolist() == [0, 2, 4] and y.tolist() == [2, 4, 5]
+    x, y = mean_curve([runs[0], (np.array([9.0]), np.array([0.0]))])
+    assert x.tolist() == [0, 1, 2, 4], "they share none"
+
+
+def test_curves_of_several_settings_share_their_axes():
+    steps = list(range(10))
+    picture = curves([(0, [steps, [1.0] * 10, steps, [3.0] * 10]), (9, [steps, [5.0] * 9 + [math.nan]])], "loss <x>")
+    lines = {p.get("class"): p.get("points") for p in ET.fromstring(picture).iter() if p.tag.endswith("polyline")}
+    assert set(lines) == {"each c0", "mean c0", "mean c1 again"} and line_class(9) == "c1 again"
+
+    def height(points: str) -> float:
+        return float(points.split()[0].split(",")[1])
+
+    # Mean 2 lies as far below 5 as three quarters of the way from 1 to 5.
+    low = height(lines["each c0"])  # of the second run, 3
+    assert height(lines["mean c1 again"]) < low < height(lines["mean c0"])
+    assert height(lines["mean c0"]) - low == pytest.approx((low - height(lines["mean c1 again"])) / 2, abs=0.2)
+    assert "loss &lt;x&gt; over step 0 to 9, 2 settings" in picture
+    assert curves([], "x") == "" and curves([(0, [[0], [math.inf]])], "x") == ""
+
+
+def test_a_bar_of_several_values_is_as_long_as_their_mean():
+    rects = [r.attrib for r in ET.fromstring(spread_bar([0.2, 0.4], "c3", "x", 0.8)).iter() if r.tag.endswith("rect")]
+    assert [r["class"] for r in rects] == ["track", "of c3", "tick", "tick"]
+    assert float(rects[1]["width"]) == pytest.approx(37.5)
+    assert [float(r["x"]) + 0.35 for r in rects[2:]] == pytest.approx([25, 50])
+    assert spread_bar([0.5], "c0", "x").count("<rect") == 2

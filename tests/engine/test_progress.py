@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import logging
+import sys
+import types
 
 import pytest
 
@@ -100,3 +103,61 @@ def test_a_bar_in_a_terminal(monkeypatch):
     text = screen.getvalue()
     assert "train" in text and "40/40" in text and "loss 0.2500" in text and "/s" in text and "left" in text
     assert "a line between" in text
+
+
+def test_a_day_is_told_in_few_lines(capsys, clock):
+    day = 24 * 3600
+    with Progress().task("train", day) as task:
+        for done in range(1, day + 1):
+            clock.now += 1
+            task.advance_to(done, loss=0.5)
+    lines = capsys.readouterr().err.splitlines()
+    assert 60 < len(lines) < 200
+    assert lines[0].startswith("train: 10/86400") and lines[-1].startswith("train: 86400 in 86400.0 s")
+
+
+def test_a_notebook_has_one_line_that_changes(monkeypatch, capsys, clock):
+    shown: list[list[str]] = []
+
+    class Handle:
+        def __init__(self, first) -> None:
+            shown.append([first._repr_html_()])
+
+        def update(self, state) -> None:
+            shown[-1].append(state._repr_html_())
+            assert repr(state) in state._repr_html_()
+
+    def display(state, display_id: bool) -> Handle:
+        assert display_id
+        return Handle(state)
+
+    def module(kernel: object) -> None:
+        ipython = types.ModuleType("IPython")
+        ipython.get_ipython = lambda: types.SimpleNamespace(kernel=kernel)
+        ipython.display = types.ModuleType("IPython.display")
+        ipython.display.display = display
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+        monkeypatch.setitem(sys.modules, "IPython.display", ipython.display)
+
+    module(kernel=object())
+    with Progress().task("train", 1000) as task:
+        for done in range(1, 1001):
+            clock.now += 0.1
+            task.advance_to(done, loss=0.25)
+    (states,) = shown
+    assert len(states) <= 100 / 0.5 + 2 and '<progress value="1000" max="1000"' in states[-1]
+    assert "train: 1000 in 100.0 s (10.0/s), loss 0.2500" in states[-1] and capsys.readouterr().err == ""
+    module(kernel=None)  # IPython in a terminal
+    with Progress().task("train", 2) as task:
+        task.advance_to(2)
+    assert len(shown) == 1 and capsys.readouterr().err.startswith("train: 2 in ")
+
+
+def test_sentences_go_to_logging_and_no_handler_is_ours(capsys, caplog, monkeypatch):
+    with caplog.at_level(logging.INFO, logger="maskwright"):
+        Progress().say("a \x1bsentence")
+        Progress(quiet=True).say("unseen")
+        monkeypatch.setenv("RANK", "1")
+        Progress.of_this_process().say("of another process")
+    assert [r.getMessage() for r in caplog.records] == ["a \\x1bsentence", "unseen"]
+    assert capsys.readouterr().err == "a \\x1bsentence\n"

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +166,22 @@ def test_the_list_that_was_judged_is_told(tiny_folder: Path, tmp_path: Path) -> 
     assert evaluate_folder(predictions, tiny_folder, split="test", allow_missing=True).names_hash == (
         hashlib.sha256("\n".join(sorted(names[1:])).encode()).hexdigest()
     ), "only those that were judged"
+
+
+def test_the_masks_that_were_judged_are_known_by_their_contents(tiny_folder: Path, tmp_path: Path) -> None:
+    predictions = write_predictions(tmp_path / "out", tiny_folder)
+    before = evaluate_folder(predictions, tiny_folder, split="test")
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(tiny_folder, copied)
+    assert evaluate_folder(predictions, copied, split="test").labels_hash == before.labels_hash and before.labels_hash
+    assert evaluate_folder(predictions, copied, split="train").labels_hash != before.labels_hash
+    file = copied / "masks" / f"{open_folder(copied).split('test').names[0]}.png"
+    mask = np.array(Image.open(file))
+    mask[0, 0] = 255
+    Image.fromarray(mask).save(file)
+    assert evaluate_folder(predictions, copied, split="test").labels_hash != before.labels_hash, "one pixel"
+    other = evaluate_folder(predictions, tiny_folder, split="test", reading=Reading(void=(0,)))
+    assert other.labels_hash != before.labels_hash, "the same files, read otherwise"
 
 
 def test_scores_that_tell_no_list(tiny_folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +40,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     report: bool = True,
+    log: str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
     **more: Any,
@@ -69,6 +69,7 @@ def train(
         settings: options of the method, as `--set key=value`.
         resume: continue the run that lies in `out`.
         report: write previews and `report.html`.
+        log: "tensorboard": what `metrics.jsonl` gets goes to RUN/logs as events too.
         workers: threads that draw the next batches while a step runs, whatever else is equal to the bit; by default
             what the environment's MASKWRIGHT_READ_AHEAD says, else one. 0: none.
         progress: how work shows itself.
@@ -83,6 +84,7 @@ def train(
     from maskwright.data.masking.classes import given_names
     from maskwright.engine.ahead import read_ahead
     from maskwright.engine.config import configure
+    from maskwright.engine.event_log import EventLog, check_log
     from maskwright.engine.inputs import inputs_as_written, named_inputs
     from maskwright.engine.opening import open_run
     from maskwright.engine.progress import Progress
@@ -91,7 +93,8 @@ def train(
     from maskwright.engine.streams import SOURCE, open_sources, sources_as_written
     from maskwright.methods import choose_method, find_method
 
-    bar = progress or Progress(quiet=int(os.environ.get("RANK", "0")) > 0)
+    check_log(log)
+    bar = progress or Progress.of_this_process()
     images = opened(data, labels, void, range)
     if split is not None:
         images = images.split(split)
@@ -120,11 +123,15 @@ def train(
             "method": cls.name, "data": data, "source": sources_as_written(source, sources) or None,
             "input": inputs_as_written(places) or None, "split": split,
             "labeled": labeled, "classes": classes, "names": None if request.names is None else list(request.names),
-            "backbone": backbone, "weights": weights, "steps": steps, "seed": seed, "device": device,
+            "backbone": backbone, "weights": weights, "steps": steps, "seed": seed, "device": device, "log": log,
         }  # fmt: skip
         _write_call(context.run, call, images, config)
+        if log is not None and context.run.writes:
+            context.run.log_events(EventLog(context.run.path))
         return run_method(cls, config, context, _pages() if report else None)
     finally:
+        if context.run.events is not None:
+            context.run.events.close()
         context.run.release()
 
 

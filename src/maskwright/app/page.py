@@ -1,4 +1,4 @@
-"""The look of the run report: one style sheet and the frame of the page. No script, nothing fetched."""
+"""The look of the run report and of comparisons: one style sheet and a page's frame. No script, nothing fetched."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ STYLE = """
   --ground: #fbfbf9; --panel: #f2f2ee; --ink: #1c1e21; --soft: #565b62; --line: #d9d9d3; --accent: #17567f;
   --good: #1d6440; --raw: #a9bccb; --serif: Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  --c0: #0b6aa8; --c1: #cf5a00; --c2: #00805e; --c3: #b0548f; --c4: #a67c00; --c5: #3f8fc4;
+  --c6: #6d4fa0; --c7: #6f7378;
   --mono: ui-monospace, "Cascadia Code", "Source Code Pro", Menlo, Consolas, monospace; }
 @media (prefers-color-scheme: dark) { :root {
   --ground: #15171a; --panel: #1e2125; --ink: #e7e7e3; --soft: #a9aeb5; --line: #353a40; --accent: #8cc3ea;
-  --good: #86d3a8; --raw: #4a5b69; } }
+  --good: #86d3a8; --raw: #4a5b69;
+  --c0: #5aaee8; --c1: #f08a3c; --c2: #3cc79a; --c3: #e08fc4; --c4: #e0b640; --c5: #9fd0f2; --c6: #b49be0;
+  --c7: #a4a8ad; } }
 * { box-sizing: border-box; }
 html { scroll-padding-top: 1rem; -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 1rem/1.6 var(--sans); }
@@ -80,6 +84,18 @@ svg.bar { display: block; width: 100%; height: .7rem; }
 svg.bar .track { fill: var(--panel); } svg.bar .value.plain { fill: var(--accent); }
 svg.bar .value { stroke: color-mix(in srgb, var(--ink) 45%, transparent); stroke-width: 1;
   vector-effect: non-scaling-stroke; }
+.c0 { --own: var(--c0); } .c1 { --own: var(--c1); } .c2 { --own: var(--c2); } .c3 { --own: var(--c3); }
+.c4 { --own: var(--c4); } .c5 { --own: var(--c5); } .c6 { --own: var(--c6); } .c7 { --own: var(--c7); }
+svg.curve .each { stroke: var(--own); stroke-width: 1; opacity: .4; }
+svg.curve .mean { stroke: var(--own); stroke-width: 2; }
+svg.curve .again { stroke-dasharray: 5 3; }
+svg.bar .of { fill: var(--own, var(--accent)); } svg.bar .tick { fill: var(--ink); }
+.key { display: inline-block; width: 1.3em; height: 0; margin-right: .5em; vertical-align: .25em;
+  border-top: 3px solid var(--own, var(--accent)); }
+.key.again { border-top-style: dashed; }
+ul.keys { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; margin: .5rem 0 1rem; padding: 0; }
+ul.notes { max-width: 44rem; margin: .5rem 0; padding-left: 1.2rem; } ul.notes li { margin: .3rem 0; }
+td.nowrap { white-space: nowrap; }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--accent); padding: .4rem 0; }
 dl.record { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.5rem; margin: .5rem 0; }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -17,11 +16,12 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.masking.label_rules import ignore_of
 from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.pictures.images import read_image
+from maskwright.data.pictures.inline import data_uri, jpeg, swatch
 from maskwright.data.trust.artefacts import Damage, parse_record, write_record
 from maskwright.data.trust.files import file_for, write_bytes
 from maskwright.errors import MaskwrightError
 from maskwright.predict.model import Model, area_counts, read_ahead
-from maskwright.predict.writers import jpeg, overlay, shrink
+from maskwright.predict.writers import overlay, shrink
 
 PREVIEWS = "previews"
 SIDE = 480
@@ -160,17 +160,6 @@ def figure(
         f'</div></a><figcaption><b>{shown}</b>{parts}<a class="back" href="#_">smaller</a>'
         "</figcaption></figure>"
     )
-
-
-def swatch(color: Iterable[int]) -> str:
-    """A small square of a colour (red, green, blue in [0, 255]) as HTML."""
-    r, g, b = (int(v) for v in color)
-    return f'<span class="swatch" style="background:rgb({r},{g},{b})"></span>'
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    """Bytes of an image as an address that holds them."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def mask_png(ids: np.ndarray, table: ClassTable) -> bytes:

@@ -68,6 +68,111 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = MAX_POINTS) -> tuple[np.nda
     return x[order], y[order]
 
 
+class _Axes:
+    """The axes of one plot: where values lie on it, its ticks and its lines.
+
+    Args:
+        x: rising.
+        y: of all lines.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.low, self.high = _limits(y)
+        self.x0 = float(x.min())
+        self.x1 = float(x.max()) if x.max() > self.x0 else self.x0 + 1
+
+    def px(self, v: np.ndarray | float) -> np.ndarray | float:
+        return LEFT + (v - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
+
+    def py(self, v: np.ndarray | float) -> np.ndarray | float:
+        share = (np.clip(v, self.low, self.high) - self.low) / (self.high - self.low)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    def drawn(self) -> list[str]:
+        """Grid, ticks and the axis below."""
+        parts = []
+        for tick in nice_ticks(self.low, self.high):
+            y = f"{self.py(tick):.1f}"
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+            y = f"{self.py(tick) + 3.5:.1f}"
+            parts.append(f'<text x="{LEFT - 6}" y="{y}" text-anchor="end">{format_number(tick)}</text>')
+        ticks = [t for t in nice_ticks(self.x0, self.x1) if LEFT <= float(self.px(t)) <= WIDTH - RIGHT]
+        for n, tick in enumerate(ticks):
+            anchor = "end" if n == len(ticks) - 1 and float(self.px(tick)) > WIDTH - 40 else "middle"
+            x = f"{self.px(tick):.1f}"
+            parts.append(f'<text x="{x}" y="{HEIGHT - 9}" text-anchor="{anchor}">{format_number(tick)}</text>')
+        base = HEIGHT - BOTTOM
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
+        return parts
+
+    def line(self, kind: str, x: np.ndarray, y: np.ndarray) -> str:
+        """One line of a CSS class, no heavier than a screen needs."""
+        tx, ty = thin(x, y)
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(np.atleast_1d(self.px(tx)), np.atleast_1d(self.py(ty))))
+        return f'<polyline class="{kind}" points="{points}"/>'
+
+
+LINE_COLORS = 8
+"""Colours of lines that the page's style knows; those behind them are dashed."""
+
+
+def line_class(number: int) -> str:
+    """CSS class of the line (and the key) of the setting with this number."""
+    return f"c{number % LINE_COLORS}" + (" again" if number >= LINE_COLORS else "")
+
+
+def curves(lines: Sequence[tuple[int, Sequence[Sequence[float]]]], label: str, x_label: str = "step") -> str:
+    """Curves of several settings over the same axes: thin one line a run, thick their smoothed mean.
+
+    Args:
+        lines: (number of the setting, which is its colour; the runs' steps and values in turn: x, y, x, y, ...).
+            Values that are not finite are left out.
+        label: what they show, for those who cannot see it.
+        x_label: what x is.
+
+    Returns:
+        An `<svg>` element, or an empty string without finite values.
+    """
+    drawn: list[tuple[int, list[tuple[np.ndarray, np.ndarray]]]] = []
+    for number, flat in lines:
+        runs = []
+        for steps, values in zip(flat[::2], flat[1::2]):
+            x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+            good = np.isfinite(x) & np.isfinite(y)
+            if good.any():
+                runs.append((x[good], y[good]))
+        if runs:
+            drawn.append((number, runs))
+    every = [run for _, runs in drawn for run in runs]
+    if not every:
+        return ""
+    # Each run's own limits, else one with a wild start would flatten those of the others.
+    ends = [limit for _, y in every for limit in _limits(y)]
+    axes = _Axes(np.concatenate([x for x, _ in every]), np.asarray(ends))
+    parts = axes.drawn()
+    for number, runs in drawn:
+        if len(runs) > 1:
+            parts += [axes.line(f"each {line_class(number)}", x, y) for x, y in runs]
+    for number, runs in drawn:
+        x, y = mean_curve(runs)
+        parts.append(axes.line(f"mean {line_class(number)}", x, smooth(y, max(1, len(y) // 20))))
+    told = f"{label} over {x_label} {format_number(axes.x0)} to {format_number(axes.x1)}, {len(drawn)} settings"
+    return (
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">'
+        f"<title>{escape(told)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def mean_curve(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of several runs' values at the steps that all of them have; that of the first where they share none."""
+    shared = runs[0][0]
+    for x, _ in runs[1:]:
+        shared = np.intersect1d(shared, x)
+    if not len(shared):
+        return runs[0]
+    return shared, np.mean([y[np.searchsorted(x, shared)] for x, y in runs], axis=0)
+
+
 def curve(
     steps: Sequence[float],
     values: Sequence[float],
@@ -97,31 +202,14 @@ def curve(
     if not len(x):
         return ""
     soft = smooth(y, max(1, len(y) // 20) if smoothed else 1)
-    low, high = _limits(y)
-    x0, x1 = float(x[0]), float(x[-1]) if x[-1] > x[0] else float(x[0]) + 1
-
-    def px(v: np.ndarray | float) -> np.ndarray | float:
-        return LEFT + (v - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
-
-    def py(v: np.ndarray | float) -> np.ndarray | float:
-        return HEIGHT - BOTTOM - (np.clip(v, low, high) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-    parts = []
-    for tick in nice_ticks(low, high):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(tick):.1f}" y2="{py(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{py(tick) + 3.5:.1f}" text-anchor="end">{format_number(tick)}</text>')
-    ticks = [t for t in nice_ticks(x0, x1) if LEFT <= float(px(t)) <= WIDTH - RIGHT]
-    for n, tick in enumerate(ticks):
-        anchor = "end" if n == len(ticks) - 1 and float(px(tick)) > WIDTH - 40 else "middle"
-        parts.append(f'<text x="{px(tick):.1f}" y="{HEIGHT - 9}" text-anchor="{anchor}">{format_number(tick)}</text>')
-    base = HEIGHT - BOTTOM
-    if mark is not None and x0 <= mark <= x1:
-        parts.append(f'<line class="mark" x1="{px(mark):.1f}" x2="{px(mark):.1f}" y1="{TOP}" y2="{base}"/>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
-    for name, line in (("raw", y), ("smooth", soft)):
-        tx, ty = thin(x, line)
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(np.atleast_1d(px(tx)), np.atleast_1d(py(ty))))
-        parts.append(f'<polyline class="{name}" points="{points}"/>')
+    axes = _Axes(x, y)
+    x0 = axes.x0
+    parts = axes.drawn()
+    if mark is not None and x0 <= mark <= axes.x1:
+        at = axes.px(mark)
+        base = HEIGHT - BOTTOM
+        parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{base}"/>')
+    parts += [axes.line(name, x, line) for name, line in (("raw", y), ("smooth", soft))]
     told = (
         f"{label}: from {format_number(float(soft[0]))} to {format_number(float(soft[-1]))} over {x_label} "
         f"{format_number(x0)} to {format_number(float(x[-1]))}"
@@ -165,4 +253,23 @@ def bar(share: float, color: str, label: str, full: float = 1.0) -> str:
         f'<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
         f'<rect class="track" width="100" height="8"/>'
         f'<rect class="value" width="{length:.2f}" height="8" fill="{escape(color)}"/></svg>'
+    )
+
+
+def spread_bar(values: Sequence[float], kind: str, label: str, full: float = 1.0) -> str:
+    """A bar as long as the mean of some values, each of which is a tick on it.
+
+    Args:
+        values: finite, in [0, full].
+        kind: CSS class of its colour.
+        label: for those who cannot see it.
+        full: value of a bar of full length.
+    """
+    places = [100 * min(1.0, max(0.0, v / full)) if full > 0 else 0.0 for v in values]
+    mean = sum(places) / max(1, len(places))
+    ticks = "".join(f'<rect class="tick" x="{max(0.0, p - 0.35):.2f}" width="0.7" height="8"/>' for p in places)
+    return (
+        f'<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
+        f'<rect class="track" width="100" height="8"/><rect class="of {kind}" width="{mean:.2f}" height="8"/>'
+        f"{ticks if len(places) > 1 else ''}</svg>"
     )

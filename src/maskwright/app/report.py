@@ -7,19 +7,31 @@ missing is left out; what is damaged does not keep the rest from being shown. Wh
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from maskwright.app.html import class_table as _table_of
+from maskwright.app.html import count as _count
+from maskwright.app.html import dotted as _dotted
+from maskwright.app.html import duration as _duration
+from maskwright.app.html import inner as _get
+from maskwright.app.html import long_table as _long_table
+from maskwright.app.html import number as _number
+from maskwright.app.html import percent as _percent
+from maskwright.app.html import rows as _rows
+from maskwright.app.html import section as _section
+from maskwright.app.html import series as _series
+from maskwright.app.html import term_list as _dl
+from maskwright.app.html import text as _text
 from maskwright.app.page import frame
-from maskwright.app.pictures import PREVIEWS, figure, preview_shares, swatch
+from maskwright.app.pictures import PREVIEWS, figure, preview_shares
 from maskwright.app.plots import bar, curve, format_number
 from maskwright.app.stage_view import stage_views
-from maskwright.data.masking.classes import ClassTable, default_palette
+from maskwright.data.pictures.inline import swatch
 from maskwright.data.trust.artefacts import Damage, parse_json, read_record
 from maskwright.data.trust.files import write_text
 from maskwright.errors import shown
@@ -30,8 +42,6 @@ SHOWN = 24
 """Pictures that are seen at once; the others are folded."""
 MOST = 96
 """Pictures in a report at most: each adds about 100 KB."""
-MANY = 40
-"""Rows of a table that are seen at once."""
 KINDS = ("masks", "tags", "captions")
 PURPOSES = {"train": "training", "select": "selection", "evaluate": "evaluation"}
 
@@ -81,65 +91,6 @@ def write_report(run_folder: str | Path, record: Mapping[str, Any] | None = None
 # ---------------------------------------------------------------------- reading what there is
 
 
-def _get(value: Any, *keys: str) -> Any:
-    """A nested value, or None where something on the way is missing or of another kind."""
-    for key in keys:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(key)
-    return value
-
-
-def _rows(value: Any) -> list[Mapping[str, Any]]:
-    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []
-
-
-def _text(value: Any) -> str:
-    """Any value as escaped text."""
-    if value is None or value == "":
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return format_number(value)
-    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _number(value: Any) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
-
-
-def _percent(value: Any, digits: int = 1) -> str:
-    number = _number(value)
-    return "–" if number is None else f"{100 * number:.{digits}f} %"
-
-
-def _count(n: int, noun: str) -> str:
-    plural = {"class": "classes"}.get(noun, noun + "s")
-    return f"{n:,} {noun if n == 1 else plural}".replace(",", "\u202f")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
-
-
-def _table_of(run: Mapping[str, Any]) -> ClassTable | None:
-    rows = _rows(run.get("classes"))
-    if not rows:
-        return None
-    colors = default_palette(len(rows))
-    for i, row in enumerate(rows):
-        color = row.get("color")
-        if isinstance(color, list) and len(color) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in color):
-            colors[i] = color
-    return ClassTable(tuple(str(row.get("name", i)) for i, row in enumerate(rows)), colors)
-
-
 def _method_title(run: Mapping[str, Any]) -> str:
     return str(_get(run, "method", "title") or _get(run, "method", "name") or "A run")
 
@@ -163,10 +114,6 @@ def _seconds(run: Mapping[str, Any]) -> float:
 
 
 # ---------------------------------------------------------------------- sections
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
 
 
 def _header(run: Mapping[str, Any]) -> str:
@@ -346,16 +293,6 @@ def _classes(run: Mapping[str, Any]) -> str:
     return _section("Classes" if _named(rows) else "Clusters", body)
 
 
-def _long_table(head: str, lines: list[str], kind: str = "") -> str:
-    def table(part: list[str]) -> str:
-        return f'<div class="scroll"><table class="{kind}">{head}<tbody>{"".join(part)}</tbody></table></div>'
-
-    out = table(lines[:MANY])
-    if more := lines[MANY:]:
-        out += f"<details><summary>{_count(len(more), 'more row')}</summary>{table(more)}</details>"
-    return out
-
-
 def _scores(folder: Path) -> str:
     try:
         scores = parse_json((folder / "scores.json").read_bytes())
@@ -409,28 +346,6 @@ def _curves(folder: Path) -> str:
     return _section("Training", body + _dl(single))
 
 
-def _series(path: Path) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
-    """{(stage, metric): (steps, values)}, in order of appearance; of a step written twice the later value counts."""
-    found: dict[tuple[str, str], dict[float, float]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    for text in lines:
-        try:
-            line = parse_json(text, lenient=True)
-        except Damage:
-            continue  # cut off by a kill
-        if not isinstance(line, dict):
-            continue
-        step = _number(line.get("step")) or 0.0
-        for metric, value in line.items():
-            if metric in ("stage", "step") or isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            found.setdefault((str(line.get("stage", "")), metric), {})[step] = float(value)
-    return {key: (sorted(by), [by[s] for s in sorted(by)]) for key, by in found.items()}
-
-
 _STAGE_COLUMNS = (("stage", ""), ("kind", ""), ("time", ' class="n"'))
 
 
@@ -449,12 +364,6 @@ def _stages(run: Mapping[str, Any]) -> str:
     head = "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in _STAGE_COLUMNS)
     head = f"<thead><tr>{head}<td></td></tr></thead>"
     return _section("Stages", _long_table(head, lines, "wide") if lines else "")
-
-
-def _dl(pairs: Iterable[tuple[str, str]]) -> str:
-    """A list of terms; both sides are HTML already."""
-    inner = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in pairs if v)
-    return f'<dl class="record">{inner}</dl>' if inner else ""
 
 
 def _weights(run: Mapping[str, Any]) -> str:
@@ -511,12 +420,3 @@ def _record(run: Mapping[str, Any], folder: Path) -> str:
         body += f"<details><summary>{_count(len(settings), 'setting')}</summary>"
         body += _dl((f"<code>{_text(k)}</code>", _text(v) or "none") for k, v in settings) + "</details>"
     return _section("Record", body)
-
-
-def _dotted(options: object, before: str = "") -> list[tuple[str, object]]:
-    """Options by their whole names; runs of before options had parts recorded a flat table."""
-    found: list[tuple[str, object]] = []
-    for name, value in options.items() if isinstance(options, Mapping) else ():
-        inner = _dotted(value, f"{before}{name}.")
-        found += inner or [(f"{before}{name}", value)]
-    return found

@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from maskwright.app.pictures import data_uri, swatch
 from maskwright.app.plots import curve
 from maskwright.data.pictures.images import read_image
+from maskwright.data.pictures.inline import data_uri, swatch
 from maskwright.data.trust.artefacts import Damage, parse_record
 from maskwright.engine.shown import PICTURES, SHAPE, SHOWN
 from maskwright.errors import MaskwrightError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +56,10 @@ def train(
     weights: Annotated[str | None, typer.Option(help="A local checkpoint, or package, or random.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of the main training stage.")] = None,
     seed: Annotated[int, typer.Option(help="Every random draw is a function of it.")] = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="0,1,2, in place of --seed: a run each, OUT/seed-0 and so on, and their table."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", help="An option of the method, key=value.")] = None,
     config: Annotated[
@@ -63,6 +68,7 @@ def train(
             help="A YAML or TOML file that says the same; the command line wins.", callback=from_file, is_eager=True
         ),
     ] = None,
+    log: Annotated[str | None, typer.Option(help="tensorboard: curves as events too, in RUN/logs.")] = None,
     labels: Labels = None,
     void: Void = None,
     range: Range = None,
@@ -76,11 +82,32 @@ def train(
         raise MaskwrightError("no DATA", "a dataset folder", "maskwright train DATA, or a --config with a line data:")
     from maskwright import api
 
-    api.train(
+    make = partial(api.train, seed=seed) if seeds is None else partial(train_and_show, whole_numbers(seeds))
+    make = partial(make, log=log)
+    make(
         data, method, out=out, source=source, inputs=input, split=split, labeled=labeled, classes=classes, names=names,
-        backbone=backbone, weights=weights, steps=steps, seed=seed, device=device, settings=settings, resume=resume,
+        backbone=backbone, weights=weights, steps=steps, device=device, settings=settings, resume=resume,
         labels=labels, void=void, range=range,
     )  # fmt: skip
+
+
+def whole_numbers(text: str) -> list[int]:
+    """The numbers of `--seeds 0,1,2`."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise MaskwrightError(f"--seeds {text}", "whole numbers with commas between, as 0,1,2")
+    return [int(word) for word in words]
+
+
+def train_and_show(seeds: list[int], data: str, method: str, **asked: Any) -> None:
+    """One run a seed, and the table of all, printed once where several processes made them."""
+    from maskwright import api
+    from maskwright.app.comparing.tables import print_comparison
+    from maskwright.engine.progress import Progress
+
+    comparison = api.train_seeds(data, method, seeds=seeds, **asked)
+    if not Progress.of_this_process().quiet:
+        print_comparison(comparison)
 
 
 OPTIONS = frozenset(signature(train).parameters) - {"config", "set_", "resume"}

@@ -124,3 +124,11 @@ def lasting(place: object) -> object:
     if colon and not os.path.exists(text) and os.path.exists(rest):
         return f"{layout}:{os.path.abspath(rest)}"
     return os.path.abspath(text) if os.path.exists(text) else text
+
+
+def said_in(path: Path, name: str) -> Any:
+    """What a run's own file says of one option; None where it says nothing or cannot be read."""
+    try:
+        return _parsed(path).get(name)
+    except MaskwrightError:
+        return None

@@ -56,7 +56,7 @@ def open_run(request: RunRequest) -> Context:
     RunFolder.check(request.folder, resume=request.resume)
     images, sources, table, why_classes = _data_and_classes(request)
     fabric = make_fabric(request.device)
-    bar.quiet = bar.quiet or fabric.global_rank > 0
+    bar.quiet, bar.heard = bar.quiet or fabric.global_rank > 0, bar.heard and fabric.global_rank == 0
     inputs = open_inputs(cls.inputs_taken(config), request.inputs, request.seed)
     unused = cls.backbone_unused(config)
     backbone, why_backbone = find_backbone(

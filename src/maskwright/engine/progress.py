@@ -1,16 +1,28 @@
-"""How long work shows itself: a bar with rate, time left and loss in a terminal, plain lines elsewhere."""
+"""How long work shows itself: a bar with rate, time left and loss in a terminal, one line that changes in a notebook,
+plain lines elsewhere.
+
+What is said goes to Python's `logging` too, to the logger `maskwright`; it has no handler of ours but one that drops.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from html import escape
+from typing import Any, TypeVar
 
 from maskwright.errors import shown
 
 T = TypeVar("T")
+LOG = logging.getLogger("maskwright")
+LINES = 20
+"""Plain lines that a task may take for each factor e of its time: one comes after a twentieth of the time so far."""
+FRAME = 0.5
+"""Seconds between two states of a notebook's line."""
 
 
 class Task:
@@ -21,21 +33,32 @@ class Task:
 
 
 class Progress:
-    """Shows work in a terminal as a rich bar, elsewhere as a plain line every few seconds.
+    """Shows work in a terminal as a rich bar, in a notebook as one line that changes, elsewhere as plain lines, ever
+    rarer the longer a task takes.
 
     Args:
         quiet: show nothing (all processes but the first, tests).
-        every: seconds between plain lines.
+        every: seconds between plain lines at least.
+        heard: say sentences to Python's `logging`.
     """
 
-    def __init__(self, quiet: bool = False, every: float = 10.0) -> None:
-        self.quiet, self.every = quiet, every
+    def __init__(self, quiet: bool = False, every: float = 10.0, heard: bool = True) -> None:
+        self.quiet, self.every, self.heard = quiet, every, heard
         self.terminal = not quiet and sys.stderr.isatty()
+
+    @classmethod
+    def of_this_process(cls) -> Progress:
+        """Shown and heard in the first of several processes alone."""
+        first = int(os.environ.get("RANK", "0")) == 0
+        return cls(quiet=not first, heard=first)
 
     def say(self, text: str) -> None:
         """Prints one line; control characters of file names are shown and not obeyed."""
+        text = shown(text, lines=True)
         if not self.quiet:
-            print(shown(text, lines=True), file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
+        if self.heard:
+            LOG.info("%s", text)
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
@@ -46,7 +69,8 @@ class Progress:
             with _bar() as bar:
                 yield _BarTask(bar, name, total, done)
         else:
-            task = _LineTask(self, name, total, done)
+            display = notebook_display()
+            task = _LineTask(self, name, total, done) if display is None else _NotebookTask(display, name, total, done)
             yield task
             task.finish()
 
@@ -71,22 +95,24 @@ class Progress:
                 task.advance_to(done)
 
 
-class _LineTask(Task):
-    def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
-        self.progress, self.name, self.total, self.first, self.done = progress, name, total, done, done
+class _Clocked(Task):
+    """What a task that is told in words knows of itself."""
+
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self.name, self.total, self.first, self.done = name, total, done, done
         self.start = self.last = time.perf_counter()
         self.loss: float | None = None
 
-    def advance_to(self, done: int, loss: float | None = None) -> None:
+    def due(self, done: int, loss: float | None, pause: float) -> bool:
+        """Takes note of what is done; whether the pause since the last word is over."""
         self.done, self.loss = done, loss
-        if time.perf_counter() - self.last >= self.progress.every and done < self.total:
-            self.last = time.perf_counter()
-            self.progress.say(self._line())
+        now = time.perf_counter()
+        if now - self.last < pause or done >= self.total:
+            return False
+        self.last = now
+        return True
 
-    def finish(self) -> None:
-        self.progress.say(self._line())
-
-    def _line(self) -> str:
+    def line(self) -> str:
         seconds = time.perf_counter() - self.start
         rate = (self.done - self.first) / seconds if seconds > 0 else 0.0
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
@@ -94,6 +120,72 @@ class _LineTask(Task):
             return f"{self.name}: {self.total} in {seconds:.1f} s ({rate:.1f}/s){loss}"
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         return f"{self.name}: {self.done}/{self.total}, {rate:.1f}/s, {left:.0f} s left{loss}"
+
+
+class _LineTask(_Clocked):
+    def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
+        super().__init__(name, total, done)
+        self.progress = progress
+
+    def advance_to(self, done: int, loss: float | None = None) -> None:
+        # A run of a day is told in about a hundred lines, not in nine thousand.
+        if self.due(done, loss, max(self.progress.every, (time.perf_counter() - self.start) / LINES)):
+            self.progress.say(self.line())
+
+    def finish(self) -> None:
+        self.progress.say(self.line())
+
+
+class _NotebookTask(_Clocked):
+    """One line of a notebook's output, changed in place; it needs no widgets."""
+
+    def __init__(self, display: Callable[..., Any], name: str, total: int, done: int) -> None:
+        super().__init__(name, total, done)
+        self.handle = display(self._shown(), display_id=True)
+
+    def advance_to(self, done: int, loss: float | None = None) -> None:
+        if self.due(done, loss, FRAME):
+            self._update()
+
+    def finish(self) -> None:
+        self._update()
+        LOG.info("%s", shown(self.line()))
+
+    def _update(self) -> None:
+        if self.handle is not None:
+            self.handle.update(self._shown())
+
+    def _shown(self) -> _Line:
+        return _Line(shown(self.line()), self.done, self.total)
+
+
+class _Line:
+    """A state of a notebook's line, as HTML and as text."""
+
+    def __init__(self, text: str, done: int, total: int) -> None:
+        self.text, self.done, self.total = text, done, total
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<progress value="{self.done}" max="{self.total}" style="vertical-align:middle"></progress> '
+            f"<code>{escape(self.text)}</code>"
+        )
+
+
+def notebook_display() -> Callable[..., Any] | None:
+    """What shows things in the notebook that this process computes for; None elsewhere.
+
+    Whoever has a notebook has imported IPython already. In a terminal IPython is a terminal.
+    """
+    if "IPython" not in sys.modules:
+        return None
+    from IPython import get_ipython
+    from IPython.display import display
+
+    return display if getattr(get_ipython(), "kernel", None) is not None else None
 
 
 def _bar():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 import shlex
@@ -26,6 +27,9 @@ from maskwright.models.tensors import load_tensors
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
+    from maskwright.engine.event_log import EventLog
+
+LOG = logging.getLogger("maskwright.metrics")
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -85,6 +89,7 @@ class RunFolder:
 
     Attributes:
         record: what `run.json` says.
+        events: gets what `metrics.jsonl` gets; None where nobody asked for it.
         earlier: a sentence on how an earlier process of this run ended, where it ended without a word.
     """
 
@@ -93,6 +98,7 @@ class RunFolder:
         self.writes = writes
         self.record: dict[str, Any] = {}
         self.earlier = ""
+        self.events: EventLog | None = None
         # One lock a path and process: the same process may open its run again.
         self._lock = filelock.FileLock(self.path / LOCK, timeout=0, is_singleton=True)
 
@@ -355,6 +361,16 @@ class RunFolder:
             line = json.dumps({"stage": stage, "step": step, **numbers})
             with (self.path / METRICS).open("a") as out:
                 out.write(line + "\n")
+            LOG.info("%s", line)
+            if self.events is not None:
+                self.events.add(stage, step, numbers)
+
+    def log_events(self, events: EventLog) -> None:
+        """From here on events get what `metrics.jsonl` gets; what it holds already comes first."""
+        self.events = events
+        found = self.metrics()
+        for stage in dict.fromkeys(line["stage"] for line in found):
+            events.begin(stage, [line for line in found if line["stage"] == stage])
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; a line cut off by a kill is left out."""
@@ -375,6 +391,8 @@ class RunFolder:
             return
         kept = [m for m in self.metrics() if m["stage"] != stage or m["step"] < from_step]
         write_text(self.path / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
+        if self.events is not None:
+            self.events.begin(stage, [m for m in kept if m["stage"] == stage])
 
 
 def now() -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from maskwright.data.pictures.inline import jpeg
 from maskwright.data.trust.artefacts import write_record
 from maskwright.data.trust.files import write_bytes
-from maskwright.predict.writers import jpeg
 
 SHOWN = "shown.json"
 PICTURES = "shown"

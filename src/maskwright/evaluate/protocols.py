@@ -9,6 +9,8 @@ Legend: K predicted ids, C classes, (H, W) image size.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,6 +34,7 @@ from maskwright.data.masking.label_values import binary_finding
 from maskwright.data.masking.masks import read_mask_rg, read_stored
 from maskwright.data.masking.survey import survey_masks
 from maskwright.data.trust.files import file_for
+from maskwright.data.trust.identity import label_identity
 from maskwright.data.trust.photographs import Photographs
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.evaluate.judging import judge
@@ -266,7 +269,17 @@ def evaluate_folder(
         scores.notes.append(
             f"{len(grey)} predictions hold their ids in three equal channels and are read so ({some(list(grey))})"
         )
-    return replace(scores, split=split, names_hash=hash_names(name for name, _ in judged))
+    return replace(
+        scores, split=split, names_hash=hash_names(name for name, _ in judged), labels_hash=_labels_hash(source)
+    )
+
+
+def _labels_hash(source: Dataset) -> str:
+    """Of the contents of the masks judged and of the rule that makes ids of them."""
+    masks = label_identity(source, masks=True, tags=False, captions=False).summary()["masks"]
+    rule = source.rule
+    read = None if rule is None else (rule.labels, rule.void, rule.levels, rule.colours)
+    return hashlib.sha256(json.dumps([masks, read]).encode()).hexdigest()
 
 
 def _is_store(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from maskwright.data.trust.artefacts import parse_json
+from maskwright.data.trust.files import write_json
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate import metrics
 
@@ -38,6 +40,7 @@ class Scores:
         notes: what else a reader must know.
         split: name of the split that was judged; None where none was asked for.
         names_hash: `hash_names` of the images judged; empty where they have no names.
+        labels_hash: of the contents of their masks and how their values were read; empty where they are no files.
     """
 
     protocol: str
@@ -56,10 +59,15 @@ class Scores:
     notes: list[str] = field(default_factory=list)
     split: str | None = None
     names_hash: str = ""
+    labels_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The scores as JSON values; NaN becomes None, keys of the mapping become text."""
         return _plain(asdict(self))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the scores as JSON: into a run's folder as `scores.json`, they are what `compare` shows of it."""
+        write_json(path, self.to_json())
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any] | str) -> Scores:

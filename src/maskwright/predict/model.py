@@ -30,6 +30,7 @@ from maskwright.predict.inference import Prediction, predict_many, predict_probs
 from maskwright.predict.kept import Record, changed_error, head_of
 from maskwright.predict.outputs import Outputs, check_lengths, place_outputs
 from maskwright.predict.refine import AUTO, REFINEMENTS, check_refinement
+from maskwright.predict.showing import thumbnail
 from maskwright.predict.tiles import WHOLE_PIXELS, choose_tile, much_larger, trained_size
 from maskwright.predict.writers import overlay, write_confidence, write_overlay
 
@@ -43,12 +44,14 @@ class Result:
         confidence: float32 (H, W) in [0, 1], probability of the predicted class (float16 above 64 million pixels).
         classes: names and colours of the ids.
         tile: pixels of the windows in which the picture was seen; None where it was seen whole.
+        photo: the photograph, small, for showing the result; None where it is not known.
     """
 
     mask: np.ndarray
     confidence: np.ndarray
     classes: ClassTable
     tile: int | None = None
+    photo: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def shares(self) -> np.ndarray:
         """Share of the area that each class has, float64 (C,), sums to 1."""
@@ -61,6 +64,16 @@ class Result:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the mask as an index PNG: palette up to 255 classes, 16 bits above."""
         write_mask(path, self.mask, self.classes)
+
+    def _repr_html_(self) -> str:
+        from maskwright.predict.showing import result_html
+
+        return result_html(self)
+
+    def _repr_png_(self) -> bytes:
+        from maskwright.predict.showing import result_png
+
+        return result_png(self)
 
 
 @dataclass
@@ -126,6 +139,11 @@ class Model:
     def __repr__(self) -> str:
         made = f" by {self.segmenter.method}" if self.segmenter.method else ""
         return f"Model({len(self.classes)} classes{made}, {self.segmenter.provenance.architecture}, {self.device})"
+
+    def _repr_html_(self) -> str:
+        from maskwright.predict.showing import model_html
+
+        return model_html(self)
 
     @overload
     def predict(
@@ -195,9 +213,9 @@ class Model:
                 self.segmenter, many, only=[limits] * len(many), refine=self.refinement(refine, size),
                 confidence=smallest_confidence(size), **options,
             )  # fmt: skip
-            for one in found:
+            for pixels, one in zip(many, found):
                 assert one.confidence is not None
-                results.append(Result(one.ids, one.confidence, self.classes, one.tile))
+                results.append(Result(one.ids, one.confidence, self.classes, one.tile, thumbnail(pixels)))
         return results if isinstance(image, list | tuple) else results[0]
 
     def ids(self, only: Sequence[int | str] | None) -> list[int] | None:

@@ -4,7 +4,6 @@ their place and renamed into it."""
 from __future__ import annotations
 
 import os
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.pictures.images import resize
+from maskwright.data.pictures.inline import jpeg
 from maskwright.data.trust.files import atomic_write, write_bytes
 from maskwright.predict.tiles import WHOLE_PIXELS
 
@@ -176,12 +176,3 @@ def write_overlay(
 ) -> None:
     """Writes `overlay(image, ids, table, **options)` as a JPEG."""
     write_bytes(path, jpeg(overlay(image, ids, table, **options), 90), durable=False)
-
-
-def jpeg(image: np.ndarray, quality: int = 85, *, tinted: bool = False) -> bytes:
-    """Encodes uint8 (H, W, 3) as a JPEG; above a quality of 90, and where it is tinted, colours keep their resolution:
-    else those next to lines would bleed, and those of lines vanish."""
-    out = BytesIO()
-    fine = tinted or quality >= 90
-    Image.fromarray(image).save(out, "JPEG", quality=quality, subsampling=0 if fine else 2, optimize=True)
-    return out.getvalue()

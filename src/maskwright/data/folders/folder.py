@@ -113,6 +113,11 @@ class Dataset:
         present = ", ".join(f"{n} {kind}" for kind, n in self.labels_present().items())
         return f"Dataset({str(self.root)!r}, {len(self)} images, {present})"
 
+    def _repr_html_(self) -> str:
+        from maskwright.data.folders.showing import dataset_html
+
+        return dataset_html(self)
+
     # ------------------------------------------------------------------ names and choices
 
     @property
