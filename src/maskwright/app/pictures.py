@@ -60,7 +60,7 @@ def write_previews(
         progress: an `engine.progress.Progress`, or None.
 
     Returns:
-        Share of the sampled area that each class has, float64 (C,); sums to 1 if a picture could be read.
+        Share of the sampled area that each class has, float64 (C,); sums to 1, less what has no class.
 
     Raises:
         MaskwrightError: the folder cannot be written.
@@ -68,7 +68,7 @@ def write_previews(
     folder = Path(run_folder) / PREVIEWS
     chosen = dataset.subset(sample(len(dataset), count))
     classes = len(model.classes)
-    shares, written = np.zeros(classes), set()
+    shares, seen, written = np.zeros(classes), 0, set()
     pictures = read_ahead(chosen)
     if hasattr(progress, "track"):
         pictures = progress.track(pictures, "previews", len(chosen))
@@ -77,6 +77,7 @@ def write_previews(
             continue  # it was readable when the run began; the report shows the others
         mask = model.predict(pixels, refine=refine).mask
         shares += area_counts(mask, classes) / mask.size
+        seen += 1
         small, ids = shrink(pixels, mask, side)
         # The mask first: a photograph without one would show up as an unfinished pair.
         drawn, photo = file_for(folder, name, ".png"), file_for(folder, name, ".jpg")
@@ -84,7 +85,7 @@ def write_previews(
         write_bytes(photo, jpeg(small, 85), durable=False)
         written |= {drawn, photo}
     _remove_others(folder, written)
-    return shares / max(1.0, shares.sum())
+    return shares / max(1, seen)
 
 
 def _remove_others(folder: Path, kept: set[Path]) -> None:

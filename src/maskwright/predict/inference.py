@@ -22,8 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwright.data.masking.classes import IGNORE8, IGNORE16
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
+from maskwright.models.parts.named_clusters import NamedClusters
 from maskwright.ops.memory import PixelBudget
 from maskwright.predict.refine import check_refinement, refine
 from maskwright.predict.tiles import WHOLE_PIXELS, Axis, Plan, make_plan
@@ -85,16 +87,19 @@ def predict_probs(
             themselves. All if None.
 
     Returns:
-        float32 (C, H, W), summing to 1 over C. It holds 4 C H W bytes: for large images take `predict_mask`.
+        float32 (C, H, W), summing to 1 over C. It holds 4 C H W bytes: for large images take `predict_mask`. Where
+        classes are made of clusters, each is the sum of its clusters', and what is missing to 1 is that of void.
 
     Raises:
         MaskwrightError: the image is no uint8 RGB image, or an argument is out of range.
     """
     with _ready(segmenter, device):
         windows = _Windows(segmenter, image, tile, overlap, flips, scales, device, precision, only)
-        out = np.empty((windows.classes, *image.shape[:2]), np.float32)
+        out = np.empty((windows.named, *image.shape[:2]), np.float32)
         for top, bottom, left, right in windows.blocks(MAX_BYTES):
-            out[:, top:bottom, left:right] = windows.compose(top, bottom, left, right).cpu().numpy()
+            probs = windows.compose(top, bottom, left, right)
+            probs = probs if windows.naming is None else windows.naming.join(probs)[: windows.named]
+            out[:, top:bottom, left:right] = probs.cpu().numpy()
     return out
 
 
@@ -117,6 +122,11 @@ def predict_mask(
 ) -> Prediction:
     """The most probable class of every pixel, at bounded memory: 20000 x 20000 pixels within 4 GiB in all.
 
+    Where classes are made of clusters it is the class of the most probable cluster, so that the mask is that of the
+    clusters with each id replaced; where that cluster is void, the id is 255 (65535 above 255 classes). A class of
+    several clusters may be more probable in all; its probability is what `predict_probs` tells, and here the
+    confidence.
+
     Args:
         segmenter, image, tile, overlap, flips, scales, device, precision, only: as for `predict_probs`.
         refine: "none", "crf" or "guided"; where probabilities of the whole image would not fit, in blocks with margins.
@@ -134,21 +144,23 @@ def predict_mask(
     with _ready(segmenter, device):
         windows = _Windows(segmenter, image, tile, overlap, flips, scales, device, precision, only)
         if dtype is None:
-            dtype = np.uint8 if windows.classes <= 255 else np.uint16
+            dtype = np.uint8 if windows.named <= 255 else np.uint16
         ids: np.ndarray = np.empty(image.shape[:2], dtype)
         conf: np.ndarray | None = None if confidence is None else np.empty(image.shape[:2], confidence)
         for top, bottom, left, right in windows.blocks(max_bytes, refined=refine != "none"):
             if refine == "none":
-                best, winner = _most_probable(windows.compose(top, bottom, left, right))
+                probs = windows.compose(top, bottom, left, right)
             else:
-                probs = _refined(windows, (top, bottom, left, right), refine, settings or {})
-                best, winner = _most_probable(torch.from_numpy(probs))
+                probs = torch.from_numpy(_refined(windows, (top, bottom, left, right), refine, settings or {}))
+            best, winner = _most_probable(probs)
+            if windows.naming is not None:
+                best, winner = _as_classes(windows.naming, probs, winner, conf is not None, best)
             ids[top:bottom, left:right] = winner.cpu().numpy()
             if conf is not None:
                 best = best.clamp_(0, 1)
                 scaled = best.mul_(255).round_() if conf.dtype == np.uint8 else best
                 conf[top:bottom, left:right] = scaled.cpu().numpy()
-    return Prediction(ids, conf, windows.classes, windows.plan.tile)
+    return Prediction(ids, conf, windows.named, windows.plan.tile)
 
 
 def smallest_confidence(size: tuple[int, int]) -> type:
@@ -177,6 +189,25 @@ def _most_probable(probs: Tensor) -> tuple[Tensor, Tensor]:
         winner.masked_fill_(probs[c] > best, c)
         torch.maximum(best, probs[c], out=best)
     return best, winner
+
+
+def _as_classes(
+    naming: NamedClusters, probs: Tensor, winner: Tensor, confidence: bool, best: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The class of each pixel's most probable cluster, and that class's probability where it is asked for.
+
+    Args:
+        naming: the class of each cluster.
+        probs: of the clusters (K, h, w).
+        winner: the most probable of them (h, w).
+        confidence: whether probabilities of classes are wanted.
+        best: the winner's probability (h, w), given back where they are not.
+    """
+    slots = naming.slots.to(probs.device)[winner.long()]
+    if confidence:
+        best = naming.join(probs).gather(0, slots[None])[0]
+    void = IGNORE8 if naming.classes <= IGNORE8 else IGNORE16
+    return best, slots.masked_fill_(slots == naming.classes, void)
 
 
 @contextmanager
@@ -213,6 +244,7 @@ class _Windows:
         if precision not in ("fp32", "bf16"):
             raise MaskwrightError(f"precision is {precision!r}", "fp32 or bf16")
         self.segmenter, self.image, self.flips = segmenter, image, flips
+        self.naming: NamedClusters | None = getattr(segmenter, "naming", None)
         self.device, self.precision = torch.device(device), precision
         height, width = image.shape[:2]
         self.plan: Plan = make_plan(segmenter, (height, width), tile=tile, overlap=overlap, scales=tuple(scales))
@@ -220,11 +252,24 @@ class _Windows:
         self.budget = PixelBudget(BATCH_PIXELS.get(self.device.type, BATCH_PIXELS["cuda"]))
         self._fill([(0, 0)])
         first = self.held[0, 0]
-        self.classes = int(first[0].shape[0])
+        self.classes = int(first[0].shape[0])  # clusters, where classes are made of them
+        self.named = self.classes if self.naming is None else self.naming.classes
         self.window_bytes = sum(m.numel() * m.element_size() for m in first)
-        self.only = None if only is None else sorted(set(only))
-        if self.only is not None and (not self.only or self.only[0] < 0 or self.only[-1] >= self.classes):
-            raise MaskwrightError(f"only the classes {list(only or ())}", f"at least one of 0 to {self.classes - 1}")
+        self.only = None if only is None else self._told_apart(sorted(set(only)))
+
+    def _told_apart(self, only: list[int]) -> list[int]:
+        """What may occur, as the network tells things apart: classes, or the clusters that they are made of."""
+        if not only or only[0] < 0 or only[-1] >= self.named:
+            raise MaskwrightError(f"only the classes {only}", f"at least one of 0 to {self.named - 1}")
+        if self.naming is None:
+            return only
+        clusters = [k for k, c in enumerate(self.naming.class_of.tolist()) if c in only]
+        if not clusters:
+            raise MaskwrightError(
+                f"only the classes {only}, of which none is made of any cluster", "a class that the model can find",
+                "name others",
+            )  # fmt: skip
+        return clusters
 
     # ------------------------------------------------------------------ the network
 
@@ -253,10 +298,16 @@ class _Windows:
         crops = [self._crop(i, j) for i, j in places]
         x = self.segmenter.preprocess.apply_many(crops, size).to(self.device)  # (B, 3, h, w)
         with autocast(self.device, self.precision):
-            maps = [self.segmenter(x)]
+            maps = [self._network(x)]
             if self.flips:
-                maps.append(self.segmenter(x.flip(-1)).flip(-1))
+                maps.append(self._network(x.flip(-1)).flip(-1))
         return [m.float() for m in maps]
+
+    def _network(self, x: Tensor) -> Tensor:
+        """Logits (B, C, h, w), or of clusters (B, K, h, w) where classes are made of them."""
+        if self.naming is None:
+            return self.segmenter(x)
+        return self.segmenter.told_apart(self.segmenter.decode(self.segmenter.features(x)))
 
     # ------------------------------------------------------------------ the order of work
 

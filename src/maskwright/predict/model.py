@@ -40,7 +40,7 @@ class Result:
     """What a model says about one picture.
 
     Attributes:
-        mask: uint16 (H, W), class ids.
+        mask: uint16 (H, W), class ids; `classes.ignore` where the most probable cluster was named void.
         confidence: float32 (H, W) in [0, 1], probability of the predicted class (float16 above 64 million pixels).
         classes: names and colours of the ids.
         tile: pixels of the windows in which the picture was seen; None where it was seen whole.
@@ -52,7 +52,7 @@ class Result:
     tile: int | None = None
 
     def shares(self) -> np.ndarray:
-        """Share of the area that each class has, float64 (C,), sums to 1."""
+        """Share of the area that each class has, float64 (C,); sums to 1, less what has no class."""
         return area_counts(self.mask, len(self.classes)) / self.mask.size
 
     def overlay(self, image: np.ndarray, strength: float = 0.5) -> np.ndarray:
@@ -199,6 +199,31 @@ class Model:
         own = str(self.extra.get("refine", "none"))
         return own if own in REFINEMENTS and size[0] * size[1] <= WHOLE_PIXELS else "none"
 
+    def rename(
+        self,
+        names: Mapping[int | str, str | None],
+        table: ClassTable | None = None,
+    ) -> Model:
+        """The same model with named classes: its clusters, or classes, get names, several may become one, some void.
+
+        The mask is exactly the mask of before with each id replaced; probabilities of what becomes one class are
+        summed, and those of void are left out, so that they sum to less than 1 (`predict_mask`, `predict_probs`).
+
+        Args:
+            names: for each id, or name, of the present classes a name, or None (or "void") for none.
+            table: names and colours of the classes, in the order of their ids; further names come behind it. None: the
+                names in the order of their first cluster, whose colour they keep.
+
+        Returns:
+            A new model. It shares its network with this one.
+
+        Raises:
+            MaskwrightError: a cluster without a name, an unknown one, a name that is a number, or all are void.
+        """
+        from maskwright.predict.naming import renamed
+
+        return Model(renamed(self.segmenter, names, table), device=self.device)
+
     def probabilities(self, image: str | os.PathLike[str] | np.ndarray | Image.Image, **options: Any) -> np.ndarray:
         """Class probabilities of one picture, float32 (C, H, W); options as for `predict_probs`."""
         return predict_probs(self.segmenter, as_picture(image, self.value_range()), device=self.device, **options)
@@ -273,7 +298,7 @@ class Model:
         summary = FolderSummary(out, skipped=list(data.skipped), tagged=len(tagged), notices=notices)
         for sentence in notices:
             say(progress, sentence)
-        counts = np.zeros(len(self.classes), np.int64)
+        counts, area = np.zeros(len(self.classes), np.int64), 0
         with Bar(progress, "predict", len(data)) as show:
             done = 0  # counted by hand: enumerate would keep the last picture alive
             for name, pixels in read_ahead(data):
@@ -294,12 +319,13 @@ class Model:
                     write_overlay(over, pixels, found.ids, self.classes)
                 del pixels  # writing copies a large mask; the picture need not be beside it
                 counts += area_counts(found.ids, len(self.classes))
+                area += found.ids.size
                 if sure is not None and found.confidence is not None:
                     write_confidence(sure, found.confidence)
                 write_mask(mask, found.ids, self.classes)
                 summary.written += 1
                 show(done)
-        summary.shares = counts / max(1, counts.sum())
+        summary.shares = counts / max(1, area)
         summary.seconds = time.perf_counter() - start
         return summary
 
