@@ -371,9 +371,8 @@ def _new_record(
     }
     void = sum(c < 0 for c in naming.class_of)
     used = len({c for c in naming.class_of if c >= 0})
-    note = f"Named: {len(said)} clusters of {folder} are {used} classes" + (
-        f", {void} of them none (void)." if void else "."
-    )
+    note = f"Named: {len(said)} clusters of {folder} became {used} class{'es' * (used != 1)}"
+    note += f"; {void} of them {'are' if void > 1 else 'is'} void." if void else "."
     if filled.masks:
         note += f" Their names were proposed by {len(filled.masks)} masks (sha256 of their names "
         note += f"{hash_names(filled.masks)[:12]}), which count as read for training."
