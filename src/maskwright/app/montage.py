@@ -145,8 +145,8 @@ def write_clusters(
 
 def naming_command(run_folder: str | Path, table: Path | None = None) -> str:
     """What is typed once the map is filled in."""
-    run, table = str(run_folder), str(Path(run_folder) / MAP if table is None else table)
-    return f"maskwright name {shlex.quote(run)} --map {shlex.quote(table)} --out NAMED"
+    place = Path(run_folder) / MAP if table is None else table
+    return f"maskwright name {shlex.quote(str(run_folder))} --map {shlex.quote(str(place))} --out NAMED"
 
 
 def montage_files(folder: Path) -> list[Path]:

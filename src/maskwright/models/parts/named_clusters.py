@@ -69,13 +69,13 @@ class NamedClusters(Part):
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         """Builds the part, every cluster void; raises `MaskwrightError` as `Part.from_spec`."""
         count, classes = spec.get("count"), spec.get("classes")
-        whole = type(count) is int and type(classes) is int and min(count, classes) > 0
-        if not whole or set(spec) != {"kind", *cls.fields}:
+        numbers = [n for n in (count, classes) if isinstance(n, int) and not isinstance(n, bool) and n > 0]
+        if len(numbers) < 2 or set(spec) != {"kind", *cls.fields}:
             raise MaskwrightError("part NamedClusters has other arguments", ", ".join(cls.fields))
         for name in ("count", "classes"):
             check_argument(cls.__name__, name, spec[name])
         try:
-            return cls(build_part(spec["clusters"]), torch.full((count,), VOID), classes)
+            return cls(build_part(spec["clusters"]), torch.full((numbers[0],), VOID), numbers[1])
         except ValueError as error:
             raise MaskwrightError(f"part NamedClusters cannot be built: {error}", "its own arguments") from error
 
