@@ -337,6 +337,11 @@ class _Eye:
             raise MaskwrightError(
                 f"a second network of {len(other.classes)} classes", f"{len(model.classes)} as the first"
             )
+        if other is not None and (other.naming is None) != (model.segmenter.naming is None):
+            raise MaskwrightError(
+                "two networks of which one has named clusters", "both, as void is one more answer of it",
+                "give the second by model.rename too, or choose another --by",
+            )  # fmt: skip
 
     def seen(self, image: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the input that an image (H, W) becomes."""

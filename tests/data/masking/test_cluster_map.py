@@ -75,7 +75,9 @@ def test_names_from_masks_keep_the_list_of_these(table):
     write_map(table, rows, "m-1", ["b", "folder/a", " odd"])
     assert read_map(table, 1, "m-1").masks == ("b", "folder/a", " odd")
     masks_beside(table).rename(table.with_name("elsewhere"))
-    with pytest.raises(MaskwrightError, match=r"masks\.txt, which lists these masks, is not beside it.*copy it") as error:
+    with pytest.raises(
+        MaskwrightError, match=r"masks\.txt, which lists these masks, is not beside it.*copy it"
+    ) as error:
         read_map(table, 1, "m-1")
     assert "--from-masks" in error.value.repair
     table.with_name("elsewhere").rename(masks_beside(table))  # the repair
