@@ -2,8 +2,11 @@
 
 from maskwright.api.comparing import compare, train_seeds
 from maskwright.api.judging import evaluate, probe
+from maskwright.api.naming import name
 from maskwright.api.opening import load, open_folder
 from maskwright.api.suggesting import other_network, suggest
 from maskwright.api.training import train
 
-__all__ = ["compare", "evaluate", "load", "open_folder", "other_network", "probe", "suggest", "train", "train_seeds"]
+__all__ = [
+    "compare", "evaluate", "load", "name", "open_folder", "other_network", "probe", "suggest", "train", "train_seeds",
+]  # fmt: skip

@@ -68,7 +68,7 @@ def train(
         labels, void, range: what the values of the files mean, as for `open_folder`.
         settings: options of the method, as `--set key=value`.
         resume: continue the run that lies in `out`.
-        report: write previews and `report.html`.
+        report: write previews and `report.html`; where classes are clusters also `map.csv` and its montage.
         log: "tensorboard": what `metrics.jsonl` gets goes to RUN/logs as events too.
         workers: threads that draw the next batches while a step runs, whatever else is equal to the bit; by default
             what the environment's MASKWRIGHT_READ_AHEAD says, else one. 0: none.
@@ -128,7 +128,10 @@ def train(
         _write_call(context.run, call, images, config)
         if log is not None and context.run.writes:
             context.run.log_events(EventLog(context.run.path))
-        return run_method(cls, config, context, _pages() if report else None)
+        model = run_method(cls, config, context, _pages() if report else None)
+        if report and cls.classes_from == "clusters":
+            bar.say(_what_clusters_want(context.run.path))
+        return model
     finally:
         if context.run.events is not None:
             context.run.events.close()
@@ -151,10 +154,19 @@ def _write_call(run: RunFolder, call: dict[str, Any], images: Dataset, config: A
             write_config(run.path / CONFIG, call | images.reading.arguments(), nested(config))
 
 
+def _what_clusters_want(run: Path) -> str:
+    """The one line on how clusters become classes."""
+    from maskwright.app.montage import MONTAGE, naming_command
+    from maskwright.data.masking.cluster_map import MAP
+
+    return f"clusters: see {run / MONTAGE}, fill in the column name of {run / MAP}, then {naming_command(run)}"
+
+
 def _pages() -> Pages:
     """What makes a run's pictures and its page."""
+    from maskwright.app.montage import write_clusters
     from maskwright.app.pictures import write_previews
     from maskwright.app.report import write_report
     from maskwright.engine.run import Pages
 
-    return Pages(write_previews, write_report)
+    return Pages(write_previews, write_report, write_clusters)

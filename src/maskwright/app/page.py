@@ -72,6 +72,7 @@ figure:target .back { display: inline; color: var(--accent); text-decoration: un
 .strip > div > div { min-width: 0; max-width: 17.5rem; }
 .strip img { width: 100%; height: auto; display: block; background: var(--panel); }
 .strip > div span { display: block; color: var(--soft); font-size: .8rem; line-height: 1.4; }
+img.sheet { width: 100%; height: auto; display: block; margin: 1rem 0 0; background: var(--panel); }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.25rem 2rem; }
 svg.curve { width: 100%; height: auto; display: block; overflow: visible; }
 svg.curve text { font: 11px var(--sans); fill: var(--soft); font-variant-numeric: tabular-nums; }

@@ -63,7 +63,7 @@ def write_previews(
         progress: an `engine.progress.Progress`, or None.
 
     Returns:
-        Share of the sampled area that each class has, float64 (C,); sums to 1 if a picture could be read.
+        Share of the sampled area that each class has, float64 (C,); sums to 1, less what has no class.
 
     Raises:
         MaskwrightError: the folder cannot be written.
@@ -71,7 +71,7 @@ def write_previews(
     folder = Path(run_folder) / PREVIEWS
     chosen = dataset.subset(sample(len(dataset), count))
     classes = len(model.classes)
-    shares, written = np.zeros(classes), set()
+    shares, seen, written = np.zeros(classes), 0, set()
     areas: dict[str, dict[str, float]] = {}
     pictures = read_ahead(chosen)
     if hasattr(progress, "track"):
@@ -82,6 +82,7 @@ def write_previews(
         mask = model.predict(pixels, refine=refine).mask
         own = area_counts(mask, classes) / mask.size
         shares += own
+        seen += 1
         small, ids = shrink(pixels, mask, side)
         # The mask first: a photograph without one would show up as an unfinished pair.
         drawn, photo = file_for(folder, name, ".png"), file_for(folder, name, ".jpg")
@@ -91,7 +92,7 @@ def write_previews(
         areas[name] = {str(c): float(own[c]) for c in np.argsort(-own, kind="stable")[:3] if own[c] > 0}
     write_record(folder / SHARES, {"shares": areas}, durable=False)
     _remove_others(folder, written)
-    return shares / max(1.0, shares.sum())
+    return shares / max(1, seen)
 
 
 def _remove_others(folder: Path, kept: set[Path]) -> None:

@@ -27,14 +27,17 @@ from maskwright.app.html import section as _section
 from maskwright.app.html import series as _series
 from maskwright.app.html import term_list as _dl
 from maskwright.app.html import text as _text
+from maskwright.app.montage import HOW_TO_READ, montage_files, naming_command
 from maskwright.app.page import frame
 from maskwright.app.pictures import PREVIEWS, figure, preview_shares
 from maskwright.app.plots import bar, curve, format_number
 from maskwright.app.stage_view import stage_views
-from maskwright.data.pictures.inline import swatch
+from maskwright.data.masking.cluster_map import MAP
+from maskwright.data.pictures.images import read_image
+from maskwright.data.pictures.inline import data_uri, swatch
 from maskwright.data.trust.artefacts import Damage, parse_json, read_record
 from maskwright.data.trust.files import write_text
-from maskwright.errors import shown
+from maskwright.errors import MaskwrightError, shown
 from maskwright.models.provenance import NO_LABELS
 
 REPORT = "report.html"
@@ -70,6 +73,7 @@ def write_report(run_folder: str | Path, record: Mapping[str, Any] | None = None
         _done(run),
         _labels(run),
         _pictures(folder, run),
+        _montage(folder, run),
         *_shown(folder, run),
         _classes(run),
         _scores(folder),
@@ -227,8 +231,9 @@ def _labels(run: Mapping[str, Any]) -> str:
         + "</tr>"
         for p, c in counts.items()
     )
+    caption = "Images whose labels were read" + (", and clusters that were given names" if "names" in kinds else "")
     table = (
-        '<div class="scroll"><table><caption>Images whose labels were read, by what for</caption>'
+        f'<div class="scroll"><table><caption>{caption}, by what for</caption>'
         f'<thead><tr><th scope="col">read for</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
     return _section("Labels", claim + table)
@@ -255,6 +260,43 @@ def _pictures(folder: Path, run: Mapping[str, Any]) -> str:
         body += f"<details><summary>{_count(len(more), 'more picture')}</summary>"
         body += f'<div class="pictures">{"".join(more)}</div></details>'
     return _section("Pictures", body)
+
+
+def _montage(folder: Path, run: Mapping[str, Any]) -> str:
+    """What each cluster is, in pictures, and how clusters become classes; of a run with names, where they came from."""
+    if named := _rows(_get(run, "named", "map")):
+        source = _text(_get(run, "named", "run"))
+        lines = [
+            f'<tr><td class="n">{_text(row.get("cluster"))}</td><td class="name">{_text(row.get("name"))}</td></tr>'
+            for row in named
+        ]
+        head = '<thead><tr><th scope="col" class="n">cluster</th><th scope="col">name</th></tr></thead>'
+        body = f"<p>The classes are named clusters of <code>{source}</code>.</p>"
+        body += f"<details><summary>{_count(len(named), 'cluster')}</summary>{_long_table(head, lines)}</details>"
+        return _section("Names of the clusters", body)
+    sheets = montage_files(folder)
+    images = []
+    for number, path in enumerate(sheets, 1):
+        try:
+            height, width = read_image(path).shape[:2]
+            data = path.read_bytes()
+        except (MaskwrightError, OSError):
+            continue
+        told = "Clusters, a row each" + (f", part {number} of {len(sheets)}" if len(sheets) > 1 else "")
+        images.append(
+            f'<img class="sheet" loading="lazy" decoding="async" width="{width}" height="{height}" alt="{told}" '
+            f'src="{data_uri(data, "jpeg")}">'
+        )
+    if not images:
+        return ""
+    body = (
+        f"<p>{HOW_TO_READ} Write what each cluster is into the column <code>name</code> of <code>{MAP}</code>: "
+        "the same word twice makes one class, <code>void</code> none. Then</p>"
+        f"<pre><code>{escape(naming_command(folder))}</code></pre>"
+        "<p>makes a model with these classes. "
+        "With a few masks, <code>--from-masks SPLIT</code> proposes the names.</p>"
+    )
+    return _section("What the clusters are", body + "".join(images))
 
 
 def _shown(folder: Path, run: Mapping[str, Any]) -> list[str]:

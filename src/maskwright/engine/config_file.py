@@ -91,6 +91,15 @@ def _parsed(path: Path) -> dict[Any, Any]:
     return found
 
 
+def data_of(path: Path) -> str | None:
+    """The data set that the file of a run names, as `layout:path` where it has a layout; None where it names none."""
+    try:
+        found = _parsed(path).get("data")
+    except MaskwrightError:
+        return None
+    return found if isinstance(found, str) else None
+
+
 def write_config(path: Path, options: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Writes a file that `read_config` reads back.
 

@@ -40,7 +40,8 @@ class Ledgers:
     def counts(self) -> Counts:
         """{purpose: {kind: distinct images}}, summed over the streams."""
         found = self.by_stream().values()
-        return {p: {k: sum(counts[p][k] for counts in found) for k in KINDS} for p in PURPOSES}
+        kinds = {p: dict.fromkeys((*KINDS, *(k for counts in found for k in counts[p]))) for p in PURPOSES}
+        return {p: {k: sum(counts[p].get(k, 0) for counts in found) for k in kinds[p]} for p in PURPOSES}
 
     def record(self) -> dict[str, Any]:
         """What a run's record tells: the sum, and each stream's share where there is more than one."""

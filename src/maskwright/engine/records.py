@@ -75,6 +75,7 @@ SHAPE: dict[str, Any] = {
     "provenance?": (dict, None),
     "notes?": [str],
     "resumed?": [str],
+    "named?": {"run": str, "map": [{"cluster": int, "name": str}]},
     "stages?": [dict],
 }
 """What a run's record holds, as `data.artefacts.misfit` reads it."""
@@ -400,12 +401,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def command() -> str:
+def command(function: str = "maskwright.train") -> str:
     """The command line that made the run, or the function that did."""
     program = Path(sys.argv[0])
     modules = (("maskwright", "__main__.py"), ("cli", "__main__.py"))  # python -m maskwright, python -m maskwright.cli
     ours = program.name == "maskwright" or program.parts[-2:] in modules
-    return shlex.join(["maskwright", *sys.argv[1:]]) if ours else "maskwright.train"
+    return shlex.join(["maskwright", *sys.argv[1:]]) if ours else function
 
 
 def labels_note(images: Dataset, labeled: str | Path | None, digest: str) -> str:

@@ -36,10 +36,12 @@ class Pages(NamedTuple):
     Attributes:
         previews: called with (run folder, model, images, progress); gives each class's share of the pixels.
         page: called with (run folder, record); writes the page and gives its path.
+        clusters: called as `previews` in runs whose classes are clusters: shows what each is, and gives its share.
     """
 
     previews: Callable[..., Any]
     page: Callable[..., Path]
+    clusters: Callable[..., Any] | None = None
 
 
 def run_method(method: type[Method], config: Any, context: Context, pages: Pages | None = None) -> Model:
@@ -97,6 +99,8 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
     model.origin = run.path / MODEL if run.writes else None
     if pages is not None and run.writes:
         shares = pages.previews(run.path, model, context.data, progress=context.progress)
+        if method.classes_from == "clusters" and pages.clusters is not None:
+            shares = pages.clusters(run.path, model, context.data, progress=context.progress)
         run.record["classes"] = [
             {"name": n, "color": [int(v) for v in c], "share": float(s)}
             for n, c, s in zip(segmenter.classes.names, segmenter.classes.colors, shares)

@@ -23,6 +23,7 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.trust.artefacts import Damage, misfit, parse_json
 from maskwright.data.trust.files import atomic_write
 from maskwright.errors import MaskwrightError
+from maskwright.models.parts.part import Part
 from maskwright.models.parts.table import check_loadable
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance, read_record
@@ -171,6 +172,12 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Segment
             "copy or train it again",
         )
     segmenter.load_state_dict(state)
+    try:
+        for part in segmenter.modules():
+            if isinstance(part, Part):
+                part.check_tensors()
+    except ValueError as error:
+        raise MaskwrightError(f"{path}: {error}", WHOLE, "copy or train it again") from error
     segmenter.extra = described["extra"]
     return segmenter.to(device).eval()
 

@@ -17,6 +17,7 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.errors import MaskwrightError
 from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.parts.heads import Identity
+from maskwright.models.parts.named_clusters import NamedClusters
 from maskwright.models.parts.part import Part
 from maskwright.models.parts.table import build_part
 from maskwright.models.preprocess import Preprocess
@@ -78,6 +79,16 @@ class Segmenter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to logits (B, C, h, w) at feature resolution."""
         return self.classify(self.decode(self.features(x)))
+
+    @property
+    def naming(self) -> NamedClusters | None:
+        """Which clusters its classes are made of; None where the classifier tells the classes apart itself."""
+        return self.classifier if isinstance(self.classifier, NamedClusters) else None
+
+    def told_apart(self, embedding: Tensor) -> Tensor:
+        """Embedding (B, E, h, w) to the logits of what the classifier tells apart: its K clusters where classes are
+        made of clusters (B, K, h, w), else its C classes (B, C, h, w)."""
+        return self.classify(embedding) if self.naming is None else self.naming.clusters(embedding)
 
     @property
     def multiple_of(self) -> int:

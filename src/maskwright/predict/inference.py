@@ -22,8 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwright.data.masking.classes import IGNORE8, IGNORE16
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
+from maskwright.models.parts.named_clusters import NamedClusters
 from maskwright.ops.memory import PixelBudget
 from maskwright.predict.refine import check_refinement, refine
 from maskwright.predict.tiles import WHOLE_PIXELS, Axis, Plan, make_plan
@@ -85,16 +87,19 @@ def predict_probs(
             themselves. All if None.
 
     Returns:
-        float32 (C, H, W), summing to 1 over C. It holds 4 C H W bytes: for large images take `predict_mask`.
+        float32 (C, H, W), summing to 1 over C. It holds 4 C H W bytes: for large images take `predict_mask`. Where
+        classes are made of clusters, each is the sum of its clusters', and what is missing to 1 is that of void.
 
     Raises:
         MaskwrightError: the image is no uint8 RGB image, or an argument is out of range.
     """
     with _ready(segmenter, device):
         windows = _Windows(segmenter, image, tile, overlap, flips, scales, device, precision, only)
-        out = np.empty((windows.classes, *image.shape[:2]), np.float32)
+        out = np.empty((windows.named, *image.shape[:2]), np.float32)
         for top, bottom, left, right in windows.blocks(MAX_BYTES):
-            out[:, top:bottom, left:right] = windows.compose(top, bottom, left, right).cpu().numpy()
+            probs = windows.compose(top, bottom, left, right)
+            probs = probs if windows.naming is None else windows.naming.join(probs)[: windows.named]
+            out[:, top:bottom, left:right] = probs.cpu().numpy()
     return out
 
 
@@ -118,6 +123,11 @@ def predict_mask(
 ) -> Prediction:
     """The most probable class of every pixel, at bounded memory: 20000 x 20000 pixels within 4 GiB in all.
 
+    Where classes are made of clusters it is the class of the most probable cluster, so that the mask is that of the
+    clusters with each id replaced; where that cluster is void, the id is 255 (65535 above 255 classes). A class of
+    several clusters may be more probable in all; its probability is what `predict_probs` tells, and here the
+    confidence.
+
     Args:
         segmenter, image, tile, overlap, flips, scales, device, precision, only: as for `predict_probs`.
         refine: "none", "crf" or "guided"; where probabilities of the whole image would not fit, in blocks with margins.
@@ -136,21 +146,23 @@ def predict_mask(
     with _ready(segmenter, device):
         windows = _Windows(segmenter, image, tile, overlap, flips, scales, device, precision, only, seen)
         if dtype is None:
-            dtype = np.uint8 if windows.classes <= 255 else np.uint16
+            dtype = np.uint8 if windows.named <= 255 else np.uint16
         ids: np.ndarray = np.empty(image.shape[:2], dtype)
         conf: np.ndarray | None = None if confidence is None else np.empty(image.shape[:2], confidence)
         for top, bottom, left, right in windows.blocks(max_bytes, refined=refine != "none"):
             if refine == "none":
-                best, winner = _most_probable(windows.compose(top, bottom, left, right))
+                probs = windows.compose(top, bottom, left, right)
             else:
-                probs = _refined(windows, (top, bottom, left, right), refine, settings or {})
-                best, winner = _most_probable(torch.from_numpy(probs))
+                probs = torch.from_numpy(_refined(windows, (top, bottom, left, right), refine, settings or {}))
+            best, winner = _most_probable(probs)
+            if windows.naming is not None:
+                best, winner = _as_classes(windows.naming, probs, winner, conf is not None, best)
             ids[top:bottom, left:right] = winner.cpu().numpy()
             if conf is not None:
                 best = best.clamp_(0, 1)
                 scaled = best.mul_(255).round_() if conf.dtype == np.uint8 else best
                 conf[top:bottom, left:right] = scaled.cpu().numpy()
-    return Prediction(ids, conf, windows.classes, windows.plan.tile)
+    return Prediction(ids, conf, windows.named, windows.plan.tile)
 
 
 def predict_many(
@@ -230,6 +242,25 @@ def _most_probable(probs: Tensor) -> tuple[Tensor, Tensor]:
     return best, winner
 
 
+def _as_classes(
+    naming: NamedClusters, probs: Tensor, winner: Tensor, confidence: bool, best: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The class of each pixel's most probable cluster, and that class's probability where it is asked for.
+
+    Args:
+        naming: the class of each cluster.
+        probs: of the clusters (K, h, w).
+        winner: the most probable of them (h, w).
+        confidence: whether probabilities of classes are wanted.
+        best: the winner's probability (h, w), given back where they are not.
+    """
+    slots = naming.slots.to(probs.device)[winner.long()]
+    if confidence:
+        best = naming.join(probs).gather(0, slots[None])[0]
+    void = IGNORE8 if naming.classes <= IGNORE8 else IGNORE16
+    return best, slots.masked_fill_(slots == naming.classes, void)
+
+
 @contextmanager
 def _ready(segmenter: Any, device: str | torch.device) -> Iterator[None]:
     """Evaluation mode, on the device, without gradients; the mode is put back afterwards."""
@@ -255,10 +286,17 @@ def _see(
     """Logits (B, C, h, w) of images of one size at an input size, and those of the mirrored ones, mirrored back."""
     x = segmenter.preprocess.apply_many(list(crops), size).to(device)  # (B, 3, h, w)
     with autocast(device, precision):
-        maps = [segmenter(x)]
+        maps = [_told_apart(segmenter, x)]
         if flips:
-            maps.append(segmenter(x.flip(-1)).flip(-1))
+            maps.append(_told_apart(segmenter, x.flip(-1)).flip(-1))
     return [m.float() for m in maps]
+
+
+def _told_apart(segmenter: Any, x: Tensor) -> Tensor:
+    """Logits (B, C, h, w), or of clusters (B, K, h, w) where classes are made of them."""
+    if getattr(segmenter, "naming", None) is None:
+        return segmenter(x)
+    return segmenter.told_apart(segmenter.decode(segmenter.features(x)))
 
 
 class _Windows:
@@ -283,6 +321,7 @@ class _Windows:
         if precision not in ("fp32", "bf16"):
             raise MaskwrightError(f"precision is {precision!r}", "fp32 or bf16")
         self.segmenter, self.image, self.flips = segmenter, image, flips
+        self.naming: NamedClusters | None = getattr(segmenter, "naming", None)
         self.device, self.precision = torch.device(device), precision
         height, width = image.shape[:2]
         self.plan: Plan = make_plan(segmenter, (height, width), tile=tile, overlap=overlap, scales=tuple(scales))
@@ -293,11 +332,24 @@ class _Windows:
         else:
             self.held[0, 0] = seen
         first = self.held[0, 0]
-        self.classes = int(first[0].shape[0])
+        self.classes = int(first[0].shape[0])  # clusters, where classes are made of them
+        self.named = self.classes if self.naming is None else self.naming.classes
         self.window_bytes = sum(m.numel() * m.element_size() for m in first)
-        self.only = None if only is None else sorted(set(only))
-        if self.only is not None and (not self.only or self.only[0] < 0 or self.only[-1] >= self.classes):
-            raise MaskwrightError(f"only the classes {list(only or ())}", f"at least one of 0 to {self.classes - 1}")
+        self.only = None if only is None else self._told_apart(sorted(set(only)))
+
+    def _told_apart(self, only: list[int]) -> list[int]:
+        """What may occur, as the network tells things apart: classes, or the clusters that they are made of."""
+        if not only or only[0] < 0 or only[-1] >= self.named:
+            raise MaskwrightError(f"only the classes {only}", f"at least one of 0 to {self.named - 1}")
+        if self.naming is None:
+            return only
+        clusters = [k for k, c in enumerate(self.naming.class_of.tolist()) if c in only]
+        if not clusters:
+            raise MaskwrightError(
+                f"only the classes {only}, of which none is made of any cluster", "a class that the model can find",
+                "name others",
+            )  # fmt: skip
+        return clusters
 
     # ------------------------------------------------------------------ the network
 

@@ -40,7 +40,7 @@ class Result:
     """What a model says about one picture.
 
     Attributes:
-        mask: uint16 (H, W), class ids.
+        mask: uint16 (H, W), class ids; `classes.ignore` where the most probable cluster was named void.
         confidence: float32 (H, W) in [0, 1], probability of the predicted class (float16 above 64 million pixels).
         classes: names and colours of the ids.
         tile: pixels of the windows in which the picture was seen; None where it was seen whole.
@@ -54,7 +54,7 @@ class Result:
     photo: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def shares(self) -> np.ndarray:
-        """Share of the area that each class has, float64 (C,), sums to 1."""
+        """Share of the area that each class has, float64 (C,); sums to 1, less what has no class."""
         return area_counts(self.mask, len(self.classes)) / self.mask.size
 
     def overlay(self, image: np.ndarray, strength: float = 0.5) -> np.ndarray:
@@ -251,6 +251,31 @@ class Model:
         own = str(self.extra.get("refine", "none"))
         return own if own in REFINEMENTS and size[0] * size[1] <= WHOLE_PIXELS else "none"
 
+    def rename(
+        self,
+        names: Mapping[int | str, str | None],
+        table: ClassTable | None = None,
+    ) -> Model:
+        """The same model with named classes: its clusters, or classes, get names, several may become one, some void.
+
+        The mask is exactly the mask of before with each id replaced; probabilities of what becomes one class are
+        summed, and those of void are left out, so that they sum to less than 1 (`predict_mask`, `predict_probs`).
+
+        Args:
+            names: for each id, or name, of the present classes a name, or None (or "void") for none.
+            table: names and colours of the classes, in the order of their ids; further names come behind it. None: the
+                names in the order of their first cluster, whose colour they keep.
+
+        Returns:
+            A new model. It shares its network with this one.
+
+        Raises:
+            MaskwrightError: a cluster without a name, an unknown one, a name that is a number, or all are void.
+        """
+        from maskwright.predict.naming import renamed
+
+        return Model(renamed(self.segmenter, names, table), device=self.device)
+
     def probabilities(self, image: Picture, **options: Any) -> np.ndarray:
         """Class probabilities of one picture, float32 (C, H, W); options as for `predict_probs`."""
         return predict_probs(self.segmenter, as_picture(image, self.value_range()), device=self.device, **options)
@@ -350,8 +375,9 @@ class Model:
         )
         for sentence in notices:
             say(progress, sentence)
-        counts = np.zeros(len(self.classes), np.int64)
+        counts, area = np.zeros(len(self.classes), np.int64), 0
         for known in finished.values():
+            area += sum(known.values())
             for c, n in known.items():
                 if c.isdecimal() and int(c) < len(counts):
                     counts[int(c)] += n
@@ -395,15 +421,17 @@ class Model:
                     if over is not None:
                         write_overlay(over, pixels, one.ids, self.classes)
                     del pixels  # writing copies a large mask; the picture need not be beside it
-                    area = self._write(one, outputs, name)
-                    counts += area
-                    files = outputs.files(name)
-                    record.note(name, todo.content_hash(digests[name]), files, tagged.get(name), area.tolist())
+                    pixels_of = self._write(one, outputs, name)
+                    counts += pixels_of
+                    area += one.ids.size
+                    of_none = one.ids.size - int(pixels_of.sum())  # counted behind the last class
+                    files, of_each = outputs.files(name), [*pixels_of.tolist(), of_none]
+                    record.note(name, todo.content_hash(digests[name]), files, tagged.get(name), of_each)
                     summary.written += 1
                     done += 1
                     show(done)
                     del one
-        summary.shares = counts / max(1, counts.sum())
+        summary.shares = counts / max(1, area)
         summary.seconds = time.perf_counter() - start
         return summary
 

@@ -288,7 +288,7 @@ class _Look:
     """What the model says of one image.
 
     Attributes:
-        probs: (C, h, w).
+        probs: (C, h, w), or one more for void.
         uncertainty: (h, w) by the strategy; the entropy where it has none of its own.
         apart: (h, w) divergence of the two networks, or None.
         vector: (D,) of unit length.
@@ -337,6 +337,11 @@ class _Eye:
             raise MaskwrightError(
                 f"a second network of {len(other.classes)} classes", f"{len(model.classes)} as the first"
             )
+        if other is not None and (other.naming is None) != (model.segmenter.naming is None):
+            raise MaskwrightError(
+                "two networks of which one has named clusters", "both, as void is one more answer of it",
+                "give the second by model.rename too, or choose another --by",
+            )  # fmt: skip
 
     def seen(self, image: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the input that an image (H, W) becomes."""
@@ -370,8 +375,9 @@ class _Eye:
         x = self._input(pixels)
         segmenter = self.model.segmenter
         features = segmenter.features(x)
-        probs = _probabilities(segmenter.classify(segmenter.decode(features)), x)
-        apart = None if self.other is None else aq.disagreement(probs, _probabilities(self.other(x), x))
+        probs = _probabilities(segmenter, features, x)
+        other = self.other
+        apart = None if other is None else aq.disagreement(probs, _probabilities(other, other.features(x), x))
         if self.by == "disagreement" and apart is not None:
             unsure = apart
         else:
@@ -384,10 +390,12 @@ class _Eye:
         return _pooled(self.model.segmenter.features(self._input(pixels)))
 
 
-def _probabilities(logits: Tensor, x: Tensor) -> Tensor:
-    """(C, h, w) of logits (1, C, ...) for an input (1, 3, H, W)."""
+def _probabilities(segmenter: Segmenter, features: Any, x: Tensor) -> Tensor:
+    """(C, h, w) of an input (1, 3, H, W) with its features; of classes made of clusters one more, void, at the end."""
     size = [max(1, -(-n // CELL)) for n in x.shape[-2:]]
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)[0].softmax(0)
+    logits = segmenter.told_apart(segmenter.decode(features))
+    probs = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)[0].softmax(0)
+    return probs if segmenter.naming is None else segmenter.naming.join(probs)
 
 
 def _pooled(features: Any) -> Tensor:

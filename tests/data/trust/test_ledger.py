@@ -28,6 +28,18 @@ def test_counts_distinct_images() -> None:
     assert ledger.current == "train"
 
 
+def test_names_of_clusters_are_counted_where_there_are_any() -> None:
+    ledger = Ledger()
+    for name in ("cluster 0", "cluster 1", "cluster 0"):
+        ledger.note("names", name)
+    assert ledger.counts()["train"] == {"masks": 0, "tags": 0, "captions": 0, "names": 2}
+    assert "names" not in ledger.counts()["select"]
+    other = Ledger()
+    other.merge(pickle.loads(pickle.dumps(ledger)))
+    other.load_state_dict(other.state_dict())
+    assert other.names("train", "names") == ["cluster 0", "cluster 1"] and "names" in other.state_dict()["train"]
+
+
 def test_purpose_ends_with_an_exception() -> None:
     ledger = Ledger()
     with pytest.raises(RuntimeError), ledger.purpose("evaluate"):

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from maskwright.data.trust.artefacts import misfit
 
 PURPOSES = ("train", "select", "evaluate")
 """What labels are read for: to fit, to choose among fits, to judge."""
 KINDS = ("masks", "tags", "captions")
-"""What labels there are."""
+"""What labels photographs have."""
+NAMES = "names"
+"""Names that clusters were given, a label a cluster; counted where there are any."""
 
+T = TypeVar("T")
 Notes = list[tuple["Ledger", str, str, str | None]]
 """Labels that were read and are not yet noted: ledger, kind, image, and purpose where the reader set one."""
 _thread = threading.local()
@@ -52,7 +55,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._read: dict[str, dict[str, set[str]]] = {p: {k: set() for k in KINDS} for p in PURPOSES}
+        self._read: dict[str, dict[str, set[str]]] = _nothing()
         self._lock = threading.Lock()
         self._common: list[str] = []
         self._own = threading.local()
@@ -91,15 +94,15 @@ class Ledger:
         """Notes that a label of image `name` was read.
 
         Args:
-            kind: "masks", "tags" or "captions".
-            name: the image.
+            kind: "masks", "tags", "captions" or "names".
+            name: the image; of names, the cluster.
             purpose: what for; the current purpose if None.
 
         Raises:
             ValueError: another kind or purpose.
         """
         what_for = purpose or self.current
-        if kind not in KINDS or what_for not in PURPOSES:
+        if kind not in (*KINDS, NAMES) or what_for not in PURPOSES:
             raise ValueError(f"label {kind!r} for {what_for!r}, expected one of {KINDS} for one of {PURPOSES}")
         if (aside := getattr(_thread, "notes", None)) is not None:
             own = getattr(self._own, "stack", None)
@@ -109,9 +112,10 @@ class Ledger:
             self._read[what_for][kind].add(name)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Distinct images whose labels were read: {purpose: {kind: n}}, every purpose and kind present."""
+        """Distinct images whose labels were read, {purpose: {kind: n}}, every purpose and kind of `KINDS` present; with
+        names, of clusters, where any were read."""
         with self._lock:
-            return {p: {k: len(names) for k, names in kinds.items()} for p, kinds in self._read.items()}
+            return {p: _told(kinds, len) for p, kinds in self._read.items()}
 
     def names(self, purpose: str, kind: str) -> list[str]:
         """Names of the images whose labels of `kind` were read for `purpose`, sorted."""
@@ -137,11 +141,11 @@ class Ledger:
     def state_dict(self) -> dict[str, dict[str, list[str]]]:
         """All that was noted, as JSON values, sorted."""
         with self._lock:
-            return {p: {k: sorted(names) for k, names in kinds.items()} for p, kinds in self._read.items()}
+            return {p: _told(kinds, sorted) for p, kinds in self._read.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replaces all that was noted by what `state_dict` gave. Raises `ValueError` as `merge` does."""
-        fresh: dict[str, dict[str, set[str]]] = {p: {k: set() for k in KINDS} for p in PURPOSES}
+        fresh = _nothing()
         for purpose, kinds in _checked(state).items():
             for kind, names in kinds.items():
                 fresh[purpose][kind].update(names)
@@ -163,12 +167,21 @@ class Ledger:
         return f"Ledger({'; '.join(s for s in said if not s.endswith(': ')) or 'no labels read'})"
 
 
+def _nothing() -> dict[str, dict[str, set[str]]]:
+    return {p: {k: set() for k in (*KINDS, NAMES)} for p in PURPOSES}
+
+
+def _told(kinds: Mapping[str, set[str]], what: Callable[[set[str]], T]) -> dict[str, T]:
+    """Something of each kind's labels; of names only where there are any."""
+    return {k: what(names) for k, names in kinds.items() if k != NAMES or names}
+
+
 def _checked(state: Any) -> dict[str, dict[str, list[str]]]:
     """The state of a ledger, which may come from a file."""
     if told := misfit(state, {str: {str: [str]}}):
         raise ValueError(f"no state of a ledger: {told}")
-    if odd := [k for p, kinds in state.items() for k in (p, *kinds) if k not in PURPOSES + KINDS]:
+    if odd := [k for p, kinds in state.items() for k in (p, *kinds) if k not in (*PURPOSES, *KINDS, NAMES)]:
         raise ValueError(f"no state of a ledger: {odd[0][:40]!r} is neither a purpose nor a kind of label")
-    if any(p not in PURPOSES or not set(kinds) <= set(KINDS) for p, kinds in state.items()):
+    if any(p not in PURPOSES or not set(kinds) <= {*KINDS, NAMES} for p, kinds in state.items()):
         raise ValueError("no state of a ledger: purposes and kinds of labels are mixed up")
     return state

@@ -48,6 +48,13 @@ class Part(nn.Module):
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
             raise MaskwrightError(f"part {cls.__name__} cannot be built: {error}", "its own arguments") from error
 
+    def check_tensors(self) -> None:
+        """Looks at tensors that a file gave; parts for which not every value will do override it.
+
+        Raises:
+            ValueError: a value that the part cannot have.
+        """
+
     @classmethod
     def build(cls, **arguments: Any) -> Self:
         """Builds the part from checked arguments; parts whose constructor takes tensors override it."""

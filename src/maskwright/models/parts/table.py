@@ -29,6 +29,7 @@ TABLE = {
     "ConvDecoder": "maskwright.models.parts.heads:ConvDecoder",
     "Sequential": "maskwright.models.parts.heads:Sequential",
     "PretrainedHead": "maskwright.models.parts.pretrained_head:PretrainedHead",
+    "NamedClusters": "maskwright.models.parts.named_clusters:NamedClusters",
     "PixelAttention": "maskwright.models.parts.attended_clusters:PixelAttention",
     "AttendedClusters": "maskwright.models.parts.attended_clusters:AttendedClusters",
     "TokenLargeFOV": "maskwright.models.parts.large_fov:TokenLargeFOV",
