@@ -56,9 +56,11 @@ def network_graph(segmenter: Segmenter, multiple: int, fixed: tuple[int, int] | 
         }
     with switch.using(False), torch.no_grad(), _quiet():
         try:
+            # Traced here and not by torch.onnx, because libraries compute otherwise where they know of ONNX.
+            traced = torch.export.export(network, (torch.zeros(1, 3, *sides),), dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(
-                network, (torch.zeros(1, 3, *sides),), dynamo=True, dynamic_shapes=shapes, input_names=[INPUT],
-                output_names=[LOGITS], opset_version=opset, verbose=False, external_data=False,
+                traced, dynamo=True, input_names=[INPUT], output_names=[LOGITS], opset_version=opset, verbose=False,
+                external_data=False,
             )  # fmt: skip
         except Exception as error:  # whatever a tracer, a converter or a layer under it says
             raise MaskwrightError(

@@ -107,7 +107,7 @@ def _whole(g: Graph, length: str, multiple: str) -> str:
 
 
 def resize_first(g: Graph, x: str, n: str, m: str) -> str:
-    """Resizes the first axis of bytes held as int32, (n, A, B) to (m, A, B), with antialiasing; n and m int64 scalars."""
+    """Bytes held as int32, (n, A, B) to (m, A, B), with antialiasing; n and m are int64 scalars."""
     places, weights, bits = byte_weights(g, n, m)
     taps = g("Gather", x, places, axis=0)  # (m, K, A, B)
     shape = g("Shape", taps)

@@ -161,7 +161,9 @@ def notices(model: Model) -> tuple[str, ...]:
         said.append(f"predict refines by {own} after this method, and the file does not: compare with --refine none")
     if model.value_range() is not None:
         low, high = model.value_range() or (0, 0)
-        said.append(f"images of more than 8 bits were read from {low:g} to {high:g}; the file takes bytes of that range")
+        said.append(
+            f"images of more than 8 bits were read from {low:g} to {high:g}; the file takes bytes of that range"
+        )
     return tuple(said)
 
 
