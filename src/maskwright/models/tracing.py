@@ -27,6 +27,9 @@ INPUT, LOGITS = "input", "logits"
 """Names of the graph's ends."""
 LARGEST = 1 << 15
 """Multiples of the stride that a side may have."""
+EXAMPLE = (160, 240)
+"""Pixels of the input that is traced, about: unequal, and so large that no map inside has a side of 1, which a tracer
+takes for one that is 1 whatever the input."""
 
 
 def network_graph(segmenter: Segmenter, multiple: int, fixed: tuple[int, int] | None, opset: int) -> Any:
@@ -46,7 +49,7 @@ def network_graph(segmenter: Segmenter, multiple: int, fixed: tuple[int, int] | 
     """
     network = copy.deepcopy(segmenter).cpu().float().eval().requires_grad_(False)
     stand_in(network)
-    sides = fixed or (2 * multiple, 3 * multiple)
+    sides = fixed or (-(-EXAMPLE[0] // multiple) * multiple, -(-EXAMPLE[1] // multiple) * multiple)
     shapes: Any = None
     if fixed is None:
         shapes = {
