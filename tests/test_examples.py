@@ -15,14 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.conftest import REPOSITORY
+from tests.one_convolution import colours, network_graph
 
-from maskwright.data.masking.classes import ClassTable
 from maskwright.data.pictures.images import read_image
-from maskwright.models.networks.blocks import conv_norm
-from maskwright.models.parts.heads import LinearClassifier
-from maskwright.models.preprocess import Preprocess
-from maskwright.models.provenance import Provenance
-from maskwright.models.segmenter import Segmenter
+from maskwright.models import tracing
 from maskwright.predict.model import Model
 
 SERVE = REPOSITORY / "examples" / "serve.py"
@@ -38,12 +34,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def served(tmp_path_factory):
     """A model, its file, and a photograph that an EXIF tag turns."""
     folder = tmp_path_factory.mktemp("serve")
-    encoder = conv_norm(3, 3, 3)
-    encoder.multiple_of = 4
-    table = ClassTable.numbered(3)
-    segmenter = Segmenter(encoder, None, LinearClassifier(3, 3), table, Preprocess(short_side=32), Provenance("conv"))
-    model = Model(segmenter.eval())
-    model.export(folder / "model.onnx")
+    model = Model(colours())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracing, "network_graph", network_graph)
+        model.export(folder / "model.onnx")
     rng = np.random.default_rng(0)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -76,8 +70,9 @@ def test_the_server(served):
     try:
         with urllib.request.urlopen(f"{place}/classes", timeout=30) as answer:
             assert [c["name"] for c in json.load(answer)] == list(model.classes.names)
-        clear = Image.new("RGBA", (30, 20), (200, 30, 30, 0))
-        clear.save(folder / "clear.png")
+        clear = np.full((20, 30, 4), (200, 30, 30, 0), np.uint8)
+        clear[:, :15, 3] = 255
+        Image.fromarray(clear).save(folder / "clear.png")
         body = (folder / "clear.png").read_bytes()
         with urllib.request.urlopen(f"{place}/mask", body, timeout=30) as answer:
             mask = np.asarray(Image.open(io.BytesIO(answer.read())))

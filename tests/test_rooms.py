@@ -46,7 +46,7 @@ def test_importing_is_light(what):
 def test_help(module, words):
     done = python("-m", module, *words)
     assert done.returncode == 0, done.stderr
-    for verb in ("doctor", "methods", "train", "predict", "suggest", "evaluate", "probe", "demo"):
+    for verb in ("doctor", "methods", "train", "predict", "suggest", "evaluate", "probe", "export", "demo"):
         assert verb in done.stdout
     assert ("Commands:" in done.stdout) == bool(words), "without a verb the short help"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -136,7 +137,7 @@ def test_what_the_hub_refuses(model, hub, monkeypatch):
     *_, api = hub
 
     def refuse(*_, **__):
-        raise HfHubHTTPError("401: log in\nmore", response=None)
+        raise HfHubHTTPError("401: log in\nmore", response=SimpleNamespace(headers={}, request=None))
 
     with pytest.raises(MaskwrightError, match=r"does not give me/none/model.safetensors \(404") as error:
         mw.load("hf:me/none")

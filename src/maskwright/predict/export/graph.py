@@ -51,7 +51,7 @@ class Graph:
         """
         from onnx import numpy_helper
 
-        array = np.asarray(value, dtype)
+        array: np.ndarray = np.asarray(value, dtype)
         key = (array.dtype.str, str(array.shape), array.tobytes())
         if key not in self._held:
             name = self._held[key] = f"{self.prefix}/constant_{len(self._held)}"
