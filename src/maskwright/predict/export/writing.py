@@ -136,7 +136,7 @@ def build(model: Model) -> Any:
 
 def metadata(model: Model) -> dict[str, str]:
     """What the file says of itself: text by name; all but `maskwright` and `method` is JSON."""
-    from maskwright import __version__
+    from importlib import metadata as installed
 
     segmenter = model.segmenter
     told: dict[str, Any] = {
@@ -150,7 +150,11 @@ def metadata(model: Model) -> dict[str, str]:
         "notices": list(notices(model)),
     }
     text = {name: json.dumps(value) for name, value in told.items()}
-    return {"maskwright": __version__, "method": segmenter.method, **text}
+    try:
+        version = installed.version("maskwright")
+    except installed.PackageNotFoundError:  # run from its sources
+        version = "unknown"
+    return {"maskwright": version, "method": segmenter.method, **text}
 
 
 def notices(model: Model) -> tuple[str, ...]:
