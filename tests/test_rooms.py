@@ -46,7 +46,10 @@ def test_importing_is_light(what):
 def test_help(module, words):
     done = python("-m", module, *words)
     assert done.returncode == 0, done.stderr
-    for verb in ("doctor", "methods", "train", "name", "predict", "suggest", "evaluate", "compare", "probe", "demo"):
+    verbs = (
+        "doctor", "methods", "train", "name", "predict", "suggest", "evaluate", "compare", "probe", "export", "demo",
+    )  # fmt: skip
+    for verb in verbs:
         assert verb in done.stdout
     assert ("Commands:" in done.stdout) == bool(words), "without a verb the short help"
 

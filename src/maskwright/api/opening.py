@@ -41,15 +41,20 @@ def load(path: str | Path, device: str = "cpu") -> Model:
     """Loads a saved model.
 
     Args:
-        path: `model.safetensors` of a run, or the run's folder.
+        path: `model.safetensors` of a run, the run's folder, or "hf:owner/name" (or "hf:owner/name@revision") on the
+            model hub.
         device: where it will run.
 
     Raises:
-        MaskwrightError: when the file is missing, damaged or not a bundle of ours.
+        MaskwrightError: when the file is missing, damaged or not a bundle of ours, or the hub does not give it.
     """
     from maskwright.engine.records import MODEL, RunFolder
     from maskwright.predict.model import load as load_model
 
+    if str(path).startswith("hf:"):
+        from maskwright.predict.sharing import hub_bundle
+
+        return load_model(hub_bundle(str(path)), device=device)
     path = Path(path)
     if path.is_dir() and not (path / MODEL).exists() and (standing := RunFolder.standing(path)):
         raise MaskwrightError(

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import maskwright
-from maskwright.cli import compare, demo, doctor, evaluate, methods, name, predict, train
+from maskwright.cli import compare, demo, doctor, evaluate, export, methods, name, predict, train
 from maskwright.errors import MaskwrightError, ask_to_stop, forget_stop, shown
 
 app = typer.Typer(
@@ -24,8 +24,7 @@ app = typer.Typer(
 )
 for verb in (
     doctor.doctor, methods.methods, train.train, name.name, predict.predict, predict.suggest, evaluate.evaluate,
-    compare.compare,
-    evaluate.probe, demo.demo,
+    compare.compare, evaluate.probe, export.export, demo.demo,
 ):  # fmt: skip
     app.command()(verb)
 
@@ -42,6 +41,7 @@ whatever labels there are.
   maskwright compare RUN RUN                          runs side by side
   maskwright suggest RUN photos --count 9 --out next  what to label next
   maskwright probe RUN photos                         how good an encoder is
+  maskwright export RUN --out model.onnx              the model for other programs
   maskwright demo                                     a first run without data
 
 maskwright --help lists the verbs, maskwright VERB --help the options of one.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from maskwright.predict.refine import AUTO, REFINEMENTS, check_refinement
 from maskwright.predict.showing import thumbnail
 from maskwright.predict.tiles import WHOLE_PIXELS, choose_tile, much_larger, trained_size
 from maskwright.predict.writers import overlay, write_confidence, write_overlay
+
+if TYPE_CHECKING:
+    from maskwright.predict.export.writing import Exported
 
 
 @dataclass(frozen=True)
@@ -464,6 +467,25 @@ class Model:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the model into one safetensors file. Raises `MaskwrightError` if the place cannot be written."""
         return save_bundle(Path(path), self.segmenter, self.segmenter.extra)
+
+    def export(self, path: str | os.PathLike[str], format: str = "onnx") -> Exported:
+        """Writes the model as a file for other programs, checked against torch; arguments and errors as of
+        `predict.export.writing.export`."""
+        from maskwright.predict.export.writing import export
+
+        return export(self, path, format)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], license: str | None = None) -> Path:
+        """Writes the model and a page about it into a folder that `mw.load` takes; as `predict.sharing` says."""
+        from maskwright.predict.sharing import save_pretrained
+
+        return save_pretrained(self, folder, license)
+
+    def push_to_hub(self, name: str, private: bool = False, license: str | None = None, message: str = "") -> str:
+        """Uploads the model and a page about it to the model hub; as `predict.sharing` says."""
+        from maskwright.predict.sharing import push_to_hub
+
+        return push_to_hub(self, name, private, license, message)
 
 
 def image_size(data: Dataset, i: int) -> tuple[int, int] | None:

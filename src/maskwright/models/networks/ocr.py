@@ -55,7 +55,10 @@ def object_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     q = query.flatten(2).transpose(1, 2)  # (B, N, K)
     k, v = key.flatten(2).transpose(1, 2), value.flatten(2).transpose(1, 2)  # (B, C, K)
-    y = F.scaled_dot_product_attention(q, k, v)
+    if torch.compiler.is_exporting():  # ONNX's attention has heads; in training one head more would round differently
+        y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+    else:
+        y = F.scaled_dot_product_attention(q, k, v)
     return y.transpose(1, 2).unflatten(2, query.shape[-2:])
 
 

@@ -57,7 +57,9 @@ def check_maps(features: Maps, widths: Sequence[int]) -> list[Tensor]:
     """
     maps = [features] if isinstance(features, Tensor) else list(features)
     shapes = [tuple(x.shape) for x in maps]
-    if [shape[1:2] for shape in shapes] != [(width,) for width in widths] or len({s[-2:] for s in shapes}) > 1:
+    if [shape[1:2] for shape in shapes] != [(width,) for width in widths] or any(
+        s[-2:] != shapes[0][-2:] for s in shapes
+    ):
         expected = ", ".join(f"(B, {width}, h, w)" for width in widths)
         raise ValueError(f"maps have shapes {shapes}, expected {expected} of one size")
     return maps
