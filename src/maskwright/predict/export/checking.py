@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskwright.data.masking.classes import ClassTable
 from maskwright.errors import MaskwrightError
+from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_mask, predict_probs
 
 if TYPE_CHECKING:
@@ -97,15 +99,31 @@ def compare(model: Model, session: object, image: np.ndarray) -> Parity:
     ids, confidence = session.run(["ids", "confidence"], {"image": image})  # type: ignore[attr-defined]
     device = model.device
     wanted = predict_mask(model.segmenter, image, tile=0, device="cpu")
-    probs = predict_probs(model.segmenter, image, tile=0, device="cpu")  # (C, H, W)
+    apart, slots = told_apart(model.segmenter)
+    probs = predict_probs(apart, image, tile=0, device="cpu")  # (K, H, W)
     model.segmenter.to(device)
     if ids.shape != wanted.ids.shape or ids.dtype != wanted.ids.dtype:
         raise MaskwrightError(f"the file gives ids {ids.dtype} {ids.shape}", f"{wanted.ids.dtype} {wanted.ids.shape}")
     assert wanted.confidence is not None
-    chosen = np.take_along_axis(probs, ids[None].astype(np.int64), 0)[0]
+    own = slots[:, None, None] == np.where(ids < len(model.classes), ids, len(model.classes))  # (K, H, W)
+    chosen = np.where(own, probs, 0).max(0)
+    # of named clusters, what all clusters of the class have: two that are equally probable may be of different classes
+    sure = wanted.confidence if model.segmenter.naming is None else np.where(own, probs, 0).sum(0)
     return Parity(
         (int(image.shape[0]), int(image.shape[1])),
-        float(np.abs(confidence - wanted.confidence).max()),
+        float(np.abs(confidence - sure).max()),
         float((probs.max(0) - chosen).max()),
         float((ids != wanted.ids).mean()),
     )
+
+
+def told_apart(segmenter: Segmenter) -> tuple[Segmenter, np.ndarray]:
+    """A segmenter whose classes are what the network tells apart (K), and the class of each, (K,), C for void."""
+    naming = segmenter.naming
+    if naming is None:
+        return segmenter, np.arange(len(segmenter.classes))
+    table = ClassTable.numbered(naming.count)
+    apart = Segmenter(
+        segmenter.encoder, segmenter.decoder, naming.clusters, table, segmenter.preprocess, segmenter.provenance
+    )
+    return apart.eval(), naming.slots.cpu().numpy()
