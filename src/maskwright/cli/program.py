@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import maskwright
-from maskwright.cli import demo, doctor, evaluate, methods, predict, train
+from maskwright.cli import convert, demo, doctor, evaluate, methods, predict, train
 from maskwright.errors import MaskwrightError, ask_to_stop, forget_stop, shown
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 for verb in (
     doctor.doctor, methods.methods, train.train, predict.predict, predict.suggest, evaluate.evaluate, evaluate.probe,
-    demo.demo,
+    convert.convert, demo.demo,
 ):  # fmt: skip
     app.command()(verb)
 
@@ -38,6 +38,7 @@ whatever labels there are.
   maskwright predict RUN more --out masks             masks of other photographs
   maskwright evaluate masks truth                     how good masks are
   maskwright suggest RUN photos --count 9 --out next  what to label next
+  maskwright convert coco:photos new --to masks       label formats in and out
   maskwright probe RUN photos                         how good an encoder is
   maskwright demo                                     a first run without data
 
