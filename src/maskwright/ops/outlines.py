@@ -82,6 +82,21 @@ def outline(ids: np.ndarray, tolerance: float = 0.0) -> list[Region]:
     return found
 
 
+def without_specks(ids: np.ndarray, smallest: int) -> np.ndarray:
+    """A label map whose regions of fewer than `smallest` pixels have the label of the nearest pixel of a larger one.
+
+    Args:
+        ids: whole numbers from 0 (H, W).
+        smallest: pixels. Where every region is smaller the map stays as it is.
+    """
+    component = _components(ids)
+    small = np.bincount(component.ravel())[component] < smallest
+    if not small.any() or small.all():
+        return ids
+    rows, columns = ndimage.distance_transform_edt(small, return_distances=False, return_indices=True)
+    return ids[rows, columns]
+
+
 def _components(ids: np.ndarray) -> np.ndarray:
     """A number for each region, (H, W), in the order of their first pixels."""
     found = np.zeros(ids.shape, np.int64)

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -30,6 +30,18 @@ FARTHEST = 1e6
 HIGHEST_ID = 2**31 - 1
 """Ids of classes at most, as in the programs that read these formats."""
 _HEAD = 1 << 16
+_PIECE = 1 << 24
+
+
+class _Large:
+    """A file that is read in large pieces whatever is asked for: with each the parser begins a long attribute anew."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """The next 16 MiB."""
+        return self._file.read(_PIECE)
 
 
 class Source:
@@ -84,12 +96,13 @@ class Source:
         if self.path.stat().st_size > MOST_BYTES:
             raise self.error(f"more than {MOST_BYTES >> 20} MiB", f"{self.kind} of fewer", "split it")
         try:
-            for event, element in iterparse(os.fspath(self.path), events=("start", "end"), forbid_dtd=True):
-                depth += event == "start"
-                if depth > MOST_NESTED:
-                    raise self.error(f"more than {MOST_NESTED} elements in one another")
-                yield event, element, depth
-                depth -= event == "end"
+            with open(self.path, "rb") as file:
+                for event, element in iterparse(_Large(file), events=("start", "end"), forbid_dtd=True):
+                    depth += event == "start"
+                    if depth > MOST_NESTED:
+                        raise self.error(f"more than {MOST_NESTED} elements in one another")
+                    yield event, element, depth
+                    depth -= event == "end"
         except DefusedXmlException as error:
             raise self.error(f"defines entities or a document type ({type(error).__name__})") from None
         except (ParseError, LookupError, ValueError) as error:

@@ -21,7 +21,7 @@ import numpy as np
 from maskwright.data.annotations.checks import MOST_SHAPES, Source
 from maskwright.data.annotations.images import Images
 from maskwright.data.annotations.presenting import Annotations, check_once
-from maskwright.data.annotations.shapes import Note, Piece, Runs, Shape, by_area, runs_of
+from maskwright.data.annotations.shapes import NO_CLASS, Note, Piece, Runs, Shape, by_area, runs_of
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.trust.files import write_bytes
 from maskwright.ops.polygons import ring_area
@@ -89,7 +89,7 @@ def read_coco(files: Sequence[Path], images: Images) -> Annotations:
             found.notes[name] = Note(
                 found.notes[name].size, (*crowds, *by_area([s for crowd, s in members if not crowd])), stated=False
             )
-    found.listed = tuple(names)
+    found.listed, found.whole = tuple(names), NO_CLASS in names
     return found
 
 

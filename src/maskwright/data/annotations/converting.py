@@ -13,7 +13,7 @@ import numpy as np
 
 from maskwright.data.annotations.archives import is_archive, unpacked
 from maskwright.data.annotations.checks import head_of
-from maskwright.data.annotations.opening import FORMATS, open_annotated, open_colours
+from maskwright.data.annotations.opening import FORMATS, annotation_files, open_annotated, open_colours, recognised
 from maskwright.data.annotations.writing import OUTLINES, TARGETS, Writer
 from maskwright.data.examining.findings import some
 from maskwright.data.examining.mending import check_place, copy_rest
@@ -22,6 +22,7 @@ from maskwright.data.examining.understanding import understand
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.folders.names import written
 from maskwright.data.folders.opening import scan_folder
+from maskwright.data.folders.recognise import recognise
 from maskwright.data.folders.scan import is_regular
 from maskwright.data.folders.tables import NameIndex, read_names
 from maskwright.data.layouts import LAYOUTS, layout_of, open_data
@@ -56,13 +57,14 @@ def open_source(
     kind: str | None = None,
     *,
     images: Path | None = None,
+    otherwise: Path | None = None,
     names: Sequence[str] | None = None,
     colors: Path | None = None,
     outside: str | None = None,
     empty: str | None = None,
     reading: Reading | None = None,
 ) -> Dataset:
-    """The data set that is to be converted; arguments as for `convert`.
+    """The data set that is to be converted; arguments as for `convert`, `otherwise` as for `open_annotated`.
 
     Raises:
         MaskwrightError: no such format, or the files are not as it has them.
@@ -89,11 +91,15 @@ def open_source(
         kind = next((k for k in FORMATS if k != "yolo" and _holds(folder, k)), None)
         place = place if kind else folder
         kind = kind or ("colours" if any(folder.glob("labelmap.txt")) else None)
+    if kind is None and place.is_dir():
+        kind = _recognised(place)
     if kind in FORMATS:
-        return open_annotated(kind, place, images=images, names=names, outside=outside, empty=empty)
+        return open_annotated(
+            kind, place, images=images, otherwise=otherwise, names=names, outside=outside, empty=empty
+        )
     _only_for_outlines(outside, empty)
     if kind == "colours":
-        return open_colours(place, images, colors)
+        return open_colours(place, images or otherwise, colors)
     if images is not None:
         raise MaskwrightError("--images for a folder of masks", "annotations", "name the folder that holds both")
     if kind == "masks":
@@ -101,9 +107,17 @@ def open_source(
     return open_data(f"{kind}:{place}" if kind else str(place), reading)
 
 
-def _holds(folder: Path, kind: str) -> bool:
-    from maskwright.data.annotations.opening import annotation_files
+def _recognised(place: Path) -> str | None:
+    """The one format of outlines that a folder without masks holds; None where it has masks, none, or several."""
+    try:
+        here = recognise(place)
+    except MaskwrightError:  # two readings of what are masks, which opening it tells
+        return None
+    found = recognised(place, here)
+    return next(iter(found)) if len(found) == 1 and not here.masks else None
 
+
+def _holds(folder: Path, kind: str) -> bool:
     return bool(annotation_files(folder, kind))
 
 
@@ -162,13 +176,15 @@ def convert(
         raise unknown("format", to, TARGETS)
     if add and to != "masks":
         raise MaskwrightError(f"--add with --to {to}", "--to masks", "corrected masks are added as masks")
+    order = names
     if add and names is None and is_regular(out / "classes.txt"):
-        names = read_classes(out / "classes.txt").names
+        order = read_classes(out / "classes.txt").names
     data = open_source(
-        source, kind, images=images, names=names, colors=colors, outside=outside, empty=empty, reading=reading
-    )
+        source, kind, images=images, otherwise=out if add else None, names=order, colors=colors, outside=outside,
+        empty=empty, reading=reading,
+    )  # fmt: skip
     data = data.with_reading(reading) if reading is not None and reading != data.reading else data
-    if names is not None and kind not in FORMATS and data.classes != ClassTable(tuple(names)):
+    if names is not None and (data.classes is None or data.classes.names != tuple(names)):
         data = _named(data, names)
     data = understand(data if split is None else data.split(split), masks=True, images=False)
     table, more = _table(data)
@@ -221,9 +237,7 @@ def _table(data: Dataset) -> tuple[ClassTable, list[str]]:
     if data.classes is not None:
         return data.classes, []
     if data.rule is not None and data.rule.labels == "binary255":
-        return ClassTable(("background", "object")), [
-            "masks of 0 and 255: the classes are called background and object"
-        ]
+        return ClassTable(("background", "object")), ["masks of 0 and 255: the classes are background and object"]
     raise MaskwrightError(
         f"{data.root} does not name its classes",
         "classes.txt, one name a line",

@@ -82,7 +82,7 @@ def read_cvat(files: Sequence[Path], images: Images) -> Annotations:
                 name = None
             if depth <= 3:
                 element.clear()
-    found.listed = tuple(labels)
+    found.listed, found.whole = tuple(labels), NO_CLASS in labels
     return found
 
 

@@ -100,6 +100,7 @@ def open_annotated(
     place: Path,
     *,
     images: Path | None = None,
+    otherwise: Path | None = None,
     names: Sequence[str] | None = None,
     outside: str | None = None,
     empty: str | None = None,
@@ -110,6 +111,7 @@ def open_annotated(
         kind: a name of `FORMATS`.
         place: a folder, one file of annotations, or a ZIP archive of either.
         images: the folder of the photographs, where it is another.
+        otherwise: the folder of the photographs where none lie with the annotations.
         names: of the classes in the order of their ids; None: those of classes.txt, else what the format says.
         outside, empty: as for `settle_names` and `keep_drawings`.
 
@@ -118,6 +120,9 @@ def open_annotated(
     """
     root, files = _place(kind, place, images)
     photographs, splits, skipped = _photographs(images or root)
+    if images is None and not photographs and otherwise is not None:
+        images = otherwise
+        photographs, splits, skipped = _photographs(images)
     if kind == "cvat" and not files and table_of(root) is not None:
         return _open_colours(root, photographs, splits, None)
     if kind != "labelme" and not photographs:

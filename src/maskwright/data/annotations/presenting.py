@@ -36,6 +36,7 @@ class Annotations:
         colours: colours of some of them.
         left_out: {what: how many} of shapes that are no masks.
         files: the annotation files that were read.
+        whole: whether the list names what has no class too, so that it needs no background.
     """
 
     notes: dict[str, Note] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Annotations:
     colours: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
     files: list[Path] = field(default_factory=list)
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ def settle_names(
     """Names, ids, and what the pixels are that no shape covers.
 
     A list that is given says all: its order is that of the ids, and what no shape covers is its background, or has no
-    class where it names none. Otherwise the format's own list counts, or the labels in alphabetical order, with the
-    background before them where there is none: in these formats an object stands for itself and the rest is ground.
+    class where it names none; so does the format's own list where it names the label of no class. Otherwise the
+    format's own list counts, or the labels in alphabetical order, with the background before them where there is none:
+    in these formats an object stands for itself and the rest is ground.
 
     Args:
         annotations: what was read.
@@ -100,11 +103,12 @@ def settle_names(
             "export it with its annotations",
         )
     ground = "background" in names
-    if outside == "background" and not ground and given is not None:
+    whole = given is not None or annotations.whole
+    if outside == "background" and not ground and whole:
         raise MaskwrightError(
             f"{place} names no background", "a class background for what no shape covers", "add it, or say void"
         )
-    if given is None and not ground and outside != "void":
+    if not whole and not ground and outside != "void":
         names.insert(0, "background")
         ground = True
         said.append("what no shape covers is class 0, background, which the annotations do not name")

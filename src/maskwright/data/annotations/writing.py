@@ -7,6 +7,7 @@ written too, and have none there either.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -111,7 +112,7 @@ class Writer:
             self._ground = table.names[uncovered] if uncovered != VOID else None
         elif to in ("colours", "cvat-masks"):
             taken = set(codes_of(table.colors).tolist())
-            self._void = next(c for c in (VOC_VOID, 0xFFFFFF, *range(0x010101, 0xFFFFFF)) if c not in taken)
+            self._void = next(c for c in chain((VOC_VOID, 0xFFFFFF), range(0x010101, 0xFFFFFF)) if c not in taken)
 
     def add(self, name: str, image: Path, ids: np.ndarray | None, size: tuple[int, int]) -> None:
         """One photograph.
@@ -192,8 +193,9 @@ class Writer:
         with atomic_write(path, durable=False) as beside, open(beside, "wb") as file:
             Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
 
-    def close(self, list_name: str = "labeled") -> None:
-        """Writes what belongs to all: tables, lists, and the file of formats that have one."""
+    def close(self, list_name: str | None = "labeled") -> None:
+        """Writes what belongs to all: tables, the file of formats that have one, and a list of the photographs with a
+        mask by that name; None: no list."""
         listed = "".join(f"{written(name)}\n" for name in self._names)
         if self._outlines is not None:
             self._outlines.close()
@@ -204,7 +206,8 @@ class Writer:
         if self.to == "cvat-masks":
             write_text(self.out / "labelmap.txt", labelmap_text(self.table, self._void))
             write_text(self.out / "ImageSets" / "Segmentation" / "default.txt", listed)
-        if self.to == "voc":
-            write_text(self.out / "ImageSets" / "Segmentation" / f"{list_name}.txt", listed)
         write_text(self.out / "classes.txt", "".join(f"{name}\n" for name in self.table.names))
-        write_text(self.out / "splits" / f"{list_name}.txt", listed)
+        if list_name is not None:
+            write_text(self.out / "splits" / f"{list_name}.txt", listed)
+            if self.to == "voc":
+                write_text(self.out / "ImageSets" / "Segmentation" / f"{list_name}.txt", listed)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.data.annotations.checks import MOST_POINTS, MOST_SHAPES, Source
+from maskwright.data.annotations.checks import MOST_NESTED, MOST_POINTS, MOST_SHAPES, Source
 from maskwright.data.annotations.images import Images
 from maskwright.data.annotations.presenting import Annotations
 from maskwright.data.annotations.shapes import Note, Piece, Shape, by_area
@@ -104,8 +104,11 @@ def _names(source: Source) -> dict[int, str]:
     else:
         import yaml
 
+        text = source.read_bytes(1 << 24)
+        if _depth(text) > MOST_NESTED:  # the parser takes a time that grows with its square
+            raise source.error("no YAML that is nested so deeply", f"at most {MOST_NESTED} levels")
         try:
-            value = yaml.safe_load(source.read_bytes(1 << 24))
+            value = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise source.error(f"no YAML ({str(error)[:80]})") from None
         rows = value.get("names") if isinstance(value, dict) else None
@@ -120,6 +123,13 @@ def _names(source: Source) -> dict[int, str]:
     if len(set(found.values())) < len(found):
         raise source.error("names a class twice", "each name once")
     return dict(sorted(found.items()))
+
+
+def _depth(text: bytes) -> int:
+    """Brackets of a YAML text that are open at once, at most."""
+    signs = np.frombuffer(text, np.uint8)
+    opened, closed = np.isin(signs, list(b"[{")), np.isin(signs, list(b"]}"))
+    return int(np.cumsum(opened.astype(np.int64) - closed).max(initial=0))
 
 
 def _shapes(source: Source, names: Mapping[int, str], size: tuple[int, int], found: Annotations) -> list[Shape]:
