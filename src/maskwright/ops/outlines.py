@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 from numba import njit
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from maskwright.ops.polygons import fill, ring_area
 
@@ -27,7 +27,7 @@ _LEVELS = (1.0, 0.75, 0.5, 0.0)
 
 @dataclass(frozen=True)
 class Region:
-    """Pixels of one label that touch, by a side or a corner.
+    """Pixels of one label that touch, by a side or a corner; where two labels cross at a corner, the higher holds.
 
     Attributes:
         label: theirs.
@@ -103,10 +103,17 @@ def _components(ids: np.ndarray) -> np.ndarray:
     count = 0
     for label, box in enumerate(ndimage.find_objects(ids.astype(np.int64) + 1)):
         if box is not None:
-            members, more = ndimage.label(ids[box] == label, np.ones((3, 3)))
+            members, more = ndimage.label(ids[box] == label)
             part = found[box]
             part[members > 0] = members[members > 0] + count
             count += more
+    nw, ne, sw, se = ids[:-1, :-1], ids[:-1, 1:], ids[1:, :-1], ids[1:, 1:]
+    falling = (nw == se) & (nw != ne) & (nw != sw) & ~((ne == sw) & (ne > nw))
+    rising = (ne == sw) & (ne != nw) & (ne != se) & ~((nw == se) & (nw > ne))
+    rows = np.concatenate([found[:-1, :-1][falling], found[:-1, 1:][rising]])
+    columns = np.concatenate([found[1:, 1:][falling], found[1:, :-1][rising]])
+    links = sparse.coo_matrix((np.ones(len(rows), bool), (rows, columns)), (count + 1, count + 1))
+    found = sparse.csgraph.connected_components(links, directed=False)[1][found]
     _, first, place = np.unique(found.ravel(), return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -274,8 +281,12 @@ def _follow(padded: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
                     left, right = sw, nw
                 else:
                     left, right = nw, ne
-                # Pixels that touch at a corner are one region, so the way goes left wherever it can.
-                turned = (heading + 3) % 4 if left == label else heading if right == label else (heading + 1) % 4
+                # Pixels that touch at a corner are one region, unless those beside them do and have a higher label.
+                crossed = left == label and right != label and right > label and nw == se and ne == sw
+                if left == label and not crossed:
+                    turned = (heading + 3) % 4
+                else:
+                    turned = heading if right == label else (heading + 1) % 4
                 meet = (nw != ne) + (ne != se) + (se != sw) + (sw != nw) > 2
                 corner = (y == 0 or y == height) and (x == 0 or x == width)
                 if turned != heading or meet or corner:

@@ -183,7 +183,7 @@ def test_the_doctor_names_the_format_and_the_command(tmp_path):
     photos(tmp_path, "a.png")
     labelme(tmp_path / "a.json", [shape("cat", [[0, 0], [9, 0], [9, 9]])])
     diagnosis = examine(tmp_path)
-    (found,) = diagnosis.of_kind("annotations")
+    found, _ = diagnosis.of_kind("annotations")
     assert diagnosis.labels["masks"] == 1 and diagnosis.healthy and not diagnosis.of_kind("left-aside")
     assert "LabelMe" in found.message and f"maskwright convert {tmp_path} OUT --from labelme --to masks" in found.repair
     (tmp_path / "a_mask.png").write_bytes(b"")

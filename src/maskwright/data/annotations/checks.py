@@ -178,10 +178,14 @@ class Source:
 
 
 def head_of(path: str | os.PathLike[str]) -> str:
-    """The first 64 KiB of a file as text, "" where it cannot be read; only to tell what it may be."""
+    """The first and the last 64 KiB of a file as text, "" where it cannot be read; only to tell what it may be."""
     try:
         with open(path, "rb") as file:
-            return file.read(_HEAD).decode("utf-8", "replace")
+            head = file.read(_HEAD)
+            if len(head) == _HEAD:
+                file.seek(max(_HEAD, os.fstat(file.fileno()).st_size - _HEAD))
+                head += b"\n" + file.read(_HEAD)
+            return head.decode("utf-8", "replace")
     except OSError:
         return ""
 

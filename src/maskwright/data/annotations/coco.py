@@ -31,10 +31,12 @@ _MOST_RUNS = 1 << 26
 
 
 def looks(head: str) -> bool:
-    """Whether the beginning of a file is that of a COCO file."""
+    """Whether the beginning and the end of a file are those of a COCO file; captions alone are none."""
     start = head.lstrip("\ufeff \t\r\n")
     words = ('"annotations"', '"categories"', '"category_id"', '"file_name"', '"images"')
-    return start.startswith("{") and '"shapes"' not in head and sum(word in head for word in words) >= 2
+    if '"shapes"' in head or ('"caption"' in head and '"categories"' not in head):
+        return False
+    return start.startswith("{") and sum(word in head for word in words) >= 2
 
 
 def read_coco(files: Sequence[Path], images: Images) -> Annotations:

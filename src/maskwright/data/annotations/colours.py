@@ -10,6 +10,7 @@ means none here, and this is said.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from functools import partial
@@ -30,7 +31,21 @@ from maskwright.errors import MaskwrightError
 TABLES = ("labelmap.txt", "class_dict.csv", "class_dict_seg.csv", "colors.csv", "colours.csv", "label_colors.txt")
 """What tables of names and colours are called."""
 FOLDERS = ("SegmentationClass", "masks", "Masks", "labels", "annotations")
-_LINE = re.compile(r"^(?P<a>.*?)[\s,;:\t]*?(?P<r>\d{1,4})[\s,;]+(?P<g>\d{1,4})[\s,;]+(?P<b>\d{1,4})(?P<z>.*)$")
+_LABELMAP = re.compile(r"(.+?):\s*(\d{1,4})\s*,\s*(\d{1,4})\s*,\s*(\d{1,4})\s*(?::.*)?")
+
+
+def _row(line: str) -> tuple[str, list[str]] | None:
+    """The name and the three numbers of a line; None where it has none."""
+    if found := _LABELMAP.fullmatch(line):
+        return found[1].strip(), [*found.groups()[1:]]
+    sign = next((sign for sign in "\t;," if sign in line), None)
+    cells = [c.strip() for c in (next(csv.reader([line], delimiter=sign)) if sign else line.split())]
+    places = [(1, 4), (0, 3)] if sign else [(len(cells) - 3, len(cells)), (0, 3)]
+    for start, end in places:
+        colour = cells[max(0, start) : end]
+        if len(cells) > 3 and all(c.isascii() and c.isdigit() and len(c) < 5 for c in colour):
+            return " ".join(cells[:start] or cells[end:]), colour
+    return None
 
 
 class ColourTable:
@@ -57,16 +72,15 @@ class ColourTable:
             text = line.strip()
             if not text or text.startswith("#"):
                 continue
-            found = _LINE.match(text)
+            found = _row(text)
             if found is None:
-                if not rows and not any(c.isdigit() for c in text):  # a header
+                if not rows and not void and not any(c.isdigit() for c in text):  # a header
                     continue
                 raise MaskwrightError(
                     f"line {number} of {path} is {text[:40]!r}", "a name and its colour: name,r,g,b", "correct the line"
                 )
-            before, after = found["a"].strip(" ,;:\t\"'"), found["z"].strip(" ,;:\t\"'")
-            name = before or after
-            colour = (int(found["r"]), int(found["g"]), int(found["b"]))
+            name, (red, green, blue) = found[0], map(int, found[1])
+            colour = (red, green, blue)
             if not name or max(colour) > 255:
                 what = "no name" if not name else f"the colour {colour}"
                 raise MaskwrightError(f"line {number} of {path} has {what}", "name,r,g,b, 0 to 255 each", "correct it")

@@ -141,9 +141,10 @@ def open_annotated(
     settled = settle_names(found, _given(kind, root, names, said), outside)
     masks, more = keep_drawings(root, kind, found, settled, empty=empty)
     items = [Item(name, path, masks.get(name)) for name, path in sorted(known.found.items())]
+    sentences = [*said, *settled.said, *more]
     return Dataset(
         images or root, items, classes=settled.table, splits=splits, readers=Readers(mask=read_drawing),
-        skipped=skipped, notices=[*said, *settled.said, *more],
+        skipped=skipped, notices=sentences, findings=[finding("annotations", "note", [], s) for s in sentences],
     )  # fmt: skip
 
 
@@ -273,13 +274,13 @@ def attach(data: Dataset, here: Found) -> Dataset:
         f"maskwright convert {root} OUT --from {kind} --to masks writes them as masks",
     )  # fmt: skip
     findings = [*(f for f in data.findings if f.kind != "left-aside"), *aside_findings(aside)]
+    notes = [note, *(finding("annotations", "note", [], s) for s in sentences[1:])]
     items = [replace(item, mask=masks.get(item.name)) for item in data.items]
     items += [Item(n, p, masks.get(n)) for n, p in known.found.items() if n not in {i.name for i in data.items}]
-    splits = dict(here.splits)
     return Dataset(
-        root, items, classes=settled.table, splits=splits or None, readers=Readers(mask=read_drawing),
+        root, items, classes=settled.table, splits=data._splits, readers=Readers(mask=read_drawing),
         skipped=data.skipped, reading=data.reading,
-        notices=[*(f.said() for f in findings), *sentences], aside=aside, lone=data.lone, findings=[*findings, note],
+        notices=[*(f.said() for f in findings), *sentences], aside=aside, lone=data.lone, findings=[*findings, *notes],
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from maskwright.data.masking.classes import IGNORE_NAMES, ClassTable, default_pa
 from maskwright.data.masking.label_rules import VOID
 from maskwright.data.trust.files import file_for
 from maskwright.data.trust.remembered import cache_root
-from maskwright.errors import MaskwrightError
+from maskwright.errors import UNSHOWN, MaskwrightError
 
 BACKGROUNDS = ("background", "_background_", "__background__")
 """What formats call what no shape covers."""
@@ -96,6 +96,10 @@ def settle_names(
         names = [n for n in dict.fromkeys(map(_plain, names)) if n != NO_CLASS and n not in nothing]
         if nothing:
             said.append(f"what is called {some(nothing)} has no class; a classes.txt that names it makes it one")
+    if odd := next((name for name in (*names, *used) if UNSHOWN.search(name)), None):
+        raise MaskwrightError(
+            f"the label {odd!r} of {annotations.files[0]}", "a name of one line that can be shown", "rename it"
+        )
     if not names:
         raise MaskwrightError(
             f"{annotations.files[0] if annotations.files else 'the annotations'} has no shape with a class",

@@ -18,10 +18,11 @@ from maskwright.data.annotations.coco import CocoWriter
 from maskwright.data.annotations.colours import labelmap_text
 from maskwright.data.annotations.cvat import CvatWriter
 from maskwright.data.annotations.labelme import LabelmeWriter
-from maskwright.data.annotations.shapes import Piece
+from maskwright.data.annotations.shapes import NO_CLASS, Piece
 from maskwright.data.annotations.yolo import YoloWriter
 from maskwright.data.examining.mending import copy_file
 from maskwright.data.folders.names import written
+from maskwright.data.folders.tables import csv_text
 from maskwright.data.masking.classes import IGNORE8, ClassTable, default_palette
 from maskwright.data.masking.label_rules import VOC_VOID, VOID, ignore_of
 from maskwright.data.masking.masks import codes_of, colour_of, write_mask
@@ -200,9 +201,9 @@ class Writer:
         if self._outlines is not None:
             self._outlines.close()
         if self.to == "colours":
-            rows = [f"{n},{r},{g},{b}" for n, (r, g, b) in zip(self.table.names, self.table.colors.tolist())]
-            rows += [f"__ignore__,{','.join(map(str, colour_of(self._void or 0)))}"]
-            write_text(self.out / "colors.csv", "name,r,g,b\n" + "".join(f"{row}\n" for row in rows))
+            rows = [(n, *colour) for n, colour in zip(self.table.names, self.table.colors.tolist())]
+            rows += [(NO_CLASS, *colour_of(self._void or 0))]
+            write_text(self.out / "colors.csv", csv_text(("name", "r", "g", "b"), rows))
         if self.to == "cvat-masks":
             write_text(self.out / "labelmap.txt", labelmap_text(self.table, self._void))
             write_text(self.out / "ImageSets" / "Segmentation" / "default.txt", listed)
