@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from maskwright.data.annotations.opening import recognised
+from maskwright.data.annotations.recognising import recognised
 from maskwright.data.examining.findings import some
 from maskwright.data.examining.reading import Reading
 from maskwright.data.examining.understanding import highest_id, understand

@@ -11,30 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
+from maskwright.data.annotations.adding import LIST, add_masks, ids_of
 from maskwright.data.annotations.archives import is_archive, unpacked
 from maskwright.data.annotations.checks import head_of
-from maskwright.data.annotations.opening import FORMATS, annotation_files, open_annotated, open_colours, recognised
+from maskwright.data.annotations.opening import FORMATS, annotation_files, open_annotated, open_colours
+from maskwright.data.annotations.recognising import recognised
 from maskwright.data.annotations.writing import OUTLINES, TARGETS, Writer
-from maskwright.data.examining.findings import some
 from maskwright.data.examining.mending import check_place, copy_rest
 from maskwright.data.examining.reading import Reading
 from maskwright.data.examining.understanding import understand
 from maskwright.data.folders.folder import Dataset
-from maskwright.data.folders.names import written
 from maskwright.data.folders.opening import scan_folder
 from maskwright.data.folders.recognise import recognise
 from maskwright.data.folders.scan import is_regular
-from maskwright.data.folders.tables import NameIndex, read_names
 from maskwright.data.layouts import LAYOUTS, layout_of, open_data
-from maskwright.data.masking.classes import IGNORE8, IGNORE16, ClassTable, read_classes
-from maskwright.data.masking.label_rules import ignore_of
-from maskwright.data.masking.masks import write_mask
-from maskwright.data.pictures.images import IMAGE_SUFFIXES
-from maskwright.data.trust.files import file_for, write_text
+from maskwright.data.masking.classes import ClassTable, read_classes
 from maskwright.errors import MaskwrightError, unknown
-
-LIST = "labeled"
-"""The list, in splits/, of the photographs that have a mask."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +188,7 @@ def convert(
             f"maskwright doctor {source}",
         )
     if add:
-        count = _add(data, table, out, replace_masks, progress)
+        count = add_masks(data, table, out, replace_masks, progress)
         said.append(f"{count} masks were added to {out}; splits/{LIST}.txt lists the photographs that have one")
         return Converted(len(data), count, tuple(dict.fromkeys(said)))
     check_place(out, data.root, "what is converted", "another TO")
@@ -205,7 +197,7 @@ def convert(
     try:
         writer = Writer(work, to, table, tolerance=tolerance, photographs=photographs)
         for i, item in enumerate(data.items):
-            ids = _ids(data, i, table) if data.has_mask(i) else None
+            ids = ids_of(data, i, table) if data.has_mask(i) else None
             size = ids.shape if ids is not None else data.size(i)
             writer.add(item.name, item.image, ids, (size[0], size[1]))
             if progress is not None:
@@ -245,18 +237,6 @@ def _table(data: Dataset) -> tuple[ClassTable, list[str]]:
     )
 
 
-def _ids(data: Dataset, i: int, table: ClassTable) -> np.ndarray:
-    """The ids of a mask in as many bits as the table needs."""
-    with data.ledger.purpose("evaluate"):  # nothing is learned from them
-        ids = data.mask(i)
-    none = ignore_of(ids)
-    if len(table) <= IGNORE8 and ids.dtype != np.uint8:
-        return np.where(ids == none, IGNORE8, ids).astype(np.uint8)
-    if len(table) > IGNORE8 and ids.dtype == np.uint8:
-        return np.where(ids == none, IGNORE16, ids.astype(np.uint16)).astype(np.uint16)
-    return ids
-
-
 def _after(writer: Writer, to: str, out: Path) -> list[str]:
     said = [f"{writer.masks} masks in {out}: {TARGETS[to]}"]
     if to in OUTLINES and writer.pixels:
@@ -266,65 +246,3 @@ def _after(writer: Writer, to: str, out: Path) -> list[str]:
     if to == "binary":
         said.append("verbs read them with --labels binary255")
     return said
-
-
-def _add(
-    data: Dataset, table: ClassTable, out: Path, replace_masks: bool, progress: Callable[[int, int], object] | None
-) -> int:
-    """Puts masks into a folder of photographs; nothing is written before everything was read."""
-    target = scan_folder(out, None, annotations=False)
-    if target.classes is not None and target.classes.names != table.names:
-        raise MaskwrightError(
-            f"the classes are {some(table.names)} ({len(table)}) and those of {out} {some(target.classes.names)} "
-            f"({len(target.classes)})",
-            "the same in the same order",
-            f"--names {out / 'classes.txt'}",
-        )
-    if target.classes is None and target.labels_present()["masks"]:
-        raise MaskwrightError(f"{out} has masks and no classes.txt", "the names of their classes", "write it")
-    finder = NameIndex(target.names, IMAGE_SUFFIXES)
-    place: dict[int, str] = {}
-    strange, there = [], []
-    for i, item in enumerate(data.items):
-        if not data.has_mask(i):
-            continue
-        name = finder.find(item.name)
-        if name is None:
-            strange.append(item.name)
-        elif target.has_mask(target.index(name)) and not replace_masks:
-            there.append(name)
-        elif target.size(target.index(name)) != data.size(i):
-            raise MaskwrightError(
-                f"{item.name} is {data.size(i)} and {name} of {out} {target.size(target.index(name))} (height, width)",
-                "the same photograph",
-                "add masks of these photographs",
-            )
-        else:
-            place[i] = name
-    if strange:
-        raise MaskwrightError(
-            f"{len(strange)} photographs are not in {out} ({some(strange)})",
-            "the same photographs",
-            "name their folder",
-        )
-    if there:
-        raise MaskwrightError(
-            f"{len(there)} photographs of {out} have a mask already ({some(there)})", "photographs without",
-            "add --replace to write over them",
-        )  # fmt: skip
-    old = {i: target.items[target.index(name)].mask for i, name in place.items()}
-    for done, (i, name) in enumerate(place.items(), 1):
-        ids = _ids(data, i, table)
-        was = old[i]
-        write_mask(
-            was if was is not None and was.suffix == ".png" else file_for(out / "masks", name, ".png"), ids, table
-        )
-        if progress is not None:
-            progress(done, len(place))
-    if not is_regular(out / "classes.txt"):
-        write_text(out / "classes.txt", "".join(f"{name}\n" for name in table.names))
-    path = out / "splits" / f"{LIST}.txt"
-    known = read_names(path) if is_regular(path) else [n for n in target.names if target.has_mask(target.index(n))]
-    listed = dict.fromkeys([*known, *place.values()])
-    write_text(path, "".join(f"{written(name)}\n" for name in listed))
-    return len(place)

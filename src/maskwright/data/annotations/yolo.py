@@ -183,7 +183,7 @@ class YoloWriter:
             if piece.label not in self.names:
                 self.names.append(piece.label)
             shares = keyhole(piece.outer, piece.holes) / (size[1], size[0])
-            lines.append(f"{self.names.index(piece.label)} " + " ".join(f"{v:.7g}" for v in shares.ravel().tolist()))
+            lines.append(f"{self.names.index(piece.label)} " + " ".join(f"{v:.9g}" for v in shares.ravel().tolist()))
         path = (self.out / "labels" / file).with_suffix(".txt")
         write_text(path, "".join(f"{line}\n" for line in lines), durable=False)
         self.written.append(path)

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from maskwright.data.annotations.opening import attach, open_annotated, recognised
+from maskwright.data.annotations.opening import open_annotated
+from maskwright.data.annotations.recognising import attach, recognised
 from maskwright.data.examining.reading import Reading
 from maskwright.data.folders.folder import Dataset, Item
 from maskwright.data.folders.recognise import recognise
