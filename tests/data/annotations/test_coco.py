@@ -150,3 +150,11 @@ def test_a_class_list_says_all(tmp_path):
     data = open_data(f"coco:{tmp_path}")
     assert data.classes.names == ("dog", "cat") and set(np.unique(data.mask(0))) == {0, 1, 255}
     assert "what no shape covers has no class" in " ".join(data.notices)
+
+
+def test_who_reads_drawings_is_not_given_those_of_another_meaning(tmp_path):
+    written_by_hand(tmp_path)
+    data = open_data(f"coco:{tmp_path}")
+    before = data.mask(0)
+    convert(str(tmp_path), tmp_path.parent / "other", "masks", names=("dog", "cat"))
+    assert np.array_equal(data.mask(0), before)

@@ -161,7 +161,9 @@ def keep_drawings(
     Returns:
         {name of the photograph: drawing}, and sentences.
     """
-    key = "\0".join([os.path.realpath(root), kind, *map(os.path.realpath, annotations.files[:1])])
+    # What the labels mean belongs to the key: a run that reads drawings is not given others by a verb beside it.
+    meaning = [*names.table.names, str(names.outside), str(empty)]
+    key = "\0".join([os.path.realpath(root), kind, *map(os.path.realpath, annotations.files[:1]), *meaning])
     folder = cache_root() / "drawings" / hashlib.blake2b(os.fsencode(key), digest_size=12).hexdigest()
     masks: dict[str, Path] = {}
     bare: list[str] = []
