@@ -37,6 +37,12 @@ def test_convert_doctor_and_evaluate(maskwright, tmp_path):
     assert code == 0 and "4 masks in" in out, err
     code, out, _ = maskwright("doctor", tmp_path / "coco")
     assert code == 0 and "masks     4" in out and f"convert {tmp_path / 'coco'} OUT --from coco --to masks" in out
+    command = next(line for line in out.splitlines() if "--from coco" in line).partition("maskwright ")[2]
+    words = [str(tmp_path / "masks") if word == "OUT" else word for word in command.split(" writes")[0].split()]
+    assert maskwright(*words)[0] == 0  # what the doctor says is what works
+    for path in (data / "masks").iterdir():
+        ours = tmp_path / "masks" / "masks" / path.name
+        assert np.array_equal(np.asarray(Image.open(ours)), np.asarray(Image.open(path)))
     code, _, err = maskwright(
         "evaluate", data / "masks", f"coco:{tmp_path / 'coco'}", "--json", tmp_path / "scores.json"
     )

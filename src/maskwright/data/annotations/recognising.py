@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def attach(data: Dataset, here: Found) -> Dataset:
     sentences = [*said, *settled.said, *more]
     note = finding(
         "annotations", "note", sorted(read), sentences[0],
-        f"maskwright convert {root} OUT --from {kind} --to masks writes them as masks",
+        f"maskwright convert {shlex.quote(os.fspath(root))} OUT --from {kind} --to masks writes them as masks",
     )  # fmt: skip
     findings = [*(f for f in data.findings if f.kind != "left-aside"), *aside_findings(aside)]
     notes = [note, *(finding("annotations", "note", [], s) for s in sentences[1:])]
