@@ -242,7 +242,7 @@ def left_aside(root: Path) -> None:
     """Files of formats that are not read, beside others."""
     folder(root)
     (root / "images" / "q.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    np.save(root / "masks" / "q.npy", truth(0))
+    np.savez(root / "masks" / "q.npz", truth(0))
 
 
 def masks_alone(root: Path) -> None:
@@ -515,8 +515,8 @@ SITUATIONS: tuple[Situation, ...] = (
     row("loose", "photographs beside folders of photographs", loose, reads(counted(masks=0), "reads all"),
         reads(counted(masks=0), "reads all"), NOTHING, reads(written, "reads all"), NOTHING,
         reads(lambda n: n == COUNT, "reads all"), method="kmeans", python=lambda r, m: len(api.open_folder(r))),
-    row("other-formats", "HEIC photographs, NPY masks", left_aside, says("heic", "names them"),
-        says("heic", "names them"), says("heic|npy", "names them"), says("heic", "names them"),
+    row("other-formats", "HEIC photographs, NPZ masks", left_aside, says("heic", "names them"),
+        says("heic", "names them"), says("heic|npz", "names them"), says("heic", "names them"),
         says("heic", "names them"),
         says("heic", "in `.notices`"), python=lambda r, m: api.open_folder(r).notices),
     row("masks-alone", "masks without a photograph", masks_alone, says("no image|without image", "names them"),

@@ -25,7 +25,17 @@ from maskwright.methods import METHODS
 # Python binds a package in its parent when it is first imported. Done here, before the function of that name is bound,
 # it does not happen later, when somebody imports one of its modules.
 importlib.import_module("maskwright.evaluate")
-from maskwright.api import compare, evaluate, load, name, open_folder, suggest, train, train_seeds  # noqa: E402
+from maskwright.api import (  # noqa: E402
+    compare,
+    convert,
+    evaluate,
+    load,
+    name,
+    open_folder,
+    suggest,
+    train,
+    train_seeds,
+)  # fmt: skip
 
 __version__ = "0.1.0"
 
@@ -33,7 +43,7 @@ __version__ = "0.1.0"
 logging.getLogger("maskwright").addHandler(logging.NullHandler())
 
 __all__ = [
-    "METHODS", "MaskwrightError", "compare", "evaluate", "load", "name", "open_folder", "suggest", "train",
+    "METHODS", "MaskwrightError", "compare", "convert", "evaluate", "load", "name", "open_folder", "suggest", "train",
     "train_seeds",
 ]  # fmt: skip
 

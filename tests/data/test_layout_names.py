@@ -287,7 +287,7 @@ def test_loose_images_and_folders_are_all_read(tmp_path) -> None:
 
 def test_files_left_aside_are_named(tmp_path) -> None:
     fill(tmp_path, "images/p{}.jpg", "masks/p{}.png", 1)
-    files = ("images/q.heic", "images/r.CR2", "images/p0.txt", "masks/q.npy", "masks/r.json", "labels/p0.txt", "s.png")
+    files = ("images/q.heic", "images/r.CR2", "images/p0.txt", "masks/q.npz", "masks/r.json", "labels/p0.txt", "s.png")
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(b"x")
@@ -299,7 +299,7 @@ def test_files_left_aside_are_named(tmp_path) -> None:
         "7 files and 1 folder are left aside",
         "HEIC is not read",
         "CR2",
-        "NPY",
+        "NPZ",
         "JSON",
         "p0.png has the same name",
     )

@@ -1,6 +1,7 @@
 """The Python surface, as `maskwright/__init__.py` offers it; the command line adds nothing to it."""
 
 from maskwright.api.comparing import compare, train_seeds
+from maskwright.api.converting import convert
 from maskwright.api.judging import evaluate, probe
 from maskwright.api.naming import name
 from maskwright.api.opening import load, open_folder
@@ -8,5 +9,6 @@ from maskwright.api.suggesting import other_network, suggest
 from maskwright.api.training import train
 
 __all__ = [
-    "compare", "evaluate", "load", "name", "open_folder", "other_network", "probe", "suggest", "train", "train_seeds",
+    "compare", "convert", "evaluate", "load", "name", "open_folder", "other_network", "probe", "suggest", "train",
+    "train_seeds",
 ]  # fmt: skip

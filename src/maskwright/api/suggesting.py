@@ -29,6 +29,7 @@ def suggest(
     regions: int = 0,
     region_size: int = 0,
     out: str | Path | None = None,
+    to: str | None = None,
     seed: int = 0,
     device: str = "auto",
     labels: str | None = None,
@@ -51,6 +52,8 @@ def suggest(
         regions: regions to suggest in each image.
         region_size: their side, pixels; a sixth of the image's shorter side if 0.
         out: folder for suggestions.csv, names.txt, regions.csv and sheet.png.
+        to: labelme, cvat, coco or yolo: the folder `out/TO` gets the photographs with the model's masks as outlines,
+            for an annotation tool; `convert` brings them back corrected.
         seed: of `random`.
         device: `auto`, `cpu` or `cuda`; a loaded model stays where it is.
         labels, void, range: what the values of the files mean, as for `open_folder`.
@@ -86,7 +89,7 @@ def suggest(
 
         retake_as_recorded(other.to(loaded.device), Path(model), images, loaded.device)  # type: ignore[arg-type]
     return find(
-        loaded, images, count, by=by, regions=regions, region_size=region_size, out=out, other=other, seed=seed,
+        loaded, images, count, by=by, regions=regions, region_size=region_size, out=out, to=to, other=other, seed=seed,
         progress=progress, **options,
     )  # fmt: skip
 

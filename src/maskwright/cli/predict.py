@@ -87,6 +87,10 @@ def suggest(
     labeled: Annotated[str | None, typer.Option(help="Split or file: the images that have masks already.")] = None,
     regions: Annotated[int, typer.Option(help="Regions to suggest in each image.")] = 0,
     region_size: Annotated[int, typer.Option(help="Their side, pixels; 0: a sixth of the shorter side.")] = 0,
+    to: Annotated[
+        str | None,
+        typer.Option(help="labelme, cvat, coco or yolo: write OUT/TO for that tool, the model's masks as a start."),
+    ] = None,
     labels: Labels = None,
     void: Void = None,
     range: Range = None,
@@ -100,13 +104,17 @@ def suggest(
     bar = Progress()
     found = api.suggest(
         model, data, count, by=by, split=split, labeled=labeled, regions=regions, region_size=region_size, out=out,
-        seed=seed, device=device, labels=labels, void=void, range=range, progress=bar,
+        to=to, seed=seed, device=device, labels=labels, void=void, range=range, progress=bar,
     )  # fmt: skip
     for name, why in found.skipped:
         bar.say(f"skipped {name}: {why}")
     for row in found:
         echo(f"{row.rank:4d}  {row.score:8.4f}  {row.name}")
     bar.say(f"{len(found)} of {found.pool} images without a mask, by {found.by}: {out / 'sheet.png'}")
+    if found.start is not None:
+        from maskwright.predict.starting import way_back
+
+        bar.say(way_back(found.start, data))
 
 
 def _tile(text: str) -> int | None:

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import maskwright
-from maskwright.cli import compare, demo, doctor, evaluate, export, methods, name, predict, train
+from maskwright.cli import compare, convert, demo, doctor, evaluate, export, methods, name, predict, train
 from maskwright.errors import MaskwrightError, ask_to_stop, forget_stop, shown
 
 app = typer.Typer(
@@ -23,8 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    doctor.doctor, methods.methods, train.train, name.name, predict.predict, predict.suggest, evaluate.evaluate,
-    compare.compare, evaluate.probe, export.export, demo.demo,
+    doctor.doctor, methods.methods, train.train, name.name, predict.predict, predict.suggest, convert.convert,
+    evaluate.evaluate, compare.compare, evaluate.probe, export.export, demo.demo,
 ):  # fmt: skip
     app.command()(verb)
 
@@ -40,6 +40,7 @@ whatever labels there are.
   maskwright evaluate masks truth                     how good masks are
   maskwright compare RUN RUN                          runs side by side
   maskwright suggest RUN photos --count 9 --out next  what to label next
+  maskwright convert coco:photos new --to masks       label formats in and out
   maskwright probe RUN photos                         how good an encoder is
   maskwright export RUN --out model.onnx              the model for other programs
   maskwright demo                                     a first run without data

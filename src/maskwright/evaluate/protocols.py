@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from maskwright.data.annotations.recognising import recognised
 from maskwright.data.examining.findings import some
 from maskwright.data.examining.reading import Reading
 from maskwright.data.examining.understanding import highest_id, understand
@@ -413,7 +414,10 @@ def _mask_folder(folder: Path, reading: Reading) -> Dataset:
 
 def _bare(folder: Path) -> bool:
     """Whether a folder holds index PNG alone, no images with masks beside them."""
-    return any(folder.glob("[!.]*.png")) and not recognise(folder).masks
+    if not any(folder.glob("[!.]*.png")):
+        return False
+    here = recognise(folder)
+    return not here.masks and not recognised(folder, here)
 
 
 def _open_truth(truth: Any, split: str | None, reading: Reading) -> Dataset:

@@ -32,6 +32,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.ops import acquisition as aq
 from maskwright.predict.model import Bar, Model, image_size, read_ahead, say
 from maskwright.predict.sheet import Shown, write_sheet
+from maskwright.predict.starting import check_start, write_start
 from maskwright.predict.tiles import much_larger, trained_size
 
 STRATEGIES = {
@@ -92,6 +93,7 @@ class Suggestions:
         pool: images without a mask that were looked at.
         skipped: (name, reason) of images that could not be read.
         notices: what was guessed of the images, or left aside, in sentences; `progress` said them as well.
+        start: the folder for an annotation tool, if one was written.
     """
 
     rows: list[Suggestion]
@@ -99,6 +101,7 @@ class Suggestions:
     pool: int
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    start: Path | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -146,6 +149,7 @@ def suggest(
     other: Segmenter | None = None,
     diversity: float = 0.5,
     seed: int = 0,
+    to: str | None = None,
     progress: Any = None,
 ) -> Suggestions:
     """Suggests which of the images without a mask to label next.
@@ -161,6 +165,8 @@ def suggest(
         other: a second network of the same classes, for disagreement.
         diversity: share of diversity in `mixed`.
         seed: of `random`.
+        to: a format of outlines: a folder of that name in `out` gets the photographs with the model's masks as a start
+            (`predict.starting`).
         progress: an `engine.progress.Progress`, or a function of (done, total), or None.
 
     Raises:
@@ -168,6 +174,8 @@ def suggest(
             be written.
     """
     _check(by, count, regions, region_size, other)
+    if to is not None:
+        check_start(out, to)
     pool = data.subset(i for i in range(len(data)) if not data.has_mask(i))
     if not len(pool):
         raise MaskwrightError(
@@ -196,6 +204,8 @@ def suggest(
         suggestions.write(out)
         if shown:
             write_sheet(Path(out) / "sheet.png", shown, model.classes, _unit(by))
+        if to is not None:
+            suggestions.start = write_start(Path(out) / to, to, model, data, suggestions.names, progress)
     return suggestions
 
 

@@ -97,7 +97,7 @@ def _opening_findings(dataset: Dataset, found: Sequence[Finding]) -> list[Findin
     """What opening said, unless a finding says it already: its own findings, and other notices as such."""
     said = {f.kind for f in found}
     opening = [f for f in dataset.findings if f.kind not in said]
-    told = {f.said() for f in (*found, *dataset.findings)} | {f.message for f in found}
+    told = {f.said() for f in (*found, *dataset.findings)} | {f.message for f in (*found, *dataset.findings)}
     return opening + [Finding("notice", "warning", 0, (), n) for n in dataset.notices if n not in told]
 
 

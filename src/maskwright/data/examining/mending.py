@@ -48,7 +48,7 @@ def mend(data: Dataset, out: str | os.PathLike[str], progress: Callable[[int, in
         MaskwrightError: what the masks' values mean is not certain, `out` is in use, or the disk is full.
     """
     target = Path(out)
-    _check_place(target, data.root)
+    check_place(target, data.root)
     surveys = survey_masks(data)
     checked = check_labels(data, surveys)
     for found in checked.findings:
@@ -69,14 +69,14 @@ def mend(data: Dataset, out: str | os.PathLike[str], progress: Callable[[int, in
                 if made:
                     pages[item.name] = [path.with_suffix("").as_posix() for path in made]
                     return [f"images/{item.name}{item.image.suffix}: its {len(made)} pages are images: {made[0]}, ..."]
-            _copy(item.image, image)
+            copy_file(item.image, image)
             return _mask(data, item, surveys[i], checked.rule, item.name in turned, work) if i in surveys else []
 
         for done, said in enumerate(threaded(one, range(len(data))), 1):
             lines += said
             if progress is not None:
                 progress(done, len(data))
-        lines += _copy_rest(data, work, pages)
+        lines += copy_rest(data, work, pages)
         write_text(work / CHANGES, "".join(f"{line}\n" for line in lines))
         work.chmod(0o755)
         if target.is_dir():
@@ -88,12 +88,13 @@ def mend(data: Dataset, out: str | os.PathLike[str], progress: Callable[[int, in
     return lines
 
 
-def _check_place(out: Path, root: Path) -> None:
+def check_place(out: Path, root: Path, what: str = "the mended copy", option: str = "--fix") -> None:
+    """Raises `MaskwrightError` where a new folder would lie in the old one, or something is there already."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MaskwrightError(f"{out} is not empty", "a new folder for the mended copy", "name another with --fix")
+        raise MaskwrightError(f"{out} is not empty", f"a new folder for {what}", f"name another with {option}")
     inner, outer = out.resolve(), root.resolve()
     if inner == outer or outer in inner.parents:
-        raise MaskwrightError(f"{out} lies in {root}", "a place outside it", "name another with --fix")
+        raise MaskwrightError(f"{out} lies in {root}", "a place outside it", f"name another with {option}")
 
 
 def _pages(data: Dataset, i: int) -> int:
@@ -106,11 +107,11 @@ def _pages(data: Dataset, i: int) -> int:
         return 1
 
 
-def _copy_rest(data: Dataset, work: Path, pages: Mapping[str, list[str]]) -> list[str]:
+def copy_rest(data: Dataset, work: Path, pages: Mapping[str, list[str]]) -> list[str]:
     """Tables and lists, in which the pages of an image stand for it; says what is not copied."""
     for table in _TABLES:
         if (data.root / table).is_file():
-            _copy(data.root / table, work / table)
+            copy_file(data.root / table, work / table)
     if data.classes is not None and not (work / "classes.txt").exists():
         write_text(work / "classes.txt", "".join(f"{name}\n" for name in data.classes.names))
     finder = NameIndex(data.known_names, IMAGE_SUFFIXES)
@@ -122,7 +123,8 @@ def _copy_rest(data: Dataset, work: Path, pages: Mapping[str, list[str]]) -> lis
     return lines + [f"not copied: {name} ({reason})" for name, reason in (*data.skipped, *data.aside)]
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file into a folder that is made where it is missing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copyfile(source, target)
@@ -137,7 +139,7 @@ def _mask(data: Dataset, item: Item, seen: Survey, rule: LabelRule | None, turn:
     assert item.mask is not None
     target = file_for(work / "masks", item.name, ".png")
     if seen.problem is not None:
-        _copy(item.mask, target.with_name(f"{target.stem}{item.mask.suffix}"))
+        copy_file(item.mask, target.with_name(f"{target.stem}{item.mask.suffix}"))
         return [f"left as it is: masks/{item.name}{item.mask.suffix} ({seen.problem.found})"]
     ids = rule.read(item.mask) if rule is not None else data.readers.mask(item.mask)
     changes = []

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from maskwright.data.annotations.opening import open_annotated
+from maskwright.data.annotations.recognising import attach, recognised
 from maskwright.data.examining.reading import Reading
 from maskwright.data.folders.folder import Dataset, Item
 from maskwright.data.folders.recognise import recognise
@@ -19,13 +21,22 @@ from maskwright.errors import MaskwrightError
 
 
 def scan_folder(
-    path: str | os.PathLike[str], problems: list[MaskwrightError] | None, reading: Reading | None = None
+    path: str | os.PathLike[str],
+    problems: list[MaskwrightError] | None,
+    reading: Reading | None = None,
+    *,
+    annotations: bool = True,
 ) -> Dataset:
-    """As `open_folder`; errors in tables are added to `problems` instead of raised if it is a list."""
+    """As `open_folder`; errors in tables are added to `problems` instead of raised if it is a list.
+
+    Without `annotations` files of other programs (`data/annotations`) are left aside.
+    """
     root = Path(path)
     check_folder(root)
     reading = reading or Reading()
     here = recognise(root)
+    if not here.images and annotations and set(recognised(root, here)) == {"labelme"}:
+        return open_annotated("labelme", root).with_reading(reading)  # photographs lie inside of its files
     if not here.images:
         aside = "; ".join(f"{file} ({reason})" for file, reason in here.aside[:3])
         raise MaskwrightError(
@@ -54,7 +65,15 @@ def scan_folder(
         aside=here.aside, lone=here.lone, findings=here.findings,
     )  # fmt: skip
     dataset._finder = finder
-    return dataset
+    if not annotations:
+        return dataset
+    try:
+        return attach(dataset, here)
+    except MaskwrightError as error:
+        if problems is None:
+            raise
+        problems.append(error)
+        return dataset
 
 
 def _labels(

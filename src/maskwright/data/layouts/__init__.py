@@ -1,7 +1,8 @@
-"""Readers that present official benchmark folders as datasets, with their class tables, encodings and splits.
+"""Readers that present official benchmark folders as datasets, with their class tables, encodings and splits; and
+label formats of other programs.
 
-`open_data("voc:PATH")` reads a benchmark as it unpacks; anything without a layout's name is an ordinary
-dataset folder.
+`open_data("voc:PATH")` reads a benchmark as it unpacks, `open_data("coco:PATH")` annotations and their photographs;
+anything without a layout's name is an ordinary dataset folder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from maskwright.data.annotations.opening import FORMATS, open_annotated, open_colours
 from maskwright.data.examining.findings import some
 from maskwright.data.examining.reading import Reading
 from maskwright.data.folders.folder import Dataset
@@ -37,6 +39,8 @@ LAYOUTS: dict[str, Callable[[Path], Dataset]] = {
     "imagenet_s50": partial(open_imagenet_s, classes=50),
     "imagenet_s300": partial(open_imagenet_s, classes=300),
     "imagenet_s919": partial(open_imagenet_s, classes=919),
+    **{name: partial(open_annotated, name) for name in FORMATS},
+    "colours": open_colours,
 }
 
 

@@ -1,6 +1,7 @@
 """Reading and writing masks: the id of each pixel, exactly.
 
-A mask is an index image: 8-bit grey, palette or 1-bit PNG (255 = ignore), or 16-bit grey (65535 = ignore).
+A mask is an index image: 8-bit grey, palette or 1-bit PNG (255 = ignore), or 16-bit grey (65535 = ignore); or an array
+that numpy saved.
 Here the value in the file is the id; what else it may mean in a data set is said by `label_rules.LabelRule`.
 """
 
@@ -20,7 +21,7 @@ from maskwright.data.pictures.images import DECODER_ERRORS, MAX_PIXELS, check_ar
 from maskwright.data.trust.files import atomic_write
 from maskwright.errors import MaskwrightError
 
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".npy", ".jpg", ".jpeg")
 """Suffixes of the files that count as masks, the first that exists wins. JPEG is found so that it can be
 refused."""
 
@@ -111,6 +112,8 @@ def read_stored(path: str | os.PathLike[str]) -> StoredMask:
         MaskError: missing, damaged (a wrong checksum of a PNG counts), compressed with losses, of floating-point
             numbers, of several pages, transparent, or of values that are no ids.
     """
+    if os.fspath(path).lower().endswith(".npy"):
+        return _read_array(path)
     image, stretch = _open(path)
     mode = image.mode
     if mode in ("P", "L"):
@@ -152,6 +155,38 @@ def read_stored(path: str | os.PathLike[str]) -> StoredMask:
     return StoredMask("colour", np.array(image if mode == "RGB" else image.convert("RGB")))
 
 
+def _read_array(path: str | os.PathLike[str]) -> StoredMask:
+    """A mask as numpy saves an array: whole numbers or bool (H, W); of one byte as 8 bits, of more as 16."""
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
+            values = values[0] if values.shape[0] == 1 else values[..., 0]
+        if values.ndim != 2 or not 0 < values.size <= MAX_PIXELS or values.dtype.kind not in "biuf":
+            raise MaskError(
+                f"mask {path} is an array of shape {values.shape} and type {values.dtype}",
+                "class ids (H, W)",
+                "save one id a pixel, as uint8 or uint16",
+            )
+        if values.dtype.kind == "f":
+            raise FloatMaskError(
+                f"mask {path} holds floating-point numbers, which are no class ids",
+                "whole numbers",
+                "round them and save it as uint8 or uint16",
+            )
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > IGNORE16:
+            raise MaskError(
+                f"mask {path} has values from {low} to {high}",
+                "class ids from 0 to 65535",
+                "save it as uint8 or uint16",
+            )
+        wide = values.dtype.itemsize > 1
+        return StoredMask("wide" if wide else "grey", np.array(values).astype(np.uint16 if wide else np.uint8))
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error)[:100] or type(error).__name__
+        raise MaskError(f"mask {path} cannot be read as an array ({reason})", "a .npy file of numpy") from error
+
+
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads the stored values of an index mask as ids.
 
@@ -186,10 +221,16 @@ def colour_mask_error(path: str | os.PathLike[str], stored: StoredMask) -> Colou
     )
 
 
-def write_mask(path: str | os.PathLike[str], ids: np.ndarray, table: ClassTable | None = None) -> None:
+def write_mask(
+    path: str | os.PathLike[str],
+    ids: np.ndarray,
+    table: ClassTable | None = None,
+    *,
+    none: tuple[int, int, int] = (255, 255, 255),
+) -> None:
     """Writes an index PNG, beside its place and then renamed into it.
 
-    8-bit with a palette up to 255 classes (the palette entry of 255, which stands for ignore, is white), else 16-bit
+    8-bit with a palette up to 255 classes (the palette entry of 255, which stands for ignore, is `none`), else 16-bit
     grey, whose ignore id is 65535: all masks of one table get one depth, whatever ids a picture happens to hold.
 
     Args:
@@ -197,6 +238,7 @@ def write_mask(path: str | os.PathLike[str], ids: np.ndarray, table: ClassTable 
         ids: integers or bool (H, W), from 0 to 65535; one above 255 makes 16 bits of any table.
         table: classes, for the palette and the depth; without it the ids decide and the default palette is
             used.
+        none: the colour of 255.
 
     Raises:
         MaskwrightError: the disk is full or the place cannot be written.
@@ -213,7 +255,7 @@ def write_mask(path: str | os.PathLike[str], ids: np.ndarray, table: ClassTable 
         palette = default_palette(256)
         if table is not None:
             palette[:classes] = table.colors
-        palette[IGNORE8] = 255
+        palette[IGNORE8] = none
         image = Image.fromarray(ids.astype(np.uint8))
         image.putpalette(palette.tobytes())  # turns a grey image into a palette image, values untouched
     else:

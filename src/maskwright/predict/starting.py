@@ -1,0 +1,89 @@
+"""A start for an annotation tool: photographs with the model's masks as outlines, to be corrected and brought back."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskwright.data.annotations.writing import OUTLINES, Writer
+from maskwright.data.folders.folder import Dataset
+from maskwright.data.masking.classes import IGNORE8, IGNORE16
+from maskwright.errors import MaskwrightError, unknown
+from maskwright.ops.outlines import without_specks
+from maskwright.predict.model import Bar, Model, read_ahead
+
+SPECK = 1 / 5000
+"""Share of an image below which a region becomes part of what is around it: nobody corrects a hundred specks."""
+
+
+def check_start(out: str | os.PathLike[str] | None, to: str) -> None:
+    """Raises `MaskwrightError` where no start can be written: an unknown format, or one is there, perhaps corrected."""
+    if to not in OUTLINES:
+        raise unknown("format of outlines", to, OUTLINES)
+    if out is None:
+        raise MaskwrightError(f"--to {to} without a folder", "--out DIR", "name one")
+    folder = Path(out) / to
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MaskwrightError(
+            f"{folder} is there already, and may be corrected by now", "a new folder", "choose another --out"
+        )
+
+
+def write_start(out: Path, to: str, model: Model, data: Dataset, names: Sequence[str], progress: Any = None) -> Path:
+    """Writes photographs and the outlines of the model's masks.
+
+    Args:
+        out: the new folder.
+        to: a name of `OUTLINES`.
+        model: what predicts.
+        data: the photographs.
+        names: those that are written, in this order.
+        progress: as for `suggest`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MaskwrightError: the place cannot be written.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{to}-", dir=out.parent))
+    chosen = data.subset(data.index(name) for name in names)
+    try:
+        writer = Writer(work, to, model.classes)
+        with Bar(progress, "outlines", len(chosen)) as show:
+            for done, (name, pixels) in enumerate(read_ahead(chosen), 1):
+                if not isinstance(pixels, str):
+                    size = pixels.shape[0], pixels.shape[1]
+                    ids = without_specks(model.predict(pixels).mask, round(size[0] * size[1] * SPECK))
+                    if len(model.classes) <= IGNORE8:
+                        ids = np.where(ids == IGNORE16, IGNORE8, ids).astype(np.uint8)
+                    writer.add(name, chosen.items[chosen.index(name)].image, ids, size)
+                show(done)
+        writer.close(None)  # no list: nothing is labelled yet
+        work.chmod(0o755)
+        if out.is_dir():
+            out.rmdir()
+        work.replace(out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return out
+
+
+def way_back(start: Path, data: str | os.PathLike[str]) -> str:
+    """The sentence that says how a start is corrected and brought back into the folder of the photographs."""
+    where, photographs = shlex.quote(os.fspath(start)), shlex.quote(os.fspath(data))
+    opened = {
+        "labelme": f"correct them: labelme {where} --labels {shlex.quote(os.fspath(start / 'labels.txt'))}; then",
+        "cvat": f"upload {where} to CVAT (docs/correcting.md), correct, export for images; with the archive as FROM",
+    }.get(start.name, f"correct {where}; then")
+    names = shlex.quote(os.fspath(start / "classes.txt"))
+    return f"{opened} maskwright convert {where} {photographs} --to masks --add --names {names}"
