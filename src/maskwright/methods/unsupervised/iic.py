@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "sobel": False, "batch": 8, "long_side": 480, "scale_min": 0.5, "lr": 0.0,
         "encoder_lr": None, "weight_decay": None, "schedule": "poly", "cell": 4, "displacement": 2, "sub_heads": 3,
-        "steps": 1000,
+        "steps": 700,
     },
     "paper": PAPER,
     "paper_potsdam": PAPER | {

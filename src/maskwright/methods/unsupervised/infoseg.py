@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "local": "decoder", "dim": 128, "batch": 8, "long_side": 480, "scale_min": 0.5, "lr": 0.0,
         "encoder_lr": None, "weight_decay": None, "schedule": "poly", "temperature": 11.3, "balance": 1.0,
-        "steps": 600,
+        "steps": 1000,
     },
     "paper": PAPER,
     "paper_potsdam": PAPER | {"crop": 200, "long_side": 1024, "recipe": "iic_potsdam", "steps": 13_400},
