@@ -10,7 +10,7 @@ against pairs of two. What is predicted is the k of the largest V_k.
 Guessed, because neither the paper's full text nor its authors' code could be had, each an option: which side of a
 negative pair comes from another photograph (`negatives`), whether P gets a gradient through S (`detach`), whether L
 and H have unit length, tau, d, the network (`infoseg_cnn` of `models/networks/plain.py`), the rates. The defaults are
-those that were better on photographs (docs/unsupervised.md).
+the plainest reading; they were not chosen by figures (docs/unsupervised.md).
 
 Deviates: on any backbone; `preset=small` starts from trained weights and reads L from the network's decoder,
 `preset=paper` from nothing, and reads L from block C. `balance` adds an entropy of the mean assignment; it is off in
