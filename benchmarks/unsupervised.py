@@ -46,6 +46,7 @@ class Entry:
         refine: refinement of the predictions; `auto` is the method's own.
         run_of: another row whose runs are judged, with this row's refinement.
         seeds: of the runs.
+        weights: of the backbone.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Entry:
     refine: str = "auto"
     run_of: str = ""
     seeds: tuple[int, ...] = SEEDS
+    weights: str = "package"
 
 
 FIGURES = {"saliency": ("corloc", "f_measure", "iou", "mae")}
@@ -79,6 +81,14 @@ ENTRIES = (
     Entry("camvid-stego-fixed_shifts", "camvid", "stego", settings={"auto_shift": "false"}, refine="none", seeds=(0,)),
     Entry("camvid-kmeans-block4", "camvid", "kmeans", settings=FINE),
     Entry("camvid-stego-block4", "camvid", "stego", settings=FINE, refine="none", seeds=(0,)),
+    Entry("camvid-kmeans-random", "camvid", "kmeans", weights="random", seeds=(0,)),
+    Entry("camvid-iic", "camvid", "iic", seeds=(0,)),
+    Entry("camvid-iic-without_over", "camvid", "iic", settings={"over": "0"}, seeds=(0,)),
+    Entry("camvid-iic-without_displacement", "camvid", "iic", settings={"displacement": "0"}, seeds=(0,)),
+    Entry("camvid-infoseg", "camvid", "infoseg", seeds=(0,)),
+    Entry("camvid-infoseg-unbalanced", "camvid", "infoseg", settings={"balance": "0"}, seeds=(0,)),
+    Entry("camvid-infoseg-detach", "camvid", "infoseg", settings={"detach": "true"}, seeds=(0,)),
+    Entry("camvid-infoseg-classes", "camvid", "infoseg", settings={"negatives": "classes"}, seeds=(0,)),
     Entry("ecssd-otsu", "ecssd_part", "otsu", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-box", "ecssd_part", "box", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-fiedler", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
@@ -119,7 +129,7 @@ def run(entry: Entry, seed: int, folder: Path) -> None:
         out = (folder.parent / f"{entry.run_of}-{seed}" if entry.run_of else folder) / "run"
         model = api.train(
             data, entry.method, out=out, split=entry.train, classes=entry.classes, seed=seed,
-            weights="package", settings=entry.settings, resume=True,
+            weights=entry.weights, settings=entry.settings, resume=True,
         )  # fmt: skip
         if entry.objects:
             masks = folder / "run" / "segments" / "objects"

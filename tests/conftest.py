@@ -60,6 +60,15 @@ def weights_root(data_root: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def golden_root(data_root: Path) -> Path:
+    """The folder of tensors that authors' own code gave, beside the photographs."""
+    root = data_root.parent / "golden"
+    if not root.is_dir():
+        pytest.skip("no golden tensors beside the photographs")
+    return root
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests remember of their files goes into a folder of theirs."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from maskwright.engine.config import configure, describe, flat, nested, option, options, part
+from maskwright.engine.config import configure, describe, fill_from_preset, flat, nested, option, options, part
 from maskwright.engine.records import RunFolder
 from maskwright.errors import MaskwrightError
 
@@ -384,3 +384,36 @@ def test_of_a_run_with_parts_every_option_is_compared(tmp_path):
     begun(tmp_path, flat(config) | {"newer": 1}, nested(config))
     with pytest.raises(MaskwrightError, match="config: newer = 1, not unknown"):
         resumed(tmp_path)
+
+
+@dataclass(kw_only=True)
+class Inner:
+    side: int = option(None, "side (preset)", low=1)
+    shape: str = option("square", "of it")
+
+
+@dataclass(kw_only=True)
+class Outer:
+    inner: Inner = part(Inner)
+
+
+@dataclass(kw_only=True)
+class WithPreset:
+    preset: str = option("small", "sets the others")
+    outer: Outer = part(Outer)
+    rate: float = option(None, "learning rate (preset)", low=0)
+
+    def __post_init__(self) -> None:
+        presets = {"small": {"side": 3, "rate": 0.1, "shape": "round"}, "large": {"side": 9, "rate": 0.2}}
+        fill_from_preset(self, presets[self.preset])
+
+
+def test_a_preset_fills_what_has_no_value_however_deep_and_what_is_given_wins():
+    small = configure(WithPreset, {})
+    assert (small.outer.inner.side, small.rate, small.outer.inner.shape) == (3, 0.1, "square")
+    mixed = configure(WithPreset, {"preset": "large", "side": 5})
+    assert (mixed.outer.inner.side, mixed.rate) == (5, 0.2)
+    assert configure(WithPreset, nested(mixed)) == mixed
+    assert Inner().side is None and WithPreset().outer.inner.side == 3
+    with pytest.raises(MaskwrightError, match="at least 1"):
+        configure(WithPreset, {"side": 0})

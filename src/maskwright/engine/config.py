@@ -315,6 +315,24 @@ def _check_parts(config: Any, before: str) -> None:
         raise MaskwrightError(f"{before[:-1]}: {error.found}", error.expected, error.repair) from error
 
 
+def fill_from_preset(config: Any, preset: Mapping[str, Any]) -> None:
+    """Gives options that have no value (None) those of a preset; for a configuration's `__post_init__`.
+
+    Args:
+        config: a configuration, or a part's; changed in place, its parts replaced.
+        preset: values by flat names.
+    """
+    for o in options(type(config)):
+        if o.flat not in preset or o.of(config) is not None:
+            continue
+        *inside, _ = o.path
+        value = preset[o.flat]
+        for depth in range(len(inside), 0, -1):
+            holder = functools.reduce(getattr, o.path[:depth], config)
+            value = dataclasses.replace(holder, **{o.path[depth]: value})
+        setattr(config, o.path[0], value)
+
+
 def describe(config_class: type) -> list[dict[str, Any]]:
     """The options of a configuration class as plain records.
 

@@ -16,6 +16,8 @@ TABLE = {
     "deep_spectral": "maskwright.methods.unsupervised.deep_spectral:DeepSpectral",
     "stego": "maskwright.methods.unsupervised.stego:Stego",
     "primaps": "maskwright.methods.unsupervised.primaps:Primaps",
+    "iic": "maskwright.methods.unsupervised.iic:IIC",
+    "infoseg": "maskwright.methods.unsupervised.infoseg:InfoSeg",
     "pass": "maskwright.methods.unsupervised.pass_.method:Pass",
     "cam": "maskwright.methods.weak.cam:Cam",
     "grad_cam": "maskwright.methods.weak.cam:GradCam",

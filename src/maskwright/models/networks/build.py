@@ -36,6 +36,7 @@ from maskwright.models.networks.deeplab import LargeFOV, SummedASPP, VGGEncoder
 from maskwright.models.networks.hrnet import HRNetDecoder, HRNetEncoder
 from maskwright.models.networks.network import Network
 from maskwright.models.networks.ocr import OCRAux, OCRDecoder
+from maskwright.models.networks.plain import BLOCKS, PlainEncoder
 from maskwright.models.networks.vit_head_keys import load_official_head
 from maskwright.models.networks.vit_heads import LastMap, vit_head
 from maskwright.models.parts.encoder import BackboneEncoder
@@ -317,6 +318,18 @@ def _ddrnet(variant: str) -> Callable[..., Network]:
     return build
 
 
+def _plain(name: str) -> Callable[..., Network]:
+    def build(backbone: Backbone | None, classes: int, weights: str | None, *, channels: int = 3) -> Network:
+        if weights is not None:
+            raise MaskwrightError(f"official weights for {name}", "a network that has official checkpoints")
+        encoder = PlainEncoder(BLOCKS[name], channels)
+        width = encoder.widths[-1]
+        classifier = LinearClassifier(width, classes)
+        return Network(encoder, LastMap(width), classifier, width=width, provenance=_own_provenance(name))
+
+    return build
+
+
 def _vit(name: str) -> Callable[..., Network]:
     """A builder for a head of `vit_heads`."""
 
@@ -472,6 +485,24 @@ NETWORKS: dict[str, Entry] = {
     "ddrnet23_slim": Entry("DDRNet-23-slim", *_DDR, "own", _ddrnet("ddrnet23_slim"), "ours", "8"),
     "ddrnet23": Entry("DDRNet-23", *_DDR, "own", _ddrnet("ddrnet23"), "ours", "8"),
     "ddrnet39": Entry("DDRNet-39", *_DDR, "own", _ddrnet("ddrnet39"), "ours", "8"),
+    "iic10a": Entry(
+        "SegmentationNet10a",
+        "Ji et al., ICCV 2019",
+        "https://arxiv.org/abs/1807.06653",
+        "own",
+        _plain("iic10a"),
+        "ours",
+        "2",
+    ),
+    "infoseg_cnn": Entry(
+        "InfoSeg's blocks A to D",
+        "Harb & Knöbelreiter, GCPR 2021",
+        "https://arxiv.org/abs/2110.03477",
+        "own",
+        _plain("infoseg_cnn"),
+        "ours",
+        "8",
+    ),
     "segmenter_linear": Entry(
         "Segmenter, linear", *_SEGMENTER, "vit", _vit("segmenter_linear"), "ours, encoder timm", "patch"
     ),

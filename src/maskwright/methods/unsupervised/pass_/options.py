@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from maskwright.engine.config import option, options, part
+from maskwright.engine.config import fill_from_preset, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import MAX_SIDE
 
@@ -169,13 +169,7 @@ class PassConfig:
     precision: str = option("auto", "bf16 where the processor has it, or fp32", choices=("auto", "bf16", "fp32"))
 
     def __post_init__(self) -> None:
-        preset = PRESETS.get(self.preset, {})
-        for o in options(type(self)):
-            if o.flat not in preset or o.of(self) is not None:
-                continue
-            field, *inside = o.path
-            value = replace(getattr(self, field), **{inside[0]: preset[o.flat]}) if inside else preset[o.flat]
-            setattr(self, field, value)
+        fill_from_preset(self, PRESETS.get(self.preset, {}))
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
