@@ -61,7 +61,8 @@ def train(
         classes: number of classes or clusters; by default that of the class table.
         names: class names, above those of `classes.txt`: with commas between, a file with one a line, or a sequence.
         backbone: a timm name or one of the short names; `auto` takes the best that can be had.
-        weights: a local checkpoint for it; `package` for those of the `offline` extra, `random` for none.
+        weights: a local checkpoint for it; `package` for those of the `offline` extra, `random` for none; or a run or
+            its `model.safetensors` to go on from: its backbone, and what the network has alike, classes joined by name.
         steps: optimiser steps of the main training stage.
         seed: every random draw is a function of it.
         device: `auto`, `cpu` or `cuda`.
@@ -82,12 +83,13 @@ def train(
     """
     from maskwright.data.masking.classes import given_names
     from maskwright.engine.ahead import read_ahead
-    from maskwright.engine.config import configure
+    from maskwright.engine.config import configure, options
     from maskwright.engine.inputs import inputs_as_written, named_inputs
     from maskwright.engine.opening import open_run
     from maskwright.engine.progress import Progress
     from maskwright.engine.request import RunRequest
     from maskwright.engine.run import run_method
+    from maskwright.engine.start import own_model, own_network
     from maskwright.engine.streams import SOURCE, open_sources, sources_as_written
     from maskwright.methods import choose_method, find_method
 
@@ -103,7 +105,11 @@ def train(
         method, reason = choose_method(images.labels_present(), len(images), SOURCE in sources)
         bar.say(f"method: {reason}")
     cls = find_method(method)
-    config = configure(cls.Config, {**(settings or {}), **more})
+    own = own_model(weights)
+    network = own_network(own) if own is not None else {}
+    known = {o.name for o in options(cls.Config) if o.used}
+    taken = {name: value for name, value in network.items() if name in known}
+    config = configure(cls.Config, {**taken, **(settings or {}), **more})
     if reason and SOURCE not in cls.streams_taken(config):
         sources.pop(SOURCE, None)  # the reason says so
     request = RunRequest(

@@ -52,7 +52,9 @@ def train(
         str | None, typer.Option(help="Class names: with commas between, or a file with one a line.")
     ] = None,
     backbone: Annotated[str, typer.Option(help="A timm name or a short name, or auto.")] = "auto",
-    weights: Annotated[str | None, typer.Option(help="A local checkpoint, or package, or random.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A run of yours to go on from, a checkpoint, package or random.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of the main training stage.")] = None,
     seed: Annotated[int, typer.Option(help="Every random draw is a function of it.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

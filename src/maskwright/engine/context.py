@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
     from maskwright.data.masking.classes import ClassTable
     from maskwright.engine.inputs import Input
+    from maskwright.engine.start import Start
     from maskwright.models.backbones.build import Backbone
     from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.preprocess import Preprocess
@@ -56,6 +57,7 @@ class Context:
         sources: the data sets beside the run's own, by the names that `--source` gave; what the method's contract does
             not let it read of their labels is hidden.
         inputs: second networks and proposals, by the names that `--input` gave; `input` gives the thing itself.
+        start: the model that the run goes on from, where `--weights` gave one; it is the input `weights` too.
         progress: how work shows itself.
         notes: sentences for the report.
         workers: threads that read ahead while a stage trains; None: as `engine.ahead.read_ahead` says.
@@ -71,6 +73,7 @@ class Context:
     backbone: Backbone
     sources: Mapping[str, Dataset] = field(default_factory=dict)
     inputs: Mapping[str, Input] = field(default_factory=dict)
+    start: Start | None = None
     progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
     workers: int | None = None

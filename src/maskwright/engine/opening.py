@@ -28,10 +28,11 @@ from maskwright.engine.records import (
     versions,
 )
 from maskwright.engine.seeding import derive
+from maskwright.engine.start import WEIGHTS, Start, open_start, start_backbone
 from maskwright.engine.streams import apart, prepare_source, understood_source
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.scores import hash_names
-from maskwright.models.backbones.build import build_backbone, default_backbone
+from maskwright.models.backbones.build import architecture_of, build_backbone, default_backbone
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
@@ -57,9 +58,12 @@ def open_run(request: RunRequest) -> Context:
     fabric = make_fabric(request.device)
     bar.quiet = bar.quiet or fabric.global_rank > 0
     inputs = open_inputs(cls.inputs_taken(config), request.inputs, request.seed)
+    start = open_start(request.weights, cls.classes_from == "labels", request.seed)
+    if start is not None:
+        inputs = {**inputs, WEIGHTS: start.input}
     unused = cls.backbone_unused(config)
     backbone, why_backbone = find_backbone(
-        request.backbone_name, request.weights, bar, request.seed, cls.backbones, unused
+        request.backbone_name, request.weights, bar, request.seed, cls.backbones, unused, start, cls.name
     )
     cls.check_backbone(backbone)
     reads = cls.reads_masks(config)
@@ -118,6 +122,7 @@ def open_run(request: RunRequest) -> Context:
         backbone=backbone,
         sources=sources,
         inputs=inputs,
+        start=start,
         progress=bar,
         notes=list(run.record.get("notes", [])),
     )
@@ -206,7 +211,14 @@ def _readable(request: RunRequest) -> Dataset:
 
 
 def find_backbone(
-    name: str, weights: str | Path | None, bar: Progress, seed: int, kind: str = "any", unused: str = ""
+    name: str,
+    weights: str | Path | None,
+    bar: Progress,
+    seed: int,
+    kind: str = "any",
+    unused: str = "",
+    start: Start | None = None,
+    method: str = "",
 ) -> tuple[Backbone, str]:
     """The network that sees, and why it is this one.
 
@@ -217,12 +229,17 @@ def find_backbone(
         seed: of random weights.
         kind: `any`, or `vit` where only a vision transformer will do.
         unused: why its weights are left aside, which is said instead; empty where they are not.
+        start: the model that `weights` name, where they name one.
+        method: name of the run's method.
 
     Raises:
-        MaskwrightError: no such network, or no weights for it.
+        MaskwrightError: no such network, or no weights for it; another one than the model stands on.
     """
     torch.manual_seed(derive(seed, "backbone"))  # for weights="random"
-    if name == "auto" and weights is None:
+    if start is not None and not (unused and start.backbone is None):
+        architecture = name if name == "auto" else architecture_of(name)
+        backbone, why = start_backbone(start, name, architecture, kind == "vit", method)
+    elif name == "auto" and (weights is None or start is not None):
         backbone, why = default_backbone(kind=kind)
     elif name == "auto":
         usual = "dinov2_small" if kind == "vit" else "tf_efficientnet_lite0"

@@ -34,7 +34,7 @@ class RunRequest:
         classes: number of classes or clusters; None: that of the class table.
         names: class names, above any class table; None: those of the tables.
         backbone: a timm name or one of the short names; `auto` takes the best that can be had.
-        weights: a local checkpoint for it; `package`, or `random` for none.
+        weights: a local checkpoint for it; a run or bundle of ours to go on from; `package`, or `random` for none.
         steps: optimiser steps of the main training stage; None: the method's own number.
         seed: every random draw is a function of it.
         device: `auto`, `cpu` or `cuda`.

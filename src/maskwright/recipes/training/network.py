@@ -21,12 +21,28 @@ if TYPE_CHECKING:
     from maskwright.engine.context import Context
 
 
-def make_network(context: Context, config: CropConfig) -> Network:
-    """The configured network on the run's backbone, with an untrained head."""
-    c = config.network
-    return build_network(
+def make_network(context: Context, config: CropConfig, *, second: bool = False) -> Network:
+    """The configured network on the run's backbone, with an untrained head, or that of the model that it starts from.
+
+    Args:
+        context: of the run.
+        config: options.
+        second: it learns beside another and must differ from it, so it takes no head from a model.
+
+    Raises:
+        MaskwrightError: as `build_network`, or weights of the network and a model to start from.
+    """
+    c, start = config.network, context.start
+    if c.weights and start is not None:
+        raise MaskwrightError(
+            f"--weights {start.place} and --set network.weights={c.weights}", "one of the two", "leave one out"
+        )
+    network = build_network(
         c.name, context.backbone, context.classes, options=network_options(c.options), weights=c.weights or None
     )
+    if start is not None and not second:
+        context.note(start.into(network, context.table))
+    return network
 
 
 def network_options(text: str) -> dict[str, Any]:
