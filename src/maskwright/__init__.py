@@ -24,11 +24,11 @@ from maskwright.methods import METHODS
 # Python binds a package in its parent when it is first imported. Done here, before the function of that name is bound,
 # it does not happen later, when somebody imports one of its modules.
 importlib.import_module("maskwright.evaluate")
-from maskwright.api import evaluate, load, open_folder, suggest, train  # noqa: E402
+from maskwright.api import evaluate, finish, load, open_folder, suggest, train  # noqa: E402
 
 __version__ = "0.1.0"
 
-__all__ = ["METHODS", "MaskwrightError", "evaluate", "load", "open_folder", "suggest", "train"]
+__all__ = ["METHODS", "MaskwrightError", "evaluate", "finish", "load", "open_folder", "suggest", "train"]
 
 
 def _place_for_compiled_code() -> None:

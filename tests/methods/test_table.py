@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from maskwright.errors import MaskwrightError
-from maskwright.methods import METHODS, PREFERENCES, TABLE, choose_method
+from maskwright.methods import METHODS, TABLE
+from maskwright.methods.choosing import PREFERENCES, choose, choose_method
 
 
 def chosen(images: int, source: bool = False, **labels: int) -> tuple[str, str]:

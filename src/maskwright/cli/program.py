@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import maskwright
-from maskwright.cli import demo, doctor, evaluate, methods, predict, train
+from maskwright.cli import demo, doctor, evaluate, finish, methods, predict, train
 from maskwright.errors import MaskwrightError, ask_to_stop, forget_stop, shown
 
 app = typer.Typer(
@@ -23,8 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    doctor.doctor, methods.methods, train.train, predict.predict, predict.suggest, evaluate.evaluate, evaluate.probe,
-    demo.demo,
+    doctor.doctor, methods.methods, train.train, finish.finish, predict.predict, predict.suggest, evaluate.evaluate,
+    evaluate.probe, demo.demo,
 ):  # fmt: skip
     app.command()(verb)
 
@@ -35,6 +35,7 @@ whatever labels there are.
   maskwright doctor photos                            labels, and what is wrong
   maskwright methods                                  what can be trained
   maskwright train photos --out RUN                   masks, a model and a report
+  maskwright finish RUN                               the model of a stopped run
   maskwright predict RUN more --out masks             masks of other photographs
   maskwright evaluate masks truth                     how good masks are
   maskwright suggest RUN photos --count 9 --out next  what to label next

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,15 @@ from maskwright.engine import seeding
 from maskwright.engine.cache import FeatureCache, FeatureStore
 from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.distributed import barrier, rank, share, world_size
+from maskwright.engine.forecast import Forecast, Pace
 from maskwright.engine.ledgers import TARGET, Ledgers
-from maskwright.engine.loop import CHECKPOINT, Training, fit
+from maskwright.engine.loop import CHECKPOINT, Training, fit, time_steps
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
 from maskwright.models.parts.table import check_modules
 
+AS_IT_STANDS = "As it stands"
+"""How the note of a run begins whose model was made before its last step."""
 FEATURES = ".features"
 """Folder of a run for features that the cache could not take; gone when the run is finished."""
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from maskwright.data.folders.folder import Dataset
     from maskwright.data.masking.classes import ClassTable
+    from maskwright.engine.contract import Stage
     from maskwright.engine.inputs import Input
     from maskwright.engine.start import Start
     from maskwright.models.backbones.build import Backbone
@@ -39,6 +44,10 @@ if TYPE_CHECKING:
     from maskwright.models.segmenter import Segmenter
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class Timed(Exception):
+    """A stage's first steps are timed; it is not trained."""
 
 
 @dataclass
@@ -61,6 +70,15 @@ class Context:
         progress: how work shows itself.
         notes: sentences for the report.
         workers: threads that read ahead while a stage trains; None: as `engine.ahead.read_ahead` says.
+        minutes: the time that the run may take, where its steps are still to be fitted into it.
+        most_steps: more are of no use in that time; None: as many as fit.
+        as_it_stands: no step is made any more; the model is made of what the last checkpoint holds.
+        clock: seconds, for forecasts.
+        began: when the run was opened, on that clock.
+        later: the stages behind the one that runs.
+        config: options of the method, for what makes a run shorter.
+        reached: steps that training stages have made, by name.
+        pace: where steps are only timed, what times them.
     """
 
     data: Dataset
@@ -77,6 +95,15 @@ class Context:
     progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
     workers: int | None = None
+    minutes: float | None = None
+    most_steps: int | None = None
+    as_it_stands: bool = False
+    clock: Callable[[], float] = time.monotonic
+    began: float = 0.0
+    later: Sequence[Stage] = ()
+    config: Any = None
+    reached: dict[str, int] = field(default_factory=dict)
+    pace: Pace | None = None
 
     @property
     def streams(self) -> dict[str, Dataset]:
@@ -193,10 +220,17 @@ class Context:
 
         Raises:
             MaskwrightError: before the first step, for a part that a saved model could not be loaded with again.
+            Timed: instead of training, where the pace alone is asked for.
         """
         check_modules(training.modules.values())
+        if self.pace is not None:
+            time_steps(
+                training, name=name, seed=self.seed, fabric=self.fabric, enough=self.pace.enough, workers=self.workers
+            )
+            raise Timed
         training.extra = {**training.extra, "ledger": self.ledgers}
-        fit(
+        forecast = Forecast(name, steps, self.progress.say, self.later, self.config, self.clock)
+        self.reached[name] = fit(
             training,
             name=name,
             steps=steps,
@@ -205,6 +239,8 @@ class Context:
             run=self.run,
             folder=folder,
             progress=self.progress,
+            as_it_stands=self.as_it_stands,
+            after=forecast.after,
             **({"workers": self.workers} | options),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from maskwright.data.trust.identity import LabelIdentity, label_identity
 from maskwright.engine.cache import FeatureCache
 from maskwright.engine.classes import class_table, known_table
 from maskwright.engine.config import configure, flat, nested
-from maskwright.engine.context import Context
+from maskwright.engine.context import AS_IT_STANDS, Context
 from maskwright.engine.devices import make_fabric
 from maskwright.engine.inputs import open_inputs
 from maskwright.engine.ledgers import TARGET, Ledgers
+from maskwright.engine.length import Length
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import (
     RUNNING,
@@ -51,6 +53,7 @@ def open_run(request: RunRequest) -> Context:
         MaskwrightError: as `RunRequest.check`, `understand`, `class_table`, `open_inputs`, `find_backbone` and
             `RunFolder.start`.
     """
+    began = time.monotonic()
     request.check()
     cls, config, bar = request.method, request.config, request.progress
     RunFolder.check(request.folder, resume=request.resume)
@@ -80,6 +83,7 @@ def open_run(request: RunRequest) -> Context:
         "options": nested(config),
         "seed": request.seed,
         "steps": request.steps,
+        "minutes": None if request.minutes is None else {"asked": request.minutes},
         "classes_asked": len(table.names),
         "names": None if request.names is None else list(request.names),
         "split": request.split,
@@ -108,6 +112,7 @@ def open_run(request: RunRequest) -> Context:
     run = RunFolder.start(
         request.folder, record, resume=request.resume, writes=fabric.is_global_zero, labels=labels,
         defaults=flat(configure(cls.Config, {})),
+        length=Length(cls.own_steps(config, len(images)), cls.fixed_length(config)),
     )  # fmt: skip
     if run.earlier:
         bar.say(run.earlier)
@@ -115,7 +120,7 @@ def open_run(request: RunRequest) -> Context:
         data=images,
         table=table,
         seed=request.seed,
-        steps=request.steps,
+        steps=run.record["steps"],
         fabric=fabric,
         run=run,
         cache=FeatureCache(),
@@ -124,8 +129,15 @@ def open_run(request: RunRequest) -> Context:
         inputs=inputs,
         start=start,
         progress=bar,
-        notes=list(run.record.get("notes", [])),
+        notes=[note for note in run.record.get("notes", []) if not note.startswith(AS_IT_STANDS)],
+        minutes=request.minutes if run.record["steps"] is None else None,
+        most_steps=request.most_steps,
+        as_it_stands=request.as_it_stands,
+        began=began,
+        config=config,
     )
+    if request.minutes is not None and run.record["steps"] is not None:
+        bar.say(f"--minutes: this run has {run.record['steps']} steps since its start; --steps lengthens it")
     told = [digest and labels_note(images, request.labeled, digest), request.reason and f"Method: {request.reason}."]
     of_sources = [sentence for name, data in sources.items() for sentence in _told(name, data, request)]
     chosen = (f"Backbone: {why_backbone}.", f"Classes: {why_classes}.")

@@ -65,7 +65,7 @@ def own_model(weights: str | Path | None) -> Path | None:
 
 
 def own_network(path: Path) -> dict[str, Any]:
-    """The network that the run beside a model trained, as settings by their whole names; empty where that is unknown."""
+    """The network that the run beside a model trained, as settings by their whole names; empty where unknown."""
     part = (record_of(path.parent).get("options") or {}).get("network")
     if not isinstance(part, Mapping):
         return {}
@@ -131,7 +131,9 @@ class Start:
             One line that says what was taken, joined by name, and is new.
         """
         old = self.segmenter
-        rows = rows_by_name(table.names, self.names) if self.named else [None] * len(table)
+        rows: list[int | None] = [None] * len(table)
+        if self.named:
+            rows = rows_by_name(table.names, self.names)
         told = []
         if take_part(network.encoder, old.encoder, rows):
             network.provenance = self.provenance

@@ -222,8 +222,8 @@ class SmpEncoder(_SmpPart):
     def _names_in(self, source: Mapping[str, Tensor]) -> dict[str, str]:
         """What the backbone calls each tensor of the encoder.
 
-        Networks of features only flatten the first containers in some families, layers.0 is layers_0, and wrap the whole
-        network in others.
+        Networks of features only flatten the first containers in some families, layers.0 is layers_0, and wrap the
+        whole network in others.
         """
         flat = {re.sub(r"^([^.]+)\.([^.]+)\.", r"\1_\2.", name): name for name in source}
         found = {}

@@ -51,7 +51,17 @@ class CropMethod(Method):
 
     def stages(self) -> list[Stage]:
         """One: train."""
-        return [Stage("train", "train", self.train, self.says)]
+        return [Stage("train", "train", self.train, self.says, self.steps)]
+
+    @classmethod
+    def own_steps(cls, config: Any, images: int) -> int:
+        """The option `steps`."""
+        return int(config.steps)
+
+    @property
+    def steps(self) -> int:
+        """Of the training."""
+        return int(self.context.steps or self.config.steps)
 
     def training(self, steps: int) -> CropTraining:
         """The training of so many steps."""
@@ -59,7 +69,7 @@ class CropMethod(Method):
 
     def train(self, folder: Path) -> None:
         """Trains; the artefact is the checkpoint of the last step."""
-        steps = self.context.steps or self.config.steps
+        steps = self.steps
         training = self.training(steps)
         o, decoder = training.config.optimizer, type(training.network.decoder).__name__
         self.context.note(f"Decoder {decoder}, {o.name} at {o.lr:g}, encoder at {o.encoder_lr:g} of it.")
