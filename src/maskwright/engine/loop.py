@@ -170,7 +170,7 @@ def fit(
     Raises:
         MaskwrightError: when the loss is not a finite number, or a checkpoint is damaged or of another stage.
     """
-    checkpoint_every = checkpoint_every or min(1000, max(50, steps // 10))
+    checkpoint_every = checkpoint_every or every(steps)
     log_every = log_every or max(1, steps // 200)
     path = folder / CHECKPOINT
     base_rates = {n: [g["lr"] for g in o.param_groups] for n, o in training.optimizers.items()}
@@ -256,6 +256,11 @@ def time_steps(
             float(terms["loss"].detach())  # a GPU has then done what it was asked
             if enough(step + 1):
                 return
+
+
+def every(steps: int) -> int:
+    """Steps between the checkpoints of a stage of so many: a tenth, at least 50 and at most 1000."""
+    return min(1000, max(50, steps // 10))
 
 
 def _must_be_finite(loss: float, name: str, step: int) -> None:

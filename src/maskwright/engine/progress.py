@@ -19,7 +19,7 @@ SEEN = 5.0
 
 def duration(seconds: float) -> str:
     """A length of time as people say it: 45 s, 17 min, 1 h 40 min."""
-    if seconds < 90:
+    if seconds < 120:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

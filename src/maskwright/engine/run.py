@@ -100,6 +100,7 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
     run = context.run
     if not context.as_it_stands:
         run.record.pop("as_it_stands", None)
+        run.record["notes"] = context.notes
     run_stages(method, context)
     segmenter = method.segmenter()
     run.save(provenance=segmenter.provenance.to_json())

@@ -72,8 +72,8 @@ def run_stages(method: Method, context: Context) -> None:
             "seconds": round(watch.seconds, 3),
         }
         if stage.steps:
-            record["steps"] = context.reached.get(stage.name, stage.steps)
-            must_have_begun(context, stage, record["steps"])
+            record["steps"] = made = context.reached.get(stage.name, stage.steps)
+            must_have_begun(context, stage, made)
         _save_ledger(context)
         if run.writes:
             write_record(folder / DONE, record)
