@@ -53,8 +53,10 @@ def test_a_resumed_stage_is_foretold_from_where_it_stands():
 
 def test_later_trainings_are_counted_and_other_stages_named():
     stages = (
-        Stage("label", "label", print, ""), Stage("first", "train", print, "", 500), Stage("retrain", "train", print, "", 1000),
-    )  # fmt: skip
+        Stage("label", "label", print, ""),
+        Stage("first", "train", print, "", 500),
+        Stage("retrain", "train", print, "", 1000),
+    )
     ((_, line),) = told([2.0] * 9, 504, later=stages)
     assert "about 17 min for the 500 steps that are left" in line
     assert "with the later trainings (first 500, retrain 1000), if they are as fast, 67 min" in line

@@ -1,4 +1,4 @@
-"""Runs that are lengthened, finished as they stand, interrupted, or fitted into minutes. Each printed command is run."""
+"""Runs that are lengthened, finished as they stand, interrupted, or fitted into minutes; printed commands are run."""
 
 from __future__ import annotations
 
@@ -242,8 +242,9 @@ def test_ctrl_c_says_what_is_kept_and_both_commands_hold(data, tmp_path, stop, o
     """KeyboardInterrupt in the middle of a step; the folder's name needs quoting."""
     run = tmp_path / "a run"
     start = shlex.join(
-        ["maskwright", "train", str(data), "--method", "supervised", "--out", str(run), "--steps", "6", "--device", "cpu",
-         "--backbone", "mobilenetv3_small_050", "--weights", "random", "--set", "crop=32", "--set", "batch=2"]
+        ["maskwright", "train", str(data), "--method", "supervised", "--out", str(run), "--steps", "6",
+         "--device", "cpu", "--backbone", "mobilenetv3_small_050", "--weights", "random", "--set", "crop=32",
+         "--set", "batch=2"]
     )  # fmt: skip
     stop("train", 5, KeyboardInterrupt())
     assert command_line(monkeypatch, start) == 2

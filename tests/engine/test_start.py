@@ -87,7 +87,8 @@ def test_the_same_classes_take_every_tensor(tmp_path):
     assert mine.keys() == file.keys()
     assert all(torch.equal(mine[k], file[k]) for k in file)
     assert told(context) == (
-        f"Weights of {model.parent} (supervised): encoder taken; decoder taken; classifier: 3 of 3 classes joined by name."
+        f"Weights of {model.parent} (supervised): encoder taken; decoder taken; "
+        "classifier: 3 of 3 classes joined by name."
     )
     assert network.provenance.mean == (0.5, 0.4, 0.3), "the input is normalised as the model's was"
 
@@ -219,7 +220,7 @@ def test_another_backbone_and_no_model_are_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MaskwrightError, match=r"is a folder without a model\.safetensors"):
         opened(tmp_path, tmp_path / "empty", OLD)
-    with pytest.raises(MaskwrightError, match="a model on the convolutional .*, and toco"):
+    with pytest.raises(MaskwrightError, match=r"a model on the convolutional .*, and toco"):
         opened(tmp_path, model, OLD, "toco")
 
 

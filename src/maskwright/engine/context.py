@@ -77,7 +77,7 @@ class Context:
         began: when the run was opened, on that clock.
         later: the stages behind the one that runs.
         config: options of the method, for what makes a run shorter.
-        reached: steps that training stages have made, by name.
+        reached: steps that training stages have made, and their steps in all, by name.
         pace: where steps are only timed, what times them.
     """
 
@@ -102,7 +102,7 @@ class Context:
     began: float = 0.0
     later: Sequence[Stage] = ()
     config: Any = None
-    reached: dict[str, int] = field(default_factory=dict)
+    reached: dict[str, tuple[int, int]] = field(default_factory=dict)
     pace: Pace | None = None
 
     @property
@@ -230,7 +230,7 @@ class Context:
             raise Timed
         training.extra = {**training.extra, "ledger": self.ledgers}
         forecast = Forecast(name, steps, self.progress.say, self.later, self.config, self.clock)
-        self.reached[name] = fit(
+        made = fit(
             training,
             name=name,
             steps=steps,
@@ -243,6 +243,7 @@ class Context:
             after=forecast.after,
             **({"workers": self.workers} | options),
         )
+        self.reached[name] = made, steps
 
     def note(self, sentence: str) -> None:
         """Says a sentence, and adds it to the report, once."""

@@ -87,11 +87,11 @@ def reopen(context: Context, stages: Sequence[Stage], done: dict[str, dict[str, 
         return
     for place, stage in enumerate(stages):
         record = done[stage.name]
-        if record is None or not stage.steps:
+        if record is None:
             continue
         # Records of before do not tell: they are of the steps that the run was begun with.
-        made = record.get("steps", lengthened[0]["from"] if lengthened else stage.steps)
-        if made >= stage.steps:
+        wanted = stage.steps or record.get("of", 0)
+        if record.get("steps", lengthened[0]["from"] if lengthened else wanted) >= wanted:
             continue
         barrier()
         for later in stages[place + 1 :]:
@@ -103,7 +103,7 @@ def reopen(context: Context, stages: Sequence[Stage], done: dict[str, dict[str, 
         return
 
 
-def must_have_begun(context: Context, stage: Stage, made: int) -> None:
+def must_have_begun(context: Context, stage: str, made: int, steps: int) -> None:
     """Says at which step a training ended that was finished as it stood.
 
     Raises:
@@ -111,14 +111,13 @@ def must_have_begun(context: Context, stage: Stage, made: int) -> None:
     """
     if made < 1:
         raise MaskwrightError(
-            f"{context.run.path} was stopped before stage {stage.name} saved anything, and that is what its model is "
-            "made of",
+            f"{context.run.path} was stopped before stage {stage} saved anything, and its model stands on that",
             "a checkpoint of it",
             f"go on with: {going_on(context.run.path)}",
         )
-    if made < stage.steps:
-        context.run.save(as_it_stands={"stage": stage.name, "step": made, "of": stage.steps})
-        context.note(f"{AS_IT_STANDS}: stage {stage.name} ended at step {made} of {stage.steps}.")
+    if made < steps:
+        context.run.save(as_it_stands={"stage": stage, "step": made, "of": steps})
+        context.note(f"{AS_IT_STANDS}: stage {stage} ended at step {made} of {steps}.")
 
 
 def going_on(path: Path) -> str:

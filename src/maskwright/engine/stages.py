@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from maskwright.engine.contract import Method
 
 DONE = "stage.json"
-SHAPE = {"name": str, "kind": str, "says": str, "seconds": float, "steps?": int}
+SHAPE = {"name": str, "kind": str, "says": str, "seconds": float, "steps?": int, "of?": int}
 
 
 def run_stages(method: Method, context: Context) -> None:
@@ -65,15 +65,15 @@ def run_stages(method: Method, context: Context) -> None:
                 raise _too_large(stage.name, method.config) from error
             raise
         _join_ledgers(context)
-        record = {
+        record: dict[str, Any] = {
             "name": stage.name,
             "kind": stage.kind,
             "says": stage.says,
             "seconds": round(watch.seconds, 3),
         }
-        if stage.steps:
-            record["steps"] = made = context.reached.get(stage.name, stage.steps)
-            must_have_begun(context, stage, made)
+        if stage.name in context.reached:
+            record["steps"], record["of"] = context.reached[stage.name]
+            must_have_begun(context, stage.name, record["steps"], record["of"])
         _save_ledger(context)
         if run.writes:
             write_record(folder / DONE, record)
