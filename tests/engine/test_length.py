@@ -332,3 +332,30 @@ def test_minutes_that_cannot_be(data, tmp_path):
     with pytest.raises(MaskwrightError, match="--minutes 0"):
         supervised(data, tmp_path / "run", minutes=0)
     assert not (tmp_path / "run").exists()
+
+
+def test_of_trainings_in_a_row_the_last_decides(data, tmp_path, stop, often, monkeypatch, capfd):
+    """Stopped in the first of two: no command that would fail is printed; in the second: it can be finished."""
+    run = tmp_path / "run"
+    small = {**SMALL, "plus": False, "teacher_share": 0.5, "norm_images": 1}
+    given: dict[str, Any] = {"method": "st_plus_plus", "settings": small, "steps": 8, "labeled": "train"}
+    stop("teacher", 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        supervised(data, run, progress=Progress(), **given)
+    said = capfd.readouterr().err
+    assert "kept: step 2 of 4 in stage teacher" in said and "go on: " in said and "maskwright finish" not in said
+    with pytest.raises(MaskwrightError, match="was stopped before stage retrain saved anything"):
+        mw.finish(run, report=False, progress=Progress(quiet=True))
+    assert not (run / "teacher" / "stage.json").exists(), "nothing was changed"
+    stop("retrain", 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        supervised(data, run, progress=Progress(), resume=True, **given)
+    (command,) = [line for line in capfd.readouterr().err.splitlines() if "maskwright finish" in line]
+    stop("retrain", 3, None)
+    assert command_line(monkeypatch, command.partition(": ")[2]) == 0
+    assert record_of(run)["as_it_stands"] == {"stage": "retrain", "step": 2, "of": 4}
+    with pytest.raises(MaskwrightError, match="cannot be lengthened to 9: its trainings follow") as raised:
+        supervised(data, run, resume=True, **(given | {"steps": 9}))
+    anew = raised.value.repair.partition(" trains anew")[0].replace("NEW", str(tmp_path / "new"))
+    command_line(monkeypatch, anew.replace("--steps 9", "--steps 2"))
+    assert record_of(tmp_path / "new")["status"] == "finished"

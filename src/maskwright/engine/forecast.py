@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,9 @@ MOST_SIZES = 4
 
 
 def sizes(config: Any) -> str:
-    """The options that make a run shorter, with their values: "crops.size=256, crops.batch=4"."""
+    """The options that make a run shorter, with their values: "crops.size=256, crops.batch=4"; empty without any."""
+    if not is_dataclass(config):
+        return ""
     found = [o for o in options(type(config)) if o.used and SIZES.search(o.path[-1])]
     found.sort(key=lambda o: not o.main)
     given = [f"{o.name}={_written(o.of(config))}" for o in found if o.of(config)]
@@ -102,7 +104,7 @@ class Forecast:
         others = [s.name for s in self.later if s not in trainings]
         told += f"; not counted: {', '.join(others)}" if others else ""
         told += f"; done about {until:%H:%M}."
-        less = sizes(self.config) if self.config is not None else ""
+        less = sizes(self.config)
         shorter = f" Shorter: --minutes {max(1, round(whole / 240))} or --steps in a new run"
         return told + shorter + (f", or smaller by --set ({less})." if less else ".")
 

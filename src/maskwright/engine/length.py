@@ -13,6 +13,7 @@ from maskwright.engine.config_file import CONFIG, amend_config
 from maskwright.engine.context import AS_IT_STANDS, Timed
 from maskwright.engine.distributed import barrier, broadcast_object, world_size
 from maskwright.engine.forecast import FEWEST, RESERVE, Fitted, Pace, fitted, steps_for_each
+from maskwright.engine.loop import CHECKPOINT
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
@@ -103,6 +104,26 @@ def reopen(context: Context, stages: Sequence[Stage], done: dict[str, dict[str, 
         return
 
 
+def must_be_there(context: Context, stages: Sequence[Stage], done: Mapping[str, object]) -> None:
+    """Looks whether a run that is to be finished as it stands has a checkpoint of each training that is not done.
+
+    Raises:
+        MaskwrightError: one has not begun; the command that goes on is named.
+    """
+    for stage in stages:
+        if stage.kind == "train" and done[stage.name] is None:
+            if not (context.run.path / stage.name / CHECKPOINT).exists():
+                raise _not_begun(context, stage.name)
+
+
+def _not_begun(context: Context, stage: str) -> MaskwrightError:
+    return MaskwrightError(
+        f"{context.run.path} was stopped before stage {stage} saved anything, and its model stands on that",
+        "a checkpoint of it",
+        f"go on with: {going_on(context.run.path)}",
+    )
+
+
 def must_have_begun(context: Context, stage: str, made: int, steps: int) -> None:
     """Says at which step a training ended that was finished as it stood.
 
@@ -110,11 +131,7 @@ def must_have_begun(context: Context, stage: str, made: int, steps: int) -> None
         MaskwrightError: it had not saved anything.
     """
     if made < 1:
-        raise MaskwrightError(
-            f"{context.run.path} was stopped before stage {stage} saved anything, and its model stands on that",
-            "a checkpoint of it",
-            f"go on with: {going_on(context.run.path)}",
-        )
+        raise _not_begun(context, stage)
     if made < steps:
         context.run.save(as_it_stands={"stage": stage, "step": made, "of": steps})
         context.note(f"{AS_IT_STANDS}: stage {stage} ended at step {made} of {steps}.")

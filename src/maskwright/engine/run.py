@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +30,7 @@ from maskwright.predict.model import Model
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
-    from maskwright.engine.contract import Method
+    from maskwright.engine.contract import Method, Stage
 
 
 class Pages(NamedTuple):
@@ -64,13 +64,18 @@ def run_method(method: type[Method], config: Any, context: Context, pages: Pages
         try:
             return _run_to_the_end(method(config, context), context, pages)
         except KeyboardInterrupt:
-            for line in stopped(context.run):
+            for line in stopped(context.run, context.later):
                 context.progress.say(line)
             raise
 
 
-def stopped(run: RunFolder) -> list[str]:
-    """What a run that is interrupted keeps, and the commands that go on with it or finish it, as lines."""
+def stopped(run: RunFolder, later: Sequence[Stage] = ()) -> list[str]:
+    """What a run that is interrupted keeps, and the commands that go on with it or finish it, as lines.
+
+    Args:
+        run: its folder.
+        later: the stages behind the one that was interrupted.
+    """
     at, kept = run.at, run.kept
     where = f" in stage {at[0]} at step {at[1]} of {at[2]}" if at else ""
     done = [str(stage.get("name")) for stage in run.record.get("stages", [])]
@@ -79,7 +84,7 @@ def stopped(run: RunFolder) -> list[str]:
     lines = [f"interrupted{where}; kept: {' and '.join(parts) or 'nothing yet, the run starts over'}"]
     if (run.path / CONFIG).exists():
         lines.append(f"go on: {going_on(run.path)}")
-        if kept and kept[1]:
+        if kept and kept[1] and not any(stage.kind == "train" for stage in later):
             lines.append(f"its model as it stands: {shlex.join(['maskwright', 'finish', str(run.path)])}")
     return lines
 

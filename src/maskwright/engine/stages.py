@@ -13,7 +13,7 @@ import torch
 from maskwright.data.trust.artefacts import Damage, parse_record, unreadable, write_record
 from maskwright.engine.distributed import barrier, gather_objects
 from maskwright.engine.forecast import sizes
-from maskwright.engine.length import fit_steps, must_have_begun, reopen
+from maskwright.engine.length import fit_steps, must_be_there, must_have_begun, reopen
 from maskwright.engine.records import LEDGER, Stopwatch
 from maskwright.errors import MaskwrightError, stop_if_asked
 
@@ -36,6 +36,8 @@ def run_stages(method: Method, context: Context) -> None:
     stages = method.stages()
     done = {stage.name: _done(context, run.path / stage.name / DONE) for stage in stages}
     reopen(context, stages, done)
+    if context.as_it_stands:
+        must_be_there(context, stages, done)
     run.record["stages"] = [record for record in done.values() if record is not None]
     run.save(**context.ledgers.record())
     for number in range(1, len(stages) + 1):

@@ -137,7 +137,7 @@ def trained_network(
     weights = parts.get(f"module.{part}")
     selection = parts.get("extra.selection")
     if chosen and isinstance(selection, dict):  # there is one where images were held out
-        weights = selection.get("best")
+        weights = selection.get("best") or weights  # a run that is finished early may not have looked yet
     if isinstance(weights, dict):
         prefix = "module." if "_extra_state" in weights else ""
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k != "_extra_state"}
