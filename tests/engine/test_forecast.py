@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,3 +157,26 @@ def test_the_progress_moves_at_each_step(tmp_path, monkeypatch):
     train(Toy(7), tmp_path, log_every=3)
     assert [done for done, _ in moves] == [1, 2, 3, 4, 5, 6, 7]
     assert [done for done, with_loss in moves if with_loss] == [1, 4, 7]
+
+
+def test_what_follows_the_steps_is_left_room_for():
+    """64 + 48 photographs of 720 x 960 against 4 crops of 256 x 256 that are passed forward and back: 98.4 steps."""
+    pace = paced([20.0, *[2.0] * 50], 120)
+    assert fitted(20, 100, pace, 1.0, None, 98.4).steps == int((1080 - 100 - 196.8) / 2)
+
+    class Photographs(list):
+        def size(self, i: int) -> tuple[int, int]:
+            return self[i]
+
+    method = object.__new__(METHODS["supervised"])
+    method.config = METHODS["supervised"].Config()
+    method.context = SimpleNamespace(data=Photographs([(720, 960)] * 367))
+    assert method.tail() == pytest.approx(112 * 720 * 960 / (3 * 4 * 256 * 256))
+    method.context = SimpleNamespace(data=Photographs([(2048, 1024)] * 5))  # half as large, and only five
+    assert method.tail() == pytest.approx(10 * 1024 * 512 / (3 * 4 * 256 * 256))
+    clock, said = Clock(), []
+    forecast = Forecast("train", 100, said.append, clock=clock, tail=50)
+    for done in range(1, 9):
+        clock.now += 2
+        forecast.after(done)
+    assert "with statistics and pictures of whole photographs after it 5 min" in said[0]

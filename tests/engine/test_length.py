@@ -275,7 +275,7 @@ class Clock:
 
 
 def minutes_run(data: Path, out: Path, seconds_a_step: float, monkeypatch, **more: Any) -> Any:
-    """A run whose steps take so long on its own clock, the first one ten times as long."""
+    """A run whose steps take so long on its own clock, the first one five times as long."""
     clock, real = Clock(), loop.Training.update
     cls = METHODS["supervised"]
     config = configure(cls.Config, SMALL)
@@ -284,7 +284,7 @@ def minutes_run(data: Path, out: Path, seconds_a_step: float, monkeypatch, **mor
     )
 
     def slow(self: Any, fabric: Any, batch: Any, step: int) -> Any:
-        clock.now += seconds_a_step * (10 if step == 0 else 1)
+        clock.now += seconds_a_step * (5 if step == 0 else 1)
         return real(self, fabric, batch, step)
 
     with monkeypatch.context() as patch:
@@ -299,14 +299,15 @@ def minutes_run(data: Path, out: Path, seconds_a_step: float, monkeypatch, **mor
 
 
 def test_minutes_choose_the_steps_and_the_run_is_that_of_as_many(data, tmp_path, monkeypatch):
-    """(2 min x 0.9 - what the timed steps took) / 3 s, of a first step of 30 s and steps of 3 s."""
-    context = minutes_run(data, tmp_path / "run", 3.0, monkeypatch, minutes=2)
+    """(1.5 min x 0.9 - what the timed steps took) / 3 s, of a first step of 15 s and steps of 3 s, less what the 16
+    photographs of statistics and report cost, as steps of two crops of 32 x 32 forward and back."""
+    context = minutes_run(data, tmp_path / "run", 3.0, monkeypatch, minutes=1.5)
     record = record_of(tmp_path / "run")
     timed, spent = record["minutes"]["timed"], record["minutes"]["spent"]
-    assert record["minutes"]["seconds_a_step"] == pytest.approx(3.0) and spent == 30 + 3 * timed
-    assert record["steps"] == context.steps == int((108 - spent) / 3)
-    assert record["minutes"]["asked"] == 2 and timed >= 1
-    assert any(f"--minutes 2: {record['steps']} steps, at 3.0 s a step" in note for note in record["notes"])
+    assert record["minutes"]["seconds_a_step"] == pytest.approx(3.0) and spent == 15 + 3 * timed
+    assert record["steps"] == context.steps == int((81 - spent) / 3 - 16 * 48 * 64 / (3 * 2 * 32 * 32))
+    assert record["minutes"]["asked"] == 1.5 and timed >= 1
+    assert any(f"--minutes 1.5: {record['steps']} steps, at 3.0 s a step" in note for note in record["notes"])
     supervised(data, tmp_path / "number", steps=record["steps"])
     assert same(tmp_path / "run", tmp_path / "number"), "the timed steps leave no trace"
     assert record["labels_read"] == record_of(tmp_path / "number")["labels_read"]
@@ -314,13 +315,13 @@ def test_minutes_choose_the_steps_and_the_run_is_that_of_as_many(data, tmp_path,
 
 def test_a_run_of_minutes_is_resumed_with_the_steps_it_was_given(data, tmp_path, stop, often, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    minutes_run(data, whole, 3.0, monkeypatch, minutes=2)
+    minutes_run(data, whole, 3.0, monkeypatch, minutes=1.5)
     steps = record_of(whole)["steps"]
-    stop("train", 9, Killed())
+    stop("train", 5, Killed())
     with pytest.raises(Killed):
-        minutes_run(data, broken, 3.0, monkeypatch, minutes=2)
-    stop("train", 9, None)
-    minutes_run(data, broken, 0.5, monkeypatch, minutes=2, resume=True)  # a machine six times as fast now
+        minutes_run(data, broken, 3.0, monkeypatch, minutes=1.5)
+    stop("train", 5, None)
+    minutes_run(data, broken, 0.5, monkeypatch, minutes=1.5, resume=True)  # a machine six times as fast now
     assert record_of(broken)["steps"] == steps and same(whole, broken)
 
 

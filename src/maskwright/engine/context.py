@@ -76,6 +76,7 @@ class Context:
         clock: seconds, for forecasts.
         began: when the run was opened, on that clock.
         later: the stages behind the one that runs.
+        tail: what comes behind the last training, in steps of it.
         config: options of the method, for what makes a run shorter.
         reached: steps that training stages have made, and their steps in all, by name.
         pace: where steps are only timed, what times them.
@@ -101,6 +102,7 @@ class Context:
     clock: Callable[[], float] = time.monotonic
     began: float = 0.0
     later: Sequence[Stage] = ()
+    tail: float = 0.0
     config: Any = None
     reached: dict[str, tuple[int, int]] = field(default_factory=dict)
     pace: Pace | None = None
@@ -229,7 +231,7 @@ class Context:
             )
             raise Timed
         training.extra = {**training.extra, "ledger": self.ledgers}
-        forecast = Forecast(name, steps, self.progress.say, self.later, self.config, self.clock)
+        forecast = Forecast(name, steps, self.progress.say, self.later, self.config, self.clock, self.tail)
         made = fit(
             training,
             name=name,

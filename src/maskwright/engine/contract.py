@@ -192,6 +192,11 @@ class Method(ABC):
         """Why a run with these options leaves its backbone's weights aside; empty where it does not."""
         return ""
 
+    def tail(self) -> float:
+        """What comes behind the last training, as so many of its steps: about what whole photographs cost that are then
+        passed through the network."""
+        return 0.0
+
     @abstractmethod
     def stages(self) -> list[Stage]:
         """The stages in order; each is skipped in a resumed run where its folder says that it is done."""

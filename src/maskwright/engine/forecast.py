@@ -56,6 +56,7 @@ class Forecast:
         later: the stages behind it.
         config: options of the method, some of which make it shorter.
         clock: seconds.
+        tail: what comes behind the last training, in its steps.
     """
 
     stage: str
@@ -64,6 +65,7 @@ class Forecast:
     later: Sequence[Stage] = ()
     config: Any = None
     clock: Clock = time.monotonic
+    tail: float = 0.0
     said: bool = False
     start: int | None = None
 
@@ -90,7 +92,7 @@ class Forecast:
         pace = seconds / timed
         trainings = [s for s in self.later if s.kind == "train" and s.steps]
         rest = pace * (self.steps - done)
-        whole = rest + pace * sum(s.steps for s in trainings)
+        whole = rest + pace * (self.tail + sum(s.steps for s in trainings))
         if whole >= LONG:
             self.say(self._line(done, pace, rest, whole, trainings))
 
@@ -101,6 +103,8 @@ class Forecast:
         if trainings:
             names = ", ".join(f"{s.name} {s.steps}" for s in trainings)
             told += f"; with the later trainings ({names}), if they are as fast, {duration(whole)}"
+        elif whole >= rest + 10:
+            told += f"; with statistics and pictures of whole photographs after it {duration(whole)}"
         others = [s.name for s in self.later if s not in trainings]
         told += f"; not counted: {', '.join(others)}" if others else ""
         told += f"; done about {until:%H:%M}."
@@ -169,7 +173,9 @@ class Pace:
         return max(seconds / self.timed, 1e-6)
 
 
-def fitted(minutes: float, spent: float, pace: Pace, share: float, most: int | None = None) -> Fitted:
+def fitted(
+    minutes: float, spent: float, pace: Pace, share: float, most: int | None = None, tail: float = 0.0
+) -> Fitted:
     """The number of steps that fit.
 
     Args:
@@ -178,12 +184,14 @@ def fitted(minutes: float, spent: float, pace: Pace, share: float, most: int | N
         pace: of the first steps.
         share: steps of all trainings that are left, for each step of the main one.
         most: more are of no use; None: as many as fit.
+        tail: what comes behind the last training, in its steps.
     """
-    room = max(0.0, 60 * minutes * (1 - RESERVE) - spent)
+    room = max(0.0, 60 * minutes * (1 - RESERVE) - spent - pace.each * tail)
     holds = int(room / (pace.each * max(share, 1e-9)))
     steps = max(FEWEST, holds if most is None else min(most, holds))
     told = f"--minutes {minutes:g}: {steps} steps, at {_pace(pace.each)} over {pace.timed}"
     told += f"; {duration(spent)} were spent before" if spent >= 1 else ""
+    told += f"; {duration(pace.each * tail)} are left for what follows" if pace.each * tail >= 1 else ""
     if share > 1.001:
         told += f"; all trainings of the run have {share:.2g} steps for each of them"
     if steps > holds:

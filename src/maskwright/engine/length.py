@@ -165,7 +165,9 @@ def fit_steps(method: Method, stage: Stage, left: Sequence[str]) -> None:
         for name, ledger in context.ledgers.ledgers.items():
             ledger.load_state_dict(read[name])
     spent = context.clock() - context.began
-    found: Fitted = broadcast_object(fitted(minutes, spent, pace, steps_for_each(method, left), context.most_steps))
+    found: Fitted = broadcast_object(
+        fitted(minutes, spent, pace, steps_for_each(method, left), context.most_steps, context.tail)
+    )
     context.steps, context.minutes = found.steps, None
     context.run.save(steps=found.steps, minutes={"asked": minutes, **found.record()})
     if context.run.writes:

@@ -50,7 +50,7 @@ def run_stages(method: Method, context: Context) -> None:
             continue
         context.progress.say(f"[{number}/{len(stages)}] {stage.name}: {stage.says}")
         watch = Stopwatch()
-        context.later = stages[number:]
+        context.later, context.tail = stages[number:], method.tail()
         context.progress.shorter = _shorter(method.config)
         if stage.kind == "train" and context.minutes is not None and context.steps is None and stage.steps:
             fit_steps(method, stage, [s.name for s in stages if done[s.name] is None])

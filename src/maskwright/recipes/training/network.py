@@ -75,13 +75,22 @@ def retake(
     preprocess: Preprocess,
     seen: Sequence[int],
     data: Dataset | None = None,
+    shown: bool = False,
 ) -> None:
     """Batch-norm statistics of the photographs that the configuration says, as `make_segmenter` wants them."""
     norms, images = config.norms, context.data if data is None else data
     if norms.photographs == "all":
         seen, images = range(len(context.data)), context.data
     kept = network.encoder if norms.freeze else None
-    retake_statistics(network, images, evenly(seen, norms.images), preprocess, context.device, kept)
+    retake_statistics(
+        network,
+        images,
+        evenly(seen, norms.images),
+        preprocess,
+        context.device,
+        kept,
+        context.progress if shown else None,
+    )
 
 
 def make_segmenter(
@@ -103,7 +112,7 @@ def make_segmenter(
         data: the data set that they are of; the run's own if None.
     """
     preprocess = make_preprocess(config, network)
-    retake(context, config, network.to(context.device), preprocess, seen, data)
+    retake(context, config, network.to(context.device), preprocess, seen, data, shown=True)
     network = network.cpu().eval()
     return Segmenter(
         encoder=network.encoder,
