@@ -111,9 +111,9 @@ def must_be_there(context: Context, stages: Sequence[Stage], done: Mapping[str, 
         MaskwrightError: one has not begun; the command that goes on is named.
     """
     for stage in stages:
-        if stage.kind == "train" and done[stage.name] is None:
-            if not (context.run.path / stage.name / CHECKPOINT).exists():
-                raise _not_begun(context, stage.name)
+        begun = done[stage.name] is not None or (context.run.path / stage.name / CHECKPOINT).exists()
+        if stage.kind == "train" and not begun:
+            raise _not_begun(context, stage.name)
 
 
 def _not_begun(context: Context, stage: str) -> MaskwrightError:
