@@ -232,7 +232,7 @@ class Context:
             raise Timed
         training.extra = {**training.extra, "ledger": self.ledgers}
         forecast = Forecast(name, steps, self.progress.say, self.later, self.config, self.clock, self.tail)
-        made = fit(
+        fit(
             training,
             name=name,
             steps=steps,
@@ -245,7 +245,9 @@ class Context:
             after=forecast.after,
             **({"workers": self.workers} | options),
         )
-        self.reached[name] = made, steps
+        kept = self.run.kept
+        if kept is not None and kept[0] == name:
+            self.reached[name] = kept[1:]
 
     def note(self, sentence: str) -> None:
         """Says a sentence, and adds it to the report, once."""

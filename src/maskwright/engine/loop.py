@@ -141,7 +141,7 @@ def fit(
     workers: int | None = None,
     as_it_stands: bool = False,
     after: Callable[[int], object] = lambda done: None,
-) -> int:
+) -> None:
     """Trains a stage from where it stands to its last step.
 
     After a kill at any moment, calling it again continues from the last checkpoint: batches and random draws are
@@ -164,9 +164,6 @@ def fit(
         as_it_stands: make no step; the stage ends where its checkpoint is.
         after: called after each step with the number of steps that are done.
 
-    Returns:
-        The number of steps that the stage has made.
-
     Raises:
         MaskwrightError: when the loss is not a finite number, or a checkpoint is damaged or of another stage.
     """
@@ -178,7 +175,7 @@ def fit(
     start = _restore(training, path, progress)
     run.kept = (name, start, steps)
     if as_it_stands:
-        return start
+        return
     if 0 < start < steps:
         progress.say(f"{name}: going on from step {start} of {steps}")
     run.forget_metrics(name, start)
@@ -207,7 +204,6 @@ def fit(
                 saved_at = time.monotonic()
                 run.kept = (name, step + 1, steps)
             after(step + 1)
-    return steps
 
 
 def _make_step(
