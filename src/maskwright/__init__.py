@@ -29,13 +29,14 @@ from maskwright.api import (  # noqa: E402
     compare,
     convert,
     evaluate,
+    finish,
     load,
     name,
     open_folder,
     suggest,
     train,
     train_seeds,
-)  # fmt: skip
+)
 
 __version__ = "0.1.0"
 
@@ -43,8 +44,8 @@ __version__ = "0.1.0"
 logging.getLogger("maskwright").addHandler(logging.NullHandler())
 
 __all__ = [
-    "METHODS", "MaskwrightError", "compare", "convert", "evaluate", "load", "name", "open_folder", "suggest", "train",
-    "train_seeds",
+    "METHODS", "MaskwrightError", "compare", "convert", "evaluate", "finish", "load", "name", "open_folder", "suggest",
+    "train", "train_seeds",
 ]  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def load(path: str | Path, device: str = "cpu") -> Model:
         raise MaskwrightError(
             f"{path} holds a run without a model: it {standing}",
             "a run that is finished",
-            "repeat its command, which stands in its run.json, with --resume",
+            f"repeat its command, which stands in its run.json, with --resume, or maskwright finish {path}",
         )
     return load_model(path / MODEL if path.is_dir() else path, device=device)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
+    from maskwright.engine.contract import Method
     from maskwright.engine.inputs import Given
     from maskwright.engine.progress import Progress
     from maskwright.engine.records import RunFolder
@@ -32,6 +33,7 @@ def train(
     backbone: str = "auto",
     weights: str | Path | None = None,
     steps: int | None = None,
+    minutes: float | None = None,
     seed: int = 0,
     device: str = "auto",
     labels: str | None = None,
@@ -39,6 +41,7 @@ def train(
     range: str | Iterable[float] | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
+    as_it_stands: bool = False,
     report: bool = True,
     log: str | None = None,
     workers: int | None = None,
@@ -61,13 +64,16 @@ def train(
         classes: number of classes or clusters; by default that of the class table.
         names: class names, above those of `classes.txt`: with commas between, a file with one a line, or a sequence.
         backbone: a timm name or one of the short names; `auto` takes the best that can be had.
-        weights: a local checkpoint for it; `package` for those of the `offline` extra, `random` for none.
-        steps: optimiser steps of the main training stage.
+        weights: a local checkpoint for it; `package` for those of the `offline` extra, `random` for none; or a run or
+            its `model.safetensors` to go on from: its backbone, and what the network has alike, classes joined by name.
+        steps: optimiser steps of the main training stage; with `resume` also more than before, which lengthens the run.
+        minutes: instead of `steps`: as many as fit into so long, by the pace of the first ones.
         seed: every random draw is a function of it.
         device: `auto`, `cpu` or `cuda`.
         labels, void, range: what the values of the files mean, as for `open_folder`.
         settings: options of the method, as `--set key=value`.
         resume: continue the run that lies in `out`.
+        as_it_stands: with `resume`: train no more, and make the model of what the run last saved; see `finish`.
         report: write previews and `report.html`; where classes are clusters also `map.csv` and its montage.
         log: "tensorboard": what `metrics.jsonl` gets goes to RUN/logs as events too.
         workers: threads that draw the next batches while a step runs, whatever else is equal to the bit; by default
@@ -83,15 +89,18 @@ def train(
     """
     from maskwright.data.masking.classes import given_names
     from maskwright.engine.ahead import read_ahead
-    from maskwright.engine.config import configure
+    from maskwright.engine.config import configure, options
+    from maskwright.engine.devices import on_cpu
     from maskwright.engine.event_log import EventLog, check_log
-    from maskwright.engine.inputs import inputs_as_written, named_inputs
+    from maskwright.engine.inputs import inputs_as_written, named_inputs, record_of
     from maskwright.engine.opening import open_run
     from maskwright.engine.progress import Progress
     from maskwright.engine.request import RunRequest
     from maskwright.engine.run import run_method
+    from maskwright.engine.start import own_model, own_network
     from maskwright.engine.streams import SOURCE, open_sources, sources_as_written
-    from maskwright.methods import choose_method, find_method
+    from maskwright.methods import TABLE, find_method
+    from maskwright.methods.choosing import choose, settings_of
 
     check_log(log)
     bar = progress or Progress.of_this_process()
@@ -101,20 +110,36 @@ def train(
     if labeled is not None:
         images = images.labeled(labeled)
     sources, places = open_sources(source, beside=images), named_inputs(inputs)
-    reason = ""
-    if method == "auto":
-        method, reason = choose_method(images.labels_present(), len(images), SOURCE in sources)
+    reason, chosen, choice = "", {}, None
+    begun = record_of(Path(out)).get("method", {}).get("name") if resume and out is not None else None
+    if method == "auto" and begun in TABLE:
+        method, reason = begun, f"{begun}, with which the run was begun"
+        chosen = settings_of(begun, images.labels_present(), len(images))
+    elif method == "auto":
+        choice = choose(
+            images.labels_present(), len(images), SOURCE in sources, cpu=on_cpu(device), steps=steps, minutes=minutes
+        )
+        method, reason = choice.method, choice.reason
+        chosen = dict(choice.settings)
         bar.say(f"method: {reason}")
     cls = find_method(method)
-    config = configure(cls.Config, {**(settings or {}), **more})
+    own = own_model(weights)
+    network = own_network(own) if own is not None else {}
+    known = {o.name for o in options(cls.Config) if o.used}
+    taken = {name: value for name, value in network.items() if name in known}
+    config = configure(cls.Config, {**chosen, **taken, **(settings or {}), **more})
     if reason and SOURCE not in cls.streams_taken(config):
         sources.pop(SOURCE, None)  # the reason says so
     request = RunRequest(
         data=images, method=cls, config=config, out=out, sources=sources, inputs=places, split=split,
         labeled=labeled, classes=classes,
-        names=None if names is None else given_names(names), backbone=backbone, weights=weights, steps=steps, seed=seed,
-        device=device, resume=resume, reason=reason, progress=bar,
+        names=None if names is None else given_names(names), backbone=backbone, weights=weights, steps=steps,
+        minutes=minutes, seed=seed, device=device, resume=resume, as_it_stands=as_it_stands, reason=reason,
+        progress=bar,
     )  # fmt: skip
+    if choice is not None and choice.steps is not None and not sets_steps(cls, config):
+        request.steps = choice.steps
+    request.most_steps = None if choice is None else choice.most_steps
     workers = read_ahead(workers)
     context = open_run(request)
     context.workers = workers
@@ -123,7 +148,8 @@ def train(
             "method": cls.name, "data": data, "source": sources_as_written(source, sources) or None,
             "input": inputs_as_written(places) or None, "split": split,
             "labeled": labeled, "classes": classes, "names": None if request.names is None else list(request.names),
-            "backbone": backbone, "weights": weights, "steps": steps, "seed": seed, "device": device, "log": log,
+            "backbone": backbone, "weights": weights, "steps": context.steps, "minutes": context.minutes, "seed": seed,
+            "device": device, "log": log,
         }  # fmt: skip
         _write_call(context.run, call, images, config)
         if log is not None and context.run.writes:
@@ -136,6 +162,11 @@ def train(
         if context.run.events is not None:
             context.run.events.close()
         context.run.release()
+
+
+def sets_steps(method: type[Method], config: Any) -> bool:
+    """Whether options of the method say how many steps it has, so that nothing else decides."""
+    return method.own_steps(config, 1) != method.own_steps(method.Config(), 1)
 
 
 def _write_call(run: RunFolder, call: dict[str, Any], images: Dataset, config: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import maskwright
-from maskwright.cli import compare, convert, demo, doctor, evaluate, export, methods, name, predict, train
+from maskwright.cli import compare, convert, demo, doctor, evaluate, export, finish, methods, name, predict, train
 from maskwright.errors import MaskwrightError, ask_to_stop, forget_stop, shown
 
 app = typer.Typer(
@@ -23,8 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    doctor.doctor, methods.methods, train.train, name.name, predict.predict, predict.suggest, convert.convert,
-    evaluate.evaluate, compare.compare, evaluate.probe, export.export, demo.demo,
+    doctor.doctor, methods.methods, train.train, finish.finish, name.name, predict.predict, predict.suggest,
+    convert.convert, evaluate.evaluate, compare.compare, evaluate.probe, export.export, demo.demo,
 ):  # fmt: skip
     app.command()(verb)
 
@@ -35,6 +35,7 @@ whatever labels there are.
   maskwright doctor photos                            labels, and what is wrong
   maskwright methods                                  what can be trained
   maskwright train photos --out RUN                   masks, a model and a report
+  maskwright finish RUN                               the model of a stopped run
   maskwright name RUN --map map.csv --out NAMED       names for clusters
   maskwright predict RUN more --out masks             masks of other photographs
   maskwright evaluate masks truth                     how good masks are

@@ -53,8 +53,13 @@ def train(
         str | None, typer.Option(help="Class names: with commas between, or a file with one a line.")
     ] = None,
     backbone: Annotated[str, typer.Option(help="A timm name or a short name, or auto.")] = "auto",
-    weights: Annotated[str | None, typer.Option(help="A local checkpoint, or package, or random.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A run of yours to go on from, a checkpoint, package or random.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of the main training stage.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="As many steps as fit into so long, in place of --steps.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Every random draw is a function of it.")] = 0,
     seeds: Annotated[
         str | None,
@@ -72,7 +77,9 @@ def train(
     labels: Labels = None,
     void: Void = None,
     range: Range = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that lies in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out; with more --steps it is lengthened.")
+    ] = False,
 ) -> None:
     """Train a method on a folder: masks, a model and a report."""
     settings: dict[str, Any] = dict(key_value(s) for s in set_ or [])
@@ -86,8 +93,8 @@ def train(
     make = partial(make, log=log)
     make(
         data, method, out=out, source=source, inputs=input, split=split, labeled=labeled, classes=classes, names=names,
-        backbone=backbone, weights=weights, steps=steps, device=device, settings=settings, resume=resume,
-        labels=labels, void=void, range=range,
+        backbone=backbone, weights=weights, steps=steps, minutes=minutes, device=device, settings=settings,
+        resume=resume, labels=labels, void=void, range=range,
     )  # fmt: skip
 
 

@@ -115,6 +115,13 @@ def write_config(path: Path, options: Mapping[str, Any], settings: Mapping[str, 
     write_text(path, f"# maskwright train --config {CONFIG} --out NEW repeats this run.\n{text}")
 
 
+def amend_config(path: Path, **options: Any) -> None:
+    """Changes options in a file that `write_config` wrote; where there is none, nothing."""
+    if path.exists():
+        said = {key: value for key, value in _parsed(path).items() if key != SETTINGS}
+        write_config(path, said | options, _parsed(path).get(SETTINGS) or {})
+
+
 def _plain(value: Any) -> Any:
     """A value in the types that YAML has."""
     if isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,15 @@ from maskwright.engine import seeding
 from maskwright.engine.cache import FeatureCache, FeatureStore
 from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.distributed import barrier, rank, share, world_size
+from maskwright.engine.forecast import Forecast, Pace
 from maskwright.engine.ledgers import TARGET, Ledgers
-from maskwright.engine.loop import CHECKPOINT, Training, fit
+from maskwright.engine.loop import CHECKPOINT, Training, fit, time_steps
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
 from maskwright.models.parts.table import check_modules
 
+AS_IT_STANDS = "As it stands"
+"""How the note of a run begins whose model was made before its last step."""
 FEATURES = ".features"
 """Folder of a run for features that the cache could not take; gone when the run is finished."""
 
@@ -31,13 +35,19 @@ if TYPE_CHECKING:
 
     from maskwright.data.folders.folder import Dataset
     from maskwright.data.masking.classes import ClassTable
+    from maskwright.engine.contract import Stage
     from maskwright.engine.inputs import Input
+    from maskwright.engine.start import Start
     from maskwright.models.backbones.build import Backbone
     from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.preprocess import Preprocess
     from maskwright.models.segmenter import Segmenter
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class Timed(Exception):
+    """A stage's first steps are timed; it is not trained."""
 
 
 @dataclass
@@ -56,9 +66,20 @@ class Context:
         sources: the data sets beside the run's own, by the names that `--source` gave; what the method's contract does
             not let it read of their labels is hidden.
         inputs: second networks and proposals, by the names that `--input` gave; `input` gives the thing itself.
+        start: the model that the run goes on from, where `--weights` gave one; it is the input `weights` too.
         progress: how work shows itself.
         notes: sentences for the report.
         workers: threads that read ahead while a stage trains; None: as `engine.ahead.read_ahead` says.
+        minutes: the time that the run may take, where its steps are still to be fitted into it.
+        most_steps: more are of no use in that time; None: as many as fit.
+        as_it_stands: no step is made any more; the model is made of what the last checkpoint holds.
+        clock: seconds, for forecasts.
+        began: when the run was opened, on that clock.
+        later: the stages behind the one that runs.
+        tail: what comes behind the last training, in steps of it.
+        config: options of the method, for what makes a run shorter.
+        reached: steps that training stages have made, and their steps in all, by name.
+        pace: where steps are only timed, what times them.
     """
 
     data: Dataset
@@ -71,9 +92,20 @@ class Context:
     backbone: Backbone
     sources: Mapping[str, Dataset] = field(default_factory=dict)
     inputs: Mapping[str, Input] = field(default_factory=dict)
+    start: Start | None = None
     progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
     workers: int | None = None
+    minutes: float | None = None
+    most_steps: int | None = None
+    as_it_stands: bool = False
+    clock: Callable[[], float] = time.monotonic
+    began: float = 0.0
+    later: Sequence[Stage] = ()
+    tail: float = 0.0
+    config: Any = None
+    reached: dict[str, tuple[int, int]] = field(default_factory=dict)
+    pace: Pace | None = None
 
     @property
     def streams(self) -> dict[str, Dataset]:
@@ -190,9 +222,16 @@ class Context:
 
         Raises:
             MaskwrightError: before the first step, for a part that a saved model could not be loaded with again.
+            Timed: instead of training, where the pace alone is asked for.
         """
         check_modules(training.modules.values())
+        if self.pace is not None:
+            time_steps(
+                training, name=name, seed=self.seed, fabric=self.fabric, enough=self.pace.enough, workers=self.workers
+            )
+            raise Timed
         training.extra = {**training.extra, "ledger": self.ledgers}
+        forecast = Forecast(name, steps, self.progress.say, self.later, self.config, self.clock, self.tail)
         fit(
             training,
             name=name,
@@ -202,8 +241,13 @@ class Context:
             run=self.run,
             folder=folder,
             progress=self.progress,
+            as_it_stands=self.as_it_stands,
+            after=forecast.after,
             **({"workers": self.workers} | options),
         )
+        kept = self.run.kept
+        if kept is not None and kept[0] == name:
+            self.reached[name] = kept[1:]
 
     def note(self, sentence: str) -> None:
         """Says a sentence, and adds it to the report, once."""

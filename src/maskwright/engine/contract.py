@@ -35,12 +35,14 @@ class Stage:
         run: does the work. It gets the stage's folder, writes its artefacts there and keeps nothing that a later
             stage needs anywhere else, so that a run can be resumed behind it.
         says: one sentence for the progress line and the report.
+        steps: optimiser steps of a stage that trains.
     """
 
     name: str
     kind: StageKind
     run: Callable[[Path], None]
     says: str
+    steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,23 @@ class Method(ABC):
         return False
 
     @classmethod
+    def own_steps(cls, config: Any, images: int) -> int:
+        """Steps of the main training of a run with these options where `--steps` does not say; 0 where nothing is
+        trained with gradients.
+
+        Args:
+            config: the options.
+            images: of the run.
+        """
+        return 0
+
+    @classmethod
+    def fixed_length(cls, config: Any) -> str:
+        """Why a run with these options cannot be lengthened; empty where it can: where the steps are all of one
+        training, which goes on from its last one."""
+        return "" if cls.own_steps(config, 1) else "it trains nothing step by step"
+
+    @classmethod
     def wanted_backbone(cls, config: Any) -> str:
         """The backbone that the options name; empty where they name none."""
         return ""
@@ -172,6 +191,11 @@ class Method(ABC):
     def backbone_unused(cls, config: Any) -> str:
         """Why a run with these options leaves its backbone's weights aside; empty where it does not."""
         return ""
+
+    def tail(self) -> float:
+        """What comes behind the last training, as so many of its steps: about what whole photographs cost that are then
+        passed through the network."""
+        return 0.0
 
     @abstractmethod
     def stages(self) -> list[Stage]:

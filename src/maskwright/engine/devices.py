@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 
 
+def on_cpu(device: str = "auto") -> bool:
+    """Whether a run on this device computes without a GPU."""
+    return device == "cpu" or not torch.cuda.is_available()
+
+
 def make_fabric(device: str = "auto") -> Fabric:
     """The fabric that a run uses, launched.
 

@@ -176,17 +176,21 @@ def _network(name: str, place: str, seed: int) -> Input:
             raise _no_place(name, what, "network")
         path /= MODEL
     if path.is_file():
-        return _saved(name, path)
+        return saved_network(name, path)
     if os.sep in place.partition("@")[0] or path.suffix:
         raise _no_place(name, f"{place} does not exist", "network")
     return _backbone(name, place, seed)
 
 
-def _saved(name: str, path: Path) -> Input:
-    """A bundle. What its run read stands in the bundle; in those of earlier versions, in the run's record beside it."""
+def saved_network(name: str, path: Path) -> Input:
+    """A bundle. What its run read stands in the bundle; in those of earlier versions, in the run's record beside it.
+
+    Raises:
+        MaskwrightError: it is no bundle, or damaged.
+    """
     segmenter = bundle.load_bundle(path)
     segmenter.requires_grad_(False)
-    run = _record_of(path.parent)
+    run = record_of(path.parent)
     read, inputs = (segmenter.extra.get(key) or run.get(key) for key in ("labels_read", "inputs"))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -215,12 +219,12 @@ def _proposals(name: str, place: str, seed: int) -> Input:
         if len(found) != 1:
             what = f"{len(found)} of them: {', '.join(map(str, found))}" if found else "none of a finished stage"
             raise _no_place(name, f"{path} is a run, and of proposals it holds {what}", "proposals")
-        run, path = _record_of(path), found[0]
+        run, path = record_of(path), found[0]
     else:
         around = next((folder for folder in path.absolute().parents[:2] if (folder / RECORD).exists()), None)
         if around is not None and not _done(path.absolute(), around):
             raise _no_place(name, f"the stage that makes {path} is not finished", "proposals")
-        run = {} if around is None else _record_of(around)
+        run = {} if around is None else record_of(around)
     store = Proposals(path)
     if not len(store):
         raise _no_place(name, f"{path} holds no PNG files", "proposals")
@@ -235,7 +239,7 @@ def _done(store: Path, run: Path) -> bool:
     return (run / store.relative_to(run).parts[0] / DONE).exists()
 
 
-def _record_of(folder: Path) -> Mapping[str, Any]:
+def record_of(folder: Path) -> Mapping[str, Any]:
     """The record of a run in a folder; empty where there is none that can be read."""
     try:
         return parse_record((folder / RECORD).read_bytes(), SHAPE)

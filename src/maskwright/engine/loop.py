@@ -140,6 +140,8 @@ def fit(
     checkpoint_every: int | None = None,
     log_every: int | None = None,
     workers: int | None = None,
+    as_it_stands: bool = False,
+    after: Callable[[int], object] = lambda done: None,
 ) -> None:
     """Trains a stage from where it stands to its last step.
 
@@ -160,30 +162,32 @@ def fit(
             single process saves every minute too; several only agree on steps.
         log_every: steps between records; by default 200 records in all.
         workers: threads that draw the next batches while a step runs; None: as `engine.ahead.read_ahead` says.
+        as_it_stands: make no step; the stage ends where its checkpoint is.
+        after: called after each step with the number of steps that are done.
 
     Raises:
         MaskwrightError: when the loss is not a finite number, or a checkpoint is damaged or of another stage.
     """
-    checkpoint_every = checkpoint_every or min(1000, max(50, steps // 10))
+    checkpoint_every = checkpoint_every or every(steps)
     log_every = log_every or max(1, steps // 200)
     path = folder / CHECKPOINT
     base_rates = {n: [g["lr"] for g in o.param_groups] for n, o in training.optimizers.items()}
 
     start = _restore(training, path, progress)
+    run.kept = (name, start, steps)
+    if as_it_stands:
+        return
     if 0 < start < steps:
         progress.say(f"{name}: going on from step {start} of {steps}")
     run.forget_metrics(name, start)
     saved_at = time.monotonic()
     left = range(start, steps)
     draws = Batches(training, left, lambda step: generator(seed, name, "batch", step, rank()), read_ahead(workers))
-    with progress.task(name, steps, done=start) as task, draws as batches:
+    with progress.task(name, steps, done=start, foretells=False) as task, draws as batches:
         for step in left:
             stop_if_asked()
-            seed_step(seed, step, rank(), name)
-            _set_rates(training, base_rates, step)
-            training.before_step(step)
-            terms = training.update(fabric, batches.next(), step)
-            training.after_step(step)
+            run.at = (name, step, steps)
+            terms = _make_step(training, fabric, batches, base_rates, name, step, seed)
 
             last = step + 1 == steps
             logs = last or step % log_every == 0
@@ -195,10 +199,65 @@ def fit(
             if logs:
                 values = {k: float(v.detach()) for k, v in terms.items()}
                 run.log(name, step, values)
-                task.advance_to(step + 1, loss=values["loss"])
+            task.advance_to(step + 1, loss=values["loss"] if logs else None)
             if saves:
                 _save(training, batches.sampler_state(), path, step + 1, run.writes)
                 saved_at = time.monotonic()
+                run.kept = (name, step + 1, steps)
+            after(step + 1)
+
+
+def _make_step(
+    training: Training,
+    fabric: Fabric,
+    batches: Batches,
+    base_rates: Mapping[str, Sequence[float]],
+    name: str,
+    step: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    seed_step(seed, step, rank(), name)
+    _set_rates(training, base_rates, step)
+    training.before_step(step)
+    terms = training.update(fabric, batches.next(), step)
+    training.after_step(step)
+    return terms
+
+
+def time_steps(
+    training: Training,
+    *,
+    name: str,
+    seed: int,
+    fabric: Fabric,
+    enough: Callable[[int], bool],
+    workers: int | None = None,
+) -> None:
+    """Makes the first steps of a training that is thrown away, to see how long they take; nothing is saved.
+
+    Args:
+        training: new; it is of no use afterwards.
+        name: the stage's name.
+        seed: the run's seed.
+        fabric: device, precision and processes.
+        enough: asked after each step with the number of steps that were made.
+        workers: as of `fit`.
+    """
+    base_rates = {n: [g["lr"] for g in o.param_groups] for n, o in training.optimizers.items()}
+    steps = range(1_000_000)
+    draws = Batches(training, steps, lambda step: generator(seed, name, "batch", step, rank()), read_ahead(workers))
+    with draws as batches:
+        for step in steps:
+            stop_if_asked()
+            terms = _make_step(training, fabric, batches, base_rates, name, step, seed)
+            float(terms["loss"].detach())  # a GPU has then done what it was asked
+            if enough(step + 1):
+                return
+
+
+def every(steps: int) -> int:
+    """Steps between the checkpoints of a stage of so many: a tenth, at least 50 and at most 1000."""
+    return min(1000, max(50, steps // 10))
 
 
 def _must_be_finite(loss: float, name: str, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ from maskwright.data.trust.photographs import IMAGES, write_photographs
 from maskwright.engine.cache import FeatureCache
 from maskwright.engine.classes import class_table, known_table
 from maskwright.engine.config import configure, flat, nested
-from maskwright.engine.context import Context
+from maskwright.engine.context import AS_IT_STANDS, Context
 from maskwright.engine.devices import make_fabric
 from maskwright.engine.inputs import open_inputs
 from maskwright.engine.ledgers import TARGET, Ledgers
+from maskwright.engine.length import Length
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import (
     RUNNING,
@@ -29,10 +31,11 @@ from maskwright.engine.records import (
     versions,
 )
 from maskwright.engine.seeding import derive
+from maskwright.engine.start import WEIGHTS, Start, open_start, start_backbone
 from maskwright.engine.streams import apart, prepare_source, understood_source
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.scores import hash_names
-from maskwright.models.backbones.build import build_backbone, default_backbone
+from maskwright.models.backbones.build import architecture_of, build_backbone, default_backbone
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
@@ -51,6 +54,7 @@ def open_run(request: RunRequest) -> Context:
         MaskwrightError: as `RunRequest.check`, `understand`, `class_table`, `open_inputs`, `find_backbone` and
             `RunFolder.start`.
     """
+    began = time.monotonic()
     request.check()
     cls, config, bar = request.method, request.config, request.progress
     RunFolder.check(request.folder, resume=request.resume)
@@ -58,9 +62,12 @@ def open_run(request: RunRequest) -> Context:
     fabric = make_fabric(request.device)
     bar.quiet, bar.heard = bar.quiet or fabric.global_rank > 0, bar.heard and fabric.global_rank == 0
     inputs = open_inputs(cls.inputs_taken(config), request.inputs, request.seed)
+    start = open_start(request.weights, cls.classes_from == "labels", request.seed)
+    if start is not None:
+        inputs = {**inputs, WEIGHTS: start.input}
     unused = cls.backbone_unused(config)
     backbone, why_backbone = find_backbone(
-        request.backbone_name, request.weights, bar, request.seed, cls.backbones, unused
+        request.backbone_name, request.weights, bar, request.seed, cls.backbones, unused, start, cls.name
     )
     cls.check_backbone(backbone)
     reads = cls.reads_masks(config)
@@ -77,6 +84,7 @@ def open_run(request: RunRequest) -> Context:
         "options": nested(config),
         "seed": request.seed,
         "steps": request.steps,
+        "minutes": None if request.minutes is None else {"asked": request.minutes},
         "classes_asked": len(table.names),
         "names": None if request.names is None else list(request.names),
         "split": request.split,
@@ -105,6 +113,7 @@ def open_run(request: RunRequest) -> Context:
     run = RunFolder.start(
         request.folder, record, resume=request.resume, writes=fabric.is_global_zero, labels=labels,
         defaults=flat(configure(cls.Config, {})),
+        length=Length(cls.own_steps(config, len(images)), cls.fixed_length(config)),
     )  # fmt: skip
     if run.earlier:
         bar.say(run.earlier)
@@ -112,16 +121,24 @@ def open_run(request: RunRequest) -> Context:
         data=images,
         table=table,
         seed=request.seed,
-        steps=request.steps,
+        steps=run.record["steps"],
         fabric=fabric,
         run=run,
         cache=FeatureCache(),
         backbone=backbone,
         sources=sources,
         inputs=inputs,
+        start=start,
         progress=bar,
-        notes=list(run.record.get("notes", [])),
+        notes=[note for note in run.record.get("notes", []) if not note.startswith(AS_IT_STANDS)],
+        minutes=request.minutes if run.record["steps"] is None else None,
+        most_steps=request.most_steps,
+        as_it_stands=request.as_it_stands,
+        began=began,
+        config=config,
     )
+    if request.minutes is not None and run.record["steps"] is not None:
+        bar.say(f"--minutes: this run has {run.record['steps']} steps since its start; --steps lengthens it")
     told = [digest and labels_note(images, request.labeled, digest), request.reason and f"Method: {request.reason}."]
     of_sources = [sentence for name, data in sources.items() for sentence in _told(name, data, request)]
     chosen = (f"Backbone: {why_backbone}.", f"Classes: {why_classes}.")
@@ -209,7 +226,14 @@ def _readable(request: RunRequest) -> Dataset:
 
 
 def find_backbone(
-    name: str, weights: str | Path | None, bar: Progress, seed: int, kind: str = "any", unused: str = ""
+    name: str,
+    weights: str | Path | None,
+    bar: Progress,
+    seed: int,
+    kind: str = "any",
+    unused: str = "",
+    start: Start | None = None,
+    method: str = "",
 ) -> tuple[Backbone, str]:
     """The network that sees, and why it is this one.
 
@@ -220,12 +244,17 @@ def find_backbone(
         seed: of random weights.
         kind: `any`, or `vit` where only a vision transformer will do.
         unused: why its weights are left aside, which is said instead; empty where they are not.
+        start: the model that `weights` name, where they name one.
+        method: name of the run's method.
 
     Raises:
-        MaskwrightError: no such network, or no weights for it.
+        MaskwrightError: no such network, or no weights for it; another one than the model stands on.
     """
     torch.manual_seed(derive(seed, "backbone"))  # for weights="random"
-    if name == "auto" and weights is None:
+    if start is not None and not (unused and start.backbone is None):
+        architecture = name if name == "auto" else architecture_of(name)
+        backbone, why = start_backbone(start, name, architecture, kind == "vit", method)
+    elif name == "auto" and (weights is None or start is not None):
         backbone, why = default_backbone(kind=kind)
     elif name == "auto":
         usual = "dinov2_small" if kind == "vit" else "tf_efficientnet_lite0"

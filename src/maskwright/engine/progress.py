@@ -23,6 +23,18 @@ LINES = 20
 """Plain lines that a task may take for each factor e of its time: one comes after a twentieth of the time so far."""
 FRAME = 0.5
 """Seconds between two states of a notebook's line."""
+LONG = 60.0
+"""Seconds of work from which on its length is told once it can be."""
+SEEN = 5.0
+"""Seconds after which it can be."""
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people say it: 45 s, 17 min, 1 h 40 min."""
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Task:
@@ -40,10 +52,13 @@ class Progress:
         quiet: show nothing (all processes but the first, tests).
         every: seconds between plain lines at least.
         heard: say sentences to Python's `logging`.
+
+    Attributes:
+        shorter: what makes the work that is under way shorter, as a sentence.
     """
 
     def __init__(self, quiet: bool = False, every: float = 10.0, heard: bool = True) -> None:
-        self.quiet, self.every, self.heard = quiet, every, heard
+        self.quiet, self.every, self.heard, self.shorter = quiet, every, heard, ""
         self.terminal = not quiet and sys.stderr.isatty()
 
     @classmethod
@@ -61,16 +76,28 @@ class Progress:
             LOG.info("%s", text)
 
     @contextmanager
-    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
-        """Shows one piece of work of `total` units, `done` of which were done before."""
+    def task(self, name: str, total: int, done: int = 0, foretells: bool = True) -> Iterator[Task]:
+        """Shows one piece of work.
+
+        Args:
+            name: of the work.
+            total: its units.
+            done: those that were done before.
+            foretells: whether a line says early how long all of it takes, where that is more than `LONG` seconds.
+        """
         if self.quiet or total <= 0:
             yield Task()
-        elif self.terminal:
+            return
+        told = _Foretold(self, name, total, done) if foretells else None
+        if self.terminal:
             with _bar() as bar:
-                yield _BarTask(bar, name, total, done)
+                yield _BarTask(bar, name, total, done, told)
         else:
             display = notebook_display()
-            task = _LineTask(self, name, total, done) if display is None else _NotebookTask(display, name, total, done)
+            task: _LineTask | _NotebookTask = (
+                _LineTask(self, name, total, done, told) if display is None
+                else _NotebookTask(display, name, total, done, told)
+            )  # fmt: skip
             yield task
             task.finish()
 
@@ -95,17 +122,43 @@ class Progress:
                 task.advance_to(done)
 
 
+class _Foretold:
+    """Says once how long a piece of work takes, after some of it."""
+
+    def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
+        self.progress, self.name, self.total, self.first = progress, name, total, done
+        self.start = time.perf_counter()
+        self.said = False
+
+    def look(self, done: int) -> None:
+        seconds, made = time.perf_counter() - self.start, done - self.first
+        if self.said or made < 1 or seconds < SEEN:
+            return
+        self.said = True
+        left = seconds / made * (self.total - done)
+        if left >= LONG:
+            rate = _rate(made / seconds)
+            line = f"{self.name}: about {duration(left)} more for {self.total - done} of {self.total}, at {rate}."
+            self.progress.say(f"{line} {self.progress.shorter}".rstrip())
+
+
+def _rate(each_second: float) -> str:
+    return f"{each_second:.1f}/s" if each_second >= 0.95 else f"{1 / each_second:.1f} s each"
+
+
 class _Clocked(Task):
     """What a task that is told in words knows of itself."""
 
-    def __init__(self, name: str, total: int, done: int) -> None:
-        self.name, self.total, self.first, self.done = name, total, done, done
+    def __init__(self, name: str, total: int, done: int, told: _Foretold | None) -> None:
+        self.name, self.total, self.first, self.done, self.told = name, total, done, done, told
         self.start = self.last = time.perf_counter()
         self.loss: float | None = None
 
     def due(self, done: int, loss: float | None, pause: float) -> bool:
         """Takes note of what is done; whether the pause since the last word is over."""
-        self.done, self.loss = done, loss
+        self.done, self.loss = done, self.loss if loss is None else loss
+        if self.told is not None:
+            self.told.look(done)
         now = time.perf_counter()
         if now - self.last < pause or done >= self.total:
             return False
@@ -123,8 +176,8 @@ class _Clocked(Task):
 
 
 class _LineTask(_Clocked):
-    def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
-        super().__init__(name, total, done)
+    def __init__(self, progress: Progress, name: str, total: int, done: int, told: _Foretold | None = None) -> None:
+        super().__init__(name, total, done, told)
         self.progress = progress
 
     def advance_to(self, done: int, loss: float | None = None) -> None:
@@ -139,8 +192,10 @@ class _LineTask(_Clocked):
 class _NotebookTask(_Clocked):
     """One line of a notebook's output, changed in place; it needs no widgets."""
 
-    def __init__(self, display: Callable[..., Any], name: str, total: int, done: int) -> None:
-        super().__init__(name, total, done)
+    def __init__(
+        self, display: Callable[..., Any], name: str, total: int, done: int, told: _Foretold | None = None
+    ) -> None:
+        super().__init__(name, total, done, told)
         self.handle = display(self._shown(), display_id=True)
 
     def advance_to(self, done: int, loss: float | None = None) -> None:
@@ -213,12 +268,15 @@ def _bar():
 
 
 class _BarTask(Task):
-    def __init__(self, bar, name: str, total: int, done: int) -> None:
-        self.bar, self.first, self.start = bar, done, time.perf_counter()
+    def __init__(self, bar, name: str, total: int, done: int, told: _Foretold | None = None) -> None:
+        self.bar, self.first, self.start, self.told = bar, done, time.perf_counter(), told
+        self.shown = ""
         self.id = bar.add_task(name, total=total, completed=done, rate="", loss="")
 
     def advance_to(self, done: int, loss: float | None = None) -> None:
         seconds = time.perf_counter() - self.start
         rate = (done - self.first) / seconds if seconds > 0 else 0.0
-        shown = "" if loss is None else f"loss {loss:.4f}"
-        self.bar.update(self.id, completed=done, rate=f"{rate:.1f}/s", loss=shown)
+        self.shown = self.shown if loss is None else f"loss {loss:.4f}"
+        self.bar.update(self.id, completed=done, rate=f"{rate:.1f}/s", loss=self.shown)
+        if self.told is not None:
+            self.told.look(done)

@@ -28,6 +28,7 @@ from maskwright.models.tensors import load_tensors
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
     from maskwright.engine.event_log import EventLog
+    from maskwright.engine.length import Length
 
 LOG = logging.getLogger("maskwright.metrics")
 
@@ -52,6 +53,8 @@ IDENTITY = (
 """What must be the same for a run to be resumed: with another value it would be another run."""
 LATER = ("labeled_hash", "reading")
 """What runs of earlier versions did not record; where it is missing, it is not compared."""
+KEPT = ("started", "command", "minutes")
+"""What a resumed run keeps of its first record."""
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 """Where a run stands. One that says `running` and that no process holds was killed."""
 WORDS = {
@@ -76,6 +79,10 @@ SHAPE: dict[str, Any] = {
     "notes?": [str],
     "resumed?": [str],
     "named?": {"run": str, "map": [{"cluster": int, "name": str}]},
+    "steps?": (int, None),
+    "minutes?": (dict, None),
+    "lengthened?": [{"from": int, "to": int, "when": str}],
+    "as_it_stands?": (dict, None),
     "stages?": [dict],
 }
 """What a run's record holds, as `data.artefacts.misfit` reads it."""
@@ -92,6 +99,8 @@ class RunFolder:
         record: what `run.json` says.
         events: gets what `metrics.jsonl` gets; None where nobody asked for it.
         earlier: a sentence on how an earlier process of this run ended, where it ended without a word.
+        at: the training stage that is under way, the step that it makes, and how many it has; None before the first.
+        kept: the same of its last checkpoint.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
@@ -100,6 +109,8 @@ class RunFolder:
         self.record: dict[str, Any] = {}
         self.earlier = ""
         self.events: EventLog | None = None
+        self.at: tuple[str, int, int] | None = None
+        self.kept: tuple[str, int, int] | None = None
         # One lock a path and process: the same process may open its run again.
         self._lock = filelock.FileLock(self.path / LOCK, timeout=0, is_singleton=True)
 
@@ -113,6 +124,7 @@ class RunFolder:
         writes: bool = True,
         labels: LabelIdentity | None = None,
         defaults: Mapping[str, Any] | None = None,
+        length: Length | None = None,
     ) -> RunFolder:
         """Makes the folder of a new run, or opens an earlier one to resume it.
 
@@ -124,6 +136,7 @@ class RunFolder:
             labels: the contents of what the run reads; kept in `labels.json`, compared when resumed.
             defaults: what `config` holds where nothing is set; a run of before options had parts is compared with it
                 in options that it did not know.
+            length: what decides whether an earlier run may be given more steps; None: it may not.
 
         Raises:
             MaskwrightError: when the folder holds a run and `resume` is False, holds other files, cannot be written,
@@ -133,7 +146,7 @@ class RunFolder:
         failure: MaskwrightError | None = None
         if writes:
             try:
-                run._open(record, resume, labels, defaults or {})
+                run._open(record, resume, labels, defaults or {}, length)
             except MaskwrightError as error:
                 failure = error
         else:
@@ -200,7 +213,12 @@ class RunFolder:
         return False
 
     def _open(
-        self, record: Mapping[str, Any], resume: bool, labels: LabelIdentity | None, defaults: Mapping[str, Any]
+        self,
+        record: Mapping[str, Any],
+        resume: bool,
+        labels: LabelIdentity | None,
+        defaults: Mapping[str, Any],
+        length: Length | None,
     ) -> None:
         self.check(self.path, resume=resume)
         try:
@@ -217,9 +235,17 @@ class RunFolder:
                 if self.record.get("status") == RUNNING:
                     self.earlier = "the earlier process of this run ended without a word; going on from what it saved"
                 self._must_have_labels(labels)
+                steps = record.get("steps")
+                if length is not None:
+                    steps = length.settle(self.path, self.record, steps)
+                    record = {**record, "steps": self.record.get("steps")}
                 self._must_match(record, defaults)
                 self._must_have_inputs(record.get("inputs") or {})
-                self.record.update({k: v for k, v in record.items() if k not in ("started", "command")})
+                if length is not None and steps != record["steps"]:
+                    was = record["steps"] or length.own
+                    self.record.setdefault("lengthened", []).append({"from": was, "to": steps, "when": now()})
+                    record = {**record, "steps": steps}
+                self.record.update({k: v for k, v in record.items() if k not in KEPT})
                 self.record.setdefault("resumed", []).append(now())
             else:
                 self.record = dict(record)

@@ -34,8 +34,11 @@ class RunRequest:
         classes: number of classes or clusters; None: that of the class table.
         names: class names, above any class table; None: those of the tables.
         backbone: a timm name or one of the short names; `auto` takes the best that can be had.
-        weights: a local checkpoint for it; `package`, or `random` for none.
+        weights: a local checkpoint for it; a run or bundle of ours to go on from; `package`, or `random` for none.
         steps: optimiser steps of the main training stage; None: the method's own number.
+        minutes: steps are chosen so that the run takes about so long; None: `steps` holds.
+        most_steps: more are of no use in these minutes; None: as many as fit.
+        as_it_stands: make the model of what the last checkpoint of an earlier run holds.
         seed: every random draw is a function of it.
         device: `auto`, `cpu` or `cuda`.
         resume: continue the run that lies in `out`.
@@ -56,6 +59,9 @@ class RunRequest:
     backbone: str = "auto"
     weights: str | Path | None = None
     steps: int | None = None
+    minutes: float | None = None
+    most_steps: int | None = None
+    as_it_stands: bool = False
     seed: int = 0
     device: str = "auto"
     resume: bool = False
@@ -77,11 +83,24 @@ class RunRequest:
             raise MaskwrightError(f"--seed {self.seed}", "a whole number from 0 to 2**63 - 1")
         if self.steps is not None and self.steps < 1:
             raise MaskwrightError(f"--steps {self.steps}", "at least 1")
+        if self.minutes is not None:
+            self._check_minutes(self.minutes)
         self._check_labels()
         check_inputs(self.method, self.method.inputs_taken(self.config), self.inputs)
         wanted = self.method.wanted_backbone(self.config)
         if wanted and self.backbone not in ("auto", wanted):
             raise MaskwrightError(f"--backbone {self.backbone} and --set encoder={wanted}", "one of the two")
+
+    def _check_minutes(self, minutes: float) -> None:
+        if not 0 < minutes < 1e6:
+            raise MaskwrightError(f"--minutes {minutes}", "a number above 0")
+        if self.steps is not None:
+            raise MaskwrightError(f"--steps {self.steps} and --minutes {minutes:g}", "one of the two", "leave one out")
+        if not self.method.own_steps(self.config, len(self.data)):
+            raise MaskwrightError(
+                f"--minutes and {self.method.name}, which trains nothing step by step", "a method that trains",
+                "leave it out",
+            )  # fmt: skip
 
     def _check_labels(self) -> None:
         method, present = self.method, self.data.labels_present()

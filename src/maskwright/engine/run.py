@@ -6,12 +6,15 @@ How a run's page is made is not known here: what makes it is given.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from maskwright.engine.config_file import CONFIG
 from maskwright.engine.context import FEATURES, Context
+from maskwright.engine.length import going_on
 from maskwright.engine.records import (
     FAILED,
     FINISHED,
@@ -27,7 +30,7 @@ from maskwright.predict.model import Model
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
-    from maskwright.engine.contract import Method
+    from maskwright.engine.contract import Method, Stage
 
 
 class Pages(NamedTuple):
@@ -60,7 +63,32 @@ def run_method(method: type[Method], config: Any, context: Context, pages: Pages
         MaskwrightError: whatever the stages raise.
     """
     with recorded(context.run):
-        return _run_to_the_end(method(config, context), context, pages)
+        try:
+            return _run_to_the_end(method(config, context), context, pages)
+        except KeyboardInterrupt:
+            for line in stopped(context.run, context.later):
+                context.progress.say(line)
+            raise
+
+
+def stopped(run: RunFolder, later: Sequence[Stage] = ()) -> list[str]:
+    """What a run that is interrupted keeps, and the commands that go on with it or finish it, as lines.
+
+    Args:
+        run: its folder.
+        later: the stages behind the one that was interrupted.
+    """
+    at, kept = run.at, run.kept
+    where = f" in stage {at[0]} at step {at[1]} of {at[2]}" if at else ""
+    done = [str(stage.get("name")) for stage in run.record.get("stages", [])]
+    parts = [f"step {kept[1]} of {kept[2]} in stage {kept[0]}"] if kept and kept[1] and kept[0] not in done else []
+    parts += [f"stage{'s' * (len(done) > 1)} {', '.join(done)}"] if done else []
+    lines = [f"interrupted{where}; kept: {' and '.join(parts) or 'nothing yet, the run starts over'}"]
+    if (run.path / CONFIG).exists():
+        lines.append(f"go on: {going_on(run.path)}")
+        if kept and kept[1] and not any(stage.kind == "train" for stage in later):
+            lines.append(f"its model as it stands: {shlex.join(['maskwright', 'finish', str(run.path)])}")
+    return lines
 
 
 @contextlib.contextmanager
@@ -77,6 +105,9 @@ def recorded(run: RunFolder) -> Iterator[None]:
 
 def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Model:
     run = context.run
+    if not context.as_it_stands:
+        run.record.pop("as_it_stands", None)
+        run.record["notes"] = context.notes
     run_stages(method, context)
     segmenter = method.segmenter()
     run.save(provenance=segmenter.provenance.to_json())

@@ -12,6 +12,8 @@ import torch
 
 from maskwright.data.trust.artefacts import Damage, parse_record, unreadable, write_record
 from maskwright.engine.distributed import barrier, gather_objects
+from maskwright.engine.forecast import sizes
+from maskwright.engine.length import fit_steps, must_be_there, must_have_begun, reopen
 from maskwright.engine.records import LEDGER, Stopwatch
 from maskwright.errors import MaskwrightError, stop_if_asked
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from maskwright.engine.contract import Method
 
 DONE = "stage.json"
-SHAPE = {"name": str, "kind": str, "says": str, "seconds": float}
+SHAPE = {"name": str, "kind": str, "says": str, "seconds": float, "steps?": int, "of?": int}
 
 
 def run_stages(method: Method, context: Context) -> None:
@@ -33,9 +35,13 @@ def run_stages(method: Method, context: Context) -> None:
     _restore_ledger(context)
     stages = method.stages()
     done = {stage.name: _done(context, run.path / stage.name / DONE) for stage in stages}
+    reopen(context, stages, done)
+    if context.as_it_stands:
+        must_be_there(context, stages, done)
     run.record["stages"] = [record for record in done.values() if record is not None]
     run.save(**context.ledgers.record())
-    for number, stage in enumerate(stages, 1):
+    for number in range(1, len(stages) + 1):
+        stage = stages[number - 1]
         folder = run.stage_folder(stage.name)
         stop_if_asked()
         barrier()
@@ -44,6 +50,12 @@ def run_stages(method: Method, context: Context) -> None:
             continue
         context.progress.say(f"[{number}/{len(stages)}] {stage.name}: {stage.says}")
         watch = Stopwatch()
+        context.later, context.tail = stages[number:], method.tail()
+        context.progress.shorter = _shorter(method.config)
+        if stage.kind == "train" and context.minutes is not None and context.steps is None and stage.steps:
+            fit_steps(method, stage, [s.name for s in stages if done[s.name] is None])
+            stages = method.stages()
+            stage = stages[number - 1]
         if stage.kind != "train":  # the loop knows from which step on to forget
             run.forget_metrics(stage.name, 0)
         try:
@@ -55,12 +67,15 @@ def run_stages(method: Method, context: Context) -> None:
                 raise _too_large(stage.name, method.config) from error
             raise
         _join_ledgers(context)
-        record = {
+        record: dict[str, Any] = {
             "name": stage.name,
             "kind": stage.kind,
             "says": stage.says,
             "seconds": round(watch.seconds, 3),
         }
+        if stage.name in context.reached:
+            record["steps"], record["of"] = context.reached[stage.name]
+            must_have_begun(context, stage.name, record["steps"], record["of"])
         _save_ledger(context)
         if run.writes:
             write_record(folder / DONE, record)
@@ -68,6 +83,11 @@ def run_stages(method: Method, context: Context) -> None:
         run.record["stages"] = [r for r in done.values() if r is not None]
         run.save(**context.ledgers.record())
     barrier()
+
+
+def _shorter(config: Any) -> str:
+    less = sizes(config)
+    return f"Shorter: smaller by --set ({less}), or fewer photographs." if less else ""
 
 
 def _too_large(stage: str, config: Any) -> MaskwrightError:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from maskwright.errors import MaskwrightError, unknown
+from maskwright.errors import unknown
 
 if TYPE_CHECKING:
     from maskwright.engine.contract import Method
@@ -69,55 +69,3 @@ def find_method(name: str) -> type[Method]:
     if name not in TABLE:
         raise unknown("method", name, TABLE)
     return METHODS[name]
-
-
-PREFERENCES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("source", "there is a labelled source folder", ("dacs", "source_only")),
-    ("masks", "some images have masks", ("unimatch", "mean_teacher", "supervised")),
-    ("tags", "images have tags", ("seam", "cam")),
-    ("captions", "images have captions", ()),
-)
-"""Label kind, reason, methods in order of preference; the first whose method exists is chosen."""
-
-
-def choose_method(labels: Mapping[str, int], images: int, source: bool = False) -> tuple[str, str]:
-    """Picks a method by the labels that are present.
-
-    Args:
-        labels: number of images with `masks`, `tags`, `captions`.
-        images: number of images.
-        source: whether a labelled source folder is given.
-
-    Returns:
-        The method's name and the reason in one sentence.
-
-    Raises:
-        MaskwrightError: when there is no image.
-    """
-    if images == 0:
-        raise MaskwrightError("no image to learn from", "at least one")
-    unused: list[str] = []
-    for kind, reason, names in PREFERENCES:
-        present = source if kind == "source" else labels.get(kind, 0) > 0
-        if not present:
-            continue
-        if kind == "masks" and labels[kind] >= images:
-            reason, names = "every image has a mask", ("supervised",)
-        for name in names:
-            if name in TABLE:
-                count = "" if kind == "source" else f" ({labels[kind]} of {images})"
-                return name, f"{name}, because {reason}{count}{_left(unused)}"
-        unused.append(kind)
-    left = _left(unused)
-    if images < 8:
-        few = "kmeans, because no method here learns from so few images"
-        return "kmeans", f"{few} ({images}){left}"
-    why = "no labels are needed for it and it is the strongest of the methods that read none"
-    return "stego", f"stego, because {why}{left}"
-
-
-def _left(unused: list[str]) -> str:
-    """What the chosen method leaves aside, as the end of a sentence."""
-    labels = [kind for kind in unused if kind != "source"]
-    told = "; no method here uses the source" if "source" in unused else ""
-    return told + (f"; it does not use the {' and '.join(labels)} that are there" if labels else "")

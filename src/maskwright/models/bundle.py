@@ -182,6 +182,18 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Segment
     return segmenter.to(device).eval()
 
 
+def is_bundle(path: str | Path) -> bool:
+    """Whether a file says that it is a model of ours; it may be damaged all the same."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
 def _read_metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         raise MaskwrightError(

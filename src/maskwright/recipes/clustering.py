@@ -44,10 +44,12 @@ def cluster_rows(context: Context, rows: Tensor, options: ClusterOptions, cluste
             "at least one position a cluster", "ask for fewer with --classes, or add images",
         )  # fmt: skip
     try:
-        return kmeans(
-            rows, k, metric="cosine", init="kmeans++", iterations=options.iterations, restarts=options.restarts,
-            seed=context.seed, all_reduce=reducer(), offset=sum(counts[: rank()]), total=sum(counts),
-        )  # fmt: skip
+        with context.progress.task("k-means", options.restarts) as task:
+            return kmeans(
+                rows, k, metric="cosine", init="kmeans++", iterations=options.iterations, restarts=options.restarts,
+                seed=context.seed, all_reduce=reducer(), offset=sum(counts[: rank()]), total=sum(counts),
+                after=task.advance_to,
+            )  # fmt: skip
     except ValueError as error:
         raise MaskwrightError(
             f"the features cannot be clustered: {error}", "", "ask for fewer with --classes"

@@ -105,7 +105,7 @@ def test_each_network_gets_a_schedule_where_the_steps_are_not_given(semi_context
 
     def trained(given, **options):
         method = STPlusPlus(STPlusPlusConfig(**options), dataclasses.replace(semi_context, steps=given))
-        return [method.steps(s.name) for s in method.stages() if s.name in ("teacher", "first", "retrain")]
+        return [method.steps_of(s.name) for s in method.stages() if s.name in ("teacher", "first", "retrain")]
 
     assert sum(trained(None)) == own.steps and sum(trained(None, plus=False)) == own.steps
     assert trained(8) == [2, 2, 4] and trained(8, plus=False) == [2, 6], "--steps counts all of them"

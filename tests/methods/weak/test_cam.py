@@ -13,7 +13,7 @@ import maskwright as mw
 from maskwright.data.training.labels import LabelStore
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
-from maskwright.methods import choose_method
+from maskwright.methods.choosing import choose_method
 from maskwright.recipes.tags.maps import CamStore
 from maskwright.recipes.tags.seeding import read_threshold
 

@@ -92,7 +92,7 @@ class CPSTraining(NetworkTraining):
         self.streams["u"] = unlabeled_stream(self, strong_views=0)
         self.ramp = Ramp(self.config.ramp, self.steps)
         # The random state has moved on since the first head was drawn.
-        network2 = make_network(self.context, self.config)
+        network2 = make_network(self.context, self.config, second=True)
         if all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(self.network.parameters(), network2.parameters())):
             raise MaskwrightError(
                 f"network_weights={self.config.network.weights} fills both networks, which then are one",

@@ -258,21 +258,28 @@ class STPlusPlus(NetworkMethod):
 
     def stages(self) -> list[Stage]:
         """Three for ST, six for ST++."""
-        teacher = Stage("teacher", "train", self.train_teacher, "a teacher on the masks")
+        teacher = Stage("teacher", "train", self.train_teacher, "a teacher on the masks", self.steps_of("teacher"))
+        last = self.steps_of("retrain")
         if not self.config.plus:
             return [
                 teacher,
                 Stage("label", "label", self.label_all, "pseudo-labels of all unlabelled photographs"),
-                Stage("retrain", "train", self.retrain, "a new network on masks and pseudo-labels"),
+                Stage("retrain", "train", self.retrain, "a new network on masks and pseudo-labels", last),
             ]
+        first = self.steps_of("first")
         return [
             teacher,
             Stage("rank", "fit", self.rank, "the photographs on which the teacher did not change its mind"),
             Stage("label", "label", self.label_reliable, "pseudo-labels of the reliable photographs"),
-            Stage("first", "train", self.train_first, "a new network on masks and reliable pseudo-labels"),
+            Stage("first", "train", self.train_first, "a new network on masks and reliable pseudo-labels", first),
             Stage("relabel", "label", self.relabel, "its labels of the other photographs"),
-            Stage("retrain", "train", self.retrain, "a new network on masks and all pseudo-labels"),
+            Stage("retrain", "train", self.retrain, "a new network on masks and all pseudo-labels", last),
         ]
+
+    @classmethod
+    def fixed_length(cls, config: Any) -> str:
+        """The last network learns what the first ones wrote."""
+        return "its trainings follow one another, and the later ones learn what the earlier ones wrote"
 
     # ------------------------------------------------------------------ what is trained on what
 
@@ -280,7 +287,7 @@ class STPlusPlus(NetworkMethod):
         """Where a stage's artefacts lie."""
         return self.context.run.path / stage
 
-    def steps(self, stage: str) -> int:
+    def steps_of(self, stage: str) -> int:
         """A training's part of all steps."""
         c = self.config
         total = self.context.steps or c.steps
@@ -302,7 +309,7 @@ class STPlusPlus(NetworkMethod):
 
     def train_teacher(self, folder: Path) -> None:
         """T, and its networks at 1/3 and 2/3 of its steps."""
-        steps = self.steps("teacher")
+        steps = self.steps_of("teacher")
         training = TeacherTraining(folder, self.context, self.config, self.labels(), steps, stage="teacher")
         self.context.fit(training, "teacher", folder, steps)
 
@@ -319,7 +326,7 @@ class STPlusPlus(NetworkMethod):
 
     def train_student(self, folder: Path, pseudo: Labels) -> None:
         """A new network; its stage's name seeds its head."""
-        steps = self.steps(folder.name)
+        steps = self.steps_of(folder.name)
         training = RetrainTraining(pseudo, self.context, self.config, self.labels(), steps, stage=folder.name)
         self.context.fit(training, folder.name, folder, steps)
 

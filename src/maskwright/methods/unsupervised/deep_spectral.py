@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -218,6 +218,16 @@ class DeepSpectral(Method):
         """The dense CRF, where that is asked for."""
         return "crf" if self.config.readout.crf else "none"
 
+    @classmethod
+    def own_steps(cls, config: Any, images: int) -> int:
+        """The option `head.steps`, where a head is trained."""
+        return int(config.head.steps) if config.head.train else 0
+
+    @property
+    def steps(self) -> int:
+        """Of the head."""
+        return int(self.context.steps or self.config.head.steps)
+
     def stages(self) -> list[Stage]:
         """Spectra, segments, cluster, self_train."""
         made = [
@@ -225,7 +235,7 @@ class DeepSpectral(Method):
             Stage("segments", "label", self.segments, "the object and the segments of each photograph"),
             Stage("cluster", "label", self.cluster, "clusters of all segments, as masks"),
         ]
-        last = Stage("self_train", "train", self.self_train, "a head on the masks made")
+        last = Stage("self_train", "train", self.self_train, "a head on the masks made", self.steps)
         return [*made, last] if self.config.head.train else made
 
     # ------------------------------------------------------------------ features
@@ -408,7 +418,7 @@ class DeepSpectral(Method):
             size = self.features.store[i].shape[-2:]
             labels.append(F.interpolate(ids[None, None].float(), size, mode="nearest-exact")[0, 0].long())
         context.initialise("self_train")
-        steps = context.steps or c.steps
+        steps = self.steps
         training = SelfTraining(context, self.features, labels, self._head(), c, steps)
         context.fit(training, "self_train", folder, steps)
 

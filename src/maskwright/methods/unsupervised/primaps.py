@@ -204,12 +204,22 @@ class Primaps(FrozenMethod):
     Config: ClassVar[type] = PrimapsConfig
     config: PrimapsConfig
 
+    @classmethod
+    def own_steps(cls, config: Any, images: int) -> int:
+        """The option `em.steps`."""
+        return int(config.em.steps)
+
+    @property
+    def steps(self) -> int:
+        """Of EM."""
+        return int(self.context.steps or self.config.em.steps)
+
     def own_stages(self) -> list[Stage]:
         """Start, masks, em."""
         return [
             Stage("start", "fit", self.start, "PCA and k-means: where the prototypes start"),
             Stage("masks", "label", self.masks, "masks of each photograph from its principal components"),
-            Stage("em", "train", self.em, "prototypes that agree with the masks"),
+            Stage("em", "train", self.em, "prototypes that agree with the masks", self.steps),
         ]
 
     def start(self, folder: Path) -> None:
@@ -237,7 +247,7 @@ class Primaps(FrozenMethod):
 
     def em(self, folder: Path) -> None:
         """Trains the prototypes."""
-        t, steps = self.started(), self.context.steps or self.config.em.steps
+        t, steps = self.started(), self.steps
         masks = [torch.from_numpy(read_mask(self.mask_file(i))) for i in range(len(self.context.data))]
         maps = ReducedMaps(self.features, projection(t, normalize=True))
         training = Em(self.context, self.config, maps, t["centers"], masks)

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import faiss
 import torch
@@ -331,12 +331,22 @@ class Stego(FrozenMethod):
     Config: ClassVar[type] = StegoConfig
     config: StegoConfig
 
+    @classmethod
+    def own_steps(cls, config: Any, images: int) -> int:
+        """The option `steps`."""
+        return int(config.steps)
+
+    @property
+    def steps(self) -> int:
+        """Of the head."""
+        return int(self.context.steps or self.config.steps)
+
     def own_stages(self) -> list[Stage]:
         """Prepare (PCA, neighbours, shifts), distill, cluster."""
         says = "features, nearest photographs, shifts from their correlations"
         return [
             Stage("prepare", "fit", self.prepare, says),
-            Stage("distill", "train", self.distill, "a head whose codes correlate where features do"),
+            Stage("distill", "train", self.distill, "a head whose codes correlate where features do", self.steps),
             Stage("cluster", "fit", self.cluster, "k-means of the codes"),
         ]
 
@@ -408,7 +418,7 @@ class Stego(FrozenMethod):
     def distill(self, folder: Path) -> None:
         """Trains the head; the artefact is its last iterate."""
         c, context, t = self.config, self.context, self.prepared
-        steps = context.steps or c.steps
+        steps = self.steps
         pairs = Pairs(ReducedMaps(self.features, self.reduction), t["nearest"], c.pairs.points)
         training = Distillation(context, c, pairs, t["shifts"].tolist(), t["weights"].tolist(), steps)
         context.fit(training, "distill", folder, steps)

@@ -80,6 +80,15 @@ def build_backbone(
     return CNNBackbone(model, name, architecture, provenance, output_stride).eval()
 
 
+def architecture_of(name: str) -> str:
+    """timm's name, without a tag, of the network that a backbone's name stands for.
+
+    Raises:
+        MaskwrightError: unknown name.
+    """
+    return _look_up(name)[0]
+
+
 def _look_up(name: str) -> tuple[str, Entry | None, Any]:
     """The timm architecture, the catalogue's entry if it has one, and timm's record of the weights."""
     entry = BACKBONES.get(name)

@@ -16,7 +16,7 @@ Legend: B batch, C classes, (H, W) input size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,6 +79,15 @@ class VGGEncoder(Part):
         if any(name not in source or source[name].shape != value.shape for name, value in wanted.items()):
             raise MaskwrightError(f"weights of {backbone.architecture} for {self.architecture}", "the same network")
         self.load_state_dict({name: source[name] for name in wanted})
+
+    @property
+    def stands_on(self) -> str:
+        """The timm network."""
+        return self.architecture
+
+    def backbone_tensors(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As of `Part`; the names are the same."""
+        return dict(self.state_dict())
 
     def parameter_layers(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: each convolution with its norm."""

@@ -75,6 +75,15 @@ class HRNetEncoder(Part):
             raise MaskwrightError(f"weights of {backbone.architecture} for {self.architecture}", "the same network")
         self.trunk.load_state_dict({name: source[name] for name in wanted})
 
+    @property
+    def stands_on(self) -> str:
+        """The timm network."""
+        return self.architecture
+
+    def backbone_tensors(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As of `Part`; the names are the same."""
+        return dict(self.trunk.state_dict())
+
     def parameter_layers(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: stem, then each stage with the transition that leads to it."""
         names = [["conv1", "bn1", "conv2", "bn2"], ["layer1"]]

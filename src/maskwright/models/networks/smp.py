@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import segmentation_models_pytorch as smp
@@ -212,16 +212,37 @@ class SmpEncoder(_SmpPart):
             raise MaskwrightError(f"weights of {backbone.architecture} for encoder {self.encoder}", "the same network")
         source = backbone.model.state_dict()
         target: Any = self.module.model
-        # Networks of features only flatten the first containers in some families, layers.0 is layers_0, and wrap the
-        # whole network in others.
-        flat = {re.sub(r"^([^.]+)\.([^.]+)\.", r"\1_\2.", name): value for name, value in source.items()}
-        wanted = target.state_dict()
-        inner = {name: re.sub(r"^(model|body)\.", "", name) for name in wanted}
-        fitted = {name: source.get(name, flat.get(name, source.get(inner[name]))) for name in wanted}
+        wanted, names = target.state_dict(), self._names_in(source)
+        fitted = {name: source.get(names.get(name, "")) for name in wanted}
         missing = [name for name, value in fitted.items() if value is None or value.shape != wanted[name].shape]
         if missing:
             raise MaskwrightError(f"{len(missing)} tensors of {self.encoder} have no weights ({missing[0]}, ...)")
         target.load_state_dict(fitted)
+
+    def _names_in(self, source: Mapping[str, Tensor]) -> dict[str, str]:
+        """What the backbone calls each tensor of the encoder.
+
+        Networks of features only flatten the first containers in some families, layers.0 is layers_0, and wrap the
+        whole network in others.
+        """
+        flat = {re.sub(r"^([^.]+)\.([^.]+)\.", r"\1_\2.", name): name for name in source}
+        found = {}
+        for name in self.module.model.state_dict():
+            inner = re.sub(r"^(model|body)\.", "", name)
+            theirs = name if name in source else flat.get(name, inner if inner in source else None)
+            if theirs is not None:
+                found[name] = theirs
+        return found
+
+    @property
+    def stands_on(self) -> str:
+        """The timm network of a "tu-" encoder."""
+        return self.encoder[3:] if self.encoder.startswith("tu-") else ""
+
+    def backbone_tensors(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As of `Part`."""
+        own, names = self.module.model.state_dict(), self._names_in(wanted)
+        return {names[name]: value for name, value in own.items() if name in names}
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to feature maps, fine to coarse, the input among them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from maskwright.errors import MaskwrightError
 
@@ -54,6 +54,19 @@ class Part(nn.Module):
         Raises:
             ValueError: a value that the part cannot have.
         """
+
+    @property
+    def stands_on(self) -> str:
+        """timm's name of the network that an encoder of another package's build is; empty where it is none."""
+        return ""
+
+    def backbone_tensors(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An encoder's tensors under the names that the backbone `stands_on` has for them.
+
+        Args:
+            wanted: the backbone's own tensors.
+        """
+        return {}
 
     @classmethod
     def build(cls, **arguments: Any) -> Self:

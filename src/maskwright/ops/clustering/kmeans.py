@@ -9,7 +9,7 @@ Sources: spherical k-means: Dhillon & Modha, Machine Learning 2001. Mini-batch k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,6 +58,7 @@ def kmeans(
     all_reduce: Reduce | None = None,
     offset: int | None = None,
     total: int | None = None,
+    after: Callable[[int], object] | None = None,
 ) -> KMeansResult:
     """Clusters rows; the same arguments give the same clusters.
 
@@ -85,6 +86,7 @@ def kmeans(
         all_reduce: sums a tensor over processes that each hold a share of the rows; all get the same centers.
         offset: rows of the processes before this one; by default as the ranks of torch.distributed say.
         total: rows of all processes, if only to check.
+        after: called after each start with the number of starts that are done.
 
     Raises:
         ValueError: for arguments out of range, values that are not finite, and more clusters than distinct rows.
@@ -106,7 +108,7 @@ def kmeans(
         ).centers
 
     best: KMeansResult | None = None
-    for _ in range(1 if isinstance(init, Tensor) and batch_size is None else restarts):
+    for start in range(1 if isinstance(init, Tensor) and batch_size is None else restarts):
         if isinstance(init, Tensor):
             centers = _given_centers(rows, init, k)
         else:
@@ -119,6 +121,8 @@ def kmeans(
         found = _finish(lloyd, centers, steps)
         if best is None or found.inertia < best.inertia:
             best = found
+        if after is not None:
+            after(start + 1)
     assert best is not None
     return best
 

@@ -77,13 +77,29 @@ class TagMethod(Method):
 
     def stages(self) -> list[Stage]:
         """Classify, cams, a walk where there is one, seeds, retrain."""
+        steps = tag_steps(self.context, self.config)
         return [
-            Stage("classify", "train", self.classify, "a classifier of the tags that says where it sees them"),
+            Stage("classify", "train", self.classify, "a classifier of the tags that says where it sees them", steps),
             Stage("cams", "label", self.cams, "class maps of each photograph at several sizes"),
             *(self.walk.stages() if self.walk is not None else ()),
             Stage("seeds", "label", self.seeds, "background threshold and label maps"),
-            Stage("retrain", "train", self.retrain, "a segmentation network on the label maps"),
+            Stage("retrain", "train", self.retrain, "a segmentation network on the label maps", self.steps),
         ]
+
+    @classmethod
+    def own_steps(cls, config: Any, images: int) -> int:
+        """The option `steps`, of the network that is trained last."""
+        return int(config.steps)
+
+    @classmethod
+    def fixed_length(cls, config: Any) -> str:
+        """The network learns what the classifier's maps became."""
+        return "its trainings follow one another, and the later ones learn what the earlier ones wrote"
+
+    @property
+    def steps(self) -> int:
+        """Of the network that is trained last."""
+        return int(self.context.steps or self.config.steps)
 
     def folder(self, stage: str) -> Path:
         """Where a stage left its artefacts."""
@@ -198,8 +214,7 @@ class TagMethod(Method):
 
     def retrain(self, folder: Path) -> None:
         """The configured network on the pseudo masks; the artefact is its checkpoint."""
-        steps = self.context.steps or self.config.steps
-        train_network(self.context, self.config, self.pseudo_labels(), "retrain", folder, steps)
+        train_network(self.context, self.config, self.pseudo_labels(), "retrain", folder, self.steps)
 
     def segmenter(self) -> Segmenter:
         """The retrained network over the class table."""

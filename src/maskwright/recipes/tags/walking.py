@@ -151,7 +151,9 @@ class Walk:
         what = "boundaries" if self.kind == "irn" else "features"
         return [
             Stage("pairs", "label", self.pairs, "seeds sure enough to tell which pixels are alike"),
-            Stage("affinity", "train", self.affinity, f"{what} that say which nearby pixels are of one thing"),
+            Stage(
+                "affinity", "train", self.affinity, f"{what} that say which nearby pixels are of one thing", self.steps
+            ),
             Stage("walk", "label", self.walk, "class maps, spread along that affinity"),
         ]
 
@@ -207,9 +209,13 @@ class Walk:
     def affinity(self, folder: Path) -> None:
         """Trains the affinity; the artefact is its checkpoint."""
         context, c = self.context, self.config
-        steps = c.affinity.steps or tag_steps(context, c)
-        training = PairTraining(context, c, self.targets, self.label_store, self.kind, steps)
-        context.fit(training, "affinity", folder, steps)
+        training = PairTraining(context, c, self.targets, self.label_store, self.kind, self.steps)
+        context.fit(training, "affinity", folder, self.steps)
+
+    @property
+    def steps(self) -> int:
+        """Of the affinity's training."""
+        return int(self.config.affinity.steps or tag_steps(self.context, self.config))
 
     def trained_affinity(self) -> Any:
         """The affinity's network, from the artefact, in evaluation mode on the device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,9 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.training.network import make_segmenter, trained_network
 from maskwright.recipes.training.selection import hold_out
 from maskwright.recipes.training.training import CropTraining, NetworkTraining
+
+SHOWN = 48
+"""Photographs that a report shows, at most."""
 
 
 class CropMethod(Method):
@@ -51,7 +55,26 @@ class CropMethod(Method):
 
     def stages(self) -> list[Stage]:
         """One: train."""
-        return [Stage("train", "train", self.train, self.says)]
+        return [Stage("train", "train", self.train, self.says, self.steps)]
+
+    @classmethod
+    def own_steps(cls, config: Any, images: int) -> int:
+        """The option `steps`."""
+        return int(config.steps)
+
+    def tail(self) -> float:
+        """Photographs for batch-norm statistics and for the report. A step passes each of its pixels forward and back,
+        which costs three times a pass forward."""
+        c, data = self.config, self.context.data
+        looked = list(range(0, len(data), max(1, len(data) // 16)))
+        shrunk = [min(1.0, c.crops.long_side / max(data.size(i))) ** 2 * math.prod(data.size(i)) for i in looked]
+        photographs = min(c.norms.images, len(data)) + min(SHOWN, len(data))
+        return photographs * sum(shrunk) / len(shrunk) / (3 * c.crops.batch * c.crops.size**2)
+
+    @property
+    def steps(self) -> int:
+        """Of the training."""
+        return int(self.context.steps or self.config.steps)
 
     def training(self, steps: int) -> CropTraining:
         """The training of so many steps."""
@@ -59,7 +82,7 @@ class CropMethod(Method):
 
     def train(self, folder: Path) -> None:
         """Trains; the artefact is the checkpoint of the last step."""
-        steps = self.context.steps or self.config.steps
+        steps = self.steps
         training = self.training(steps)
         o, decoder = training.config.optimizer, type(training.network.decoder).__name__
         self.context.note(f"Decoder {decoder}, {o.name} at {o.lr:g}, encoder at {o.encoder_lr:g} of it.")

@@ -21,12 +21,28 @@ if TYPE_CHECKING:
     from maskwright.engine.context import Context
 
 
-def make_network(context: Context, config: CropConfig) -> Network:
-    """The configured network on the run's backbone, with an untrained head."""
-    c = config.network
-    return build_network(
+def make_network(context: Context, config: CropConfig, *, second: bool = False) -> Network:
+    """The configured network on the run's backbone, with an untrained head, or that of the model that it starts from.
+
+    Args:
+        context: of the run.
+        config: options.
+        second: it learns beside another and must differ from it, so it takes no head from a model.
+
+    Raises:
+        MaskwrightError: as `build_network`, or weights of the network and a model to start from.
+    """
+    c, start = config.network, context.start
+    if c.weights and start is not None:
+        raise MaskwrightError(
+            f"--weights {start.place} and --set network.weights={c.weights}", "one of the two", "leave one out"
+        )
+    network = build_network(
         c.name, context.backbone, context.classes, options=network_options(c.options), weights=c.weights or None
     )
+    if start is not None and not second:
+        context.note(start.into(network, context.table))
+    return network
 
 
 def network_options(text: str) -> dict[str, Any]:
@@ -59,13 +75,22 @@ def retake(
     preprocess: Preprocess,
     seen: Sequence[int],
     data: Dataset | None = None,
+    shown: bool = False,
 ) -> None:
     """Batch-norm statistics of the photographs that the configuration says, as `make_segmenter` wants them."""
     norms, images = config.norms, context.data if data is None else data
     if norms.photographs == "all":
         seen, images = range(len(context.data)), context.data
     kept = network.encoder if norms.freeze else None
-    retake_statistics(network, images, evenly(seen, norms.images), preprocess, context.device, kept)
+    retake_statistics(
+        network,
+        images,
+        evenly(seen, norms.images),
+        preprocess,
+        context.device,
+        kept,
+        context.progress if shown else None,
+    )
 
 
 def make_segmenter(
@@ -87,7 +112,7 @@ def make_segmenter(
         data: the data set that they are of; the run's own if None.
     """
     preprocess = make_preprocess(config, network)
-    retake(context, config, network.to(context.device), preprocess, seen, data)
+    retake(context, config, network.to(context.device), preprocess, seen, data, shown=True)
     network = network.cpu().eval()
     return Segmenter(
         encoder=network.encoder,
@@ -121,7 +146,7 @@ def trained_network(
     weights = parts.get(f"module.{part}")
     selection = parts.get("extra.selection")
     if chosen and isinstance(selection, dict):  # there is one where images were held out
-        weights = selection.get("best")
+        weights = selection.get("best") or weights  # a run that is finished early may not have looked yet
     if isinstance(weights, dict):
         prefix = "module." if "_extra_state" in weights else ""
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k != "_extra_state"}

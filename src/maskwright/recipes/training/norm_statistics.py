@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.trust.artefacts import misfit, read_record
+from maskwright.engine.progress import Progress
 from maskwright.engine.records import RECORD, SHAPE
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import Preprocess
@@ -67,6 +68,7 @@ def retake_statistics(
     preprocess: Preprocess,
     device: torch.device,
     but: nn.Module | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Gives a trained network the batch-norm statistics of photographs.
 
@@ -80,6 +82,7 @@ def retake_statistics(
         preprocess: as for prediction.
         device: where the network is.
         but: a part that keeps its statistics.
+        progress: shows the work, where it is given.
 
     Returns:
         How many layers were changed.
@@ -99,7 +102,7 @@ def retake_statistics(
     for m in layers:
         m.momentum = 1.0  # running statistics are the last batch's
         m.train()
-    for chunk in chunks:
+    for chunk in chunks if progress is None else progress.track(chunks, "statistics", len(chunks)):
         x = preprocess.apply_many([data.image(i) for i in chunk], size).to(device)
         network(x.contiguous(memory_format=torch.channels_last))
         for m, (mean, square) in zip(layers, sums):

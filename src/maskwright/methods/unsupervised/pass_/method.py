@@ -112,16 +112,36 @@ class Pass(Method):
     def stages(self) -> list[Stage]:
         """Pretrain, attention, cluster, label, finetune; those that are switched off are left out."""
         c = self.config
-        where = ", pixel to pixel" * c.shape.p2p + ", deep to shallow" * bool(c.shape.d2s)
+        where, steps = ", pixel to pixel" * c.shape.p2p + ", deep to shallow" * bool(c.shape.d2s), self.steps
         stages = [
-            Stage("pretrain", "train", self.pretrain, f"{c.instance.kind} between crops{where}"),
-            Stage("attention", "train", self.attend, "which pixels and channels speak for the photograph"),
+            Stage(
+                "pretrain", "train", self.pretrain, f"{c.instance.kind} between crops{where}", steps(c.pretrain.epochs)
+            ),
+            Stage(
+                "attention",
+                "train",
+                self.attend,
+                "which pixels and channels speak for the photograph",
+                steps(c.attention.epochs),
+            ),
             Stage("cluster", "fit", self.cluster, f"k-means of the photographs into {self.clusters}"),
             Stage("label", "label", self.label, "each pixel its nearest centroid, or other"),
-            Stage("finetune", "train", self.finetune, "a segmentation network on these labels"),
+            Stage(
+                "finetune", "train", self.finetune, "a segmentation network on these labels", steps(c.finetune.epochs)
+            ),
         ]
         off = {name for name, on in (("attention", c.attention.learn), ("finetune", c.finetune.epochs)) if not on}
         return [s for s in stages if s.name not in off]
+
+    @classmethod
+    def own_steps(cls, config: Any, images: int) -> int:
+        """As many as pretraining's epochs have."""
+        return max(1, round(config.pretrain.epochs * images / config.crops.batch))
+
+    @classmethod
+    def fixed_length(cls, config: Any) -> str:
+        """Clusters and labels stand on what was pretrained."""
+        return "its trainings follow one another, and the later ones learn what the earlier ones wrote"
 
     # ------------------------------------------------------------------ what stages share
 
@@ -134,7 +154,7 @@ class Pass(Method):
         """Optimiser steps of so many epochs; `--steps` is pretraining's number, and the others keep their share."""
         c = self.config
         passes = c.pretrain.epochs
-        whole = self.context.steps or max(1, round(passes * len(self.context.data) / c.crops.batch))
+        whole = self.context.steps or self.own_steps(c, len(self.context.data))
         return max(1, round(whole * epochs / passes))
 
     @property

@@ -57,7 +57,7 @@ from maskwright.ops.refinement.dense_energy import dense_energy
 from maskwright.predict.inference import predict_probs
 from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.tags.method import TagMethod
-from maskwright.recipes.tags.network import tag_preprocess
+from maskwright.recipes.tags.network import tag_preprocess, tag_steps
 from maskwright.recipes.tags.options import ClassifierOptions, MapOptions, TagsConfig
 from maskwright.recipes.tags.showing import what_is_shown
 from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin
@@ -443,7 +443,7 @@ class Toco(TagMethod):
         """Classify, which trains all of ToCo; with `retrain` then masks or cams and seeds, and retrain."""
         stages = {stage.name: stage for stage in super().stages()}
         says = "a transformer that classifies, tells patches apart and segments at once"
-        stages["classify"] = Stage("classify", "train", self.classify, says)
+        stages["classify"] = Stage("classify", "train", self.classify, says, tag_steps(self.context, self.config))
         stages["masks"] = Stage("masks", "label", self.masks, "masks of the tagged photographs by the trained branch")
         names = {
             "none": ("classify",),

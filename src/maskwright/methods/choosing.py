@@ -1,0 +1,151 @@
+"""What `auto` takes: a method by the labels that are there, and its length by the photographs and the machine.
+
+Each number here stands on a table of docs/semi.md or a measurement named beside it. An option or `--steps` that is
+given goes above all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from maskwright.errors import MaskwrightError
+from maskwright.methods import METHODS, TABLE
+
+PREFERENCES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("source", "there is a labelled source folder", ("dacs", "source_only")),
+    ("masks", "some images have masks", ("unimatch", "mean_teacher", "supervised")),
+    ("tags", "images have tags", ("seam", "cam")),
+    ("captions", "images have captions", ()),
+)
+"""Label kind, reason, methods in order of preference; the first whose method exists is chosen."""
+
+
+SHORT_MINUTES = 120
+"""A CPU's budget below which a few masks are learned alone. Unlabelled crops cost as much as labelled ones: in the
+time of 800 steps of `unimatch` (46.8 mIoU with 12 masks) `supervised` makes 2,400 (49.9): docs/semi.md."""
+LONG_STEPS = 2400
+"""With more steps than that asked for by number, time is no matter; no table of docs/semi.md reaches so far."""
+PASSES = 670
+"""Times that a labelled photograph is seen: those of 12 masks in 2,000 steps, where more steps still helped."""
+STEGO_PASSES = 64
+"""Times that `stego` sees a photograph: on a hundred, 400 steps of 16 gave 32.6 mIoU and 2,000 gave 26.9."""
+FEWEST = {"stego": 100, "supervised": 400}
+"""Steps below which a method has learned nothing yet."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `auto` takes.
+
+    Attributes:
+        method: its name.
+        reason: why, in one sentence.
+        settings: options that differ from the method's own.
+        steps: where they are fewer than the method's own; None: those.
+        most_steps: more are of no use in `--minutes` either; None: the more the better.
+    """
+
+    method: str
+    reason: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    most_steps: int | None = None
+
+
+def choose(
+    labels: Mapping[str, int],
+    images: int,
+    source: bool = False,
+    *,
+    cpu: bool,
+    steps: int | None = None,
+    minutes: float | None = None,
+) -> Choice:
+    """Picks a method and its length.
+
+    Args:
+        labels: number of images with `masks`, `tags`, `captions`.
+        images: number of images.
+        source: whether a labelled source folder is given.
+        cpu: whether the run has no GPU.
+        steps: `--steps`, if that is given.
+        minutes: `--minutes`, if that is given.
+
+    Raises:
+        MaskwrightError: when there is no image.
+    """
+    short = cpu and (steps or 0) <= LONG_STEPS and (minutes is None or minutes < SHORT_MINUTES)
+    name, reason = choose_method(labels, images, source, short)
+    settings = settings_of(name, labels, images)
+    scaled = _scaled(name, labels, images, cpu)
+    own = METHODS[name].own_steps(METHODS[name].Config(), images)
+    fewer = scaled if scaled is not None and scaled < own else None
+    most = scaled if name == "stego" else None
+    if steps is None and minutes is None and fewer is not None:
+        seen = f"{images} photographs" if name == "stego" else f"{labels['masks']} masks"
+        return Choice(name, f"{reason}; {fewer} steps of its {own}, enough for {seen}", settings, fewer, most)
+    return Choice(name, reason, settings, None, most)
+
+
+def settings_of(name: str, labels: Mapping[str, int], images: int) -> dict[str, Any]:
+    """Options that `auto` sets: photographs without a mask are of use to `supervised` too, whose batch-norm statistics
+    of all of them are worth two points with 12 masks (docs/semi.md)."""
+    return {"norms.photographs": "all"} if name == "supervised" and labels["masks"] < images else {}
+
+
+def _scaled(name: str, labels: Mapping[str, int], images: int, cpu: bool) -> int | None:
+    """Steps by the number of photographs that a method sees in each; None where nothing is known."""
+    if name == "stego":
+        return max(FEWEST[name], STEGO_PASSES * images // METHODS[name].Config().pairs.batch)
+    if name == "supervised" and cpu:
+        return max(FEWEST[name], PASSES * labels["masks"] // METHODS[name].Config().crops.batch)
+    return None
+
+
+def choose_method(labels: Mapping[str, int], images: int, source: bool = False, short: bool = False) -> tuple[str, str]:
+    """Picks a method by the labels that are present.
+
+    Args:
+        labels: number of images with `masks`, `tags`, `captions`.
+        images: number of images.
+        source: whether a labelled source folder is given.
+        short: whether there is little time, in which the masks alone teach most.
+
+    Returns:
+        The method's name and the reason in one sentence.
+
+    Raises:
+        MaskwrightError: when there is no image.
+    """
+    if images == 0:
+        raise MaskwrightError("no image to learn from", "at least one")
+    unused: list[str] = []
+    for kind, reason, names in PREFERENCES:
+        present = source if kind == "source" else labels.get(kind, 0) > 0
+        if not present:
+            continue
+        if kind == "masks" and labels[kind] >= images:
+            reason, names = "every image has a mask", ("supervised",)
+        elif kind == "masks" and short:
+            reason = "some images have masks and without a GPU it learns most from them in a short time"
+            names = ("supervised",)
+        for name in names:
+            if name in TABLE:
+                count = "" if kind == "source" else f" ({labels[kind]} of {images})"
+                return name, f"{name}, because {reason}{count}{_left(unused)}"
+        unused.append(kind)
+    left = _left(unused)
+    if images < 8:
+        few = "kmeans, because no method here learns from so few images"
+        return "kmeans", f"{few} ({images}){left}"
+    why = "no labels are needed for it and it is the strongest of the methods that read none"
+    return "stego", f"stego, because {why}{left}"
+
+
+def _left(unused: list[str]) -> str:
+    """What the chosen method leaves aside, as the end of a sentence."""
+    labels = [kind for kind in unused if kind != "source"]
+    told = "; no method here uses the source" if "source" in unused else ""
+    return told + (f"; it does not use the {' and '.join(labels)} that are there" if labels else "")
