@@ -191,7 +191,7 @@ class DACSTraining(NetworkTraining):
             order = self.order(len(indices), c.crops.batch, chances=chances)
             self.streams["s"] = self.stream(indices, order, self.labels, data=self.labels.data, choose=rare)
         self.things = ids_of(c.things.classes, context.table.names)
-        self.start = frozen_copy(self.network.encoder, not c.norms.freeze) if c.things.distance else None
+        self.start: Any = frozen_copy(self.network.encoder, not c.norms.freeze) if c.things.distance else None
         self.cell = c.masked.cell or max(1, self.crop // CELLS)
 
     def batch(self, indices: Any, random: torch.Generator) -> dict[str, Any]:
