@@ -22,6 +22,9 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "source_only": ("source_only", {}),
     "source_only-norms": ("source_only", {"norm_from": "all"}),
     "dacs": ("dacs", {}),
+    "advent": ("advent", {}),
+    "cbst": ("cbst", {}),
+    "dacs-mic": ("dacs", {"masked.consistency": "1", "rare.temperature": "0.01"}),
     "target": ("supervised", {}),
 }
 """Row -> method and its settings beyond its defaults."""

@@ -192,18 +192,38 @@ def test_the_class_table_is_that_of_the_source(target, source, tmp_path):
     assert context.data.classes == table
 
 
-def test_class_tables_that_differ(target, source, tmp_path):
-    (target / "classes.txt").write_text("ground\nsquare\ndisc\n")
+def test_classes_of_two_tables_are_the_same_by_their_names(target, source, tmp_path):
+    """`square` of one set is `square` of the other whatever its number; what only one has is told and left out."""
+    (target / "classes.txt").write_text("sky\nsquare\nground\n")
+    stored = open_folder(source).mask(1)
+    context = open_run(two(target, source, tmp_path / "run"))
+    context.run.release()
+    assert context.table.names == ("sky", "square", "ground"), "the ids of the target's own masks"
+    expected = np.array([2, 255, 1, 255])[np.minimum(stored, 3)]  # ground, disc, square
+    assert np.array_equal(context.source.mask(1), expected) and context.source.taught == (1, 2)
+    notes = record_of(tmp_path / "run")["notes"]
+    said = "its classes are taken by their names, 2 of 3 of which the run has; pixels of disc mean no class."
+    assert f"Source: {said}" in notes
+    assert "Source: no mask here teaches sky; evaluate --void 0 leaves it out of the mean." in notes
+    assert context.source.labels_present()["masks"] == context.ledgers.by_stream()["source"]["train"]["masks"] + 5
+    with pytest.raises(MaskwrightError, match="they stand in another order"):  # resumed on other ids of the source
+        (source / "classes.txt").write_text("disc\nground\nsquare\n")
+        open_run(two(target, source, tmp_path / "run", resume=True))
+
+
+def test_class_tables_without_a_common_name(target, source, tmp_path):
+    (target / "classes.txt").write_text("sea\nsky\n")
     with pytest.raises(MaskwrightError) as raised:
         open_run(two(target, source, tmp_path / "run"))
-    assert raised.value.found == "class 1 is 'square' in the run's own data and 'disc' in source"
-    (target / "classes.txt").write_text("ground\ndisc\nsquare\nsky\n")
-    with pytest.raises(MaskwrightError, match="the run's own data has 4 classes and source has 3"):
-        open_run(two(target, source, tmp_path / "run"))
+    assert raised.value.found == (
+        "no class of the run's own data (sea, sky) is a class of source (ground, disc, square)"
+    )
+    assert not (tmp_path / "run").exists()
     # The repairs: names for both, or one mended table.
     context = open_run(two(target, source, tmp_path / "named", names=("a", "b", "c")))
     context.run.release()
     assert context.table.names == context.source.classes.names == context.data.classes.names == ("a", "b", "c")
+    assert context.source.taught is None
     (target / "classes.txt").write_text("ground\ndisc\nsquare\n")
     open_run(two(target, source, tmp_path / "run")).run.release()
 

@@ -25,6 +25,19 @@ OPTIONS = {
     "deep_spectral": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
     "primaps": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
     "dacs": ("--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2"),
+    "advent": ("--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2"),
+    "cbst": (
+        "--backbone",
+        "mobilenetv3_small_050",
+        "--set",
+        "crops.size=32",
+        "--set",
+        "crops.batch=2",
+        "--set",
+        "rounds=1",
+        "--set",
+        "source_share=0.2",
+    ),
 }
 """What makes a method's run small."""
 
@@ -57,6 +70,8 @@ def last_step(out: Path, stage: str) -> int:
     ("method", "stage"),
     [
         ("stego", "distill"), ("dacs", "train"),
+        pytest.param("cbst", "round_1", marks=pytest.mark.slow),
+        pytest.param("advent", "train", marks=pytest.mark.slow),
         pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow),
         pytest.param("primaps", "em", marks=pytest.mark.slow),
     ],

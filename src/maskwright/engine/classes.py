@@ -22,15 +22,16 @@ def known_table(
     """The class table of a run whose classes are those of labels: names and colours.
 
     Args:
-        target: the run's own data.
-        labelled: the data sets beside it whose masks are learned from.
+        target: the run's own data, whose table it is where there is one, so that ids are those of its own masks.
+        labelled: the data sets beside it whose masks are learned from. They may have other classes, in another order:
+            a class is known by its name.
         names: class names that were given, which go above all tables.
 
     Returns:
         The table, and whose it is in a few words; None and "" where there is none.
 
     Raises:
-        MaskwrightError: two tables do not name the same classes.
+        MaskwrightError: two tables have no class in common.
     """
     tables = {"": target.classes, **{name: data.classes for name, data in labelled.items()}}
     found = [(of, table) for of, table in tables.items() if table is not None]
@@ -43,21 +44,42 @@ def known_table(
         return None, ""
     (first, table), *others = found
     for of, other in others:
-        if other.names != table.names:
-            raise _conflict(first, table, of, other)
+        if not set(other.names) & set(table.names):
+            raise _strangers(first, table, of, other)
     return table, f"of the class table of {first}" if first else "of the class table"
 
 
-def _conflict(a: str, one: ClassTable, b: str, other: ClassTable) -> MaskwrightError:
-    k = next((k for k, (x, y) in enumerate(zip(one.names, other.names)) if x != y), None)
+def _strangers(a: str, one: ClassTable, b: str, other: ClassTable) -> MaskwrightError:
     whose = [name or "the run's own data" for name in (a, b)]
-    if k is None:
-        what = f"{whose[0]} has {len(one)} classes and {whose[1]} has {len(other)}"
-    else:
-        what = f"class {k} is {one.names[k]!r} in {whose[0]} and {other.names[k]!r} in {whose[1]}"
     return MaskwrightError(
-        what, "the same classes in the same order", "mend one of the two classes.txt; --names gives names for both"
-    )
+        f"no class of {whose[0]} ({_some(one.names)}) is a class of {whose[1]} ({_some(other.names)})",
+        "classes of the same names in both", "mend one of the two classes.txt; --names gives names for both",
+    )  # fmt: skip
+
+
+def in_run_classes(data: Dataset, table: ClassTable) -> Dataset:
+    """A labelled data set in the classes of the run, and what its table has, or lacks, as sentences for the run to say.
+
+    Args:
+        data: its values understood by a table of its own, which has other classes or another order.
+        table: the run's classes.
+    """
+    own = () if data.classes is None else data.classes.names
+    more, less = [n for n in own if n not in table.names], [n for n in table.names if n not in own]
+    told = [f"its classes are taken by their names, {len(own) - len(more)} of {len(own)} of which the run has"]
+    if more:
+        told.append(f"pixels of {_some(more)} mean no class")
+    sentences = [f"{'; '.join(told)}."]
+    if less:
+        void = ",".join(str(table.index(n)) for n in less)
+        it = "them" if len(less) > 1 else "it"
+        sentences.append(f"no mask here teaches {_some(less)}; evaluate --void {void} leaves {it} out of the mean.")
+    return data.in_classes(table).with_notices(*sentences)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def class_table(

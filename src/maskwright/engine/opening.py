@@ -14,7 +14,7 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.trust.identity import LabelIdentity, label_identity
 from maskwright.data.trust.photographs import IMAGES, write_photographs
 from maskwright.engine.cache import FeatureCache
-from maskwright.engine.classes import class_table, known_table
+from maskwright.engine.classes import class_table, in_run_classes, known_table
 from maskwright.engine.config import configure, flat, nested
 from maskwright.engine.context import AS_IT_STANDS, Context
 from maskwright.engine.devices import make_fabric
@@ -160,14 +160,19 @@ def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset],
     sources = apart(images, prepared)
     labelled = {name: sources[name] for name in request.labelled}
     known, whose = images.classes, "of the class table"
+    own: set[str] = set()  # sources that keep their class table until their values are understood by it
     if named:
         known, whose = known_table(images, labelled, request.names)
         images = _with_table(images, known)
-        sources |= {name: _with_table(data, known) for name, data in labelled.items()}
+        if known is not None and request.names is None:
+            own = {n for n, data in labelled.items() if data.classes and data.classes.names != known.names}
+        sources |= {name: _with_table(data, known) for name, data in labelled.items() if name not in own}
     reads = cls.reads_masks(request.config)
     with bar.counter("checking") as count:
         images = understand(images, masks=reads, progress=count)
     sources = {name: understood_source(name, data, request.taken[name]) for name, data in sources.items()}
+    if known is not None:
+        sources |= {name: in_run_classes(sources[name], known) for name in own}
     counted = {name: sources[name] for name in labelled}
     if reads or not labelled:
         counted[TARGET] = images

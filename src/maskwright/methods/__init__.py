@@ -37,6 +37,8 @@ TABLE = {
     "unimatch": "maskwright.methods.semi.unimatch:UniMatch",
     "source_only": "maskwright.methods.adapt.source_only:SourceOnly",
     "dacs": "maskwright.methods.adapt.dacs:DACS",
+    "advent": "maskwright.methods.adapt.advent:Advent",
+    "cbst": "maskwright.methods.adapt.cbst:CBST",
 }
 """Every method: name -> module:class. A new paper is one file and one line here."""
 

@@ -4,54 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
+from tests.golden.cases import read_cases
+from tests.methods.adapt.two_folders import SMALL, context_of, train
 
 import maskwright as mw
-from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import mix
 from maskwright.engine.config import configure
-from maskwright.engine.opening import open_run
 from maskwright.engine.progress import Progress
-from maskwright.engine.request import RunRequest
-from maskwright.engine.streams import open_sources
+from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.dacs import DACS, DACSConfig, DACSTraining, mixed_loss, sure_share
 from maskwright.methods.adapt.source_only import SourceOnly
-
-SMALL = {"crops.size": 32, "crops.batch": 2, "precision": "fp32"}
 
 
 def maps(seed: int, b: int = 2, classes: int = 3, size: int = 5) -> LabelMap:
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(classes, (b, size, size), generator=g)
     return LabelMap(ids, torch.rand(b, size, size, generator=g), torch.rand(b, size, size, generator=g) < 0.8)
-
-
-@pytest.fixture
-def domains(tmp_path: Path) -> tuple[Path, Path]:
-    """A labelled source with three named classes, and a target without a mask, tag or class name."""
-    source = write_tiny_folder(tmp_path / "source")
-    target = write_tiny_folder(tmp_path / "target", masks=False)
-    for file in ("classes.txt", "tags.csv", "captions.csv"):
-        (target / file).unlink()
-    (target / "masks").rmdir()
-    return source, target
-
-
-def context_of(domains: tuple[Path, Path], out: Path, method: type = DACS):
-    source, target = domains
-    request = RunRequest(
-        data=open_folder(target), method=method, config=configure(method.Config, SMALL), out=out,
-        sources=open_sources(str(source)), backbone="mobilenetv3_small_050", weights="random", steps=4, device="cpu",
-        progress=Progress(quiet=True),
-    )  # fmt: skip
-    return open_run(request)
 
 
 def training_of(context, **options) -> DACSTraining:
@@ -83,45 +58,45 @@ def test_mixed_loss_is_the_mean_over_all_pixels():
 
 
 @pytest.mark.data
-def test_equal_to_the_authors(data_root):
-    """Weights, mixed labels and images, and the weighted cross-entropy on tensors of their code."""
-    path = data_root.parent / "golden" / "daformer_mic" / "cases.safetensors"
-    if not path.exists():
-        pytest.skip("no tensors of the authors' code beside the photographs")
-    cases = load_file(path)
-    logits = cases["pseudo_weight.input.logits"].float()
-    k = LabelMap.from_probs(logits.softmax(1))
-    weight = cases["pseudo_weight.output.weight"]
-    assert torch.equal(k.ids, cases["pseudo_weight.output.label"].long())
-    assert torch.allclose(sure_share(k, 0.968).double().expand_as(weight), weight.double(), atol=1e-6)
+def test_equal_to_the_authors(golden_root):
+    """Weights, mixed labels and images, and the weighted cross-entropy with its gradient, on tensors of their code."""
+    cases = read_cases(golden_root, "daformer_mic")
+    for name in ("pseudo_weight", "pseudo_weight_none_confident"):
+        k = LabelMap.from_probs(cases[name].input["logits"].float().softmax(1))
+        weight = cases[name].output["weight"]
+        assert torch.equal(k.ids, cases[name].output["label"].long())
+        assert torch.allclose(sure_share(k, 0.968).double().expand_as(weight), weight.double(), atol=1e-6)
 
-    case = {n.removeprefix("class_mix."): t for n, t in cases.items() if n.startswith("class_mix.")}
-    mask = case["output.mask"].bool()
-    drawn = [torch.isin(y[0].long(), c.long()) for y, c in zip(case["input.source_label"], case["input.chosen_class"])]
+    case = cases["class_mix"]
+    mask = case.output["mask"].bool()
+    drawn = [torch.isin(y[0].long(), c.long()) for y, c in zip(case.input["source_label"], case.input["chosen_class"])]
     assert torch.equal(torch.stack(drawn), mask), "the mask is where the source shows a drawn class"
-    mixed = mix(case["input.source"], case["input.target"], mask)
-    assert torch.allclose(mixed, case["output.mixed"])
-    y = LabelMap.from_mask(case["input.source_label"][:, 0].long())
-    label = y.mix(LabelMap.from_mask(case["input.pseudo_label"].long()), mask).target(255)
-    assert torch.equal(label, case["output.label"].long())
+    mixed = mix(case.input["source"], case.input["target"], mask)
+    assert torch.allclose(mixed, case.output["mixed"])
+    y = LabelMap.from_mask(case.input["source_label"][:, 0].long())
+    label = y.mix(LabelMap.from_mask(case.input["pseudo_label"].long()), mask).target(255)
+    assert torch.equal(label, case.output["label"].long())
 
-    case = {n.removeprefix("weighted_cross_entropy."): t for n, t in cases.items() if n.startswith("weighted_cross")}
-    labels, weight = LabelMap.from_mask(case["input.label"].long()), case["input.weight"]
+    case = cases["weighted_cross_entropy"]
+    labels, weight = LabelMap.from_mask(case.input["label"].long()), case.input["weight"]
+    logits = case.input["logits"].double().requires_grad_()
     # The loss takes one weight for the target's pixels: each pixel in turn stands for itself.
-    total = 0.0
+    total = logits.new_zeros(())
     for place in np.ndindex(*weight.shape):
         only = torch.zeros_like(labels.valid)
         only[place] = True
         no_source = torch.zeros_like(only)
-        total += float(mixed_loss(case["input.logits"], labels, labels.restrict(only), no_source, weight[place]))
-    assert total == pytest.approx(float(case["output.loss"]), rel=1e-6)
+        total = total + mixed_loss(logits, labels, labels.restrict(only), no_source, weight[place].double())
+    total.backward()
+    assert float(total.detach()) == pytest.approx(float(case.output["loss"]), rel=1e-6)
+    torch.testing.assert_close(logits.grad, case.grad["logits"].double(), rtol=1e-5, atol=1e-9)
 
 
 # ---------------------------------------------------------------------- the step
 
 
 def test_mixed_crops_are_source_where_the_mask_is_and_target_elsewhere(domains, tmp_path):
-    t = training_of(context_of(domains, tmp_path / "run"), **{"target.strong": "none"})
+    t = training_of(context_of(domains, tmp_path / "run", DACS), **{"target.strong": "none"})
     batch = t.batch(t.sampler.next(), torch.Generator().manual_seed(0))
     x_m, mask = batch["m"]
     s, u = batch["s"], batch["t"]
@@ -137,13 +112,13 @@ def test_mixed_crops_are_source_where_the_mask_is_and_target_elsewhere(domains, 
 
 
 def test_total_is_source_plus_weighted_mixed(domains, tmp_path):
-    t = training_of(context_of(domains, tmp_path / "run"), weight=0.5)
+    t = training_of(context_of(domains, tmp_path / "run", DACS), weight=0.5)
     batch = t.on_device(t.batch(t.sampler.next(), torch.Generator().manual_seed(0)))
     torch.manual_seed(0)
     terms = t.losses(batch, 3)
     found = {name: float(term.detach()) for name, term in terms.items()}
     assert found["loss"] == pytest.approx(found["s"] + 0.5 * found["m"], rel=1e-6)
-    waits = training_of(context_of(domains, tmp_path / "later"), start=0.9)
+    waits = training_of(context_of(domains, tmp_path / "later", DACS), start=0.9)
     assert set(waits.losses(batch, 0)) == {"loss", "s"}
 
 
@@ -156,18 +131,11 @@ def test_no_label_of_the_target_can_be_read(domains, tmp_path):
     found = []
     for target in (whole, bare):
         out = target.parent / "run"
-        train(target, source, out)
+        train(target, source, out, "dacs")
         record = json.loads((out / "run.json").read_text())
         assert record["labels_read"]["train"] == {"masks": 8, "tags": 0, "captions": 0}
         found.append(load_file(out / "model.safetensors"))
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
-
-
-def train(target: Path, source: Path, out: Path, method: str = "dacs", **options):
-    return mw.train(
-        target, method, source=str(source), out=out, backbone="mobilenetv3_small_050", weights="random", steps=6,
-        device="cpu", report=False, settings=SMALL, progress=Progress(quiet=True), **options,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["dacs", "source_only"])
@@ -197,10 +165,89 @@ def test_the_floor_takes_the_statistics_of_its_own_photographs(domains, tmp_path
 
 
 def test_teacher_copies_until_the_mixed_loss_sets_in(domains, tmp_path):
-    t = training_of(context_of(domains, tmp_path / "run"), start=0.5)
+    t = training_of(context_of(domains, tmp_path / "run", DACS), start=0.5)
     with torch.no_grad():
         for p in t.network.parameters():
             p.add_(1)
     t.after_step(0)
     pairs = zip(t.network.parameters(), t.teacher.network.parameters())
     assert all(torch.equal(a, b) for a, b in pairs) and t.teacher.average.updates == 0
+
+
+# ---------------------------------------------------------------------- what came after it
+
+
+EVERYTHING = {
+    "rare.temperature": 0.01, "rare.pixels": 0.02, "things.distance": 0.5, "things.classes": ("disc", "square"),
+    "masked.consistency": 0.7, "masked.cell": 8,
+}  # fmt: skip
+
+
+def test_options_of_the_family_are_off_and_change_nothing_of_the_draws(domains, tmp_path):
+    plain = training_of(context_of(domains, tmp_path / "run", DACS))
+    assert plain.start is None and plain.streams["s"].choose is None
+    masked = training_of(plain.context, **{"masked.consistency": 1.0})
+    images = plain.sampler.next()
+    a, b = (t.batch(images, torch.Generator().manual_seed(0)) for t in (plain, masked))
+    assert set(a) == {"s", "t", "m"} and set(b) == {"s", "t", "m", "k"}
+    assert torch.equal(a["m"][0], b["m"][0]), "masks are drawn behind all else"
+
+
+def test_total_with_everything_and_what_gradients_reach(domains, tmp_path):
+    t = training_of(context_of(domains, tmp_path / "run", DACS), **EVERYTHING, weight=0.5)
+    batch = t.on_device(t.batch(t.sampler.next(), torch.Generator().manual_seed(0)))
+    x_a, kept = batch["k"]
+    assert kept.shape == (2, 32, 32) and x_a.shape == (2, 3, 32, 32)
+    start = {k: v.clone() for k, v in t.start.state_dict().items() if "running" not in k and "num_b" not in k}
+    with torch.no_grad():  # an encoder that has moved
+        for p in t.network.encoder.parameters():
+            p.mul_(1.1)
+    torch.manual_seed(0)
+    terms = t.losses(batch, 3)
+    found = {name: float(term.detach()) for name, term in terms.items()}
+    total = found["s"] + 0.5 * found["fd"] + 0.5 * (found["m"] + 0.7 * found["k"])
+    assert found["fd"] > 0 and found["loss"] == pytest.approx(total, rel=1e-5)
+    terms["loss"].backward()
+    for frozen in (t.start, t.teacher.network):
+        assert all(p.grad is None for p in frozen.parameters()), "neither the start nor the teacher learns by gradients"
+    assert all(p.grad is not None for p in t.network.encoder.parameters() if p.requires_grad)
+    assert not any(p.requires_grad for p in t.start.parameters())
+    assert all(torch.equal(v, t.start.state_dict()[k]) for k, v in start.items())
+    assert not {id(p) for p in t.start.parameters()} & {
+        id(p) for g in t.optimizers["network"].param_groups for p in g["params"]
+    }
+
+
+def test_feature_distance_is_zero_as_training_begins(domains, tmp_path):
+    t = training_of(context_of(domains, tmp_path / "run", DACS), **EVERYTHING)
+    batch = t.on_device(t.batch(t.sampler.next(), torch.Generator().manual_seed(0)))
+    t.student.dropout = False
+    t.student.learn()
+    assert float(t.losses(batch, 0)["fd"].detach()) < 1e-3, "to rounding: passes with and without gradients differ"
+
+
+def test_what_is_masked_is_the_mean_colour(domains, tmp_path):
+    t = training_of(context_of(domains, tmp_path / "run", DACS), **EVERYTHING)
+    batch = t.on_device(t.batch(t.sampler.next(), torch.Generator().manual_seed(0)))
+    seen = []
+    real = t.student.through
+    t.student.through = lambda network, x: (seen.append(x), real(network, x))[1]
+    t.losses(batch, 0)
+    x_a, kept = batch["k"]
+    masked = seen[-1]
+    hidden = ~kept[:, None].expand_as(masked)
+    assert not masked[hidden].any() and torch.equal(masked[~hidden], x_a[~hidden])
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"things.distance": 0.005}, r"things: distance=0\.005, and no class is called a thing"),
+        ({"things.distance": 0.005, "things.classes": "disk"}, "disc"),
+        ({"rare.temperature": 0.01, "crops.sample": "classes"}, "crops.sample=classes and rare.temperature"),
+    ],
+)
+def test_what_cannot_be_guessed_is_asked(settings, told, domains, tmp_path):
+    source, target = domains
+    with pytest.raises(MaskwrightError, match=told):
+        train(target, source, tmp_path / "run", "dacs", settings=settings)

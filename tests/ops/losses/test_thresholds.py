@@ -84,14 +84,18 @@ def test_shards_merge_to_one_pass():
 def test_update_forms_agree():
     probs, valid = draw(), torch.rand(3, 20, 25, generator=torch.Generator().manual_seed(0)) > 0.5
     confidence, ids = probs.max(1)
-    a, b, c = (ClassHistogram(5) for _ in range(3))
-    a.update(probs, valid=valid, stride=4)
-    b.update(confidence, ids, valid=valid, stride=4)
-    c.update(confidence[:, ::4, ::4][valid[:, ::4, ::4]], ids[:, ::4, ::4][valid[:, ::4, ::4]])
-    assert torch.equal(a.counts, b.counts) and torch.equal(a.counts, c.counts)
-    assert int(a.counts.sum()) == int(valid[:, ::4, ::4].sum())
+    for every in (1, 4):
+        a, b, c = (ClassHistogram(5) for _ in range(3))
+        a.update(probs, valid=valid, every=every)
+        b.update(confidence, ids, valid=valid, every=every)
+        for image in range(3):  # each class's list of each image, cut by hand
+            for k in range(5):
+                values = confidence[image][valid[image] & (ids[image] == k)][::every]
+                c.update(values, torch.full_like(values, k, dtype=torch.int64))
+        assert torch.equal(a.counts, b.counts) and torch.equal(a.counts, c.counts) and int(a.counts.sum())
     before = a.counts.clone()
-    a.update(probs, valid=torch.zeros_like(valid))
+    for every in (1, 3):
+        a.update(probs, valid=torch.zeros_like(valid), every=every)
     assert torch.equal(a.counts, before)
 
 

@@ -52,12 +52,15 @@ def said(segmenter, image):
 
 
 def slow_thresholds(segmenter, images, portion):
-    """All confidences of each fourth row and column, sorted; of n_c pixels the confidence of number portion n_c."""
+    """Of each photograph each fourth confidence of each class, in reading order; of all of them, n_c pixels sorted, the
+    confidence of number portion n_c."""
     confidences = [[], [], []]
     for image in images:
-        probs = said(segmenter, image)[:, ::4, ::4]
-        for column in probs.reshape(3, -1).T:
-            confidences[int(column.argmax())].append(float(column.max()))
+        of_image = [[], [], []]
+        for column in said(segmenter, image).reshape(3, -1).T:
+            of_image[int(column.argmax())].append(float(column.max()))
+        for values, found in zip(confidences, of_image):
+            values += found[::4]
     lam = []
     for values in confidences:
         wanted = int(portion * len(values) + 1e-9)
@@ -73,7 +76,10 @@ def test_thresholds_are_the_confidences_that_a_portion_of_each_class_reaches(sem
     assert lam.tolist() == pytest.approx(expected, abs=2 / BINS + 1e-5)
     kept = load_file(folder / THRESHOLDS)
     assert torch.equal(kept["lam"], lam)
-    assert kept["counts"].tolist() == pytest.approx(counts, abs=2) and int(kept["counts"].sum()) == 5 * 12 * 16
+    assert (
+        kept["counts"].tolist() == pytest.approx(counts, abs=2)
+        and abs(int(kept["counts"].sum()) - 5 * 48 * 64 // 4) <= 15
+    )
 
 
 def test_labels_are_the_classes_that_exceed_their_threshold_most(semi_context, segmenter):

@@ -28,7 +28,7 @@ from maskwright.data.folders.readers import Item, KnownFiles, Readers
 from maskwright.data.folders.scan import is_regular, is_utf8, nearest, threaded
 from maskwright.data.folders.tables import NameIndex, read_names
 from maskwright.data.masking.classes import ClassTable
-from maskwright.data.masking.label_rules import LabelRule, check_ids
+from maskwright.data.masking.label_rules import LabelRule, check_ids, renamed
 from maskwright.data.pictures.headers import Header, check_regular
 from maskwright.data.pictures.images import (
     IMAGE_SUFFIXES,
@@ -97,6 +97,7 @@ class Dataset:
         self.rule: LabelRule | None = None  # None: not settled, or the reader of masks gives ids itself
         self.understood = False
         self.checked = False
+        self._stored: ClassTable | None = None  # whose ids the masks hold, where it is not `classes`
         self._splits = dict(splits) if splits is not None else None
         self._known = tuple(known) if known is not None else None
         self._places: dict[str, int] | None = None
@@ -171,7 +172,7 @@ class Dataset:
         )
         derived._finder, derived._hashes = self._finder, self._hashes
         derived.rule, derived.understood, derived.checked = self.rule, self.understood, self.checked
-        derived.scale, derived._known_files = self.scale, self._known_files
+        derived.scale, derived._known_files, derived._stored = self.scale, self._known_files, self._stored
         return derived
 
     def with_reading(self, reading: Reading) -> Dataset:
@@ -203,8 +204,27 @@ class Dataset:
     def with_classes(self, classes: ClassTable | None) -> Dataset:
         """The same dataset with another class table. What mask values mean is asked anew."""
         derived = self.with_reading(self.reading)
-        derived.classes = classes
+        derived.classes, derived._stored = classes, None
         return derived
+
+    def in_classes(self, table: ClassTable) -> Dataset:
+        """The same dataset, its values understood, with masks in the ids of another table: a class has the id of its
+        name there, and what the table does not name is of no class."""
+        derived = self.with_items(self.items)
+        derived.classes, derived._stored = table, self.stored_classes
+        return derived
+
+    @property
+    def stored_classes(self) -> ClassTable | None:
+        """The table whose ids the mask files hold: `classes`, but of `in_classes`."""
+        return self.classes if self._stored is None else self._stored
+
+    @property
+    def taught(self) -> tuple[int, ...] | None:
+        """Of `in_classes` the ids of the classes that its masks can show; None: all."""
+        if self._stored is None or self.classes is None:
+            return None
+        return tuple(k for k, name in enumerate(self.classes.names) if name in self._stored.names)
 
     def with_ledger(self, ledger: Ledger) -> Dataset:
         """The same dataset, which notes what is read of its labels elsewhere."""
@@ -423,8 +443,10 @@ class Dataset:
             self.rule, self.understood, self.notices = settled.rule, True, settled.notices
         ids = self.rule.read(item.mask) if self.rule is not None else self.readers.mask(item.mask)
         self.ledger.note("masks", item.name)
-        check_ids(ids, item.mask, self.size(i), self.classes, self.root)
-        return ids
+        check_ids(ids, item.mask, self.size(i), self.stored_classes, self.root)
+        if self._stored is None or self.classes is None:
+            return ids
+        return renamed(ids, self._stored, self.classes)
 
     def tags(self, i: int) -> tuple[str, ...] | None:
         """Tags of image `i`; None: no statement, (): a row without tags. Noted in the ledger where there are

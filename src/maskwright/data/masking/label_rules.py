@@ -252,3 +252,20 @@ def check_ids(ids: np.ndarray, path: Path, size: tuple[int, int], classes: Class
                 f"0 to {len(classes) - 1}, the classes, or {ignore_of(ids)} for ignore",
                 doctor,
             )
+
+
+def renamed(ids: np.ndarray, of: ClassTable, to: ClassTable) -> np.ndarray:
+    """Ids of one class table as those of another, by name; what the other does not name becomes its ignore id.
+
+    Args:
+        ids: uint8 or uint16 (H, W) of the first table, 255 (65535 in 16 bits) where there is no class.
+        of: the first table.
+        to: the other.
+
+    Returns:
+        uint8, or uint16 where the other table has more than 255 classes.
+    """
+    place = {name: k for k, name in enumerate(to.names)}
+    kind = np.uint8 if to.ignore == IGNORE8 else np.uint16
+    known = np.array([place.get(name, to.ignore) for name in of.names] + [to.ignore], kind)
+    return known[np.minimum(ids.astype(np.int64), len(of))]

@@ -68,6 +68,11 @@ def _scaled(source_size: Size, base: int | None, scale: tuple[float, float], gen
     return max(1, int(source_size[0] * target / long + 0.5)), max(1, int(source_size[1] * target / long + 0.5))
 
 
+def around(place: int, length: int, whole: int) -> int:
+    """Where a window of `length` begins that has a place in its middle and lies inside [0, whole)."""
+    return max(0, min(place - length // 2, whole - length))
+
+
 def random_scale_crop(
     source_size: Size,
     size: Size,
@@ -76,6 +81,7 @@ def random_scale_crop(
     scale: tuple[float, float] = (0.5, 2.0),
     flip: float = 0.5,
     generator: Generator | None = None,
+    centre: tuple[int, int] | None = None,
 ) -> View:
     """Random scale, padding at the right and bottom, random crop: the weak augmentation of the
     semi-supervised papers.
@@ -91,12 +97,17 @@ def random_scale_crop(
         scale: range of the factor.
         flip: chance of a left-right flip.
         generator: the source of randomness.
+        centre: (row, column) of the source that the window lies around, moved inside the source at its borders; a
+            random place when None.
     """
     height, width = _scaled(source_size, base, scale, generator)
     h = max(1, round(size[0] * source_size[0] / height))
     w = max(1, round(size[1] * source_size[1] / width))
-    top = _integer(0, max(0, source_size[0] - h), generator)
-    left = _integer(0, max(0, source_size[1] - w), generator)
+    if centre is None:
+        top = _integer(0, max(0, source_size[0] - h), generator)
+        left = _integer(0, max(0, source_size[1] - w), generator)
+    else:
+        top, left = (around(c, n, whole) for c, n, whole in zip(centre, (h, w), source_size))
     return _maybe_flip(View.identity(source_size).crop(top, left, h, w).resize(*size), flip, generator)
 
 

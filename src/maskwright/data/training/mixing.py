@@ -311,7 +311,12 @@ def patch_mask(
         generator: CPU generator.
     """
     cells = (math.ceil(size[0] / block), math.ceil(size[1] / block))
-    kept = torch.rand(batch, *cells, generator=generator) > ratio
+    return kept_cells(torch.rand(batch, *cells, generator=generator), size, block, ratio)
+
+
+def kept_cells(draws: Tensor, size: Size, block: int, ratio: float) -> Tensor:
+    """`patch_mask` of draws (B, cells a column, cells a row) in [0, 1); a cell whose draw is above ratio is kept."""
+    kept = draws > ratio
     return kept.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, : size[0], : size[1]]
 
 

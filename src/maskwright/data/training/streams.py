@@ -46,10 +46,20 @@ class CropRecipe:
     scale: tuple[float, float]
     long_side: int
 
-    def view(self, size: tuple[int, int], random: torch.Generator) -> View:
-        """A view of an image of `size` (H, W)."""
-        base = min(max(size), self.long_side)
-        return random_scale_crop(size, (self.side, self.side), base=base, scale=self.scale, generator=random)
+    def view(self, size: tuple[int, int], random: torch.Generator, centre: tuple[int, int] | None = None) -> View:
+        """A view of an image of `size` (H, W), around a pixel (row, column) where one is given."""
+        return random_scale_crop(
+            size, (self.side, self.side), base=min(max(size), self.long_side), scale=self.scale, generator=random,
+            centre=centre,
+        )  # fmt: skip
+
+
+class CropChoice(Protocol):
+    """How a crop is chosen by what the labels of its photograph show."""
+
+    def __call__(self, i: int, y: LabelMap, crops: CropRecipe, random: torch.Generator) -> View:
+        """A view of image `i`, whose labels are y (H, W)."""
+        ...
 
 
 class Views(NamedTuple):
@@ -125,6 +135,7 @@ class Stream:
         strong_views: how many strong views each crop gets.
         tags: what the photographs are tagged with; None: the stream has no tags.
         jitter: photometric recipe of the crops themselves, drawn for each on its own; None: they stay as they are.
+        choose: how crops are chosen by the labels of their photographs; None: without a look at them.
     """
 
     def __init__(
@@ -139,12 +150,15 @@ class Stream:
         strong_views: int = 0,
         tags: TagTargets | None = None,
         jitter: Change | None = None,
+        choose: CropChoice | None = None,
     ) -> None:
+        if choose is not None and labels is None:
+            raise ValueError("crops chosen by labels in a stream that has none")
         if strong_views and change is None:
             raise ValueError(f"{strong_views} strong views without a photometric recipe")
         self.data, self.indices, self.order, self.crops = data, np.asarray(indices, np.int64), order, crops
         self.mean, self.labels, self.change, self.strong_views = mean, labels, change, strong_views
-        self.tags, self.jitter = tags, jitter
+        self.tags, self.jitter, self.choose = tags, jitter, choose
 
     def next(self) -> np.ndarray:
         """Indices in the data set of this process's share of the next batch, int64 (B,)."""
@@ -152,6 +166,8 @@ class Stream:
 
     def view(self, i: int, random: torch.Generator) -> View:
         """A random crop of image `i`."""
+        if self.choose is not None and self.labels is not None:
+            return self.choose(i, self.labels.read(i), self.crops, random)
         return self.crops.view(self.data.size(i), random)
 
     def pixels(self, i: int, view: View, random: torch.Generator) -> Tensor:

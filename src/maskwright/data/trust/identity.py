@@ -116,7 +116,7 @@ def label_identity(
     if captions:
         kinds["captions"] = {i.name: _hash(i.captions)[:_DIGITS] for i in data.items if i.captions}
     others = dict(sources or {})
-    table: ClassTable | None = data.classes
+    table: ClassTable | None = data.stored_classes
     if table is None:
         return LabelIdentity(kinds, sources=others)
     return LabelIdentity(kinds, tuple(table.names), _digest(table.colors.tobytes()).hex(), others)

@@ -17,8 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from maskwright.data.training.sources import Labels, MaskLabels
-from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.options import NetworkConfig
 
 
@@ -27,7 +26,7 @@ class SourceOnlyConfig(NetworkConfig):
     """Options of `source_only`."""
 
 
-class SourceOnly(NetworkMethod):
+class SourceOnly(SourceMethod):
     """A network trained on the source's masks."""
 
     name: ClassVar[str] = "source_only"
@@ -35,11 +34,5 @@ class SourceOnly(NetworkMethod):
     venue: ClassVar[str] = "Li et al., ICLRW 2017"
     link: ClassVar[str] = "https://arxiv.org/abs/1603.04779"
     summary: ClassVar[str] = "Trains on a labelled source: the floor."
-    family: ClassVar[str] = "adapt"
-    needs: ClassVar[frozenset[str]] = frozenset({"source"})
     Config: ClassVar[type] = SourceOnlyConfig
     says: ClassVar[str] = "a segmentation network on the source's masks"
-
-    def labels(self) -> Labels:
-        """The source's masks."""
-        return MaskLabels(self.context.data_of("source"), self.context.classes)

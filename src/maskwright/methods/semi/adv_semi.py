@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.streams import Views
 from maskwright.engine.config import option, part
-from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
+from maskwright.recipes.adversarial.discriminators import WIDTHS, PixelDiscriminator, check_side, convolutions
 from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
 from maskwright.recipes.training.criteria import IGNORE
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 
     from maskwright.engine.context import Context
 
-WIDTHS = (64, 128, 256, 512)
-"""Of the discriminators' convolutions, each of stride 2."""
 DEFAULTS = {
     "pixel": {"weight": 0.1, "start": 0.25, "threshold": 0.2},
     "s4gan": {"weight": 1.0, "start": 0.0, "threshold": 0.6},
@@ -109,27 +107,6 @@ class AdvSemiConfig(SemiConfig):
         return DEFAULTS[self.variant]["threshold"] if self.threshold is None else self.threshold
 
 
-class PixelDiscriminator(nn.Module):
-    """Five 4 x 4 convolutions of stride 2, the verdicts enlarged to the map's size.
-
-    Args:
-        classes: C.
-    """
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.convs = _convolutions(classes)
-        self.verdict = nn.Conv2d(WIDTHS[-1], 1, 4, 2, 1)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Probability maps (B, C, H, W), sides at least 32, to logits of being real (B, H, W)."""
-        x = maps
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), 0.2)
-        x = self.verdict(x).float()
-        return F.interpolate(x, maps.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-
-
 class ImageDiscriminator(nn.Module):
     """Four such convolutions with dropout between them on image and map together, pooled to one verdict.
 
@@ -140,7 +117,7 @@ class ImageDiscriminator(nn.Module):
 
     def __init__(self, classes: int, dropout: float) -> None:
         super().__init__()
-        self.convs = _convolutions(classes + 3)
+        self.convs = convolutions(classes + 3)
         self.dropout = nn.Dropout2d(dropout)
         self.verdict = nn.Linear(WIDTHS[-1], 1)
 
@@ -161,10 +138,6 @@ class ImageDiscriminator(nn.Module):
                 x = self.dropout(x)
         y = x.mean((2, 3))
         return self.verdict(y)[:, 0].float(), y.float()
-
-
-def _convolutions(channels: int) -> nn.ModuleList:
-    return nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in zip((channels, *WIDTHS), WIDTHS))
 
 
 def unit_range(images: Tensor) -> Tensor:
@@ -227,8 +200,7 @@ class AdvSemiTraining(NetworkTraining):
 
     def __init__(self, context: Context, config: AdvSemiConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(context, config, *args, **kwargs)
-        if self.crop < 32:
-            raise MaskwrightError(f"crop={self.crop}", "at least 32 pixels, which the discriminator halves five times")
+        check_side(self.crop)
         c, classes = self.config, context.classes
         self.s4gan, self.threshold = c.variant == "s4gan", c.least_verdict
         self.streams["u"] = unlabeled_stream(self, strong_views=0)

@@ -5,7 +5,7 @@ Legend: B batch, C classes, (H, W) image size, lam (C,) thresholds.
 Sources: CBST, Zou et al., ECCV 2018, https://arxiv.org/abs/1810.07911; CRST, Zou et al., ICCV 2019,
 https://arxiv.org/abs/1908.09822; U2PL, Wang et al., CVPR 2022, https://arxiv.org/abs/2203.03884.
 
-`class_balanced_labels` is for CBST, `lrent_labels` and `mrkld` are for CRST, which are to come.
+`class_balanced_labels` is CBST's; `lrent_labels`, `mrkld`, `mrent` and `mrl2` are CRST's.
 """
 
 from __future__ import annotations
@@ -51,14 +51,16 @@ class ClassHistogram:
         return self.counts.shape[1]
 
     @torch.no_grad()
-    def update(self, probs: Tensor, ids: Tensor | None = None, *, valid: Tensor | None = None, stride: int = 1) -> None:
+    def update(self, probs: Tensor, ids: Tensor | None = None, *, valid: Tensor | None = None, every: int = 1) -> None:
         """Counts pixels.
 
         Args:
             probs: probabilities (..., C, H, W); or, with `ids`, confidences in [0, 1] of any shape.
             ids: predicted classes of the confidences' shape.
             valid: bool (..., H, W), or of the confidences' shape; all by default.
-            stride: takes each so-many-th row and column only (4 in CBST).
+            every: of the pixels of one image, which the last two axes are, that are predicted as one class, in reading
+                order, only each so-many-th counts, from the first on (4 in CBST): so that a class of thin things has
+                its part too, which a coarser grid would pass by.
 
         Raises:
             ValueError: shapes that do not belong together, classes out of range, or confidences outside [0, 1].
@@ -66,18 +68,17 @@ class ClassHistogram:
         if ids is None:
             if probs.ndim < 3 or probs.shape[-3] != self.classes:
                 raise ValueError(f"probabilities are {tuple(probs.shape)}, expected (..., {self.classes}, H, W)")
-            confidence, ids = probs[..., ::stride, ::stride].max(-3)
-            valid = None if valid is None else valid[..., ::stride, ::stride]
+            confidence, ids = probs.max(-3)
         else:
-            if probs.shape != ids.shape or (stride > 1 and ids.ndim < 2):
+            if probs.shape != ids.shape or (every > 1 and ids.ndim < 2):
                 raise ValueError(f"confidences {tuple(probs.shape)} and ids {tuple(ids.shape)}, expected one shape")
             confidence = probs
-            if stride > 1:
-                confidence, ids = (x[..., ::stride, ::stride] for x in (confidence, ids))
-                valid = None if valid is None else valid[..., ::stride, ::stride]
-        if valid is not None:
-            if valid.shape != ids.shape:
-                raise ValueError(f"valid is {tuple(valid.shape)}, expected {tuple(ids.shape)}")
+        if valid is not None and valid.shape != ids.shape:
+            raise ValueError(f"valid is {tuple(valid.shape)}, expected {tuple(ids.shape)}")
+        if every > 1:
+            counted = _each(every, ids, valid)
+            confidence, ids = confidence[counted], ids[counted]
+        elif valid is not None:
             confidence, ids = confidence[valid.bool()], ids[valid.bool()]
         if not ids.numel():
             return
@@ -124,6 +125,20 @@ class ClassHistogram:
         steps = (tail < wanted[:, None]).sum(1)  # bins from the top that do not suffice
         lam = (self.bins - 1 - steps).double() / self.bins
         return torch.where(wanted > 0, lam, 1.0)
+
+
+def _each(every: int, ids: Tensor, valid: Tensor | None) -> Tensor:
+    """bool like ids (..., H, W): in each image each so-many-th pixel of a class, the first one among them."""
+    lists = ids.flatten(-2).reshape(-1, ids.shape[-2] * ids.shape[-1]).long()  # an image a row
+    counts = torch.ones_like(lists, dtype=torch.bool) if valid is None else valid.bool().reshape(lists.shape)
+    taken = torch.zeros_like(counts)
+    for row, counted, out in zip(lists, counts, taken):
+        places = counted.nonzero()[:, 0]
+        order = places[row[places].argsort(stable=True)]  # by class, in reading order
+        of_class = torch.bincount(row[places])
+        rank = torch.arange(len(order), device=ids.device) - (of_class.cumsum(0) - of_class)[row[order]]
+        out[order[rank % every == 0]] = True
+    return taken.view_as(ids)
 
 
 def class_balanced_labels(probs: Tensor, thresholds: Tensor, ignore: int = 255) -> Tensor:
@@ -181,12 +196,46 @@ def mrkld(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: shapes that do not belong together.
     """
-    if valid is not None and valid.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(f"valid is {tuple(valid.shape)}, logits {tuple(logits.shape)}")
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    losses = logits.logsumexp(1) - logits.mean(1)
+    logits = _floating(logits)
+    return _mean_of(logits.logsumexp(1) - logits.mean(1), valid)
+
+
+def mrent(logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    """sum_c p_c log p_c of p = softmax(logits), averaged over valid pixels: CRST's negative entropy of the model.
+
+    Args:
+        logits: (B, C, H, W).
+        valid: as in `mrkld`.
+
+    Returns:
+        From -log C, of uniform probabilities, to 0; 0 where no pixel is valid.
+    """
+    return _mean_of(-entropy(_floating(logits).softmax(1)), valid)
+
+
+def mrl2(logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    """sum_c p_c^2 of p = softmax(logits), averaged over valid pixels: CRST's squared length of the model's answer.
+
+    Args:
+        logits: (B, C, H, W).
+        valid: as in `mrkld`.
+
+    Returns:
+        From 1 / C, of uniform probabilities, to 1; 0 where no pixel is valid.
+    """
+    return _mean_of(_floating(logits).softmax(1).square().sum(1), valid)
+
+
+def _floating(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _mean_of(losses: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of (B, H, W) over valid pixels; 0, with a gradient of zeros, where there is none."""
     if valid is None:
         return losses.mean()
+    if valid.shape != losses.shape:
+        raise ValueError(f"valid is {tuple(valid.shape)}, losses {tuple(losses.shape)}")
     return torch.where(valid, losses, 0.0).sum() / valid.sum().clamp(min=1)
 
 

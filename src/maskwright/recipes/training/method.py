@@ -1,4 +1,5 @@
-"""Methods with one training stage, whose result is a network: `NetworkMethod` on masks, `CropMethod` without labels."""
+"""Methods with one training stage, whose result is a network: `NetworkMethod` on masks, `SourceMethod` on those of
+another domain, `CropMethod` without labels."""
 
 from __future__ import annotations
 
@@ -123,3 +124,15 @@ class NetworkMethod(CropMethod):
     def segmenter(self) -> Segmenter:
         """The last iterate, or the one that held-out images chose."""
         return make_segmenter(self.context, self.config, self.network(), self.name, self.seen(), self.labels().data)
+
+
+class SourceMethod(NetworkMethod):
+    """One that learns from the masks of a labelled source; no label of the run's own photographs, the target, is
+    read."""
+
+    family: ClassVar[str] = "adapt"
+    needs: ClassVar[frozenset[str]] = frozenset({"source"})
+
+    def labels(self) -> Labels:
+        """The source's masks."""
+        return MaskLabels(self.context.data_of("source"), self.context.classes)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from maskwright.data.training.sampler import Sampler
 from maskwright.data.training.sources import Labels
-from maskwright.data.training.streams import Change, CropRecipe, Order, Stream, Streams
+from maskwright.data.training.streams import Change, CropChoice, CropRecipe, Order, Stream, Streams
 from maskwright.engine.loop import poly
 from maskwright.models.networks.build import Network
 from maskwright.recipes.training.criteria import SupervisedLoss, class_aware_chances
@@ -106,10 +106,11 @@ class CropTraining(DrawnTraining):
         change: Change | None = None,
         strong_views: int = 0,
         data: Dataset | None = None,
+        choose: CropChoice | None = None,
     ) -> Stream:
         """A stream of the run's images (or of another data set's), cropped as the configuration says."""
-        data = self.context.data if data is None else data
-        return Stream(data, indices, order, self.crops, self.preprocess.mean, labels, change, strong_views)
+        data, mean = self.context.data if data is None else data, self.preprocess.mean
+        return Stream(data, indices, order, self.crops, mean, labels, change, strong_views, choose=choose)
 
     def learn_too(self, name: str, module: nn.Module) -> Any:
         """A module of the method's own that the network's optimiser trains; biases and norms are not decayed.
