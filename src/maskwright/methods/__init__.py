@@ -18,6 +18,7 @@ TABLE = {
     "primaps": "maskwright.methods.unsupervised.primaps:Primaps",
     "iic": "maskwright.methods.unsupervised.iic:IIC",
     "infoseg": "maskwright.methods.unsupervised.infoseg:InfoSeg",
+    "picie": "maskwright.methods.unsupervised.picie:Picie",
     "pass": "maskwright.methods.unsupervised.pass_.method:Pass",
     "cam": "maskwright.methods.weak.cam:Cam",
     "grad_cam": "maskwright.methods.weak.cam:GradCam",

@@ -10,7 +10,7 @@ from torch import Tensor
 from maskwright.engine.config import option
 from maskwright.engine.distributed import gather_objects, rank, reducer
 from maskwright.errors import MaskwrightError
-from maskwright.ops.clustering.kmeans import KMeansResult, kmeans
+from maskwright.ops.clustering.kmeans import KMeansResult, Metric, kmeans
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -24,14 +24,17 @@ class ClusterOptions:
     iterations: int = option(100, "most iterations of each start", low=1)
 
 
-def cluster_rows(context: Context, rows: Tensor, options: ClusterOptions, clusters: int | None = None) -> KMeansResult:
-    """Spherical k-means of all processes' rows.
+def cluster_rows(
+    context: Context, rows: Tensor, options: ClusterOptions, clusters: int | None = None, metric: Metric = "cosine"
+) -> KMeansResult:
+    """k-means of all processes' rows, spherical unless the metric says otherwise.
 
     Args:
         context: the run.
         rows: this process's share (N, D).
         options: of k-means.
         clusters: how many; by default as many as the run has classes.
+        metric: "cosine" or "euclidean".
 
     Raises:
         MaskwrightError: when there are fewer rows than clusters.
@@ -46,7 +49,7 @@ def cluster_rows(context: Context, rows: Tensor, options: ClusterOptions, cluste
     try:
         with context.progress.task("k-means", options.restarts) as task:
             return kmeans(
-                rows, k, metric="cosine", init="kmeans++", iterations=options.iterations, restarts=options.restarts,
+                rows, k, metric=metric, init="kmeans++", iterations=options.iterations, restarts=options.restarts,
                 seed=context.seed, all_reduce=reducer(), offset=sum(counts[: rank()]), total=sum(counts),
                 after=task.advance_to,
             )  # fmt: skip

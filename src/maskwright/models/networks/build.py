@@ -34,6 +34,7 @@ from maskwright.models.networks.blocks import FCNHead
 from maskwright.models.networks.ddrnet import VARIANTS, DDRNetAux, DDRNetDecoder, DDRNetEncoder
 from maskwright.models.networks.deeplab import LargeFOV, SummedASPP, VGGEncoder
 from maskwright.models.networks.hrnet import HRNetDecoder, HRNetEncoder
+from maskwright.models.networks.lateral_fpn import LateralFPN
 from maskwright.models.networks.network import Network
 from maskwright.models.networks.ocr import OCRAux, OCRDecoder
 from maskwright.models.networks.plain import BLOCKS, PlainEncoder
@@ -212,6 +213,13 @@ def _pspnet(
     width = int(parts.encoder.module.out_channels[-2])
     aux = FCNHead(width, classes, -2, max(width // 4, 16))
     return Network(*parts, width=parts.classifier.width, provenance=source, aux={"aux": aux})
+
+
+def _lateral_fpn(backbone: Backbone | None, classes: int, weights: str | None, *, width: int = 128) -> Network:
+    parts, source = _smp_parts("fpn", backbone, classes, weights, {})
+    widths = [int(w) for w in parts.encoder.module.out_channels[-4:]]
+    decoder = LateralFPN(widths, width)
+    return Network(parts.encoder, decoder, LinearClassifier(width, classes), width=width, provenance=source)
 
 
 def _deeplabv1(
@@ -445,6 +453,15 @@ NETWORKS: dict[str, Entry] = {
     ),
     "fpn": Entry(
         "FPN", "Kirillov et al., CVPR 2019", "https://arxiv.org/abs/1901.02446", "cnn", _smp("fpn"), "smp", "4"
+    ),
+    "lateral_fpn": Entry(
+        "PiCIE's FPN",
+        "Cho et al., CVPR 2021",
+        "https://arxiv.org/abs/2103.17070",
+        "cnn",
+        _lateral_fpn,
+        "ours, encoder timm",
+        "4",
     ),
     "upernet": Entry(
         "UPerNet",

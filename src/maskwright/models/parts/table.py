@@ -47,6 +47,7 @@ TABLE = {
     "HRNetEncoder": "maskwright.models.networks.hrnet:HRNetEncoder",
     "HRNetDecoder": "maskwright.models.networks.hrnet:HRNetDecoder",
     "OCRDecoder": "maskwright.models.networks.ocr:OCRDecoder",
+    "LateralFPN": "maskwright.models.networks.lateral_fpn:LateralFPN",
     "LastMap": "maskwright.models.networks.vit_heads:LastMap",
     "SegmenterLinear": "maskwright.models.networks.vit_heads:SegmenterLinear",
     "SegmenterDecoder": "maskwright.models.networks.vit_heads:SegmenterDecoder",

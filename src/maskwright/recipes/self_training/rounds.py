@@ -133,6 +133,7 @@ def live_rows(
     number: int,
     per_image: int,
     data: Dataset | None = None,
+    chosen: Sequence[int] | None = None,
 ) -> Tensor:
     """Rows of whole photographs from a network as it stands, for clustering: of this process's share of them.
 
@@ -143,16 +144,18 @@ def live_rows(
         number: of the round; which places are taken is a function of the seed, of it and of the image.
         per_image: rows of a photograph; all of one that has fewer.
         data: the photographs; those of the run if None.
+        chosen: which of them, of all processes; all if None.
 
     Returns:
         float32 (N, D), in the order of the images, on the device.
     """
     images = context.data if data is None else data
+    chosen = range(len(images)) if chosen is None else chosen
     rows = []
-    for i in share(range(len(images))):
+    for i in share(chosen):
         found = features(preprocess.apply(images.image(i))[None].to(context.device))[0].flatten(1).T  # (h*w, D)
         order = torch.randperm(len(found), generator=context.generator("rows", number, i))[:per_image]
         rows.append(found[order.to(found.device)].float())
     if not rows:
-        raise ValueError(f"{len(images)} images leave none for process {rank()}")
+        raise ValueError(f"{len(chosen)} images leave none for process {rank()}")
     return torch.cat(rows)
