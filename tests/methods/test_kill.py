@@ -24,6 +24,16 @@ OPTIONS = {
     "stego": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
     "deep_spectral": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
     "primaps": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
+    "picie": (
+        "--backbone",
+        "mobilenetv3_small_050",
+        "--set",
+        "crops.size=32",
+        "--set",
+        "crops.batch=2",
+        "--set",
+        "rounds.every=30",
+    ),
     "dacs": ("--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2"),
     "advent": ("--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2"),
     "cbst": (
@@ -73,7 +83,7 @@ def last_step(out: Path, stage: str) -> int:
         pytest.param("cbst", "round_1", marks=pytest.mark.slow),
         pytest.param("advent", "train", marks=pytest.mark.slow),
         pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow),
-        pytest.param("primaps", "em", marks=pytest.mark.slow),
+        pytest.param("primaps", "em", marks=pytest.mark.slow), pytest.param("picie", "train", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_kill_and_resume(method, stage, tmp_path):

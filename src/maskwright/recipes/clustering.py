@@ -25,7 +25,12 @@ class ClusterOptions:
 
 
 def cluster_rows(
-    context: Context, rows: Tensor, options: ClusterOptions, clusters: int | None = None, metric: Metric = "cosine"
+    context: Context,
+    rows: Tensor,
+    options: ClusterOptions,
+    clusters: int | None = None,
+    metric: Metric = "cosine",
+    shown: bool = True,
 ) -> KMeansResult:
     """k-means of all processes' rows, spherical unless the metric says otherwise.
 
@@ -35,6 +40,7 @@ def cluster_rows(
         options: of k-means.
         clusters: how many; by default as many as the run has classes.
         metric: "cosine" or "euclidean".
+        shown: whether progress shows it; not inside a training, which is shown itself.
 
     Raises:
         MaskwrightError: when there are fewer rows than clusters.
@@ -47,7 +53,7 @@ def cluster_rows(
             "at least one position a cluster", "ask for fewer with --classes, or add images",
         )  # fmt: skip
     try:
-        with context.progress.task("k-means", options.restarts) as task:
+        with context.progress.task("k-means", options.restarts if shown else 0) as task:
             return kmeans(
                 rows, k, metric=metric, init="kmeans++", iterations=options.iterations, restarts=options.restarts,
                 seed=context.seed, all_reduce=reducer(), offset=sum(counts[: rank()]), total=sum(counts),

@@ -28,6 +28,7 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,7 +55,7 @@ from maskwright.recipes.clustering import ClusterOptions, cluster_rows
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.self_training.rounds import Rounds, as_it_stands, live_rows
 from maskwright.recipes.self_training.running_clusters import RunningClusters
-from maskwright.recipes.training.method import CropMethod
+from maskwright.recipes.training.method import SHOWN, CropMethod
 from maskwright.recipes.training.network import make_network, make_preprocess, make_segmenter, retake
 from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
 from maskwright.recipes.training.training import CropTraining
@@ -259,12 +260,14 @@ def cluster_streams(
     found: list[list[RunningClusters]] = []
     begun: list[tuple[Tensor, ...]] = []
 
+    def centers(k: int, rows: Tensor) -> Tensor:
+        return cluster_rows(context, rows, config.clusters, k, "euclidean", shown=False).centers
+
     def begin() -> None:
         for k in counts:
             found.append([])
             for view in zip(*begun):
-                start = lambda rows, k=k: cluster_rows(context, rows, config.clusters, k, "euclidean").centers  # noqa: E731
-                found[-1].append(RunningClusters(k, start, reducer()))
+                found[-1].append(RunningClusters(k, partial(centers, k), reducer()))
                 found[-1][-1].begin(torch.cat(view))
         begun.clear()
 
@@ -430,6 +433,11 @@ class Picie(CropMethod):
             says = "the last round's classifier"
         return [*super().stages(), Stage("cluster", "fit", self.cluster, says)]
 
+    def tail(self) -> float:
+        """Batch-norm statistics and the report, and a pass over all photographs for the clustering."""
+        images, norms = len(self.context.data), min(self.config.norms.images, len(self.context.data))
+        return super().tail() * (1 + (norms + images) / (norms + min(SHOWN, images)))
+
     def network(self) -> Network:
         """The trained network."""
         return self.context.trained("train", "network", picie_network(self.context, self.config))
@@ -477,7 +485,7 @@ class Picie(CropMethod):
         return found.centers, torch.zeros(context.classes)
 
     def segmenter(self) -> Segmenter:
-        """The network, unit length, and products with the centroids."""
+        """The network, and products of its unit features with the centroids."""
         k, network = self.context.classes, self.network()
         found = self.context.run.tensors("cluster", CENTERS, {"weight": "KE", "bias": "K"})
         classifier = LinearClassifier(network.width, k)
@@ -485,5 +493,5 @@ class Picie(CropMethod):
             for parameter, tensor in ((classifier.linear.weight, found["weight"][..., None, None]),
                                       (classifier.linear.bias, found["bias"])):  # fmt: skip
                 parameter.copy_(tensor / self.config.readout.temperature)
-        network.classifier, network.decoder = classifier, Sequential(network.decoder, L2Norm())  # type: ignore[arg-type]
+        network.classifier = Sequential(L2Norm(), classifier)
         return make_segmenter(self.context, self.config, network, self.name, range(len(self.context.data)))
