@@ -17,7 +17,7 @@ round's classifier. `preset=small` weighs clusters by the inverse of their size,
 
 What the original gets wrong: classes are weighted by their share of the cells, not its inverse, and the loss is divided
 by the weights, so a frequent cluster counts twice; greyscale is never applied and blur hardly, by two slips; k-means
-has seed 0 in every epoch; labels are of the nearest centroid, predictions of the greatest product.
+has seed 0 whatever is asked for; labels are of the nearest centroid, predictions of the greatest product.
 
 Legend: B photographs, K clusters, E width, (h, w) map, mu centroids (K, E), y labels.
 """
@@ -368,9 +368,8 @@ class PicieTraining(CropTraining):
     def before_step(self, step: int) -> None:
         """A round where one is due; MDC's classifier then begins anew."""
         if self.rounds.before_step(step) and self.heads is not None:
-            for head in self.heads:
-                nn.init.normal_(head.linear.weight, 0, 0.01)
-                nn.init.zeros_(head.linear.bias)
+            for name, p in self.heads.named_parameters():
+                nn.init.zeros_(p) if name.endswith("bias") else nn.init.normal_(p, 0, 0.01)
             self.optimizers["heads"].state.clear()
 
     # ------------------------------------------------------------------ the step
@@ -400,7 +399,7 @@ class PicieTraining(CropTraining):
                 health = self.health(logits.detach(), valid)
         total = {name: torch.stack(values).sum() for name, values in terms.items() if values}
         if not c.mdc:
-            total["mse"] = view_distance(*z, valid)
+            total["mse"] = view_distance(z[0], z[1], valid)
             if c.loss.mse:
                 total["loss"] = (total["loss"] + total["mse"]) / 2
         return total | {"inertia": total["loss"].new_tensor(clusters["inertia"])} | health
@@ -488,10 +487,9 @@ class Picie(CropMethod):
         """The network, and products of its unit features with the centroids."""
         k, network = self.context.classes, self.network()
         found = self.context.run.tensors("cluster", CENTERS, {"weight": "KE", "bias": "K"})
-        classifier = LinearClassifier(network.width, k)
-        with torch.no_grad():
-            for parameter, tensor in ((classifier.linear.weight, found["weight"][..., None, None]),
-                                      (classifier.linear.bias, found["bias"])):  # fmt: skip
-                parameter.copy_(tensor / self.config.readout.temperature)
+        classifier, over = LinearClassifier(network.width, k), self.config.readout.temperature
+        classifier.linear.load_state_dict(
+            {"weight": found["weight"][..., None, None] / over, "bias": found["bias"] / over}
+        )
         network.classifier = Sequential(L2Norm(), classifier)
         return make_segmenter(self.context, self.config, network, self.name, range(len(self.context.data)))

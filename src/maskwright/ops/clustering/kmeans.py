@@ -264,7 +264,7 @@ def assign(x: Tensor, centers: Tensor, metric: Metric = "cosine", chunk: int = 2
 class MiniBatchKMeans:
     """k-means on batches as they come, each center the mean of all vectors ever assigned to it.
 
-    No method here stands on it yet; it is for PiCIE (Cho et al., CVPR 2021), which is to come. Its identity: after any
+    As PiCIE has it (Cho et al., CVPR 2021): `recipes.self_training.running_clusters`. Its identity: after any
     number of batches center k equals the mean of every vector that was assigned to k when it came (of its unit vector
     for cosine, so that such a center may be shorter than 1). A center to which nothing was assigned stays where it
     began.
