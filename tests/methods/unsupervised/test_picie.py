@@ -142,5 +142,7 @@ def test_presets_say_what_the_papers_commands_say():
     assert (paper.crops.size, paper.crops.batch, paper.optimizer.lr, paper.schedule) == (320, 128, 1e-4, "constant")
     assert (paper.loss.balance, small.loss.balance) == ("frequency", "inverse")
     assert configure(P.PicieConfig, {"preset": "paper", "balance": "none"}).loss.balance == "none"
+    with pytest.raises(MaskwrightError, match="terms=cross with mdc"):
+        configure(P.PicieConfig, {"mdc": True, "terms": "cross"})
     with pytest.raises(MaskwrightError, match="side_min"):
         configure(P.PicieConfig, {"side_min": 0.9, "side_max": 0.6})

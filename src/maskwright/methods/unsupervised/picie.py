@@ -155,6 +155,12 @@ class PicieConfig(CropConfig):
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
 
+    def check(self) -> None:
+        """Raises `MaskwrightError` on what MDC has not: a second view."""
+        for name, value, left in (("mse", self.loss.mse, False), ("terms", self.loss.terms, "both")):
+            if self.mdc and value != left:
+                raise MaskwrightError(f"loss.{name}={value} with mdc", "two views", "leave one of the two out")
+
 
 # --------------------------------------------------------------------- labels and losses
 
@@ -257,18 +263,18 @@ def cluster_streams(
     Returns:
         Clusterings [number of clusters][view].
     """
-    found: list[list[RunningClusters]] = []
+    found: list[list[RunningClusters]] = [[] for _ in counts]
     begun: list[tuple[Tensor, ...]] = []
 
     def centers(k: int, rows: Tensor) -> Tensor:
         return cluster_rows(context, rows, config.clusters, k, "euclidean", shown=False).centers
 
     def begin() -> None:
-        for k in counts:
-            found.append([])
-            for view in zip(*begun):
-                found[-1].append(RunningClusters(k, partial(centers, k), reducer()))
-                found[-1][-1].begin(torch.cat(view))
+        for view in zip(*begun):
+            rows = torch.cat(view)
+            for of_k, k in zip(found, counts):
+                of_k.append(RunningClusters(k, partial(centers, k), reducer()))
+                of_k[-1].begin(rows)
         begun.clear()
 
     for first, views in batches:
