@@ -97,7 +97,8 @@ class Method(ABC):
         inputs: the second networks and the proposals that it takes, by name, required or not.
         classes_from: `labels` where its classes are those of the labels, which have names; `clusters` where it finds
             them itself.
-        backbones: `any`, or `vit` where only a vision transformer will do; the automatic choice respects it.
+        backbones: `any`, `vit` where only a vision transformer will do, or `joint` where only an image tower that has
+            a text tower will; the automatic choice respects it.
         Config: its keyword-only dataclass of options.
     """
 
@@ -111,7 +112,7 @@ class Method(ABC):
     streams: ClassVar[Mapping[str, StreamNeed]] = {}
     inputs: ClassVar[Mapping[str, InputNeed]] = {}
     classes_from: ClassVar[Literal["labels", "clusters"]] = "labels"
-    backbones: ClassVar[Literal["any", "vit"]] = "any"
+    backbones: ClassVar[Literal["any", "vit", "joint"]] = "any"
     Config: ClassVar[type]
 
     def __init__(self, config: Any, context: Context) -> None:
@@ -125,8 +126,15 @@ class Method(ABC):
         """Refuses a backbone that the method cannot stand on.
 
         Raises:
-            MaskwrightError: a convolutional network where only a vision transformer will do.
+            MaskwrightError: a convolutional network where only a vision transformer will do, or a network without words
+                where only one with them will.
         """
+        if cls.backbones == "joint" and not backbone.joint_width:
+            raise MaskwrightError(
+                f"{cls.name} on the backbone {backbone.name}, whose features have no words",
+                "an image tower that was trained with a text tower",
+                "give --backbone clip:ViT-B-16, or --backbone clip --weights FOLDER, or leave it out",
+            )
         if cls.backbones == "vit" and not backbone.is_vit:
             raise MaskwrightError(
                 f"{cls.name} on the convolutional backbone {backbone.name}",

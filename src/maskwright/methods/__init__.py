@@ -36,6 +36,7 @@ TABLE = {
     "u2pl": "maskwright.methods.semi.u2pl:U2PL",
     "reco_semi": "maskwright.methods.semi.reco_semi:ReCo",
     "unimatch": "maskwright.methods.semi.unimatch:UniMatch",
+    "maskclip": "maskwright.methods.language.maskclip:MaskClip",
     "source_only": "maskwright.methods.adapt.source_only:SourceOnly",
     "dacs": "maskwright.methods.adapt.dacs:DACS",
     "advent": "maskwright.methods.adapt.advent:Advent",

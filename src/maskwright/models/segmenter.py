@@ -22,6 +22,7 @@ from maskwright.models.parts.part import Part
 from maskwright.models.parts.table import build_part
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
+from maskwright.models.towers.parts import JointEncoder
 
 
 class Segmenter(nn.Module):
@@ -120,7 +121,7 @@ class Segmenter(nn.Module):
         if not isinstance(spec, Mapping) or set(spec) != {"encoder", "decoder", "classifier"}:
             raise MaskwrightError("the network's description is incomplete", "encoder, decoder and classifier")
         encoder, decoder, classifier = (build_part(spec[name]) for name in ("encoder", "decoder", "classifier"))
-        if isinstance(encoder, BackboneEncoder):
+        if isinstance(encoder, BackboneEncoder | JointEncoder):
             encoder.backbone.provenance = provenance
         try:
             return cls(encoder, decoder, classifier, classes, preprocess, provenance, method, notes).eval()

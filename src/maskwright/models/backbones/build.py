@@ -26,6 +26,7 @@ from maskwright.models.backbones.weights import (
     read_weights_file,
 )
 from maskwright.models.provenance import Provenance
+from maskwright.models.towers.shape import CLIP, HUB_FILE, USUAL, USUAL_HUB, is_clip
 
 __all__ = ["BACKBONES", "Backbone", "BackboneChoice", "build_backbone", "choose_backbone", "default_backbone"]
 
@@ -51,9 +52,9 @@ def build_backbone(
     """Builds a backbone, in evaluation mode.
 
     Args:
-        name: a short name of `BACKBONES` ("dinov2_small") or a timm name, with or without tag.
+        name: a short name of `BACKBONES` ("dinov2_small"), a timm name, with or without tag, or `clip:NAME`.
         weights: None for the hub's (or its local cache's), "package" for those of an installed package,
-            "random", or the path of a checkpoint in any format of `keymaps`.
+            "random", or the path of a checkpoint in any format of `keymaps` (of a CLIP: of `towers.pairs`).
         output_stride: 8, 16 or 32: convolutional networks are dilated to keep at least this resolution.
         pretrained: False is the same as weights="random".
         options: further arguments of the timm network: `img_size` (grid of the position embedding), and for
@@ -63,9 +64,13 @@ def build_backbone(
         MaskwrightError: unknown name, weights that cannot be had, read or fitted, or a network without dense
             features.
     """
-    architecture, entry, config = _look_up(name)
     if weights is None and not pretrained:
         weights = RANDOM
+    if is_clip(name):
+        from maskwright.models.towers.image import build_clip
+
+        return build_clip(name, weights, output_stride, **options)
+    architecture, entry, config = _look_up(name)
     file = None if weights == RANDOM else _find_weights(name, entry, config, weights)
     model = _create(architecture, output_stride, options)
     if file is not None:
@@ -199,12 +204,14 @@ def choose_backbone(kind: str = "any") -> BackboneChoice:
     """Picks what can be had here: DINOv2 small from the hub or its cache, else the weights of a package.
 
     Args:
-        kind: "any", or "vit": vision transformers only; no package carries one, but DINO small in the local hub cache
-            will do.
+        kind: "any"; "vit": vision transformers only; no package carries one, but DINO small in the local hub cache
+            will do; "joint": CLIP's ViT-B/16, from the hub or its cache.
 
     Raises:
         MaskwrightError: neither can be had.
     """
+    if kind == "joint":
+        return _choose_joint()
     _, entry, config = _look_up(catalogue.DEFAULT)
     assert entry is not None
     if hub_cached(config.hf_hub_id) is not None:
@@ -242,6 +249,19 @@ def choose_backbone(kind: str = "any") -> BackboneChoice:
         f"{why}, so EfficientNet-Lite0 comes from the package {offline.package.replace('_', '-')}; "
         f"its training saw {offline.labels_seen}",
     )
+
+
+def _choose_joint() -> BackboneChoice:
+    cached = hub_cached(USUAL_HUB, HUB_FILE) is not None
+    if not cached and not hub_reachable():
+        why = "HF_HUB_OFFLINE is set" if offline_asked() else "no model hub can be reached"
+        raise MaskwrightError(
+            f"{why} and OpenAI's {USUAL} is not in the local hub cache",
+            "an image tower and a text tower that were trained together",
+            f"give --backbone {CLIP} --weights FOLDER, or --backbone {CLIP}:{USUAL} --weights FILE",
+        )
+    where = "is in the local hub cache" if cached else "is fetched from the hub"
+    return BackboneChoice(f"{CLIP}:{USUAL}", None, f"OpenAI's {USUAL}, whose training saw image captions, {where}")
 
 
 def default_backbone(output_stride: int | None = None, kind: str = "any") -> tuple[Backbone, str]:

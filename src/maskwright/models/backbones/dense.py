@@ -33,6 +33,8 @@ class Backbone(nn.Module):
         provenance: where the weights come from and what they saw.
         output_stride: the stride that dilation was asked to stop at, or None.
         img_size: (height, width) of the position embedding where it is not the architecture's own, or None.
+        joint_width: channels of the space that it shares with a text tower, 0 where there is none.
+        key_width: channels of the keys that it gives beside these.
     """
 
     is_vit = False
@@ -49,6 +51,8 @@ class Backbone(nn.Module):
         self.multiple_of = 1
         self.output_stride: int | None = None
         self.img_size: list[int] | None = None
+        self.joint_width = 0
+        self.key_width = 0
         self._key: tuple[object, str] | None = None
 
     @property

@@ -36,6 +36,8 @@ TABLE = {
     "SobelEncoder": "maskwright.models.parts.sobel:SobelEncoder",
     "ClassVectors": "maskwright.models.parts.class_vectors:ClassVectors",
     "Scores": "maskwright.models.parts.class_vectors:Scores",
+    "JointEncoder": "maskwright.models.towers.parts:JointEncoder",
+    "VocabularyClassifier": "maskwright.models.towers.parts:VocabularyClassifier",
     "FCNHead": "maskwright.models.networks.blocks:FCNHead",
     "DDRNetEncoder": "maskwright.models.networks.ddrnet:DDRNetEncoder",
     "DDRNetDecoder": "maskwright.models.networks.ddrnet:DDRNetDecoder",

@@ -1,0 +1,107 @@
+"""MaskCLIP: Extract Free Dense Labels from CLIP (Zhou, Loy, Dai, ECCV 2022, https://arxiv.org/abs/2112.01071).
+
+CLIP's picture vector is a weighted sum of the places' values, projected: so the values themselves, projected alike, lie
+in the space of words. Class names become vectors by the text tower; a place is the class whose vector is nearest.
+Nothing is trained and no label is read. Not the MaskCLIP of Ding et al. (2022) or of Dong et al. (2023).
+
+Deviates: CLIP's own mean and standard deviation (the authors' configurations give ImageNet's); QuickGELU where the
+weights were trained with it (theirs give GELU); key smoothing normalises each key, as the paper says (their code
+normalises each channel over the picture), and divides by the sum of |W| for a confidence, which changes no winner;
+synonyms and a background, which the paper has not; plurals are made singular. Refinements see one picture, or one tile.
+The second stage of the paper, MaskCLIP+, is not here.
+
+The original's ViT keeps residual and MLP of the last block (`last_block.rest`); later papers do better without.
+
+Legend: P words, C classes, E channels of the joint space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from maskwright.data.masking.classes import ClassTable
+from maskwright.engine.config import option, part
+from maskwright.engine.contract import Method, Stage
+from maskwright.models.segmenter import Segmenter
+from maskwright.models.towers.names import ClassWords
+from maskwright.recipes.language.words import WordOptions, embedded_vocabulary, read_classes, word_segmenter
+
+
+@dataclass(kw_only=True)
+class LastBlockOptions:
+    """How the last block of a vision transformer is run."""
+
+    rest: bool = option(True, "keep its residual connection and MLP, as the authors do; a ResNet has none", main=True)
+
+
+@dataclass(kw_only=True)
+class RefinementOptions:
+    """MaskCLIP's refinements, in this order."""
+
+    denoise: float = option(
+        0.0, "prompt denoising: classes nowhere as probable as this leave the picture; 0.5 in the paper, 0 for none",
+        low=0.0, high=1.0, main=True,
+    )  # fmt: skip
+    smooth: float = option(
+        0.0, "key smoothing: places less sure than this follow those with like keys; 1 in the paper, 0 for none",
+        low=0.0, high=1.0, main=True,
+    )  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class MaskClipConfig:
+    """Options of `maskclip`."""
+
+    words: WordOptions = part(WordOptions, main=("short_side", "prompts"))
+    last_block: LastBlockOptions = part(LastBlockOptions)
+    refinement: RefinementOptions = part(RefinementOptions)
+    crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
+
+
+class MaskClip(Method):
+    """Places of a frozen CLIP compared with class names."""
+
+    name: ClassVar[str] = "maskclip"
+    title: ClassVar[str] = "Extract Free Dense Labels from CLIP"
+    venue: ClassVar[str] = "ECCV 2022"
+    link: ClassVar[str] = "https://arxiv.org/abs/2112.01071"
+    summary: ClassVar[str] = "Compares CLIP's places with class names."
+    family: ClassVar[str] = "language"
+    needs: ClassVar[frozenset[str]] = frozenset({"names"})
+    backbones: ClassVar[Any] = "joint"
+    Config: ClassVar[type] = MaskClipConfig
+    config: MaskClipConfig
+
+    @cached_property
+    def class_words(self) -> ClassWords:
+        """The run's class names as words."""
+        return read_classes(self.context, self.config.words)
+
+    @property
+    def table(self) -> ClassTable:
+        """The run's classes, each called by the first of its words."""
+        return ClassTable(self.class_words.names, self.context.table.colors)
+
+    @property
+    def refinement(self) -> str:
+        """The dense CRF, where that is asked for."""
+        return "crf" if self.config.crf else "none"
+
+    def stages(self) -> list[Stage]:
+        """The vocabulary; there is nothing to train."""
+        return [Stage("vocabulary", "fit", self.vocabulary, "class names through the text tower")]
+
+    def vocabulary(self, folder: Path) -> None:
+        """Embeds the class names; the artefact holds them."""
+        embedded_vocabulary(self.context, self.class_words, self.config.words, folder)
+
+    def segmenter(self) -> Segmenter:
+        """Tower and words."""
+        c = self.config
+        return word_segmenter(
+            self, self.class_words, c.words, attention="value", rest=c.last_block.rest,
+            denoise=c.refinement.denoise, smooth=c.refinement.smooth,
+        )  # fmt: skip

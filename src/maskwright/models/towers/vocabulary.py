@@ -1,0 +1,69 @@
+"""A vocabulary: the words of classes as vectors in the space of an image tower, computed once.
+
+Legend: P words, C classes, M sentences around a word, E channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskwright.models.towers.names import ClassWords
+from maskwright.models.towers.text import TextTower
+
+
+class Vocabulary(NamedTuple):
+    """Words as vectors.
+
+    Attributes:
+        vectors: (P, E), of unit length.
+        owner: int64 (P,), the class of each word.
+    """
+
+    vectors: Tensor
+    owner: Tensor
+
+
+def ensemble(embeddings: Tensor) -> Tensor:
+    """Embeddings of words in several sentences, (P, M, E), as one vector a word (P, E): each of unit length, then
+    their mean, of unit length again."""
+    return F.normalize(F.normalize(embeddings, dim=-1).mean(1), dim=-1)
+
+
+def embed_words(
+    tower: TextTower,
+    classes: ClassWords,
+    templates: Sequence[str],
+    *,
+    chunk: int = 256,
+    track: Callable[[Iterable[Any], str, int], Iterable[Any]] | None = None,
+) -> Vocabulary:
+    """Embeds the words of all classes.
+
+    Args:
+        tower: the text tower.
+        classes: their words.
+        templates: sentences with {} where the word goes.
+        chunk: texts that are embedded together; memory grows with it, results do not change beyond rounding.
+        track: shows progress, as `Progress.track`.
+
+    Raises:
+        MaskwrightError: a word does not fit into the tower, before any is embedded.
+    """
+    words = [(c, word) for c, own in enumerate(classes.words) for word in own]
+    longest = max(templates, key=lambda t: len(tower.tokenizer.encode(t.replace("{}", ""))))
+    for c, word in words:
+        tower.check(longest.replace("{}", word), classes.names[c] if len(classes.words[c]) == 1 else word)
+    at_once = max(1, chunk // len(templates))
+    starts = range(0, len(words), at_once)
+    found = []
+    for start in track(starts, "words", len(starts)) if track else starts:
+        some = words[start : start + at_once]
+        texts = [template.replace("{}", word) for _, word in some for template in templates]
+        vectors = torch.cat([tower.encode(texts[i : i + chunk]) for i in range(0, len(texts), chunk)])
+        found.append(ensemble(vectors.view(len(some), len(templates), -1)))
+    return Vocabulary(torch.cat(found), torch.tensor([c for c, _ in words]))
