@@ -44,6 +44,7 @@ OWN: dict[str, dict[str, object]] = {
     "seam": {"er_ramp": 0.0},
     "toco": {"local.side": 16, "projector.hidden": 16, "branch.width": 32},
     "maskclip": {"words.short_side": 64, "words.prompts": "scene"},
+    "clip_seg": {"words.short_side": 64, "words.prompts": "scene"},
     "st_plus_plus": {"scales": (0.5, 1.0)},
     "cbst": {"rounds": 1},
     "u2pl": {"representation": 32},

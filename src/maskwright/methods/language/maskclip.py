@@ -18,16 +18,12 @@ Legend: P words, C classes, E channels of the joint space.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from maskwright.data.masking.classes import ClassTable
 from maskwright.engine.config import option, part
-from maskwright.engine.contract import Method, Stage
 from maskwright.models.segmenter import Segmenter
-from maskwright.models.towers.names import ClassWords
-from maskwright.recipes.language.words import WordOptions, embedded_vocabulary, read_classes, word_segmenter
+from maskwright.recipes.language.method import WordConfig, WordMethod
+from maskwright.recipes.language.words import word_segmenter
 
 
 @dataclass(kw_only=True)
@@ -52,16 +48,14 @@ class RefinementOptions:
 
 
 @dataclass(kw_only=True)
-class MaskClipConfig:
+class MaskClipConfig(WordConfig):
     """Options of `maskclip`."""
 
-    words: WordOptions = part(WordOptions, main=("short_side", "prompts"))
     last_block: LastBlockOptions = part(LastBlockOptions)
     refinement: RefinementOptions = part(RefinementOptions)
-    crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
 
 
-class MaskClip(Method):
+class MaskClip(WordMethod):
     """Places of a frozen CLIP compared with class names."""
 
     name: ClassVar[str] = "maskclip"
@@ -69,34 +63,8 @@ class MaskClip(Method):
     venue: ClassVar[str] = "ECCV 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2112.01071"
     summary: ClassVar[str] = "Compares CLIP's places with class names."
-    family: ClassVar[str] = "language"
-    needs: ClassVar[frozenset[str]] = frozenset({"names"})
-    backbones: ClassVar[Any] = "joint"
     Config: ClassVar[type] = MaskClipConfig
     config: MaskClipConfig
-
-    @cached_property
-    def class_words(self) -> ClassWords:
-        """The run's class names as words."""
-        return read_classes(self.context, self.config.words)
-
-    @property
-    def table(self) -> ClassTable:
-        """The run's classes, each called by the first of its words."""
-        return ClassTable(self.class_words.names, self.context.table.colors)
-
-    @property
-    def refinement(self) -> str:
-        """The dense CRF, where that is asked for."""
-        return "crf" if self.config.crf else "none"
-
-    def stages(self) -> list[Stage]:
-        """The vocabulary; there is nothing to train."""
-        return [Stage("vocabulary", "fit", self.vocabulary, "class names through the text tower")]
-
-    def vocabulary(self, folder: Path) -> None:
-        """Embeds the class names; the artefact holds them."""
-        embedded_vocabulary(self.context, self.class_words, self.config.words, folder)
 
     def segmenter(self) -> Segmenter:
         """Tower and words."""
