@@ -65,6 +65,19 @@ def load(path: str | Path, device: str = "cpu") -> Model:
     return load_model(path / MODEL if path.is_dir() else path, device=device)
 
 
+def weights_of(model: str | Path) -> str | None:
+    """The weights that the run of a model was given, where its folder still says so and they still lie there.
+
+    Args:
+        model: `model.safetensors` of a run, or the run's folder.
+    """
+    from maskwright.engine.config_file import CONFIG, said_in
+
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    said = said_in(folder / CONFIG, "weights") if (folder / CONFIG).is_file() else None
+    return said if isinstance(said, str) and Path(said).exists() else None
+
+
 def opened(data: str | Path | Dataset, labels: Any = None, void: Any = None, range: Any = None) -> Dataset:
     """The data set of a path, or one that was opened before, with what is now said of its values, if anything is."""
     from maskwright.data.examining.reading import Reading

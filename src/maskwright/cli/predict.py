@@ -18,6 +18,10 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    names: Annotated[
+        str | None, typer.Option(help="Other classes, of a model whose classes are words: a list or a file.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="With --names: the towers, where the run does not say.")] = None,
     tile: Annotated[
         str, typer.Option(help="Pixels of the tiles; none: each image whole; auto: tiles where it is much larger.")
     ] = "auto",
@@ -37,11 +41,16 @@ def predict(
 ) -> None:
     """Write OUT/NAME.png for each image; what the same model and settings have finished there is kept."""
     from maskwright import api
+    from maskwright.api.opening import weights_of
     from maskwright.engine.devices import pick_device
     from maskwright.engine.progress import Progress
 
     loaded = api.load(model, device=pick_device(device))
     bar = Progress()
+    if names is not None:
+        loaded = loaded.with_names(names, weights or weights_of(model), progress=bar)
+    elif weights is not None:
+        raise MaskwrightError("--weights without --names", "both", "--names road,sky")
     done = loaded.predict_folder(
         images,
         out,

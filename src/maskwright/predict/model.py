@@ -17,7 +17,7 @@ from maskwright.data.examining.reading import Reading
 from maskwright.data.examining.understanding import understand
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.folders.scan import threaded
-from maskwright.data.masking.classes import ClassTable
+from maskwright.data.masking.classes import ClassTable, given_names
 from maskwright.data.masking.masks import write_mask
 from maskwright.data.pictures.scale import Scale
 from maskwright.data.training.tag_targets import find_targets
@@ -278,6 +278,36 @@ class Model:
         from maskwright.predict.naming import renamed
 
         return Model(renamed(self.segmenter, names, table), device=self.device)
+
+    def with_names(
+        self,
+        names: str | os.PathLike[str] | Iterable[str],
+        weights: str | os.PathLike[str] | None = None,
+        progress: Any = None,
+    ) -> Model:
+        """The same model with other classes, where its classes are words (`maskclip`, `clip_seg`).
+
+        Args:
+            names: as for `train`: with commas (or semicolons) between, a file with one a line, or a sequence.
+            weights: file or folder of the two towers that it was made with; None: the hub's (or its local cache's).
+            progress: how work shows itself.
+
+        Returns:
+            A new model. It shares its image tower with this one.
+
+        Raises:
+            MaskwrightError: its classes are no words, the text tower cannot be had, or names that will not do.
+        """
+        from maskwright.predict.words import reworded
+
+        place = None if weights is None else os.fspath(weights)
+        track = None if progress is None else progress.track
+        made, said = reworded(self.segmenter, given_names(names), place, track)
+        for sentence in said if progress is not None else ():
+            progress.say(sentence)
+        model = Model(made, device=self.device)
+        model.origin = self.origin
+        return model
 
     def probabilities(self, image: Picture, **options: Any) -> np.ndarray:
         """Class probabilities of one picture, float32 (C, H, W); options as for `predict_probs`."""

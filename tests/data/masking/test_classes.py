@@ -117,6 +117,7 @@ def test_names_as_they_are_given(tmp_path, monkeypatch):
     file.write_text("road\nsky, blue\n\n")
     assert given_names("road, sky ,tree") == given_names(["road", "sky", "tree"]) == ("road", "sky", "tree")
     assert given_names("road") == ("road",)
+    assert given_names("road; sky, blue ;tree") == ("road", "sky, blue", "tree"), "or with semicolons"
     assert given_names(file) == given_names(str(file)) == ("road", "sky, blue"), "in a file commas are part of a name"
     monkeypatch.chdir(tmp_path)
     assert given_names("names.txt") == ("road", "sky, blue")

@@ -151,3 +151,54 @@ def test_without_the_extra_or_the_weights_the_line_says_what_to_install(typed, p
             out=tmp_path / "other", progress=Progress(quiet=True),
         )  # fmt: skip
     assert build_backbone("test_vit", "random").joint_width == 0
+
+
+def test_other_names_at_prediction_give_what_a_training_with_them_gives(place, tmp_path, monkeypatch, capfd):
+    train(place, tmp_path / "first", settings={"words.background.threshold": 0.3})
+    train(place, tmp_path / "other", names="ball;grass;background", settings={"words.background.threshold": 0.3})
+    assert mw.load(tmp_path / "other").classes.names == ("ball", "grass", "background")
+
+    def predict(run: str, *more: str) -> tuple[int, str]:
+        words = [
+            "predict",
+            tmp_path / run,
+            place / "photos",
+            "--out",
+            tmp_path / f"masks-{run}",
+            "--device",
+            "cpu",
+            *more,
+        ]
+        monkeypatch.setattr(sys, "argv", ["maskwright", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0), capfd.readouterr().err
+        return 0, capfd.readouterr().err
+
+    assert predict("other")[0] == 0
+    code, told = predict("first", "--names", "balls;grass;background")
+    assert code == 0 and "balls as ball" in told and "Background (class 2)" in told
+    for mask in sorted((tmp_path / "masks-other").glob("*.png")):
+        ours = np.asarray(Image.open(tmp_path / "masks-first" / mask.name))
+        assert np.array_equal(ours, np.asarray(Image.open(mask))) and ours.max() <= 2
+    again = mw.load(tmp_path / "first" / "model.safetensors")
+    assert again.with_names(["ball", "grass"], place / "towers").classes.names == ("ball", "grass")
+    write_folder(tmp_path / "towers", config(quick_gelu=False) | {"embed_dim": 24})
+    for weights, said in ((None, "came from file"), (tmp_path / "towers", "sha256 begins with")):
+        with pytest.raises(MaskwrightError, match=said):
+            again.with_names("ball,grass", weights)
+    again.segmenter.extra["words"]["chunk"] = "many"
+    with pytest.raises(MaskwrightError, match=r"words\.chunk"):
+        again.with_names("ball,grass", place / "towers")
+    assert predict("first", "--names", "class 1,class 2")[0] == 2
+    assert "--weights without --names" in predict("first", "--weights", str(place / "towers"))[1]
+
+
+def test_other_names_are_for_models_whose_classes_are_words(place, tmp_path):
+    model = mw.train(
+        place / "photos", "kmeans", classes=2, backbone="mobilenetv3_small_050", weights="random", out=tmp_path / "run",
+        device="cpu", settings={"short_side": 64, "restarts": 1, "dim": 4}, report=False, progress=Progress(quiet=True),
+    )  # fmt: skip
+    with pytest.raises(MaskwrightError, match="whose classes are fixed"):
+        model.with_names("road,sky")

@@ -200,7 +200,8 @@ def given_names(names: str | os.PathLike[str] | Iterable[str]) -> tuple[str, ...
     """Class names as `--names` takes them.
 
     Args:
-        names: names with commas between; a file with one name a line, as `classes.txt`; or the names themselves.
+        names: names with commas (or semicolons) between; a file with one name a line, as `classes.txt`; or the names
+            themselves.
 
     Raises:
         MaskwrightError: no name, an empty one, one twice, or a file that is not there or not such a list.
@@ -213,7 +214,7 @@ def given_names(names: str | os.PathLike[str] | Iterable[str]) -> tuple[str, ...
             raise MaskwrightError(
                 f"--names {text}, and there is no such file", "names with commas between, or a file with one a line"
             )
-        names = text.split(",")
+        names = text.split(";" if ";" in text else ",")
     found = [name.strip() for name in names]
     expected = "at least one name, each of them once"
     if not found or not all(found):

@@ -20,6 +20,7 @@ from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
 from maskwright.models.towers.prompts import TEMPLATES
 from maskwright.models.towers.text import TextTower
 from maskwright.models.towers.vocabulary import embed_words
+from maskwright.predict.words import WORDS
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -132,7 +133,13 @@ def word_segmenter(
     preprocess = Preprocess.for_backbone(
         tower.provenance, short_side=options.short_side, multiple_of=encoder.multiple_of
     )
-    return method.assembled(encoder, None, classifier, preprocess)
+    made = method.assembled(encoder, None, classifier, preprocess)
+    made.extra[WORDS] = {
+        "tower": tower.name, "prompts": options.prompts, "singular": options.singular,
+        "background": list(options.background.words), "threshold": float(options.background.threshold),
+        "chunk": options.chunk,
+    }  # fmt: skip
+    return made
 
 
 def tower_of(context: Context) -> ClipTower:
