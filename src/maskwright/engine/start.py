@@ -27,6 +27,7 @@ from maskwright.models.bundle import is_bundle
 from maskwright.models.joining import backbone_of, rows_by_name, take_part
 from maskwright.models.provenance import NO_LABELS, Provenance
 from maskwright.models.segmenter import Segmenter
+from maskwright.models.towers.pairs import holds_pair
 
 if TYPE_CHECKING:
     from maskwright.data.masking.classes import ClassTable
@@ -52,8 +53,12 @@ def own_model(weights: str | Path | None) -> Path | None:
     path = Path(weights)
     if not path.is_dir():
         return path if is_bundle(path) else None
-    if (path / MODEL).exists():
+    if (path / MODEL).exists() and is_bundle(path / MODEL):
         return path / MODEL
+    if holds_pair(path):
+        return None
+    if (path / MODEL).exists():
+        return path / MODEL  # damaged, which is told where it is read
     standing = RunFolder.standing(path)
     if standing:
         raise MaskwrightError(

@@ -107,6 +107,12 @@ def test_other_methods_stand_on_a_tower(place, tmp_path):
     )  # fmt: skip
     picture = next((place / "photos" / "images").iterdir())
     assert np.array_equal(model.predict(picture).mask, mw.load(tmp_path / "run").predict(picture).mask)
+    train(place, tmp_path / "words")
+    again = mw.train(
+        place / "photos", "kmeans", classes=2, weights=tmp_path / "words", out=tmp_path / "from", device="cpu",
+        settings={"short_side": 64, "restarts": 1, "dim": 4}, report=False, progress=Progress(quiet=True),
+    )  # fmt: skip
+    assert np.array_equal(again.predict(picture).mask, model.predict(picture).mask), "from a model on the same tower"
 
 
 @pytest.fixture

@@ -86,11 +86,15 @@ def build_backbone(
 
 
 def architecture_of(name: str) -> str:
-    """timm's name, without a tag, of the network that a backbone's name stands for.
+    """timm's name, without a tag, of the network that a backbone's name stands for; of a CLIP the line of its build.
 
     Raises:
         MaskwrightError: unknown name.
     """
+    if is_clip(name):
+        from maskwright.models.towers.image import build_line
+
+        return build_line(name)
     return _look_up(name)[0]
 
 

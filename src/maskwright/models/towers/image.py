@@ -159,6 +159,16 @@ def build_clip(name: str, weights: str | None, output_stride: int | None = None,
     return tower
 
 
+def build_line(name: str) -> str:
+    """The line of a tower's build by its name; no weights are asked for.
+
+    Raises:
+        MaskwrightError: unknown name, or open_clip, which knows the names, is not installed.
+    """
+    shape = TowerShape.parse(name) or find_pair(name, "random").shape
+    return shape.text()
+
+
 def random_provenance(shape: TowerShape) -> Provenance:
     """The record of a tower whose weights are drawn."""
     return Provenance(

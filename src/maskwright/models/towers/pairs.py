@@ -197,6 +197,11 @@ def _normalisation(record: Any) -> dict[str, Any]:
     return found
 
 
+def holds_pair(folder: Path) -> bool:
+    """Whether a folder says that it holds a pair of towers, which the weights in it are then of."""
+    return (folder / CONFIG).is_file() or (folder / "config.json").is_file()
+
+
 def _described(folder: Path) -> dict[str, Any] | None:
     """The description that lies in a folder, in open_clip's format; None where there is none."""
     for name, read in ((CONFIG, _as_it_is), ("config.json", _of_transformers)):
