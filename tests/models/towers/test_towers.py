@@ -22,7 +22,7 @@ from maskwright.models.towers.shape import TowerShape
 from maskwright.models.towers.surgery import LastBlock
 from maskwright.models.towers.text import TextTower
 
-TEXTS = ["a photo of a cat.", "two dogs", ""]
+TEXTS = ["a photo of a cat.", "two dogs", "", "a very " + "long " * 40 + "train"]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def test_texts_are_those_of_open_clip(vit):
     tower = TextTower(find_pair("clip", str(folder)))
     with torch.no_grad():
         expected = model.encode_text(open_clip.tokenize(TEXTS), normalize=True)
+    torch.testing.assert_close(tower.encode(TEXTS[:2]), expected[:2], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(tower.encode(TEXTS), expected, rtol=1e-5, atol=1e-5)
 
 
