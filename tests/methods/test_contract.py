@@ -42,6 +42,7 @@ OWN: dict[str, dict[str, object]] = {
     },
     "seam": {"er_ramp": 0.0},
     "toco": {"local.side": 16, "projector.hidden": 16, "branch.width": 32},
+    "dannet": {"static.classes": "ground,square", "light.width": 4, "d_width": 4},
     "st_plus_plus": {"scales": (0.5, 1.0)},
     "cbst": {"rounds": 1},
     "u2pl": {"representation": 32},
