@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from tests.golden.cases import read_cases
 from tests.golden.formulas import as64, draw, labels, pixels, softmax
 
 from maskwright.methods.adapt.dannet.losses import (
@@ -154,18 +153,14 @@ def test_least_squares():
 
 @pytest.fixture(scope="module")
 def cases(data_root):
-    """Case -> its tensors, gradients asked for, and its numbers."""
-    path = data_root.parent / "golden" / "dannet" / "cases.safetensors"
-    if not path.exists():
+    """The authors' cases, gradients asked for."""
+    root = data_root.parent / "golden"
+    if not (root / "dannet").is_dir():
         pytest.skip("no tensors of the authors' code beside the photographs")
-    with safe_open(path, "pt") as file:
-        numbers = {name: json.loads(text) for name, text in file.metadata().items()}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    found: dict[str, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        name, _, rest = key.partition(".")
-        case = found.setdefault(name, dict(numbers.get(name, {})))
-        case[rest] = tensor.requires_grad_() if f"{name}.grad.{rest.removeprefix('input.')}" in tensors else tensor
+    found = read_cases(root, "dannet")
+    for case in found.values():
+        for name in case.grad:
+            case.input[name].requires_grad_()
     return found
 
 
@@ -177,18 +172,18 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", ["light_constant", "light_ordinary", "light_partial_window"])
 def test_light_as_the_authors(name, cases):
     case = cases[name]
-    image, r = case["input.image"], case["input.residual"]
-    tv, ssim, exp = total_variation(r), structure(image + r, image), exposure(image + r, case["mean_light"])
+    image, r = case.input["image"], case.input["residual"]
+    tv, ssim, exp = total_variation(r), structure(image + r, image), exposure(image + r, case.settings["mean_light"])
     for term, key in ((tv, "tv"), (ssim, "ssim"), (exp, "exp"), (10 * tv + ssim + exp, "light")):
-        same(term, case[f"output.{key}"])
+        same(term, case.output[key])
     (10 * tv + ssim + exp).backward()
-    same(r.grad, case["grad.residual"])
+    same(r.grad, case.grad["residual"])
 
 
 @pytest.mark.data
 def test_rarity_as_the_authors(cases):
     for name, spread in (("weights_05", 0.05), ("weights_16", 0.16)):
-        same(rarity_weights(cases[name]["input.frequency"], spread), cases[name]["output.weight"])
+        same(rarity_weights(cases[name].input["frequency"], spread), cases[name].output["weight"])
 
 
 @pytest.mark.data
@@ -196,9 +191,9 @@ def test_rarity_as_the_authors(cases):
 def test_labels_as_the_authors(name, cases):
     case = cases[name]
     k = static_labels(
-        case["input.logits_day"].double(), case["input.logits_night"].double(), case["input.weight"].double(), range(11)
+        case.input["logits_day"].double(), case.input["logits_night"].double(), case.input["weight"].double(), range(11)
     )
-    assert torch.equal(k.target(255), case["output.label"].long())
+    assert torch.equal(k.target(255), case.output["label"].long())
 
 
 @pytest.mark.data
@@ -214,18 +209,18 @@ def test_static_loss_as_the_authors_mean_it(name, window, cases):
     from maskwright.data.training.labels import LabelMap
 
     case = cases[name]
-    logits = case["input.logits"]
-    loss = static_loss(logits, LabelMap.from_mask(case["input.label"].long()), case["input.weight"], window=window)
-    same(loss, case["output.loss"])
+    logits = case.input["logits"]
+    loss = static_loss(logits, LabelMap.from_mask(case.input["label"].long()), case.input["weight"], window=window)
+    same(loss, case.output["loss"])
     loss.backward()
-    same(logits.grad, case["grad.logits"])
+    same(logits.grad, case.grad["logits"])
 
 
 @pytest.mark.data
 def test_verdicts_as_the_authors(cases):
     for wanted in (0, 1):
         case = cases[f"adversarial_label{wanted}"]
-        loss = least_squares(case["input.score"], float(wanted))
-        same(loss, case["output.loss"])
+        loss = least_squares(case.input["score"], float(wanted))
+        same(loss, case.output["loss"])
         loss.backward()
-        same(case["input.score"].grad, case["grad.score"])
+        same(case.input["score"].grad, case.grad["score"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.golden.cases import read_cases
 from torch import Tensor
 
 from maskwright.errors import MaskwrightError
@@ -112,15 +113,13 @@ def keys_of(text: str) -> Iterator[list[tuple[str, tuple[int, ...]]]]:
 
 @pytest.mark.data
 def test_equal_to_the_authors(data_root):
-    from safetensors.torch import load_file
-
     from maskwright.methods.adapt.dannet.discriminator import OutputDiscriminator
 
-    folder = data_root.parent / "golden" / "dannet"
-    if not folder.exists():
+    root = data_root.parent / "golden"
+    if not (root / "dannet").is_dir():
         pytest.skip("no tensors of the authors' code beside the photographs")
-    cases = load_file(folder / "cases.safetensors")
-    relight, judge = keys_of((folder / "keys.txt").read_text())
+    cases = read_cases(root, "dannet")
+    relight, judge = keys_of((root / "dannet" / "keys.txt").read_text())
     for keys, seed, network, case, given, made in (
         (relight, 1, Relighting(), "network_relight", "image", "residual"),
         (judge, 2, OutputDiscriminator(19), "network_discriminator", "probability", "score"),
@@ -130,5 +129,5 @@ def test_equal_to_the_authors(data_root):
         mine = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
         state = {own: values[key] for own, key in zip(mine, order, strict=True)}
         network.load_state_dict(state, strict=False)
-        found = network.eval()(cases[f"{case}.input.{given}"].float())
-        torch.testing.assert_close(found, cases[f"{case}.output.{made}"].float(), rtol=1e-5, atol=1e-5)
+        found = network.eval()(cases[case].input[given].float())
+        torch.testing.assert_close(found, cases[case].output[made].float(), rtol=1e-5, atol=1e-5)

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from maskwright.data.training.pairing import paired, pairs_from_file
-from maskwright.data.training.sources import Labels, MaskLabels
+from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
 from maskwright.data.training.twins import TwinStream
 from maskwright.data.trust.files import write_text
@@ -60,7 +60,7 @@ from maskwright.recipes.adversarial.adversary import Adversary, least_squares, t
 from maskwright.recipes.consistency.options import RampOptions, UnlabeledOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp
 from maskwright.recipes.training.criteria import SupervisedLoss, pixel_counts
-from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.network import make_network, trained_network
 from maskwright.recipes.training.optimizers import add_module
 from maskwright.recipes.training.options import LossOptions, NetworkConfig, NormOptions
@@ -290,7 +290,7 @@ class DANNetTraining(NetworkTraining):
         return terms
 
 
-class DANNet(NetworkMethod):
+class DANNet(SourceMethod):
     """Night relit, and labelled by day."""
 
     name: ClassVar[str] = "dannet"
@@ -300,8 +300,6 @@ class DANNet(NetworkMethod):
     venue: ClassVar[str] = "Wu et al., CVPR 2021"
     link: ClassVar[str] = "https://arxiv.org/abs/2104.10834"
     summary: ClassVar[str] = "Relights night and lets day label it."
-    family: ClassVar[str] = "adapt"
-    needs: ClassVar[frozenset[str]] = frozenset({"source"})
     streams: ClassVar[dict[str, StreamNeed]] = {
         "day": StreamNeed(says="unlabelled photographs of the same places by day")
     }
@@ -311,10 +309,6 @@ class DANNet(NetworkMethod):
     def __init__(self, config: DANNetConfig, context: Context) -> None:
         super().__init__(config, context)
         self.static = static_classes(config.static.classes, context.table.names)
-
-    def labels(self) -> Labels:
-        """The source's masks."""
-        return MaskLabels(self.context.data_of("source"), self.context.classes)
 
     def stages(self) -> list[Stage]:
         """Pairs, then the training."""
