@@ -22,6 +22,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.dannet.losses import rarity_weights
 from maskwright.methods.adapt.dannet.method import PAIRS, DANNet, DANNetTraining
 from maskwright.methods.adapt.dannet.pairs import centred, static_classes, told
+from maskwright.models.joining import backbone_of
 from maskwright.recipes.training.criteria import pixel_counts
 from maskwright.recipes.training.selection import hold_out
 
@@ -77,9 +78,9 @@ def training_of(context, **options) -> DANNetTraining:
 def train(places: dict[str, Path], out: Path, settings: dict | None = None, **options):
     given = {"source": str(places["source"]), "day": str(places["day"])}
     return mw.train(
-        places["night"], "dannet", out=out, backbone="mobilenetv3_small_050", weights="random", device="cpu",
-        report=False, settings={**SMALL, "norms.images": 2, **(settings or {})}, progress=Progress(quiet=True),
-        **({"source": given, "steps": 1} | options),
+        places["night"], "dannet", out=out, device="cpu", report=False, progress=Progress(quiet=True),
+        settings={**SMALL, "norms.images": 2, **(settings or {})},
+        **({"source": given, "steps": 1, "backbone": "mobilenetv3_small_050", "weights": "random"} | options),
     )  # fmt: skip
 
 
@@ -163,6 +164,22 @@ def test_the_saved_model_relights_and_weighs(places, tmp_path):
     read = json.loads((tmp_path / "run" / "run.json").read_text())["labels_read"]
     assert read["train"] == {"masks": 6, "tags": 0, "captions": 0} and read["select"]["masks"] == 2
     assert model.predict(next((places["night"] / "images").iterdir())).mask.max() < 3
+
+
+def test_it_starts_from_a_network_that_learned_the_source(places, tmp_path):
+    """As the paper's does; and another training may stand on what comes of it."""
+    usual = {"device": "cpu", "steps": 1, "report": False, "progress": Progress(quiet=True)}
+    small = {"crops.size": 32, "crops.batch": 2, "precision": "fp32", "norms.images": 0}
+    mw.train(
+        places["night"], "source_only", source=str(places["source"]), out=tmp_path / "before", settings=small,
+        backbone="mobilenetv3_small_050", weights="random", **usual,
+    )  # fmt: skip
+    train(places, tmp_path / "run", {"norms.images": 0}, backbone="auto", weights=str(tmp_path / "before"))
+    notes = " ".join(json.loads((tmp_path / "run" / "run.json").read_text())["notes"])
+    assert "encoder taken; decoder taken; classifier" in notes
+    relit = mw.load(tmp_path / "run").segmenter.encoder
+    backbone, _ = backbone_of(relit)
+    assert backbone.architecture == "mobilenetv3_small_050" == relit.stands_on
 
 
 # ---------------------------------------------------------------------- pairs

@@ -105,6 +105,15 @@ class RelitEncoder(Part):
         """Input sides should be multiples of this: the encoder's."""
         return int(getattr(self.encoder, "multiple_of", 1))
 
+    @property
+    def stands_on(self) -> str:
+        """What the encoder stands on."""
+        return self.encoder.stands_on
+
+    def backbone_tensors(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the encoder."""
+        return self.encoder.backbone_tensors(wanted)
+
     def spec(self) -> dict[str, Any]:
         """The specs of both."""
         return {"kind": "RelitEncoder", "relighting": self.relighting.spec(), "encoder": self.encoder.spec()}
