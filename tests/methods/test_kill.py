@@ -36,6 +36,22 @@ OPTIONS = {
     ),
     "dacs": ("--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2"),
     "advent": ("--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2"),
+    "dannet": (
+        "--backbone",
+        "mobilenetv3_small_050",
+        "--set",
+        "crops.size=32",
+        "--set",
+        "crops.batch=2",
+        "--set",
+        "d_width=4",
+        "--set",
+        "light.width=4",
+        "--set",
+        "static.classes=ground,square",
+        "--set",
+        "ramp.start=0.4",
+    ),
     "cbst": (
         "--backbone",
         "mobilenetv3_small_050",
@@ -53,8 +69,9 @@ OPTIONS = {
 
 
 def command(data: Path, out: Path, method: str, *more: str) -> list[str]:
-    """A training; of a method that needs a source, on one in the folder beside its data."""
-    source = ("--source", str(data.with_name("source"))) if "source" in METHODS[method].needs else ()
+    """A training; of a method that takes other data sets, on those in the folders beside its data."""
+    taken = METHODS[method].streams_taken(METHODS[method].Config())
+    source = [word for name in taken for word in ("--source", f"{name}={data.with_name(name)}")]
     return [
         sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method, "--classes", "3",
         "--out", str(out), "--weights", "random", "--steps", str(STEPS), "--device", "cpu", *OPTIONS[method], *source,
@@ -82,13 +99,15 @@ def last_step(out: Path, stage: str) -> int:
         ("stego", "distill"), ("dacs", "train"),
         pytest.param("cbst", "round_1", marks=pytest.mark.slow),
         pytest.param("advent", "train", marks=pytest.mark.slow),
+        pytest.param("dannet", "train", marks=pytest.mark.slow),
         pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow),
         pytest.param("primaps", "em", marks=pytest.mark.slow), pytest.param("picie", "train", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_kill_and_resume(method, stage, tmp_path):
     data = write_tiny_folder(tmp_path / "tiny")
-    write_tiny_folder(tmp_path / "source")
+    for name in METHODS[method].streams_taken(METHODS[method].Config()):
+        write_tiny_folder(tmp_path / name)
     environment = os.environ | {"MASKWRIGHT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
 

@@ -42,6 +42,7 @@ TABLE = {
     "dacs": "maskwright.methods.adapt.dacs:DACS",
     "advent": "maskwright.methods.adapt.advent:Advent",
     "cbst": "maskwright.methods.adapt.cbst:CBST",
+    "dannet": "maskwright.methods.adapt.dannet.method:DANNet",
 }
 """Every method: name -> module:class. A new paper is one file and one line here."""
 

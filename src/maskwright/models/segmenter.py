@@ -121,8 +121,9 @@ class Segmenter(nn.Module):
         if not isinstance(spec, Mapping) or set(spec) != {"encoder", "decoder", "classifier"}:
             raise MaskwrightError("the network's description is incomplete", "encoder, decoder and classifier")
         encoder, decoder, classifier = (build_part(spec[name]) for name in ("encoder", "decoder", "classifier"))
-        if isinstance(encoder, BackboneEncoder | JointEncoder):
-            encoder.backbone.provenance = provenance
+        for part in encoder.modules():
+            if isinstance(part, BackboneEncoder | JointEncoder):
+                part.backbone.provenance = provenance
         try:
             return cls(encoder, decoder, classifier, classes, preprocess, provenance, method, notes).eval()
         except ValueError as error:

@@ -81,3 +81,17 @@ def adversarial(verdicts: Tensor, real: bool, valid: Tensor | None = None) -> Te
     """
     losses = F.softplus(-verdicts if real else verdicts)
     return losses.mean() if valid is None else reduce_pixels(losses, valid)
+
+
+def least_squares(verdicts: Tensor, wanted: float, valid: Tensor | None = None) -> Tensor:
+    """Mean (D - wanted)^2 of LSGAN, Mao et al., ICCV 2017, https://arxiv.org/abs/1611.04076; without its half.
+
+    Args:
+        verdicts: numbers (B, 1, h, w).
+        wanted: what they ought to be.
+        valid: bool (B, S, S), pixels of what is judged; a verdict counts where the pixel at its place does.
+    """
+    losses = (verdicts[:, 0] - wanted) ** 2
+    if valid is None:
+        return losses.mean()
+    return reduce_pixels(losses, F.interpolate(valid[:, None].float(), losses.shape[-2:], mode="nearest")[:, 0] > 0)

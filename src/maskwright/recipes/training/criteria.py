@@ -67,8 +67,8 @@ def make_criterion(
     return criterion
 
 
-def class_weights(labels: Labels, classes: int) -> Tensor:
-    """(C,) inverse square roots of the classes' shares of all labelled pixels, with mean 1 over the classes that occur.
+def pixel_counts(labels: Labels, classes: int) -> Tensor:
+    """Labelled pixels of each class, float64 (C,).
 
     Args:
         labels: all of them are read.
@@ -78,6 +78,17 @@ def class_weights(labels: Labels, classes: int) -> Tensor:
     for i in labels.indices:
         y = labels.read(i)
         counts += torch.bincount(y.ids[y.valid].flatten(), minlength=classes)[:classes]
+    return counts
+
+
+def class_weights(labels: Labels, classes: int) -> Tensor:
+    """(C,) inverse square roots of the classes' shares of all labelled pixels, with mean 1 over the classes that occur.
+
+    Args:
+        labels: all of them are read.
+        classes: C.
+    """
+    counts = pixel_counts(labels, classes)
     seen = counts > 0
     weight = torch.where(seen, 1 / (counts / counts.sum()).clamp(min=1e-12).sqrt(), 0.0)
     return torch.where(seen, weight / weight[seen].mean(), 1.0).float()
@@ -112,10 +123,15 @@ class SupervisedLoss:
         options: the terms.
         labels: all of them are read where classes are balanced.
         classes: C.
+        weight: (C,) class weights in place of the options'.
     """
 
-    def __init__(self, student: Forward, options: LossOptions, labels: Labels, classes: int) -> None:
-        weight = class_weights(labels, classes).to(student.device) if options.balance else None
+    def __init__(
+        self, student: Forward, options: LossOptions, labels: Labels, classes: int, weight: Tensor | None = None
+    ) -> None:
+        if weight is None and options.balance:
+            weight = class_weights(labels, classes)
+        weight = None if weight is None else weight.to(student.device)
         self.student = student
         self.criterion = make_criterion(options.terms, weight, options.ohem_threshold, options.ohem_kept)
 

@@ -126,7 +126,12 @@ def make_segmenter(
 
 
 def trained_network(
-    context: Context, config: CropConfig, folder: Path, part: str = "network", chosen: bool = True
+    context: Context,
+    config: CropConfig,
+    folder: Path,
+    part: str = "network",
+    chosen: bool = True,
+    network: Network | None = None,
 ) -> Network:
     """The network that a training stage left.
 
@@ -136,13 +141,14 @@ def trained_network(
         folder: of the stage.
         part: name in the training's `modules`; of an EMA teacher, its module is given.
         chosen: whether the iterate that `holdout` chose is given, where there is one, or that of the last step.
+        network: what the weights belong to; the configured network if None.
 
     Raises:
         MaskwrightError: there is no checkpoint.
     """
     path = folder / CHECKPOINT
     parts = stage_parts(path)
-    network = make_network(context, config)
+    network = make_network(context, config) if network is None else network
     weights = parts.get(f"module.{part}")
     selection = parts.get("extra.selection")
     if chosen and isinstance(selection, dict):  # there is one where images were held out

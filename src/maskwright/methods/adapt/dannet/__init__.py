@@ -1,0 +1,1 @@
+"""DANNet: day to night in one stage."""
