@@ -40,6 +40,8 @@ TABLE = {
     "dacs": "maskwright.methods.adapt.dacs:DACS",
     "advent": "maskwright.methods.adapt.advent:Advent",
     "cbst": "maskwright.methods.adapt.cbst:CBST",
+    "cyclegan": "maskwright.methods.adapt.cycada.method:CycleGAN",
+    "cycada": "maskwright.methods.adapt.cycada.method:Cycada",
 }
 """Every method: name -> module:class. A new paper is one file and one line here."""
 
