@@ -5,7 +5,8 @@ CamVid's day drives with all masks, the target its drive at dusk, of which no ma
 `source_only` is the floor; `source_only-norms` is the same training with batch-norm statistics of the target's
 photographs, as all rows below it have. `histogram` and `fda` train on translated photographs, `align` aligns scores
 without translation, `cycada` has both with generators a quarter as large. The last iterate is judged on the target's
-test photographs; nothing is chosen by them. Entries that are done are skipped; `--keep FOLDER` copies the runs' records."""
+test photographs; nothing is chosen by them. Entries that are done are skipped; `--keep FOLDER` copies the runs'
+records."""
 
 from __future__ import annotations
 

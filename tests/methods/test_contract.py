@@ -49,7 +49,7 @@ OWN: dict[str, dict[str, object]] = {
     "cyclegan": {"generators.width": 4, "generators.blocks": 1, "generators.side": 32, "generators.g_lr": 2e-3},
     "cycada": {
         "generators.width": 4, "generators.blocks": 1, "generators.side": 32, "generators.g_lr": 2e-3,
-        "semantic.limit": 9.0, "align.d_lr": 1e-3, "align.gate": 0.4,
+        "semantic.limit": 9.0, "align.gate": 0.0, "align.slower": 1.0, "align.share": 0.5,
     },
 }  # fmt: skip
 """What makes methods small that have more than common parts."""

@@ -41,7 +41,7 @@ class AlignTraining(NetworkTraining):
         network: as its training left it.
     """
 
-    must_fall: ClassVar[str] = "d"
+    must_fall: ClassVar[str] = "s"  # while the gate is open; D's falls only where it can tell the domains apart
 
     def __init__(self, context: Context, config: CycadaConfig, labels: Labels, steps: int, network: Network) -> None:
         config = resolved(config, context)
