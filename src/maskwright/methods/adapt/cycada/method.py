@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from maskwright.data.training.sources import Labels, MaskLabels
+from maskwright.data.training.sources import Labels
 from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.contract import Stage
 from maskwright.engine.loop import CHECKPOINT
@@ -46,12 +46,12 @@ from maskwright.methods.adapt.cycada.translating import (
 )
 from maskwright.models.networks.build import Network
 from maskwright.recipes.training.forward import precision_of
-from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.network import make_preprocess, retake, trained_network
 from maskwright.recipes.training.training import train_network
 
 
-class Cycada(NetworkMethod):
+class Cycada(SourceMethod):
     """Translation, training on what is translated, alignment."""
 
     name: ClassVar[str] = "cycada"
@@ -59,8 +59,6 @@ class Cycada(NetworkMethod):
     venue: ClassVar[str] = "Hoffman et al., ICML 2018"
     link: ClassVar[str] = "https://arxiv.org/abs/1711.03213"
     summary: ClassVar[str] = "Translates a source, then aligns features."
-    family: ClassVar[str] = "adapt"
-    needs: ClassVar[frozenset[str]] = frozenset({"source"})
     Config: ClassVar[type] = CycadaConfig
     says: ClassVar[str] = "a network on the source's translated photographs"
 
@@ -107,7 +105,7 @@ class Cycada(NetworkMethod):
 
     def masks(self) -> Labels:
         """The source's masks, on its own photographs."""
-        return MaskLabels(self.context.data_of("source"), self.context.classes)
+        return super().labels()
 
     def labels(self) -> Labels:
         """The source's masks, on its translated photographs where there are some."""
