@@ -3,8 +3,10 @@
 All rows train DeepLabV3+ on MobileNetV2 for the same number of optimiser steps on crops of one size. The source is
 CamVid's day drives with all masks, the target its drive at dusk, of which no mask is read but by `target`, the ceiling.
 `source_only` is the floor; `source_only-norms` is the same training with batch-norm statistics of the target's
-photographs. The last iterate is judged on the target's test photographs; nothing is chosen by them. Entries that are
-done are skipped; `--keep FOLDER` copies the runs' records."""
+photographs, as all rows below it have. `histogram` and `fda` train on translated photographs, `align` aligns scores
+without translation, `cycada` has both with generators a quarter as large. The last iterate is judged on the target's
+test photographs; nothing is chosen by them. Entries that are done are skipped; `--keep FOLDER` copies the runs'
+records."""
 
 from __future__ import annotations
 
@@ -26,6 +28,10 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "cbst": ("cbst", {}),
     "dacs-mic": ("dacs", {"masked.consistency": "1", "rare.temperature": "0.01"}),
     "dannet": ("dannet", {"pairs": "features", "light.width": "16", "d_width": "16"}),
+    "histogram": ("cycada", {"translation": "histogram", "align.weight": "0"}),
+    "fda": ("cycada", {"translation": "fda", "align.weight": "0"}),
+    "align": ("cycada", {"translation": "none"}),
+    "cycada": ("cycada", {"generators.width": "32", "generators.blocks": "6", "generators.side": "128"}),
     "target": ("supervised", {}),
 }
 """Row -> method and its settings beyond its defaults."""

@@ -50,6 +50,11 @@ OWN: dict[str, dict[str, object]] = {
     "cbst": {"rounds": 1},
     "u2pl": {"representation": 32},
     "reco_semi": {"representation": 32, "queries": 64},
+    "cyclegan": {"generators.width": 4, "generators.blocks": 1, "generators.side": 32, "generators.g_lr": 2e-3},
+    "cycada": {
+        "generators.width": 4, "generators.blocks": 1, "generators.side": 32, "generators.g_lr": 2e-3,
+        "semantic.limit": 9.0, "align.gate": 0.0, "align.slower": 1.0, "align.share": 0.5,
+    },
 }  # fmt: skip
 """What makes methods small that have more than common parts."""
 STEPS = 8

@@ -64,7 +64,11 @@ OPTIONS = {
         "--set",
         "source_share=0.2",
     ),
-}
+    "cyclegan": (
+        "--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2",
+        "--set", "generators.width=4", "--set", "generators.blocks=1", "--set", "generators.side=32",
+    ),
+}  # fmt: skip
 """What makes a method's run small."""
 
 
@@ -102,6 +106,7 @@ def last_step(out: Path, stage: str) -> int:
         pytest.param("dannet", "train", marks=pytest.mark.slow),
         pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow),
         pytest.param("primaps", "em", marks=pytest.mark.slow), pytest.param("picie", "train", marks=pytest.mark.slow),
+        pytest.param("cyclegan", "generators", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_kill_and_resume(method, stage, tmp_path):

@@ -43,6 +43,8 @@ TABLE = {
     "advent": "maskwright.methods.adapt.advent:Advent",
     "cbst": "maskwright.methods.adapt.cbst:CBST",
     "dannet": "maskwright.methods.adapt.dannet.method:DANNet",
+    "cyclegan": "maskwright.methods.adapt.cycada.method:CycleGAN",
+    "cycada": "maskwright.methods.adapt.cycada.method:Cycada",
 }
 """Every method: name -> module:class. A new paper is one file and one line here."""
 

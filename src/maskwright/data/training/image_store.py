@@ -23,7 +23,8 @@ class ImageStore:
         self.folder = Path(folder)
         (self.folder / "images").mkdir(parents=True, exist_ok=True)
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """The file of a photograph, whether or not it is there."""
         return file_for(self.folder / "images", name, ".png")
 
     @property
@@ -37,7 +38,7 @@ class ImageStore:
 
     def __contains__(self, name: str) -> bool:
         """Whether a photograph is there; it is then whole, so that a killed run passes it over."""
-        return self._path(name).exists()
+        return self.path(name).exists()
 
     def write(self, name: str, image: np.ndarray) -> None:
         """Stores a photograph, beside its place and then renamed into it.
@@ -52,7 +53,7 @@ class ImageStore:
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"an image of shape {image.shape} and type {image.dtype}, expected uint8 (H, W, 3)")
-        with atomic_write(self._path(name), durable=False) as beside, open(beside, "wb") as file:
+        with atomic_write(self.path(name), durable=False) as beside, open(beside, "wb") as file:
             Image.fromarray(image).save(file, format="PNG", compress_level=1)
 
     def read(self, name: str) -> np.ndarray:
@@ -61,4 +62,4 @@ class ImageStore:
         Raises:
             MaskwrightError: there is none, or it is damaged.
         """
-        return read_image(self._path(name))
+        return read_image(self.path(name))

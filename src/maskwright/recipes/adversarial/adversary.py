@@ -87,11 +87,12 @@ def least_squares(verdicts: Tensor, wanted: float, valid: Tensor | None = None) 
     """Mean (D - wanted)^2 of LSGAN, Mao et al., ICCV 2017, https://arxiv.org/abs/1611.04076; without its half.
 
     Args:
-        verdicts: numbers (B, 1, h, w).
+        verdicts: numbers (B, 1, h, w); of any shape where all of them count.
         wanted: what they ought to be.
         valid: bool (B, S, S), pixels of what is judged; a verdict counts where the pixel at its place does.
     """
-    losses = (verdicts[:, 0] - wanted) ** 2
+    losses = (verdicts - wanted).square()
     if valid is None:
         return losses.mean()
+    losses = losses[:, 0]
     return reduce_pixels(losses, F.interpolate(valid[:, None].float(), losses.shape[-2:], mode="nearest")[:, 0] > 0)
