@@ -40,6 +40,7 @@ TABLE = {
     "dacs": "maskwright.methods.adapt.dacs:DACS",
     "advent": "maskwright.methods.adapt.advent:Advent",
     "cbst": "maskwright.methods.adapt.cbst:CBST",
+    "uda_sod": "maskwright.methods.adapt.uda_sod.method:UDASOD",
 }
 """Every method: name -> module:class. A new paper is one file and one line here."""
 
