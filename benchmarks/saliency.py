@@ -4,9 +4,9 @@
 Composites are objects of MSRC v2's training photographs, pasted onto windows of these that show none; the target is
 ECSSD's training photographs, of which no mask is read. Rows train one network for the same number of optimiser steps:
 `uda_sod` with its rounds, `composites` the same training that believes no photograph, `source_only` the floor of all
-adaptation on the same composites, with batch-norm statistics of the target. All are judged on ECSSD's test photographs by
-the protocol `saliency`, the last iterate; nothing is chosen by them. Entries that are done are skipped; `--keep FOLDER`
-copies the runs' records."""
+adaptation on the same composites, with batch-norm statistics of the target. All are judged on ECSSD's test photographs
+by the protocol `saliency`, the last iterate; nothing is chosen by them. Entries that are done are skipped;
+`--keep FOLDER` copies the runs' records."""
 
 from __future__ import annotations
 

@@ -48,6 +48,10 @@ OPTIONS = {
         "--set",
         "source_share=0.2",
     ),
+    "uda_sod": (
+        "--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2", "--set", "rounds=1",
+        "--set", "composites.count=8",
+    ),
 }
 """What makes a method's run small."""
 
@@ -55,8 +59,9 @@ OPTIONS = {
 def command(data: Path, out: Path, method: str, *more: str) -> list[str]:
     """A training; of a method that needs a source, on one in the folder beside its data."""
     source = ("--source", str(data.with_name("source"))) if "source" in METHODS[method].needs else ()
+    classes = "2" if METHODS[method].classes_from == "objects" else "3"
     return [
-        sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method, "--classes", "3",
+        sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method, "--classes", classes,
         "--out", str(out), "--weights", "random", "--steps", str(STEPS), "--device", "cpu", *OPTIONS[method], *source,
         *more,
     ]  # fmt: skip
@@ -82,6 +87,7 @@ def last_step(out: Path, stage: str) -> int:
         ("stego", "distill"), ("dacs", "train"),
         pytest.param("cbst", "round_1", marks=pytest.mark.slow),
         pytest.param("advent", "train", marks=pytest.mark.slow),
+        pytest.param("uda_sod", "round_1", marks=pytest.mark.slow),
         pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow),
         pytest.param("primaps", "em", marks=pytest.mark.slow), pytest.param("picie", "train", marks=pytest.mark.slow),
     ],

@@ -4,6 +4,8 @@ low frequencies of another's amplitude, which hold its light and colour; the pha
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,15 @@ def fda(image: Tensor, style: Tensor, beta: float) -> Tensor:
         return image.clone()
     height, width = image.shape[-2:]
     b = int(min(height, width) * beta)
-    found, other = (torch.fft.fft2(x.double()) for x in (image, style))
-    rows, columns = (torch.tensor(sorted({k % n for k in range(-b, b + 1)})) for n in (height, width))
-    low = torch.zeros(height, width, dtype=torch.bool)
-    low[rows[:, None], columns[None]] = True
-    mixed = torch.polar(torch.where(low, other.abs(), found.abs()), found.angle())
-    return torch.fft.ifft2(mixed).real.round().clamp(0, 255).to(torch.uint8)
+    # Few frequencies change: each is a sum over the pixels, and what it changes is added to them.
+    down, across = (_waves(n, sorted({k % n for k in range(-b, b + 1)})) for n in (height, width))
+    found, other = (down @ x.to(down.dtype) @ across.T for x in (image, style))  # (3, 2b + 1, 2b + 1)
+    change = torch.polar(other.abs(), found.angle()) - found
+    added = (down.conj().T @ change @ across.conj()).real / (height * width)
+    return (image.double() + added).round().clamp(0, 255).to(torch.uint8)
+
+
+def _waves(n: int, frequencies: list[int]) -> Tensor:
+    """exp(-2 pi i f k / n), complex128 (F, n)."""
+    angle = -2 * math.pi * torch.outer(torch.tensor(frequencies), torch.arange(n)).double() / n
+    return torch.polar(torch.ones_like(angle), angle)
