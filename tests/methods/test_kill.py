@@ -49,8 +49,16 @@ OPTIONS = {
         "source_share=0.2",
     ),
     "uda_sod": (
-        "--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2", "--set", "rounds=1",
-        "--set", "composites.count=8",
+        "--backbone",
+        "mobilenetv3_small_050",
+        "--set",
+        "crops.size=32",
+        "--set",
+        "crops.batch=2",
+        "--set",
+        "rounds=1",
+        "--set",
+        "composites.count=8",
     ),
 }
 """What makes a method's run small."""

@@ -310,7 +310,7 @@ class Composer:
             return np.ascontiguousarray(pixels), np.ascontiguousarray(known)
         size = tuple(max(1, round(factor * n)) for n in pixels.shape[:2])
         shrunk = torch.nn.functional.interpolate(torch.from_numpy(known)[None, None].float(), size, mode="area")
-        return resize(np.ascontiguousarray(pixels), size), (shrunk[0, 0] == 1).numpy()  # type: ignore[arg-type]
+        return resize(np.ascontiguousarray(pixels), size), (shrunk[0, 0] == 1).numpy()
 
     def fill(self, folder: Path) -> None:
         """Writes all composites; those that are there already stay."""

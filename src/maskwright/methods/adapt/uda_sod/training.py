@@ -122,7 +122,11 @@ class SaliencyTraining(NetworkTraining):
             self.streams["t"] = PseudoStream(self._jittered(self.stream(pseudo.indices, order)), pseudo)
         cycle = triangular(self.steps)
         self.schedule = lambda step: rate * cycle(step)
-        self.supervised.criterion = lambda o, y: mask_loss(object_logit(o), y, c.pseudo.k)  # type: ignore[assignment]
+        self.supervised.criterion = self.criterion  # type: ignore[assignment]
+
+    def criterion(self, logits: Tensor, y: SoftMasks) -> Tensor:
+        """l_m of the logits (B, 2, S, S) of the network, or of its auxiliary heads."""
+        return mask_loss(object_logit(logits), y, self.config.pseudo.k)
 
     def _jittered(self, stream: Stream) -> Stream:
         stream.jitter = photometric(self.config.jitter)

@@ -38,7 +38,8 @@ def predictions(ask: Ask, image: np.ndarray, style: np.ndarray, beta: float, sma
     """
     plain = View.identity(image.shape[:2])
     height, width = plain.size
-    tinted = fda(*(torch.from_numpy(x).permute(2, 0, 1) for x in (image, style)), beta).permute(1, 2, 0)
+    planes, light = (torch.from_numpy(x).permute(2, 0, 1) for x in (image, style))
+    tinted = fda(planes, light, beta).permute(1, 2, 0)
     shrunk = plain.resize(max(1, round(small * height)), max(1, round(small * width)))
     views = ((plain, image), (plain.hflip(), image), (plain, tinted.contiguous().numpy()), (shrunk, image))
     found = []
