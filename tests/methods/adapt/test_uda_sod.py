@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import write_tiny_folder
+from tests.methods.adapt import two_folders
 
 import maskwright as mw
 from maskwright.data.folders.folder import open_folder
@@ -19,15 +19,11 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals, SoftMap
 from maskwright.data.training.views import View
-from maskwright.engine.config import configure
-from maskwright.engine.opening import open_run
 from maskwright.engine.progress import Progress
-from maskwright.engine.request import RunRequest
-from maskwright.engine.streams import open_sources
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.uda_sod.composing import COMPOSITES, GEOMETRY, object_boxes, object_ids
 from maskwright.methods.adapt.uda_sod.losses import SoftMasks, iou_loss, mask_loss, object_logit, pixel_weight
-from maskwright.methods.adapt.uda_sod.method import UDASOD, steps_of
+from maskwright.methods.adapt.uda_sod.method import UDASOD
 from maskwright.methods.adapt.uda_sod.training import SaliencyTraining, shares_of, triangular
 from maskwright.methods.adapt.uda_sod.uncertainty import (
     believed,
@@ -40,25 +36,8 @@ from maskwright.methods.adapt.uda_sod.uncertainty import (
 SMALL = {"crops.size": 32, "crops.batch": 4, "precision": "fp32", "composites.count": 6, "rounds": 1}
 
 
-@pytest.fixture
-def domains(tmp_path: Path) -> tuple[Path, Path]:
-    """A labelled source with three named classes, and a target without any label."""
-    source = write_tiny_folder(tmp_path / "source", count=4)
-    target = write_tiny_folder(tmp_path / "target", count=4, masks=False)
-    for file in ("classes.txt", "tags.csv", "captions.csv"):
-        (target / file).unlink()
-    (target / "masks").rmdir()
-    return source, target
-
-
-def context_of(domains: tuple[Path, Path], out: Path, inputs: dict[str, str] | None = None, sources=None, **options):
-    source, target = domains
-    request = RunRequest(
-        data=open_folder(target), method=UDASOD, config=configure(UDASOD.Config, {**SMALL, **options}), out=out,
-        sources=open_sources(sources or str(source)), inputs=inputs or {}, backbone="mobilenetv3_small_050",
-        weights="random", steps=4, device="cpu", progress=Progress(quiet=True),
-    )  # fmt: skip
-    return open_run(request)
+def context_of(domains: tuple[Path, Path], out: Path, inputs=None, sources=None, **options):
+    return two_folders.context_of(domains, out, UDASOD, sources=sources, inputs=inputs, **{**SMALL, **options})
 
 
 def method_of(context) -> UDASOD:
@@ -168,7 +147,6 @@ def test_who_is_believed():
 def test_lists_of_rounds():
     assert portions(5, 0.1, 2, 0.6) == pytest.approx([0.1, 0.2, 0.4, 0.6, 0.6])
     assert portions(4, 0.5, 0.5) == pytest.approx([0.5, 0.25, 0.125, 0.0625])
-    assert steps_of(100, 3, 0.25) == [25, 25, 25, 25] and steps_of(2, 3, 0.5) == [1, 1, 1, 1]
     assert [triangular(3)(s) for s in range(3)] == [0.5, 1.0, 0.5]
 
 
@@ -211,7 +189,7 @@ def test_composites_are_a_data_set_whose_geometry_is_recorded(domains, tmp_path)
     method_of(context).compose(folder)
     made = open_folder(folder / COMPOSITES)
     assert len(made) == 6 and made.classes.names == ("background", "object")
-    assert context.ledgers.by_stream()["source"]["train"]["masks"] == 4
+    assert context.ledgers.by_stream()["source"]["train"]["masks"] == 8
     assert not any(context.ledgers.by_stream()["target"]["train"].values())
     source = open_folder(domains[0])
     for i, name in enumerate(made.names):
@@ -279,7 +257,7 @@ def test_objects_that_another_run_found(domains, tmp_path):
     folder = context.run.stage_folder("compose")
     method_of(context).compose(folder)
     assert not any(context.ledgers.counts()["train"].values())
-    assert any("deep_spectral in 3 photographs" in n and "1 photographs are left out" in n for n in context.notes)
+    assert any("deep_spectral in 3 photographs" in n and "5 photographs are left out" in n for n in context.notes)
     assert context.run.record["inputs"]["objects"]["labels_seen"] == "none"
     assert len(open_folder(folder / COMPOSITES)) == 6
     context.run.release()

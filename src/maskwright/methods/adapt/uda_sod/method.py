@@ -72,8 +72,9 @@ from maskwright.methods.adapt.uda_sod.uncertainty import (
 from maskwright.models.networks.build import Network
 from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_probs
+from maskwright.recipes.self_training.rounds import round_steps
 from maskwright.recipes.training.forward import precision_of
-from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.network import make_segmenter, trained_network
 from maskwright.recipes.training.options import CropOptions, NetworkConfig, NormOptions
 
@@ -135,15 +136,7 @@ class UDASODConfig(NetworkConfig):
     jitter: str = option("uda_sod", "photometric recipe of all crops", choices=tuple(PRESETS))
 
 
-def steps_of(total: int, rounds: int, source_share: float) -> list[int]:
-    """Steps on composites and of each round: whole numbers that add up to the total, each at least 1 even where the
-    total is below their number."""
-    first = max(1, min(round(source_share * total), total - rounds))
-    left = max(rounds, total - first)
-    return [first, *(left * (k + 1) // rounds - left * k // rounds for k in range(rounds))]
-
-
-class UDASOD(NetworkMethod):
+class UDASOD(SourceMethod):
     """Composites, then rounds of uncertainty-aware labels."""
 
     name: ClassVar[str] = "uda_sod"
@@ -153,8 +146,6 @@ class UDASOD(NetworkMethod):
     venue: ClassVar[str] = "Yan et al., AAAI 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2202.13170"
     summary: ClassVar[str] = "Learns objects from pasted ones, in rounds."
-    family: ClassVar[str] = "adapt"
-    needs: ClassVar[frozenset[str]] = frozenset({"source"})
     classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "objects"
     inputs: ClassVar[Mapping[str, InputNeed]] = {
         "objects": InputNeed(
@@ -263,7 +254,7 @@ class UDASOD(NetworkMethod):
     def trainings(self) -> list[int]:
         """Steps of the warm-up and of each round."""
         c = self.config
-        return steps_of(self.steps, c.rounds, c.source_share)
+        return round_steps(self.steps, c.rounds, c.source_share)
 
     def before(self, number: int) -> str:
         """The stage whose network labels round `number`, and which the round goes on from."""
