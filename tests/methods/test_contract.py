@@ -46,7 +46,7 @@ OWN: dict[str, dict[str, object]] = {
     "cbst": {"rounds": 1},
     "u2pl": {"representation": 32},
     "reco_semi": {"representation": 32, "queries": 64},
-    "uda_sod": {"rounds": 1, "source_share": 0.5, "composites.count": 12, "crops.long_side": 48},
+    "uda_sod": {"rounds": 1, "source_share": 0.25, "composites.count": 12, "crops.long_side": 48},
 }  # fmt: skip
 """What makes methods small that have more than common parts."""
 STEPS = 8
