@@ -72,8 +72,9 @@ def train(name: str, data: Path, out: Path, steps: int) -> str:
     vit, learns = method.backbones == "vit", "network" in known
     backbone = "test_vit" if vit else "mobilenetv3_small_050" if learns else "tf_efficientnet_lite0"
     beside = {name: str(data.with_name("beside")) for name in method.streams_taken(method.Config())}
+    classes = 2 if method.classes_from == "objects" else 3
     mw.train(
-        data, name, out=out, source=beside or None, classes=3, backbone=backbone, weights="random", steps=steps,
+        data, name, out=out, source=beside or None, classes=classes, backbone=backbone, weights="random", steps=steps,
         device="cpu", report=False,
         settings={k: v for k, v in SMALL.items() if k in known}, progress=Progress(quiet=True),
     )  # fmt: skip

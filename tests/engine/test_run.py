@@ -17,6 +17,7 @@ from tests.engine.two_domains import DayAndNight, TwoDomains, TwoDomainsConfig, 
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.masking.classes import ClassTable
 from maskwright.engine import stages
+from maskwright.engine.classes import object_table
 from maskwright.engine.context import Context
 from maskwright.engine.contract import StreamNeed
 from maskwright.engine.opening import open_run
@@ -247,6 +248,18 @@ def test_names_go_above_the_class_table(tiny_folder, tmp_path):
     assert record_of(tmp_path / "run")["names"] == ["grass", "ball", "box"]
     with pytest.raises(MaskwrightError, match="class 0 was 'grass' and is 'lawn'"):
         opened(open_folder(tiny_folder), tmp_path / "run", Supervised, names=("lawn", "ball", "box"), resume=True)
+
+
+def test_a_method_of_objects_has_two_classes_whatever_the_labels_have():
+    two_named, three = ClassTable(("background", "salient")), ClassTable(("ground", "disc", "square"))
+    assert object_table(two_named)[0] is two_named
+    for other in (None, three, ClassTable(("cow", "dog"))):
+        assert object_table(other)[0].names == ("background", "object")
+    assert object_table(two_named, names=("none", "thing"), classes=2)[0].names == ("none", "thing")
+    with pytest.raises(MaskwrightError, match="--classes 3"):
+        object_table(None, classes=3)
+    with pytest.raises(MaskwrightError, match="1 names"):
+        object_table(None, names=("thing",))
 
 
 def test_fewer_names_than_the_masks_have_ids(tiny_folder, tmp_path):

@@ -68,6 +68,10 @@ OPTIONS = {
         "--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2",
         "--set", "generators.width=4", "--set", "generators.blocks=1", "--set", "generators.side=32",
     ),
+    "uda_sod": (
+        "--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2",
+        "--set", "rounds=1", "--set", "composites.count=8",
+    ),
 }  # fmt: skip
 """What makes a method's run small."""
 
@@ -75,9 +79,11 @@ OPTIONS = {
 def command(data: Path, out: Path, method: str, *more: str) -> list[str]:
     """A training; of a method that takes other data sets, on those in the folders beside its data."""
     taken = METHODS[method].streams_taken(METHODS[method].Config())
-    source = [word for name in taken for word in ("--source", f"{name}={data.with_name(name)}")]
+    wanted = [name for name, need in taken.items() if need.required]
+    source = [word for name in wanted for word in ("--source", f"{name}={data.with_name(name)}")]
+    classes = "2" if METHODS[method].classes_from == "objects" else "3"
     return [
-        sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method, "--classes", "3",
+        sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method, "--classes", classes,
         "--out", str(out), "--weights", "random", "--steps", str(STEPS), "--device", "cpu", *OPTIONS[method], *source,
         *more,
     ]  # fmt: skip
@@ -104,6 +110,7 @@ def last_step(out: Path, stage: str) -> int:
         pytest.param("cbst", "round_1", marks=pytest.mark.slow),
         pytest.param("advent", "train", marks=pytest.mark.slow),
         pytest.param("dannet", "train", marks=pytest.mark.slow),
+        pytest.param("uda_sod", "round_1", marks=pytest.mark.slow),
         pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow),
         pytest.param("primaps", "em", marks=pytest.mark.slow), pytest.param("picie", "train", marks=pytest.mark.slow),
         pytest.param("cyclegan", "generators", marks=pytest.mark.slow),

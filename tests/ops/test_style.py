@@ -10,7 +10,7 @@ import pytest
 import torch
 from skimage.exposure import match_histograms as of_skimage
 
-from maskwright.ops.style import fourier_adaptation, match_histograms, swap_amplitude
+from maskwright.ops.style import fda_bytes, fourier_adaptation, match_histograms, swap_amplitude
 
 
 def picture(seed: int, *shape: int) -> torch.Tensor:
@@ -91,3 +91,15 @@ def test_other_pictures_are_refused():
     for a, b in ((x.float(), x), (x, x[:1])):
         with pytest.raises(ValueError, match="expected uint8"):
             match_histograms(a, b)
+
+
+def test_bytes_are_the_rounded_values_in_range():
+    g = torch.Generator().manual_seed(0)
+    s, t = (torch.randint(0, 256, (3, 15, 11), generator=g, dtype=torch.uint8) for _ in range(2))
+    found = fda_bytes(s, t, 0.2)
+    exact = fourier_adaptation(s.double(), t.double(), 0.2).clamp(0, 255)
+    assert found.dtype == torch.uint8 and (found.double() - exact).abs().max() <= 0.5 + 1e-9
+    assert torch.equal(fda_bytes(s, t, 0), s) and torch.equal(fda_bytes(s, s, 0.2), s)
+    for beta, other in ((0.6, t), (-0.1, t), (0.1, t.float())):
+        with pytest.raises(ValueError, match="expected"):
+            fda_bytes(s, other, beta)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from maskwright.data.examining.understanding import highest_id
-from maskwright.data.masking.classes import ClassTable
+from maskwright.data.masking.classes import BACKGROUND_NAMES, ClassTable
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CLUSTERS = 12
 """Clusters where neither `--classes` nor a class table says how many: a few more than most scenes have things."""
+OBJECT_NAMES = ("background", "object")
+"""The two classes of a method that tells objects from background."""
 
 
 def known_table(
@@ -136,3 +138,34 @@ def class_table(
         ClassTable.numbered(DEFAULT_CLUSTERS),
         f"{DEFAULT_CLUSTERS} clusters, the default where neither --classes nor a class table says how many",
     )
+
+
+def object_table(
+    target: ClassTable | None, names: Sequence[str] | None = None, classes: int | None = None
+) -> tuple[ClassTable, str]:
+    """The two classes of a method that tells objects from background.
+
+    Args:
+        target: classes of the run's own data, whose names are taken where they are two, the first of them background.
+        names: that were given, which go above all.
+        classes: how many were asked for, if that was said.
+
+    Returns:
+        The table, and where it comes from in a few words.
+
+    Raises:
+        MaskwrightError: another number of names or classes.
+    """
+    if names is not None and len(names) != len(OBJECT_NAMES):
+        raise MaskwrightError(
+            f"{len(names)} names ({', '.join(names)})", "two, of the background and of an object", "leave --names out"
+        )
+    if classes not in (None, len(OBJECT_NAMES)):
+        raise MaskwrightError(
+            f"--classes {classes} and a method that tells objects from background", "2", "leave --classes out"
+        )
+    if names is not None:
+        return ClassTable(tuple(names)), "the 2 that --names gives"
+    if target is not None and len(target) == len(OBJECT_NAMES) and target.names[0].lower() in BACKGROUND_NAMES:
+        return target, "the 2 of the class table"
+    return ClassTable(OBJECT_NAMES), f"{' and '.join(OBJECT_NAMES)}, whatever classes the labels have"

@@ -96,7 +96,7 @@ class Method(ABC):
             says no more of it gets a fully labelled one.
         inputs: the second networks and the proposals that it takes, by name, required or not.
         classes_from: `labels` where its classes are those of the labels, which have names; `clusters` where it finds
-            them itself.
+            them itself; `objects` where it tells objects from background, whatever classes the labels have.
         backbones: `any`, `vit` where only a vision transformer will do, or `joint` where only an image tower that has
             a text tower will; the automatic choice respects it.
         Config: its keyword-only dataclass of options.
@@ -111,7 +111,7 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     streams: ClassVar[Mapping[str, StreamNeed]] = {}
     inputs: ClassVar[Mapping[str, InputNeed]] = {}
-    classes_from: ClassVar[Literal["labels", "clusters"]] = "labels"
+    classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "labels"
     backbones: ClassVar[Literal["any", "vit", "joint"]] = "any"
     Config: ClassVar[type]
 

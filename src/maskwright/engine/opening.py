@@ -14,7 +14,7 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.trust.identity import LabelIdentity, label_identity
 from maskwright.data.trust.photographs import IMAGES, write_photographs
 from maskwright.engine.cache import FeatureCache
-from maskwright.engine.classes import class_table, in_run_classes, known_table
+from maskwright.engine.classes import class_table, in_run_classes, known_table, object_table
 from maskwright.engine.config import configure, flat, nested
 from maskwright.engine.context import AS_IT_STANDS, Context
 from maskwright.engine.devices import make_fabric
@@ -62,7 +62,7 @@ def open_run(request: RunRequest) -> Context:
     fabric = make_fabric(request.device)
     bar.quiet, bar.heard = bar.quiet or fabric.global_rank > 0, bar.heard and fabric.global_rank == 0
     inputs = open_inputs(cls.inputs_taken(config), request.inputs, request.seed)
-    start = open_start(request.weights, cls.classes_from == "labels", request.seed)
+    start = open_start(request.weights, cls.classes_from != "clusters", request.seed)
     if start is not None:
         inputs = {**inputs, WEIGHTS: start.input}
     unused = cls.backbone_unused(config)
@@ -173,6 +173,9 @@ def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset],
     sources = {name: understood_source(name, data, request.taken[name]) for name, data in sources.items()}
     if known is not None:
         sources |= {name: in_run_classes(sources[name], known) for name in own}
+    if cls.classes_from == "objects":
+        table, why = object_table(images.classes, names=request.names, classes=request.classes)
+        return images, sources, table, why
     counted = {name: sources[name] for name in labelled}
     if reads or not labelled:
         counted[TARGET] = images

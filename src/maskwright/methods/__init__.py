@@ -45,6 +45,7 @@ TABLE = {
     "dannet": "maskwright.methods.adapt.dannet.method:DANNet",
     "cyclegan": "maskwright.methods.adapt.cycada.method:CycleGAN",
     "cycada": "maskwright.methods.adapt.cycada.method:Cycada",
+    "uda_sod": "maskwright.methods.adapt.uda_sod.method:UDASOD",
 }
 """Every method: name -> module:class. A new paper is one file and one line here."""
 

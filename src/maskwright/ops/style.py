@@ -29,6 +29,20 @@ def fourier_adaptation(source: Tensor, target: Tensor, beta: float) -> Tensor:
     return swap_amplitude(source, target, math.floor(beta * min(source.shape[-2:])))
 
 
+def fda_bytes(source: Tensor, target: Tensor, beta: float) -> Tensor:
+    """`fourier_adaptation` of photographs, uint8 (3, H, W) both, rounded and kept in the range of bytes.
+
+    Raises:
+        ValueError: other types, or beta outside [0, 0.5].
+    """
+    if source.dtype != torch.uint8 or target.dtype != torch.uint8:
+        raise ValueError(f"{source.dtype} in the style of {target.dtype}, expected uint8, both")
+    if not 0 <= beta <= 0.5:
+        raise ValueError(f"beta is {beta}, expected 0 to 0.5")
+    changed = fourier_adaptation(source.double(), target.double(), beta)
+    return changed.round().clamp(0, 255).to(torch.uint8)
+
+
 def swap_amplitude(source: Tensor, target: Tensor, half: int, *, centred: bool = True) -> Tensor:
     """The inverse transform of |F(target)| where the frequencies are low and |F(source)| elsewhere, with the phase of
     F(source).

@@ -42,6 +42,14 @@ def test_regions_are_exact_whatever_their_ids(tmp_path, most):
         assert image.mode.startswith("I;16"), "16 bits, so that no region is taken for the ignore id of 8"
 
 
+def test_objects_are_ordinary_masks_of_0_and_1(tmp_path):
+    found = regions(most=3)
+    begin(tmp_path / "s", "objects").write("a", found)
+    read = Proposals(tmp_path / "s").read("a", (6, 8))
+    assert read.valid.all() and torch.equal(read.ids.bool(), (found.ids > 0) & found.valid)
+    assert (tmp_path / "s" / "objects" / "a.png").is_file()
+
+
 def test_regions_through_a_view_are_those_of_the_nearest_pixel(tmp_path):
     found = regions()
     begin(tmp_path / "s").write("a", found)

@@ -16,12 +16,15 @@ from maskwright.engine.streams import open_sources
 SMALL = {"crops.size": 32, "crops.batch": 2, "precision": "fp32"}
 
 
-def context_of(domains: tuple[Path, Path], out: Path, method: type, **options: Any):
-    """The context of a run of four steps on (source, target)."""
+def context_of(
+    domains: tuple[Path, Path], out: Path, method: type, *, sources: Any = None, inputs: Any = None, **options: Any
+):
+    """The context of a run of four steps on (source, target), or on other sources, with inputs."""
     source, target = domains
     request = RunRequest(
         data=open_folder(target), method=method, config=configure(method.Config, {**SMALL, **options}), out=out,
-        sources=open_sources(str(source)), backbone="mobilenetv3_small_050", weights="random", steps=4, device="cpu",
+        sources=open_sources(sources or str(source)), inputs=inputs or {}, backbone="mobilenetv3_small_050",
+        weights="random", steps=4, device="cpu",
         progress=Progress(quiet=True),
     )  # fmt: skip
     return open_run(request)

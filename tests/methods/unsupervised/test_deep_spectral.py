@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from maskwright.app.stage_view import stage_views
+from maskwright.data.training.proposals import Proposals
 from maskwright.engine.config import configure
 from maskwright.engine.context import Context
 from maskwright.engine.progress import Progress
@@ -76,6 +77,7 @@ def test_the_box_is_that_of_the_largest_part_whose_corners_touch(tmp_path, monke
     mask[2:10, 2:10] = mask[10:14, 10:14] = True  # 80 pixels that touch at a corner
     mask[20:29, 30:38] = True  # 72 pixels
     found, folder = method(tmp_path), tmp_path / "segments"
+    found.context.backbone = SimpleNamespace(provenance=SimpleNamespace(labels_seen="none"))
     monkeypatch.setattr(D.DeepSpectral, "_spectrum", lambda self, i: blocks(2))
     monkeypatch.setattr(D.DeepSpectral, "object_mask", lambda self, *_: mask)
     for name in ("objects", "segments", "boxes"):
@@ -85,6 +87,9 @@ def test_the_box_is_that_of_the_largest_part_whose_corners_touch(tmp_path, monke
     ((title, body),) = stage_views(tmp_path, ["segments"])
     assert title == "Objects" and "segments/objects/NAME.png" in body and body.count("<img") == 2
     assert (folder / "objects" / "a.png").is_file()
+    store = Proposals(folder)
+    assert (store.holds, store.says) == ("objects", "deep_spectral"), "another run's --input"
+    assert np.array_equal(store.read("a").ids.numpy(), mask)
     mask[2:10, 2:6] = False  # now 48 pixels in two parts that only a corner joins
     mask[20:29, 30:38] = False
     mask[30:37, 30:36] = True  # 42 pixels: more than either part, fewer than both

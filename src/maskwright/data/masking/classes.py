@@ -19,6 +19,8 @@ IGNORE8 = 255
 """The id of pixels without a class in 8-bit masks."""
 IGNORE16 = 65535
 """The id of pixels without a class in 16-bit masks."""
+BACKGROUND_NAMES = ("background", "other", "void", "ground")
+"""What classes are called that are no thing."""
 
 
 def default_palette(n: int) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Proposals: what another network or an algorithm says of photographs before anything is learned from them.
 
-Three things are proposed: `regions` (a label map whose ids mean something within one photograph alone: superpixels,
-masks of an object detector), `classes` (ids of a class table: another run's masks), and `soft` maps in [0, 1]
-(saliency, contours). A store is a folder:
+Four things are proposed: `regions` (a label map whose ids mean something within one photograph alone: superpixels,
+masks of an object detector), `classes` (ids of a class table: another run's masks), `objects` (1 where one is, 0
+elsewhere), and `soft` maps in [0, 1] (saliency, contours). A store is a folder:
 
     FOLDER/proposals.json           what it holds, of whom, and which labels that saw
     FOLDER/regions/NAME.png         16 bits, 65535: no region
     FOLDER/masks, confidence, ...   a `LabelStore`, an ordinary data set, where it holds classes
+    FOLDER/objects/NAME.png         masks of objects
     FOLDER/maps/NAME.png            soft maps, 16 bits
 
 A folder without `proposals.json` is somebody else's: its files, or those of its `masks/`, are read as they are asked
@@ -30,7 +31,7 @@ from torch import Tensor
 from maskwright.data.folders.scan import threaded
 from maskwright.data.masking.classes import IGNORE16, ClassTable
 from maskwright.data.masking.label_rules import ignore_of
-from maskwright.data.masking.masks import read_mask, read_stored, write_grey16
+from maskwright.data.masking.masks import read_mask, read_stored, write_grey16, write_mask
 from maskwright.data.pictures.headers import open_regular, parse_header
 from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.data.training.views import View
@@ -38,12 +39,12 @@ from maskwright.data.trust.artefacts import read_record, write_record
 from maskwright.data.trust.files import file_for
 from maskwright.errors import MaskwrightError
 
-Holds = Literal["regions", "classes", "soft"]
+Holds = Literal["regions", "classes", "objects", "soft"]
 """What a store holds."""
 
 RECORD = "proposals.json"
 SHAPE = {"holds": str, "says": str, "labels_seen": str}
-FOLDERS = {"regions": "regions", "classes": "masks", "soft": "maps"}
+FOLDERS = {"regions": "regions", "classes": "masks", "objects": "objects", "soft": "maps"}
 """Where the files of a store lie, by what it holds."""
 
 
@@ -191,7 +192,7 @@ class Proposals:
     # ------------------------------------------------------------------ reading
 
     def read(self, name: str, size: tuple[int, int] | None = None) -> LabelMap:
-        """The regions or classes of a photograph, (H, W); of a folder without a record its values are the ids.
+        """The regions, classes or objects of a photograph, (H, W); of a folder without a record its values are the ids.
 
         Args:
             name: of the photograph.
@@ -200,7 +201,7 @@ class Proposals:
         Raises:
             MaskwrightError: there are none, they are damaged, of another size, or the store holds soft maps.
         """
-        self._must_hold("regions or classes", "regions", "classes")
+        self._must_hold("regions, classes or objects", "regions", "classes", "objects")
         path = self._known(name)
         if self._files() == self.folder / "masks":
             labels = LabelMap.load(self.folder, name)
@@ -262,7 +263,7 @@ class Proposals:
 
         Args:
             name: of the photograph.
-            found: a label map (H, W) of regions or classes, or a soft map.
+            found: a label map (H, W) of regions, classes or objects, or a soft map.
             image: path of the photograph, which a store of classes links so that it is a data set.
 
         Raises:
@@ -278,6 +279,8 @@ class Proposals:
             if self._labels is None:
                 raise ValueError("a store of classes is written where `begin` was told them")
             self._labels.write(name, found, image)
+        elif self.holds == "objects":
+            write_mask(self._path(name), ((found.ids > 0) & found.valid).cpu().numpy().astype(np.uint8))
         else:
             ids = found.target(IGNORE16).cpu().numpy()
             if ids.min() < 0 or (found.valid.any() and int(found.ids[found.valid].max()) >= IGNORE16):

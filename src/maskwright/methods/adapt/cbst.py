@@ -55,6 +55,7 @@ from maskwright.recipes.consistency.options import UnlabeledOptions
 from maskwright.recipes.consistency.parts import SECOND, joined
 from maskwright.recipes.self_training.labelling import LABELS, THRESHOLDS, Labelling
 from maskwright.recipes.self_training.priors import PlaceCounts
+from maskwright.recipes.self_training.rounds import round_steps
 from maskwright.recipes.self_training.soft_labels import SoftStore, SoftStream, SoftTarget, SoftViews, soft_loss
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.method import SourceMethod
@@ -131,14 +132,6 @@ class CBSTConfig(NetworkConfig):
         """The portion of round `number`, from 1."""
         c = self.labels
         return min(c.portion + (number - 1) * c.portion_step, max(c.portion, c.portion_max))
-
-
-def round_steps(total: int, rounds: int, source_share: float) -> list[int]:
-    """Steps of the source and of each round: whole numbers that add up to the total, each at least 1 even where the
-    total is below their number."""
-    first = max(1, min(round(source_share * total), total - rounds))
-    left = max(rounds, total - first)
-    return [first, *(left * (k + 1) // rounds - left * k // rounds for k in range(rounds))]
 
 
 def certain(y: LabelMap) -> LabelMap:

@@ -34,8 +34,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskwright.data.masking.classes import ClassTable
+from maskwright.data.masking.classes import BACKGROUND_NAMES, ClassTable
 from maskwright.data.masking.masks import read_mask, write_mask
+from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.data.trust.files import file_for
 from maskwright.engine.config import option, part
@@ -78,7 +79,6 @@ OBJECT = ClassTable(("object",), np.array([(235, 120, 20)], np.uint8))
 """How the report draws an object; what is none stays as it is."""
 SHOWN_SIDE = 320
 """Pixels of the longer side of the report's pictures of objects."""
-BACKGROUND_NAMES = ("background", "other", "void", "ground")
 
 
 @dataclass(kw_only=True)
@@ -293,7 +293,11 @@ class DeepSpectral(Method):
         return t["values"], t["vectors"]
 
     def segments(self, folder: Path) -> None:
-        """Object masks, boxes and segments: `objects/NAME.png`, `segments/NAME.png` (on the grid), `boxes.json`."""
+        """Object masks, boxes and segments: `objects/NAME.png`, `segments/NAME.png` (on the grid), `boxes.json`. The
+        objects are proposals, which another run takes by `--input NAME=RUN`."""
+        if self.context.run.writes:
+            Proposals.begin(folder, "objects", self.name, self.context.backbone.provenance.labels_seen)
+        barrier()
 
         def box_of(i: int) -> Path:
             return file_for(folder / "boxes", self.names[i], ".json")  # of an image's files the last

@@ -112,6 +112,14 @@ class Rounds:
         self._result = tree_map_only(Tensor, lambda x: x.to(self.device), state["result"])
 
 
+def round_steps(total: int, rounds: int, source_share: float) -> list[int]:
+    """Steps of the source and of each round: whole numbers that add up to the total, each at least 1 even where the
+    total is below their number."""
+    first = max(1, min(round(source_share * total), total - rounds))
+    left = max(rounds, total - first)
+    return [first, *(left * (k + 1) // rounds - left * k // rounds for k in range(rounds))]
+
+
 @contextmanager
 def as_it_stands(*modules: nn.Module) -> Iterator[None]:
     """Inside the block the modules are in evaluation mode and nothing has gradients; then each layer's mode is back."""

@@ -31,7 +31,7 @@ class CropMethod(Method):
     """
 
     family: ClassVar[str] = "unsupervised"
-    classes_from: ClassVar[Literal["labels", "clusters"]] = "clusters"
+    classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "clusters"
     trainer: ClassVar[Callable[..., CropTraining]] = CropTraining
     says: ClassVar[str] = ""
     config: Any
@@ -106,7 +106,7 @@ class NetworkMethod(CropMethod):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"masks"})
-    classes_from: ClassVar[Literal["labels", "clusters"]] = "labels"
+    classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "labels"
     trainer: ClassVar[Callable[..., NetworkTraining]] = NetworkTraining
 
     def labels(self) -> Labels:
