@@ -179,6 +179,8 @@ def test_labels_that_were_used_rank_nothing(tmp_path):
     write_record(used / "ledger.json", {"train": {"masks": ["picture_00"]}, "select": {"masks": names[:3]}})
     found = mw.compare(tmp_path / "runs")
     assert not found.tables[0].ranked and "not ranked" in str(found)
+    write_run(tmp_path / "runs" / "c", 0, judged=judged, data=place | {"root": str(tmp_path / "runs")}, steps=60)
+    assert any("c had read" in n and "not of the run's own data" in n for n in mw.compare(tmp_path / "runs").notices)
     assert [row.figures["mIoU"].mean for row in found.tables[0].rows] == [0.2, 0.9], "as the runs were named"
     assert f"{used} read the masks of 3 of the 4 judged images for selection" in str(found)
 
