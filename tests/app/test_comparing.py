@@ -121,6 +121,14 @@ def test_any_other_setting_keeps_runs_apart(tmp_path, change, column):
     found = mw.compare(tmp_path)
     assert len(found.groups) == 2 and column in found.columns
     assert len({group.name for group in found.groups}) == 2, "contents of one name are told apart"
+    out = tmp_path / "page.html"
+    mw.compare(tmp_path, out=out)
+    text = Page(out.read_text()).text
+    assert "and in their seeds." in text and "Seeds" in text
+    write_run(tmp_path / "c", 0, **change)
+    mw.compare(tmp_path / "a", tmp_path / "c", out=out)
+    text = Page(out.read_text()).text
+    assert f"They differ in {column}." in text and "Seeds" not in text, "both are of seed 0"
     assert all(len(row.runs) == 1 for row in found.tables[0].rows)
 
 
