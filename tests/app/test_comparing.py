@@ -246,11 +246,12 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(tmp_path):
         write_run(tmp_path / f"a{seed}", seed, 0.5 + seed / 10)
     evil = scores(0.3, per_class=[{"name": EVIL, "iou": 0.25}])
     write_run(tmp_path / "b", 0, judged=evil, options={"note": EVIL})
-    write_run(tmp_path / "c", 0, None, method="other", picture=240)
+    write_run(tmp_path / "c", 0, None, method="other", picture=240, options={"steps": 2017})
     out = tmp_path / "page.html"
     found = mw.compare(tmp_path, out=out)
     text = out.read_text()
     assert "They differ in method and note, and in their seeds." in text
+    assert "2017" not in text, "the steps of the option, where --steps said others"
     page = Page(text)
     assert "<script" not in text and "url(" not in text and "@import" not in text and "Content-Security" in text
     assert not page.all("a")

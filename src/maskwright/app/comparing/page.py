@@ -226,10 +226,16 @@ def _curves(comparison: Comparison) -> str:
     return section("Training", body)
 
 
+OWN_STEPS = f"{OPTION}steps"
+"""The number of steps where neither `--steps` nor `--minutes` says; a run's own stand as `steps`."""
+
+
 def _settings(comparison: Comparison) -> str:
     """All settings: those in which two groups differ as a table, the others folded."""
     groups = comparison.groups
     names = list(dict.fromkeys(name for group in groups for name in group.settings))
+    if all(g.settings["steps"].value for g in groups) and OWN_STEPS in names:
+        names.remove(OWN_STEPS)
 
     def words(name: str) -> list[str]:
         return [
