@@ -158,6 +158,12 @@ def test_the_first_item_foretells_nothing_unless_it_takes_a_minute(capsys, monke
     assert [line for line in capsys.readouterr().err.splitlines() if "about" in line] == said
 
 
+def test_work_of_which_nothing_was_left_names_no_time(capsys):
+    with Progress(every=1e9).task("predict", 280):
+        pass
+    assert capsys.readouterr().err == "predict: 0/280\n"
+
+
 def test_k_means_tells_each_start():
     """So that its progress can be foretold; the clusters do not change by it."""
     x, seen = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), []

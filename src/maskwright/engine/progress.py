@@ -183,8 +183,11 @@ class _Clocked(Task):
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         if self.done >= self.total:
             return f"{self.name}: {self.total} in {seconds:.1f} s ({rate:.1f}/s){loss}"
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
-        return f"{self.name}: {self.done}/{self.total}, {rate:.1f}/s, {left:.0f} s left{loss}"
+        if rate <= 0:
+            return f"{self.name}: {self.done}/{self.total}{loss}"
+        return (
+            f"{self.name}: {self.done}/{self.total}, {rate:.1f}/s, {(self.total - self.done) / rate:.0f} s left{loss}"
+        )
 
 
 class _LineTask(_Clocked):
