@@ -186,6 +186,16 @@ def test_a_backbone_that_is_used_is_told_as_before(tmp_path):
     assert mw.METHODS["supervised"].backbone_unused(SupervisedConfig()) == ""
 
 
+def test_what_auto_chose_and_the_backbone_are_said_once(tmp_path, capfd):
+    data, run = write_tiny_folder(tmp_path / "tiny"), tmp_path / "run"
+    train(data, run, "auto", report=True, progress=Progress())
+    said, notes = capfd.readouterr().err, record_of(run)["notes"]
+    page = (run / "report.html").read_text()
+    for begin in ("Method: supervised, because", "Backbone: mobilenetv3_small_050, as asked"):
+        assert [begin in note for note in notes].count(True) == said.lower().count(begin.lower()) == 1
+    assert "labels its weights saw: none." in said and page.count("Method: supervised, because") == 1
+
+
 def test_the_range_of_deep_images_is_kept_in_run_and_model(tmp_path):
     """A 12-bit series in 16 bits: what was measured at training holds for what the model sees later."""
     (tmp_path / "deep" / "images").mkdir(parents=True)

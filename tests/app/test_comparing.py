@@ -121,6 +121,14 @@ def test_any_other_setting_keeps_runs_apart(tmp_path, change, column):
     found = mw.compare(tmp_path)
     assert len(found.groups) == 2 and column in found.columns
     assert len({group.name for group in found.groups}) == 2, "contents of one name are told apart"
+    out = tmp_path / "page.html"
+    mw.compare(tmp_path, out=out)
+    text = Page(out.read_text()).text
+    assert "and in their seeds." in text and "Seeds" in text
+    write_run(tmp_path / "c", 0, **change)
+    mw.compare(tmp_path / "a", tmp_path / "c", out=out)
+    text = Page(out.read_text()).text
+    assert f"They differ in {column}." in text and "Seeds" not in text, "both are of seed 0"
     assert all(len(row.runs) == 1 for row in found.tables[0].rows)
 
 
@@ -179,6 +187,8 @@ def test_labels_that_were_used_rank_nothing(tmp_path):
     write_record(used / "ledger.json", {"train": {"masks": ["picture_00"]}, "select": {"masks": names[:3]}})
     found = mw.compare(tmp_path / "runs")
     assert not found.tables[0].ranked and "not ranked" in str(found)
+    write_run(tmp_path / "runs" / "c", 0, judged=judged, data=place | {"root": str(tmp_path / "runs")}, steps=60)
+    assert any("c had read" in n and "not of the run's own data" in n for n in mw.compare(tmp_path / "runs").notices)
     assert [row.figures["mIoU"].mean for row in found.tables[0].rows] == [0.2, 0.9], "as the runs were named"
     assert f"{used} read the masks of 3 of the 4 judged images for selection" in str(found)
 
@@ -236,11 +246,12 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(tmp_path):
         write_run(tmp_path / f"a{seed}", seed, 0.5 + seed / 10)
     evil = scores(0.3, per_class=[{"name": EVIL, "iou": 0.25}])
     write_run(tmp_path / "b", 0, judged=evil, options={"note": EVIL})
-    write_run(tmp_path / "c", 0, None, method="other", picture=240)
+    write_run(tmp_path / "c", 0, None, method="other", picture=240, options={"steps": 2017})
     out = tmp_path / "page.html"
     found = mw.compare(tmp_path, out=out)
     text = out.read_text()
     assert "They differ in method and note, and in their seeds." in text
+    assert "2017" not in text, "the steps of the option, where --steps said others"
     page = Page(text)
     assert "<script" not in text and "url(" not in text and "@import" not in text and "Content-Security" in text
     assert not page.all("a")

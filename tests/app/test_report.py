@@ -242,11 +242,13 @@ def test_the_title_is_of_the_data_and_nothing_is_said_twice(run):
     changed = record() | {"split": "dusk", "notes": ["A note.", "Backbone: net, as asked.", "A note."]}
     changed["data"]["root"] = "/some/where/camvid/"
     changed["method"]["title"] = "k-means"
+    changed |= {"steps": 27, "options": {"steps": 2017, "dim": 5}}
     changed["labels_read"]["evaluate"]["masks"] = 0
     (run / "run.json").write_text(json.dumps(changed))
     text = write_report(run).read_text()
     assert "<title>camvid, dusk: k-means</title>" in text and "<h1>camvid, dusk: k-means</h1>" in text
     words = Page(text).text
+    assert "2017" not in words and "27" in words and "dim" in words, "the steps that were made, not those of the option"
     assert words.count("A note.") == 1 and "as asked" not in words and "run report" not in words
     body = re.split("What was done", words)[1]
     sentences = [s.strip() for s in re.split(r"(?<=[.:])\s", body) if len(s.strip()) > 20]

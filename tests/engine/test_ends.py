@@ -106,7 +106,7 @@ def test_a_request_to_stop_is_an_interrupt(data, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2 and status(tmp_path / "run") == "interrupted"
-    assert said.splitlines()[-1] == ("maskwright: interrupted; what is done is kept, continue a training with --resume")
+    assert said.splitlines()[-1] == "maskwright: interrupted; repeat the command, a training with --resume"
     assert "Traceback" not in said
 
 

@@ -139,6 +139,31 @@ def test_work_without_gradients_is_foretold_too(capsys, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    ("paces", "said"),
+    [
+        ([36.0, 2.0], []),
+        ([36.0, 6.0], ["predict: about 78 s more for 13 of 15, at 6.0 s each."]),
+        ([70.0], ["predict: about 16 min more for 14 of 15, at 70.0 s each."]),
+    ],
+)
+def test_the_first_item_foretells_nothing_unless_it_takes_a_minute(capsys, monkeypatch, paces, said):
+    """It compiles what the others find compiled."""
+    clock = Clock()
+    monkeypatch.setattr("maskwright.engine.progress.time.perf_counter", clock)
+    with Progress(every=1e9).task("predict", 15) as task:
+        for done, seconds in enumerate(paces, 1):
+            clock.now += seconds
+            task.advance_to(done)
+    assert [line for line in capsys.readouterr().err.splitlines() if "about" in line] == said
+
+
+def test_work_of_which_nothing_was_left_names_no_time(capsys):
+    with Progress(every=1e9).task("predict", 280):
+        pass
+    assert capsys.readouterr().err == "predict: 0/280\n"
+
+
 def test_k_means_tells_each_start():
     """So that its progress can be foretold; the clusters do not change by it."""
     x, seen = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), []

@@ -121,7 +121,8 @@ def train(
         )
         method, reason = choice.method, choice.reason
         chosen = dict(choice.settings)
-        bar.say(f"method: {reason}")
+    if reason:
+        bar.say(f"Method: {reason}.")
     cls = find_method(method)
     own = own_model(weights)
     network = own_network(own) if own is not None else {}

@@ -458,6 +458,8 @@ def _record(run: Mapping[str, Any], folder: Path) -> str:
     body = _dl(pairs)
     options, config = run.get("options"), run.get("config")
     settings = _dotted(options if isinstance(options, Mapping) and options else config)
+    if run.get("steps"):  # they stand above; the option is the number without --steps or --minutes
+        settings = [(name, value) for name, value in settings if name != "steps"]
     if settings:
         body += f"<details><summary>{_count(len(settings), 'setting')}</summary>"
         body += _dl((f"<code>{_text(k)}</code>", _text(v) or "none") for k, v in settings) + "</details>"

@@ -113,6 +113,6 @@ def _stop(line: str) -> NoReturn:
     sys.exit(2)
 
 
-INTERRUPTED = "interrupted; what is done is kept, continue a training with --resume"
+INTERRUPTED = "interrupted; repeat the command, a training with --resume"
 _DISK_ERRORS = (28, 122, 30, 13)
 """No space, quota, read-only file system, permission."""

@@ -249,9 +249,10 @@ class Context:
         if kept is not None and kept[0] == name:
             self.reached[name] = kept[1:]
 
-    def note(self, sentence: str) -> None:
-        """Says a sentence, and adds it to the report, once."""
+    def note(self, sentence: str, *, said: bool = False) -> None:
+        """Says a sentence, unless it was `said` already, and adds it to the report, once."""
         if sentence not in self.notes:
-            self.progress.say(sentence)
+            if not said:
+                self.progress.say(sentence)
             self.notes.append(sentence)
             self.run.save(notes=self.notes)

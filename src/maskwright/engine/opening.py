@@ -139,15 +139,19 @@ def open_run(request: RunRequest) -> Context:
     )
     if request.minutes is not None and run.record["steps"] is not None:
         bar.say(f"--minutes: this run has {run.record['steps']} steps since its start; --steps lengthens it")
-    told = [digest and labels_note(images, request.labeled, digest), request.reason and f"Method: {request.reason}."]
+    digest_told = digest and labels_note(images, request.labeled, digest)
     of_sources = [sentence for name, data in sources.items() for sentence in _told(name, data, request)]
-    chosen = (f"Backbone: {why_backbone}.", f"Classes: {why_classes}.")
     with recorded(run):
         if run.writes and not (run.path / IMAGES).exists():
             write_photographs(run.path, {TARGET: images, **sources})
-        for sentence in (*images.notices, *of_sources, *told, *chosen, *(one.says() for one in inputs.values())):
+        for sentence in (*images.notices, *of_sources, digest_told):
             if sentence:
                 context.note(sentence)
+        if request.reason:
+            context.note(f"Method: {request.reason}.", said=True)  # before the images were read
+        context.note(f"Backbone: {why_backbone}.", said=not unused)  # by find_backbone, with the labels
+        for sentence in (f"Classes: {why_classes}.", *(one.says() for one in inputs.values())):
+            context.note(sentence)
     return context
 
 
@@ -273,5 +277,6 @@ def find_backbone(
         why = f"{backbone.name}, as asked"
     if unused:
         return backbone, unused
-    bar.say(f"backbone: {why}; labels its weights saw: {backbone.provenance.labels_seen}")
+    seen = backbone.provenance.labels_seen
+    bar.say(f"Backbone: {why}." if why.endswith(seen) else f"Backbone: {why}; labels its weights saw: {seen}.")
     return backbone, why

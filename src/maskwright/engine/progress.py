@@ -123,16 +123,28 @@ class Progress:
 
 
 class _Foretold:
-    """Says once how long a piece of work takes, after some of it."""
+    """Says once how long a piece of work takes, after some of it.
+
+    The first item meets cold caches and compiles kernels. It counts only where nothing came behind it for a minute.
+    """
 
     def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
         self.progress, self.name, self.total, self.first = progress, name, total, done
-        self.start = time.perf_counter()
+        self.start = self.warm = time.perf_counter()
+        self.warmed = 0
         self.said = False
 
     def look(self, done: int) -> None:
-        seconds, made = time.perf_counter() - self.start, done - self.first
-        if self.said or made < 1 or seconds < SEEN:
+        now, made = time.perf_counter(), done - self.first
+        if self.said or made < 1:
+            return
+        if self.warmed:
+            seconds, made = now - self.warm, made - self.warmed
+        else:
+            seconds, self.warm, self.warmed = now - self.start, now, made
+            if seconds < LONG:
+                return
+        if made < 1 or now - self.start < SEEN:
             return
         self.said = True
         left = seconds / made * (self.total - done)
@@ -171,8 +183,11 @@ class _Clocked(Task):
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         if self.done >= self.total:
             return f"{self.name}: {self.total} in {seconds:.1f} s ({rate:.1f}/s){loss}"
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
-        return f"{self.name}: {self.done}/{self.total}, {rate:.1f}/s, {left:.0f} s left{loss}"
+        if rate <= 0:
+            return f"{self.name}: {self.done}/{self.total}{loss}"
+        return (
+            f"{self.name}: {self.done}/{self.total}, {rate:.1f}/s, {(self.total - self.done) / rate:.0f} s left{loss}"
+        )
 
 
 class _LineTask(_Clocked):

@@ -217,7 +217,7 @@ def start_backbone(start: Start, asked: str, architecture: str, vit_only: bool, 
         )
     told = f"{backbone.architecture} of the {start.method} model {start.place}"
     if start.lacking:
-        told += f"; {len(start.lacking)} tensors of it are not in the model and new ({start.lacking[0]}, ...)"
+        told += f"; what it has behind the last stage that the model uses is new ({start.lacking[0]}, ...)"
     return backbone, told
 
 

@@ -163,7 +163,7 @@ def test_corrected_masks_come_back_into_the_folder(tmp_path):
     assert (found["b plain"][:, :15] == 2).all() and not found["b plain"][:, 15:].any()
     assert all(p.read_bytes() == content for p, content in before.items()), "what was there is as it was"
     assert (data / "splits" / "labeled.txt").read_text() == "a/mixed\nb plain\nempty\n"
-    with pytest.raises(MaskwrightError, match=r"2 photographs of .* have a mask already .* --replace"):
+    with pytest.raises(MaskwrightError, match=r"a mask already in .*: 2 of the photographs .* --replace"):
         convert(str(tmp_path / "labelme"), data, "masks", add=True)
     convert(str(tmp_path / "labelme"), data, "masks", add=True, replace_masks=True)
     assert (data / "splits" / "labeled.txt").read_text() == "a/mixed\nb plain\nempty\n"
@@ -176,7 +176,7 @@ def test_corrected_masks_come_back_into_the_folder(tmp_path):
             lambda d: (d / "classes.txt").write_text("background\ncore\nring\nmore\n"),
             "the classes are background, ring, core .*--names .*classes.txt",
         ),
-        (lambda d: (d / "images" / "empty.png").unlink(), "1 photographs are not in"),
+        (lambda d: (d / "images" / "empty.png").unlink(), "not in .*: 1 of the photographs"),
         (lambda d: Image.new("RGB", (9, 9)).save(d / "images" / "empty.png"), "the same photograph"),
     ],
 )

@@ -376,7 +376,7 @@ def _used(table: Table) -> list[str]:
     if unknown:
         told.append(
             f"Whether {_some(unknown)} had read the masks that they are judged by cannot be told: "
-            "their data, or their ledger, is not at its place."
+            "they are not of the run's own data, or data or ledger are not at their place."
         )
     return told
 

@@ -79,14 +79,18 @@ def _header(comparison: Comparison, title: str) -> str:
     facts = [
         ("Runs", str(len(comparison.runs))),
         ("Settings", str(len(comparison.groups))),
-        ("Seeds", ", ".join(map(str, seeds[:8])) + (" …" if len(seeds) > 8 else "") or "–"),
+        (
+            "Seed" if len(seeds) == 1 else "Seeds",
+            ", ".join(map(str, seeds[:8])) + (" …" if len(seeds) > 8 else "") or "–",
+        ),
         ("Ways of judging", str(len(comparison.tables))),
     ]
     shown_facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
     keys = "".join(f"<li>{_key(group)}{escape(_long(group))}</li>" for group in comparison.groups)
     named = [name.removeprefix(OPTION) for name in comparison.columns]
     differs = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
-    says = f"They differ in {differs}, and in their seeds." if differs else "They differ in nothing but their seeds."
+    says = f"They differ in {differs or 'nothing but their seeds'}"
+    says += ", and in their seeds." if differs and len(seeds) > 1 else "."
     return (
         f'<header>\n<p class="kicker">Maskwright comparison</p>\n<h1>{escape(title)}</h1>\n'
         f'<p class="soft">{escape(says)}</p>\n<dl class="facts">{shown_facts}</dl>\n'
@@ -222,10 +226,16 @@ def _curves(comparison: Comparison) -> str:
     return section("Training", body)
 
 
+OWN_STEPS = f"{OPTION}steps"
+"""The number of steps where neither `--steps` nor `--minutes` says; a run's own stand as `steps`."""
+
+
 def _settings(comparison: Comparison) -> str:
     """All settings: those in which two groups differ as a table, the others folded."""
     groups = comparison.groups
     names = list(dict.fromkeys(name for group in groups for name in group.settings))
+    if all(g.settings["steps"].value for g in groups) and OWN_STEPS in names:
+        names.remove(OWN_STEPS)
 
     def words(name: str) -> list[str]:
         return [
@@ -235,7 +245,9 @@ def _settings(comparison: Comparison) -> str:
     def differs(name: str) -> bool:
         return len({repr(g.settings[name].value) if name in g.settings else "" for g in groups}) > 1
 
-    differing = [name for name in names if differs(name)]
+    unequal = [name for name in names if differs(name)]
+    # What differs in a hash alone is told by the settings that it follows from.
+    differing = [name for name in unequal if len(set(words(name))) > 1]
     head = '<th scope="col">setting</th>'
     head += "".join(f'<th scope="col">{_key(group)}{escape(group.short)}</th>' for group in groups)
     lines = [
@@ -245,7 +257,7 @@ def _settings(comparison: Comparison) -> str:
         for name in differing
     ]
     body = long_table(f"<thead><tr>{head}</tr></thead>", lines) if lines else "<p>No setting differs but the seed.</p>"
-    common = [(escape(name), escape(words(name)[0])) for name in names if name not in differing]
+    common = [(escape(name), escape(words(name)[0])) for name in names if name not in unequal]
     body += f"<details><summary>{count(len(common), 'setting')} that all have</summary>{term_list(common)}</details>"
     return section("Settings", body)
 

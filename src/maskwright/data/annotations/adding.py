@@ -71,13 +71,13 @@ def add_masks(
             place[i] = name
     if strange:
         raise MaskwrightError(
-            f"{len(strange)} photographs are not in {out} ({some(strange)})",
+            f"not in {out}: {len(strange)} of the photographs ({some(strange)})",
             "the same photographs",
             "name their folder",
         )
     if there:
         raise MaskwrightError(
-            f"{len(there)} photographs of {out} have a mask already ({some(there)})", "photographs without",
+            f"a mask already in {out}: {len(there)} of the photographs ({some(there)})", "photographs without",
             "add --replace to write over them",
         )  # fmt: skip
     old = {i: target.items[target.index(name)].mask for i, name in place.items()}

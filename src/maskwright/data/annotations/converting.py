@@ -189,7 +189,7 @@ def convert(
         )
     if add:
         count = add_masks(data, table, out, replace_masks, progress)
-        said.append(f"{count} masks were added to {out}; splits/{LIST}.txt lists the photographs that have one")
+        said.append(f"masks added to {out}: {count}; splits/{LIST}.txt lists the photographs that have one")
         return Converted(len(data), count, tuple(dict.fromkeys(said)))
     check_place(out, data.root, "what is converted", "another TO")
     out.parent.mkdir(parents=True, exist_ok=True)

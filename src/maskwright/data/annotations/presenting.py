@@ -190,7 +190,7 @@ def told(kind: str, annotations: Annotations, images: Images) -> list[str]:
     """
     noted = len(annotations.notes)
     file = some([path.name for path in annotations.files], 1)
-    said = [f"masks are drawn from {kind} annotations of {noted} photographs ({file})"]
+    said = [f"masks are drawn from {kind} annotations of {noted} photograph{'' if noted == 1 else 's'} ({file})"]
     if images.missing:
         if not noted:
             raise MaskwrightError(
