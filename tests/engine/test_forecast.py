@@ -72,7 +72,8 @@ def test_the_options_that_make_it_shorter_are_those_of_the_method():
     config = configure(METHODS["supervised"].Config, {"crop": 192})
     assert sizes(config) == "crops.size=192, crops.batch=4, crops.long_side=1024, norms.images=64"
     ((_, line),) = told([5.0] * 9, 2000, config=config)
-    assert line.endswith("or smaller by --set (crops.size=192, crops.batch=4, crops.long_side=1024, norms.images=64).")
+    wanted = "crops.size=192, crops.batch=4, crops.long_side=1024, norms.images=64"
+    assert line.endswith(f"or smaller values by --set (now {wanted}).")
     for name in METHODS:  # each of them is an option that --set takes
         cls = METHODS[name]
         found = dict(pair.split("=") for pair in sizes(cls.Config()).split(", ") if pair)
@@ -127,7 +128,7 @@ def test_work_without_gradients_is_foretold_too(capsys, monkeypatch):
     clock = Clock()
     monkeypatch.setattr("maskwright.engine.progress.time.perf_counter", clock)
     progress = Progress(every=1e9)
-    progress.shorter = "Shorter: smaller by --set (features.short_side=448), or fewer photographs."
+    progress.shorter = "Shorter: smaller values by --set (now features.short_side=448), or fewer photographs."
     with progress.task("features", 3000) as task:
         for done in range(1, 40):
             clock.now += 0.25
@@ -135,7 +136,7 @@ def test_work_without_gradients_is_foretold_too(capsys, monkeypatch):
     lines = [line for line in capsys.readouterr().err.splitlines() if "about" in line]
     assert lines == [
         "features: about 12 min more for 2980 of 3000, at 4.0/s. "
-        "Shorter: smaller by --set (features.short_side=448), or fewer photographs."
+        "Shorter: smaller values by --set (now features.short_side=448), or fewer photographs."
     ]
 
 

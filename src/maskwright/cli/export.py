@@ -31,6 +31,7 @@ def export(
     if not out.name:
         raise MaskwrightError(f"--out {out}", "a file", "--out model.onnx")
     bar = Progress(quiet=json)
+    bar.say("the network is followed step by step and written, which takes from seconds to minutes, then checked")
     done = api.load(model).export(out, format)
     if json:
         print_json(

@@ -110,7 +110,7 @@ class Forecast:
         told += f"; done about {until:%H:%M}."
         less = sizes(self.config)
         shorter = f" Shorter: --minutes {max(1, round(whole / 240))} or --steps in a new run"
-        return told + shorter + (f", or smaller by --set ({less})." if less else ".")
+        return told + shorter + (f", or smaller values by --set (now {less})." if less else ".")
 
 
 @dataclass(frozen=True)

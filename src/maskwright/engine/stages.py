@@ -87,7 +87,7 @@ def run_stages(method: Method, context: Context) -> None:
 
 def _shorter(config: Any) -> str:
     less = sizes(config)
-    return f"Shorter: smaller by --set ({less}), or fewer photographs." if less else ""
+    return f"Shorter: smaller values by --set (now {less}), or fewer photographs." if less else ""
 
 
 def _too_large(stage: str, config: Any) -> MaskwrightError:
