@@ -19,6 +19,12 @@ FAST = {"backbone": "tf_efficientnet_lite0", "weights": "random", "device": "cpu
 WORDS = ["--backbone", "tf_efficientnet_lite0", "--weights", "random", "--set", "short_side=64", "--device", "cpu"]
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """As wide as a pipe's, whatever the terminal of the tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def maskwright(monkeypatch, capfd):
     """Runs the command line in this process; gives exit code, standard output and error."""

@@ -132,7 +132,7 @@ def test_the_whole_round_of_correction(maskwright, trained, tmp_path, to):
         back[1] = str(tmp_path / "export.zip")
     code, out, err = maskwright(*back)
     assert code == 0, err
-    assert "1 masks were added" in out
+    assert "masks added to" in out and ": 1; splits/labeled.txt" in out
     corrected = open_folder(data)
     expected = np.zeros((48, 64), int)
     expected[8:40, 8:40] = 2

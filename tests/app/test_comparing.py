@@ -27,6 +27,12 @@ from maskwright.evaluate.scores import hash_names
 NAMES = ("sky", "road")
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """As wide as a pipe's, whatever the terminal of the tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def scores(miou: float, **changes: object) -> dict:
     return {
         "protocol": "direct", "matching": "none: ids are classes", "miou": miou, "pixel_accuracy": miou,

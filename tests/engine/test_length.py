@@ -314,6 +314,7 @@ def test_minutes_choose_the_steps_and_the_run_is_that_of_as_many(data, tmp_path,
     assert record["labels_read"] == record_of(tmp_path / "number")["labels_read"]
 
 
+@pytest.mark.slow
 def test_a_run_of_minutes_is_resumed_with_the_steps_it_was_given(data, tmp_path, stop, often, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     minutes_run(data, whole, 3.0, monkeypatch, minutes=1.5)
@@ -336,6 +337,7 @@ def test_minutes_that_cannot_be(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_of_trainings_in_a_row_the_last_decides(data, tmp_path, stop, often, monkeypatch, capfd):
     """Stopped in the first of two: no command that would fail is printed; in the second: it can be finished."""
     run = tmp_path / "run"

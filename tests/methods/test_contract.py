@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,11 +61,22 @@ OWN: dict[str, dict[str, object]] = {
 """What makes methods small that have more than common parts."""
 STEPS = 8
 NAMES = sorted(TABLE)
-WHOLE = {"kmeans", "stego", "primaps", "maskclip", "supervised", "mean_teacher", "cac", "st_plus_plus", "seam", "dacs"}
-"""One method of each kind: a clustering, words, heads on frozen features, networks on masks, teachers, pairs, rounds,
-tags, two domains. The default run asks these everything. Of the others it leaves out what takes trainings of its own,
-but for the kills; `-m slow` asks them that."""
-COSTLY = [pytest.param(name, marks=[] if name in WHOLE else pytest.mark.slow) for name in NAMES]
+WHOLE = {"kmeans", "stego", "primaps", "maskclip", "supervised", "mean_teacher", "seam", "dacs"}
+"""One method of each kind: a clustering, words, heads on frozen features, networks on masks, teachers, tags, two domains.
+The default run asks these everything. Of the others it leaves out what takes trainings of its own, which `-m slow` asks
+them."""
+KILLED = WHOLE | {"pass", "st_plus_plus", "adv_semi", "cbst", "cycada"}
+"""And those that the default run stops at every checkpoint: rounds, players against each other, stages in a row."""
+SIBLINGS = {"grad_cam", "grad_cam_pp", "cyclegan"}
+"""Methods that another of the table holds whole (`cam`, `cycada`), asked by `-m slow` alone."""
+
+
+def names_but(asked: set[str]) -> list[Any]:
+    """All methods; those that are not asked for are marked slow."""
+    return [pytest.param(name, marks=[] if name in asked else pytest.mark.slow) for name in NAMES]
+
+
+ALL, COSTLY, STOPPED = names_but(set(NAMES) - SIBLINGS), names_but(WHOLE), names_but(KILLED)
 LONGEST = "空" * 82 + "photo"
 assert len(LONGEST.encode()) + len(".png") == 255
 
@@ -190,7 +202,7 @@ def test_identity(name):
     assert method.link in header and "Deviates" in header
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_leaves_a_readable_run(name, finished):
     folder = finished(name)
     record = json.loads((folder / "run.json").read_text())
@@ -207,7 +219,7 @@ def test_leaves_a_readable_run(name, finished):
     assert (folder / "report.html").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_ledger_holds_what_the_method_needs_and_nothing_else(name, finished):
     read = json.loads((finished(name) / "run.json").read_text())["labels_read"]
     for kind in ("masks", "tags", "captions"):
@@ -216,7 +228,7 @@ def test_ledger_holds_what_the_method_needs_and_nothing_else(name, finished):
     assert not any(read["select"].values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_predicts_at_the_size_of_the_image(name, finished, data):
     model = mw.load(finished(name))
     for size in ((48, 64), (33, 91), (1, 1)):
@@ -237,7 +249,7 @@ def test_same_seed_same_weights_other_seed_other_weights(name, finished, data, t
     assert not same(finished(name), tmp_path / "other")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_saved_model_predicts_what_the_trained_one_did(name, trained, data):
     folder, model = trained(name)
     loaded = mw.load(folder / "model.safetensors")
@@ -246,7 +258,7 @@ def test_saved_model_predicts_what_the_trained_one_did(name, trained, data):
     assert np.array_equal(a.mask, b.mask) and np.array_equal(a.confidence, b.confidence)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STOPPED)
 def test_interrupted_at_any_checkpoint_and_resumed_gives_the_same_weights(name, finished, data, tmp_path, monkeypatch):
     """Stopped right after each checkpoint of each training stage, and at the start of each stage; now and then reading
     ahead, now and then not, as the uninterrupted run did."""

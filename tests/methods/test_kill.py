@@ -106,7 +106,7 @@ def last_step(out: Path, stage: str) -> int:
 @pytest.mark.parametrize(
     ("method", "stage"),
     [
-        ("stego", "distill"), ("dacs", "train"),
+        ("stego", "distill"), pytest.param("dacs", "train", marks=pytest.mark.slow),
         pytest.param("cbst", "round_1", marks=pytest.mark.slow),
         pytest.param("advent", "train", marks=pytest.mark.slow),
         pytest.param("dannet", "train", marks=pytest.mark.slow),

@@ -53,7 +53,9 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("by", sg.STRATEGIES)
+@pytest.mark.parametrize(
+    "by", [pytest.param(by, marks=[] if by in ("mixed", "coreset") else pytest.mark.slow) for by in sg.STRATEGIES]
+)
 def test_suggests_images_without_masks_and_writes_them(run, data, tmp_path, by):
     folder = open_folder(data).labeled("train")
     found = mw.suggest(run, folder, 3, by=by, regions=2, out=tmp_path, device="cpu", seed=3)

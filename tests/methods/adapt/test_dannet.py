@@ -166,6 +166,7 @@ def test_the_saved_model_relights_and_weighs(places, tmp_path):
     assert model.predict(next((places["night"] / "images").iterdir())).mask.max() < 3
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_network_that_learned_the_source(places, tmp_path):
     """As the paper's does; and another training may stand on what comes of it."""
     usual = {"device": "cpu", "steps": 1, "report": False, "progress": Progress(quiet=True)}

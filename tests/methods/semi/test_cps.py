@@ -185,7 +185,7 @@ def test_weight_zero_is_two_supervised_runs(semi_context, tmp_path):
 def test_weights_that_fill_both_networks_are_refused(semi_context, monkeypatch):
     one = make_network(semi_context, CPSConfig())
     for place in (training_module, cps):
-        monkeypatch.setattr(place, "make_network", lambda context, config: copy.deepcopy(one))
+        monkeypatch.setattr(place, "make_network", lambda context, config, second=False: copy.deepcopy(one))
     with pytest.raises(MaskwrightError, match=r"network_weights=whole\.pth fills both networks"):
         training(semi_context, network_weights="whole.pth")
 

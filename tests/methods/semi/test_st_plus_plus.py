@@ -372,6 +372,7 @@ def test_plain_st_labels_everything_once(data, tmp_path):
     assert y.valid.all() and y.size == (48, 64), "no threshold"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "after"),
     [("reliability", "teacher"), ("predict", "rank"), ("pseudo_label", "rank"), ("pseudo_label", "first")],

@@ -378,7 +378,11 @@ def test_the_first_update_of_the_teacher_copies(vit_context):
 
 
 @pytest.mark.parametrize(
-    ("version", "backbone", "part"), [("v2", VIT, "teacher"), ("fixmatch", "tf_efficientnet_lite0", "network")]
+    ("version", "backbone", "part"),
+    [
+        ("v2", VIT, "teacher"),
+        pytest.param("fixmatch", "tf_efficientnet_lite0", "network", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed_to_the_same_weights(tmp_path, monkeypatch, version, backbone, part):
     data = write_tiny_folder(tmp_path / "tiny")

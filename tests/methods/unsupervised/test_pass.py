@@ -306,6 +306,7 @@ def test_without_additions_attention_and_fine_tuning(data, tmp_path):
     assert len(store) == 8 and all(int(store.read(n).ids.min()) >= 1 for n in store.names), "nothing is other"
 
 
+@pytest.mark.slow
 def test_other_is_within_or_beside(data, tmp_path):
     within = run(data, tmp_path / "within", steps=1)
     assert within.classes.names == ("other", "cluster 1", "cluster 2"), "the table's first class is ground"

@@ -75,7 +75,7 @@ def test_the_kept_model_is_the_best_iterate_with_the_statistics_it_was_judged_by
     seen, scores, weights = [], iter([0.1, 0.2, 0.9, 0.3]), []
     monkeypatch.setattr(module, "miou", lambda counts: next(scores))
     for place in (network, training):  # for the kept model, and for looks at it
-        monkeypatch.setattr(place, "retake", lambda *args: seen.append(list(args[4])))
+        monkeypatch.setattr(place, "retake", lambda *args, **told: seen.append(list(args[4])))
     config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32", "holdout": 0.4})
     method = Supervised(config, semi_context)
     look = Selection.look
