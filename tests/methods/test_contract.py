@@ -62,9 +62,9 @@ OWN: dict[str, dict[str, object]] = {
 STEPS = 8
 NAMES = sorted(TABLE)
 WHOLE = {"kmeans", "stego", "primaps", "maskclip", "supervised", "mean_teacher", "seam", "dacs"}
-"""One method of each kind: a clustering, words, heads on frozen features, networks on masks, teachers, tags, two domains.
-The default run asks these everything. Of the others it leaves out what takes trainings of its own, which `-m slow` asks
-them."""
+"""One method of each kind: a clustering, words, heads on frozen features, networks on masks, teachers, tags, two
+domains. The default run asks these everything. Of the others it leaves out what takes trainings of its own, which
+`-m slow` asks them."""
 KILLED = WHOLE | {"pass", "st_plus_plus", "adv_semi", "cbst", "cycada"}
 """And those that the default run stops at every checkpoint: rounds, players against each other, stages in a row."""
 SIBLINGS = {"grad_cam", "grad_cam_pp", "cyclegan"}
