@@ -193,6 +193,7 @@ def test_train_predict_evaluate(maskwright, tmp_path):
     assert f"4 of split test (sha256 of their names {scores['names_hash'][:12]})" in out
 
 
+@pytest.mark.slow
 def test_semi_supervised_from_a_list_of_names_and_predictions_at_several_scales(maskwright, tmp_path):
     data, run = write_tiny_folder(tmp_path / "tiny"), tmp_path / "run"
     small = ["--set", "crop=32", "--set", "batch=2", "--steps", 2, "--weights", "random", "--device", "cpu"]
@@ -405,6 +406,7 @@ def test_names_of_any_bytes_go_through_every_verb(maskwright, trained, tmp_path)
     assert len((tmp_path / "next" / "names.txt").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_the_choice_of_tiles_is_said_and_can_be_made(maskwright, trained, tmp_path):
     data, run = trained
     large = tmp_path / "large"

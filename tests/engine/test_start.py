@@ -224,6 +224,7 @@ def test_another_backbone_and_no_model_are_one_line(tmp_path):
         opened(tmp_path, model, OLD, "toco")
 
 
+@pytest.mark.slow
 def test_the_network_of_the_run_is_taken_where_none_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MASKWRIGHT_CACHE", str(tmp_path / "cache"))
     data, out = write_tiny_folder(tmp_path / "tiny"), tmp_path / "first"

@@ -54,7 +54,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "by", [pytest.param(by, marks=[] if by in ("mixed", "coreset") else pytest.mark.slow) for by in sg.STRATEGIES]
+    "by", [pytest.param(by, marks=[] if by == "coreset" else pytest.mark.slow) for by in sg.STRATEGIES]
 )
 def test_suggests_images_without_masks_and_writes_them(run, data, tmp_path, by):
     folder = open_folder(data).labeled("train")
@@ -153,6 +153,7 @@ def test_both_networks_see_with_statistics_of_photographs(run, data, monkeypatch
     assert max(s.score for s in far) > 1e-3 and max(s.score for s in found) < 1e-6
 
 
+@pytest.mark.slow
 def test_disagreement_without_a_teacher_is_told(data):
     alone = train(data, "supervised")
     with pytest.raises(MaskwrightError, match=r"one network.*teacher.*--by"):

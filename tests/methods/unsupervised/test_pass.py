@@ -289,7 +289,7 @@ def test_the_method_leaves_the_runs_classes_as_they_are(data, tmp_path):
     assert context.table.names == ClassTable.numbered(3).names
 
 
-@pytest.mark.parametrize("instance", ["simsiam", "moco"])
+@pytest.mark.parametrize("instance", [pytest.param("simsiam", marks=pytest.mark.slow), "moco"])
 def test_other_losses_between_crops(instance, data, tmp_path):
     run(data, tmp_path / "run", settings={"instance": instance, "queue": 8})
     lines = [json.loads(t) for t in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -61,6 +61,7 @@ def test_every_stage_leaves_its_artefact(data, tmp_path):
     assert any(n.startswith("Pairs: sure background below") for n in record["notes"])
 
 
+@pytest.mark.slow
 def test_psa_walks_with_its_background(data, tmp_path):
     _, record = run(data, tmp_path / "run", variant="psa", seeds="grad_cam", pair_alphas=(4, 24))
     assert read_threshold(tmp_path / "run" / "seeds") == 0.5

@@ -112,6 +112,7 @@ def test_the_report_shows_the_way_to_the_masks_and_the_ledger_what_was_judged(da
     assert any("2 of 8 images left out: no prediction" in n for n in scores["notes"])
 
 
+@pytest.mark.slow
 def test_grad_cam_at_the_last_layer_makes_the_maps_of_cam(data, tmp_path):
     stores = []
     for method in ("cam", "grad_cam"):
