@@ -76,6 +76,7 @@ def test_suggests_images_without_masks_and_writes_them(run, data, tmp_path, by):
     assert [(r.name, r.score) for r in again] == [(r.name, r.score) for r in found]
 
 
+@pytest.mark.slow
 def test_order_of_entropy_is_that_of_the_predictions(run, data):
     folder = open_folder(data).labeled("train")
     model = mw.load(run)

@@ -288,6 +288,7 @@ def test_small_crops_are_refused(semi_context):
         training(semi_context, crop=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_interrupted_and_resumed(semi_context, variant, tmp_path, monkeypatch):
     check_resumes(semi_context, lambda: training(semi_context, variant), tmp_path, monkeypatch)

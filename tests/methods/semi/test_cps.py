@@ -198,6 +198,7 @@ def test_second_network_is_supervised_with_its_own_auxiliary_heads(semi_context)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in t.student2.network.aux.parameters())
 
 
-@pytest.mark.parametrize("cutmix", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("cutmix", [False, True])
 def test_interrupted_and_resumed(semi_context, cutmix, tmp_path, monkeypatch):
     check_resumes(semi_context, lambda: training(semi_context, cutmix=cutmix), tmp_path, monkeypatch)

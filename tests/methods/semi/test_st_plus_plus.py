@@ -335,6 +335,7 @@ def test_the_named_network_labels(method, finished):
         assert (y.confidence - theirs.confidence).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_each_training_starts_anew_on_its_own_labels(method, monkeypatch):
     trainings = {}
     monkeypatch.setattr(method.context, "fit", lambda t, name, folder, steps: trainings.update({name: t}))

@@ -36,6 +36,7 @@ def _check(labels: np.ndarray, shape: tuple[int, int]) -> None:
         assert ndimage.label(labels == i)[1] == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 80), st.integers(0, 100))
 def test_contiguous_ids_and_connected_parts_at_any_size(h: int, w: int, segments: int, seed: int):

@@ -102,6 +102,7 @@ def test_evenly():
     assert evenly(range(7), 0) == []
 
 
+@pytest.mark.slow
 def test_run_takes_them_unless_told_not_to(tiny_folder, tmp_path):
     """Norms of the saved model: with the option those of photographs, without those that training left."""
     states = {}
