@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 from maskwright.data.annotations.writing import OUTLINES, Writer
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.masking.classes import IGNORE8, IGNORE16
+from maskwright.data.trust.files import folder_beside
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.outlines import without_specks
 from maskwright.predict.model import Bar, Model, read_ahead
@@ -53,10 +52,8 @@ def write_start(out: Path, to: str, model: Model, data: Dataset, names: Sequence
     Raises:
         MaskwrightError: the place cannot be written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{to}-", dir=out.parent))
     chosen = data.subset(data.index(name) for name in names)
-    try:
+    with folder_beside(out, f".{to}-") as work:
         writer = Writer(work, to, model.classes)
         with Bar(progress, "outlines", len(chosen)) as show:
             for done, (name, pixels) in enumerate(read_ahead(chosen), 1):
@@ -68,13 +65,6 @@ def write_start(out: Path, to: str, model: Model, data: Dataset, names: Sequence
                     writer.add(name, chosen.items[chosen.index(name)].image, ids, size)
                 show(done)
         writer.close(None)  # no list: nothing is labelled yet
-        work.chmod(0o755)
-        if out.is_dir():
-            out.rmdir()
-        work.replace(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return out
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from maskwright.data.folders.recognise import recognise
 from maskwright.data.folders.scan import is_regular
 from maskwright.data.layouts import LAYOUTS, layout_of, open_data
 from maskwright.data.masking.classes import ClassTable, read_classes
+from maskwright.data.trust.files import folder_beside
 from maskwright.errors import MaskwrightError, unknown
 
 
@@ -192,9 +191,7 @@ def convert(
         said.append(f"masks added to {out}: {count}; splits/{LIST}.txt lists the photographs that have one")
         return Converted(len(data), count, tuple(dict.fromkeys(said)))
     check_place(out, data.root, "what is converted", "another TO")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name[:60]}-", dir=out.parent))
-    try:
+    with folder_beside(out, f".{out.name[:60]}-") as work:
         writer = Writer(work, to, table, tolerance=tolerance, photographs=photographs)
         for i, item in enumerate(data.items):
             ids = ids_of(data, i, table) if data.has_mask(i) else None
@@ -205,13 +202,6 @@ def convert(
         if to == "masks":
             copy_rest(data, work, {})
         writer.close(LIST)
-        work.chmod(0o755)
-        if out.is_dir():
-            out.rmdir()
-        work.replace(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     said += _after(writer, to, out)
     return Converted(len(data), writer.masks, tuple(dict.fromkeys(said)))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from maskwright.data.masking.masks import write_mask
 from maskwright.data.masking.survey import Survey, survey_masks
 from maskwright.data.pictures.images import IMAGE_SUFFIXES, orient
 from maskwright.data.pictures.picture_facts import write_pages
-from maskwright.data.trust.files import file_for, write_text
+from maskwright.data.trust.files import file_for, folder_beside, write_text
 from maskwright.errors import MaskwrightError
 
 CHANGES = "changes.txt"
@@ -55,9 +54,7 @@ def mend(data: Dataset, out: str | os.PathLike[str], progress: Callable[[int, in
         if found.severity == "error" and found.kind not in FILE_KINDS:
             raise found.error()
     turned = unturned_by_edges(data, surveys)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name[:60]}-", dir=target.parent))
-    try:
+    with folder_beside(target, f".{target.name[:60]}-") as work:
         lines: list[str] = []
         pages: dict[str, list[str]] = {}
 
@@ -78,13 +75,6 @@ def mend(data: Dataset, out: str | os.PathLike[str], progress: Callable[[int, in
                 progress(done, len(data))
         lines += copy_rest(data, work, pages)
         write_text(work / CHANGES, "".join(f"{line}\n" for line in lines))
-        work.chmod(0o755)
-        if target.is_dir():
-            target.rmdir()
-        work.replace(target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return lines
 
 

@@ -14,6 +14,8 @@ import os
 import platform
 import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -227,3 +229,24 @@ def _sync_folder(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def folder_beside(target: Path, prefix: str) -> Iterator[Path]:
+    """A folder beside `target` to write into; it becomes `target` at the end, and is gone where that is not reached.
+
+    Args:
+        target: the new folder, absent or empty.
+        prefix: of the name that it has meanwhile.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    try:
+        yield work
+        work.chmod(0o755)
+        if target.is_dir():
+            target.rmdir()
+        work.replace(target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
