@@ -37,6 +37,7 @@ TABLE = {
     "WeightedClassifier": "maskwright.models.parts.relighting:WeightedClassifier",
     "TokenLargeFOV": "maskwright.models.parts.large_fov:TokenLargeFOV",
     "SobelEncoder": "maskwright.models.parts.sobel:SobelEncoder",
+    "Projector": "maskwright.models.parts.projector:Projector",
     "ClassVectors": "maskwright.models.parts.class_vectors:ClassVectors",
     "Scores": "maskwright.models.parts.class_vectors:Scores",
     "JointEncoder": "maskwright.models.towers.parts:JointEncoder",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from maskwright.recipes.pretraining.lars import LARS
+
 if TYPE_CHECKING:
     from maskwright.recipes.training.options import OptimizerOptions
 
@@ -64,4 +66,6 @@ def make_optimizer(options: OptimizerOptions, network: Any) -> torch.optim.Optim
     groups = parameter_groups(network, o.lr, o.encoder_lr, o.layer_decay, o.weight_decay)
     if o.name == "adamw":
         return torch.optim.AdamW(groups, lr=o.lr, betas=(0.9, 0.999))
+    if o.name == "lars":
+        return LARS(groups, o.lr)
     return torch.optim.SGD(groups, lr=o.lr, momentum=0.9, nesterov=True)

@@ -1,0 +1,1 @@
+"""SlotCon: the method, its options and training, and its losses."""
