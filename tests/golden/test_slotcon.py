@@ -70,7 +70,7 @@ def test_without_a_shared_prototype_there_is_no_slot_loss(anchors):
     ours[0, :anchors] = True
     loss, count = L.slot_loss(q, draw(2, 3, 4), ours, theirs, predictor, 0.2)
     loss.backward()
-    assert (float(loss), int(count)) == (0.0, anchors) and not q.grad.any()
+    assert (loss.item(), int(count)) == (0.0, anchors) and not q.grad.any()
 
 
 # --------------------------------------------------------------------- the authors' own code
@@ -121,7 +121,8 @@ def test_inverse_augmentation_of_the_authors(cases, name):
     ours = L.inverse_augment(x, case.input["coords"], case.input["flag"])
     close(ours, case.output["aligned"], "aligned")
     if name == "invaug_full_box":
-        assert torch.equal(ours, case.output["aligned"]) and torch.equal(ours[~case.input["flag"]], x[~case.input["flag"]])
+        plain = ~case.input["flag"]
+        assert torch.equal(ours, case.output["aligned"]) and torch.equal(ours[plain], x[plain])
     if "upstream" in case.input:
         (ours * case.input["upstream"]).sum().backward()
         close(x.grad, case.grad["score"], "score")
@@ -148,7 +149,8 @@ def test_slot_loss_of_the_authors(cases, name):
     case, head = cases[name], predictor_of(cases[name])
     q, k = case.input["slot_student"].clone().requires_grad_(), case.input["slot_teacher"]
     ours, theirs = L.winners(case.input["score_student"]), L.winners(case.input["score_teacher"])
-    assert torch.equal(ours.long(), case.output["mask_student"]) and torch.equal(theirs.long(), case.output["mask_teacher"])
+    for mask, of in ((ours, "student"), (theirs, "teacher")):
+        assert torch.equal(mask.long(), case.output[f"mask_{of}"])
     loss, _ = L.slot_loss(q, k, ours & theirs, theirs, head, case.settings["tau"])
     assert loss.item() == pytest.approx(case.output["loss"].item(), rel=1e-5)
     loss.backward()

@@ -27,7 +27,9 @@ def data(tmp_path_factory):
 
 
 def stream(data, changes=(None, None), scale=(0.2, 1.0), **options) -> TwoCropStream:
-    return TwoCropStream(Stream(data, range(4), Sampler(4, 2, 0), CropRecipe(32, scale, 1024), GREY), changes, **options)
+    return TwoCropStream(
+        Stream(data, range(4), Sampler(4, 2, 0), CropRecipe(32, scale, 1024), GREY), changes, **options
+    )
 
 
 def places(view: View) -> torch.Tensor:
