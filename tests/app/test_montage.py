@@ -36,10 +36,11 @@ def test_shares_and_places_are_those_of_the_pixels(tiny_folder):
 
 def test_the_map_and_the_picture(tiny_folder, tmp_path):
     data, model = open_folder(tiny_folder), Model(ColorSegmenter(classes=4))
-    shares = write_clusters(tmp_path, model, data)
+    shares, places = write_clusters(tmp_path, model, data)
     found = rows(tmp_path)
     assert [r["cluster"] for r in found] == ["0", "1", "2", "3"] and {r["name"] for r in found} == {""}
     assert [float(r["share"]) for r in found] == pytest.approx(shares, abs=1e-4) and shares.sum() == pytest.approx(1)
+    assert 0 <= places.chance <= places.accuracy <= 1 and places.photographs == len(data)
     assert found[3]["row"] == "" and found[3]["share"] == "0.0000", "a cluster that no photograph holds"
     assert found[1]["colour"] == "#" + bytes(model.classes.colors[1]).hex()
     (sheet,) = montage_files(tmp_path)
@@ -66,9 +67,10 @@ def test_photographs_of_one_pixel_and_none_that_can_be_read(tmp_path):
     Image.new("RGB", (1, 1), tuple(int(v) for v in COLORS[1])).save(tmp_path / "images" / "a.png")
     Image.new("RGB", (200, 2), tuple(int(v) for v in COLORS[2])).save(tmp_path / "images" / "b.png")
     data, model = open_folder(tmp_path), Model(ColorSegmenter())
-    assert write_clusters(tmp_path / "run", model, data) == pytest.approx([0, 0.5, 0.5])
+    assert write_clusters(tmp_path / "run", model, data).share == pytest.approx([0, 0.5, 0.5])
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"broken")
     (tmp_path / "run" / "map.csv").unlink()
-    assert not write_clusters(tmp_path / "run", model, data).any()
+    nothing = write_clusters(tmp_path / "run", model, data)
+    assert not nothing.share.any() and nothing.places is None
     assert [r["row"] for r in rows(tmp_path / "run")] == [""] * 3

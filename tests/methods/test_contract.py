@@ -39,6 +39,7 @@ OWN: dict[str, dict[str, object]] = {
     "infoseg": {"vectors.dim": 16},
     "picie": {"rounds.rows": 64},
     "slotcon": {"groups.hidden": 16, "groups.width": 8},
+    "maskcontrast": {"objects.short_side": 64, "contrast.queue": 6, "clusters.restarts": 2},
     "pass": {
         "crops.local_size": 32, "instance.hidden": 16, "instance.prototypes": 4, "labels.short_side": 64,
         "labels.restarts": 2,

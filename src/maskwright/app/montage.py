@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,6 +21,7 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.masking.cluster_map import MAP, ClusterRow, has_names, write_map
 from maskwright.data.pictures.images import resize
 from maskwright.data.trust.files import write_bytes
+from maskwright.evaluate.places import Places, place_share
 from maskwright.models.tensors import checksum
 from maskwright.ops.refinement.components import bounding_box, largest_component
 from maskwright.predict.model import Model, area_counts, read_ahead
@@ -67,6 +68,18 @@ class Seen:
     def share(self) -> np.ndarray:
         """Of each cluster in all of them, float64 (K,)."""
         return self.shares.sum(0) / max(1, len(self.names))
+
+
+class Clusters(NamedTuple):
+    """What a run tells of its clusters.
+
+    Attributes:
+        share: of each cluster in the photographs looked at, float64 (K,).
+        places: how much of the clustering the place in the frame predicts; None where that cannot be told.
+    """
+
+    share: np.ndarray
+    places: Places | None
 
 
 def look(model: Model, data: Dataset, count: int = COUNT, progress: Any = None) -> Seen:
@@ -119,7 +132,7 @@ def cluster_rows(seen: Seen, table: ClassTable) -> list[ClusterRow]:
 
 def write_clusters(
     run_folder: str | Path, model: Model, data: Dataset, progress: Any = None, table: Path | None = None
-) -> np.ndarray:
+) -> Clusters:
     """Writes the map, unless somebody filled in names there, and the montage into a run folder.
 
     Args:
@@ -130,7 +143,7 @@ def write_clusters(
         table: the map's file; map.csv of the run if None.
 
     Returns:
-        Share of each cluster in the photographs looked at, float64 (K,).
+        Share of each cluster in the photographs looked at, and what place alone predicts of them.
 
     Raises:
         MaskwrightError: the folder cannot be written.
@@ -140,7 +153,7 @@ def write_clusters(
     write_montage(folder, seen, model.classes, data)
     if not table.exists() or not has_names(table):
         write_map(table, cluster_rows(seen, model.classes), model_id(model))
-    return seen.share
+    return Clusters(seen.share, place_share(seen.masks, len(model.classes)))
 
 
 def naming_command(run_folder: str | Path, table: Path | None = None) -> str:

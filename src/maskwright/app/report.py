@@ -289,7 +289,9 @@ def _montage(folder: Path, run: Mapping[str, Any]) -> str:
         )
     if not images:
         return ""
-    body = (
+    places = _get(run, "places", "says")
+    body = f"<p>{escape(places)}</p>" if isinstance(places, str) else ""
+    body += (
         f"<p>{HOW_TO_READ} Write what each cluster is into the column <code>name</code> of <code>{MAP}</code>: "
         "the same word twice makes one class, <code>void</code> none. Then</p>"
         f"<pre><code>{escape(naming_command(folder))}</code></pre>"

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from maskwright.engine.inputs import Input
     from maskwright.engine.start import Start
     from maskwright.models.backbones.build import Backbone
+    from maskwright.models.onnx_network import OnnxNetwork
     from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.preprocess import Preprocess
     from maskwright.models.segmenter import Segmenter
@@ -133,8 +134,9 @@ class Context:
             raise KeyError(f"no data set called {name!r} in this run, only {', '.join(streams)}")
         return streams[name]
 
-    def input(self, name: str) -> Segmenter | Backbone | Proposals:
-        """A second network, on the device, in evaluation mode and without gradients; or a store of proposals.
+    def input(self, name: str) -> Segmenter | Backbone | OnnxNetwork | Proposals:
+        """A second network, on the device, in evaluation mode and without gradients; one of an ONNX file; or a store of
+        proposals.
 
         Raises:
             KeyError: there is none; a method that asks for it declares it as required (`Method.inputs`).

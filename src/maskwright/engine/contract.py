@@ -74,11 +74,14 @@ class InputNeed:
         kind: `network`: a saved model, a run, or the name of a backbone with weights; `proposals`: a folder of masks,
             regions or maps named as the images, or a run with a stage that made one.
         required: whether the method cannot run without.
+        networks: of proposals, whether a network that makes them will do too: a model, a run that has one and no
+            proposals, or an ONNX file.
     """
 
     says: str
     kind: Literal["network", "proposals"]
     required: bool = True
+    networks: bool = False
 
 
 class Method(ABC):

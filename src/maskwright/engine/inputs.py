@@ -3,9 +3,10 @@
     --input NAME=PLACE     repeatable
 
 PLACE is of a network a `model.safetensors`, a run's folder, or a backbone's name, perhaps with `@WEIGHTS` (a file,
-`package` or `random`); of proposals their folder, or the folder of a run with one stage that made some. Which names a
-method takes is what its class says (`Method.inputs_taken`). Of each input the run's record tells the hash of its
-contents, which a resumed run must find again, and which labels it saw.
+`package` or `random`); of proposals their folder, or the folder of a run with one stage that made some. Where the
+method can have proposals made, a network will do for them too: a model, a run that has one and no proposals, or an ONNX
+file. Which names a method takes is what its class says (`Method.inputs_taken`). Of each input the run's record tells
+the hash of its contents, which a resumed run must find again, and which labels it saw.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.models import bundle
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.backbones.dense import Backbone
+from maskwright.models.onnx_network import OnnxNetwork
 from maskwright.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -51,10 +53,11 @@ class Input:
 
     Attributes:
         name: by which the method asks for it.
-        kind: `network` or `proposals`.
+        kind: `network` or `proposals`: what it is, also where a network was given for proposals.
         place: where it was found: a path, or a backbone's name.
         hash: of its contents: of the model's file, of the backbone's weights, of all files of the proposals.
-        thing: a segmenter or a backbone, on the CPU, in evaluation mode and without gradients; or the proposals.
+        thing: a segmenter or a backbone, on the CPU, in evaluation mode and without gradients; an ONNX network; or the
+            proposals.
         labels_seen: the labels that pretraining saw, or, of proposals, that whoever made them saw.
         labels_read: {purpose: {kind: images}} that the run which made it read; None where no run is known.
         inputs: likewise of what was an input of that run, by name.
@@ -64,7 +67,7 @@ class Input:
     kind: Literal["network", "proposals"]
     place: str
     hash: str
-    thing: Segmenter | Backbone | Proposals
+    thing: Segmenter | Backbone | OnnxNetwork | Proposals
     labels_seen: str
     labels_read: Mapping[str, Any] | None = None
     inputs: Mapping[str, Any] | None = None
@@ -160,11 +163,20 @@ def open_inputs(taken: Mapping[str, InputNeed], given: Mapping[str, str], seed: 
     Raises:
         MaskwrightError: a place holds nothing of the kind, or it is damaged.
     """
-    return {
-        name: (_network if need.kind == "network" else _proposals)(name, given[name], seed)
-        for name, need in taken.items()
-        if name in given
-    }
+    return {name: _opened(name, given[name], need, seed) for name, need in taken.items() if name in given}
+
+
+def _opened(name: str, place: str, need: InputNeed, seed: int) -> Input:
+    if need.kind == "network":
+        return _network(name, place, seed)
+    if need.networks:
+        path = Path(place)
+        if path.suffix.lower() == ".onnx" and path.is_file():
+            return _onnx(name, path)
+        model = path / MODEL if path.is_dir() else path
+        if model.is_file() and not (path.is_dir() and _stores_of(path)):
+            return saved_network(name, model)
+    return _proposals(name, place)
 
 
 def _network(name: str, place: str, seed: int) -> Input:
@@ -209,13 +221,23 @@ def _backbone(name: str, place: str, seed: int) -> Input:
     return Input(name, "network", place, backbone.key, backbone.eval(), backbone.provenance.labels_seen)
 
 
-def _proposals(name: str, place: str, seed: int) -> Input:
+def _onnx(name: str, path: Path) -> Input:
+    found = OnnxNetwork(path)
+    return Input(name, "network", os.path.abspath(path), found.hash, found, found.labels_seen, found.labels_read)
+
+
+def _stores_of(run: Path) -> list[Path]:
+    """The proposals that finished stages of a run left."""
+    return sorted(store.parent for store in run.rglob(STORE) if _done(store, run))
+
+
+def _proposals(name: str, place: str) -> Input:
     path = Path(place)
     if not path.is_dir():
         raise _no_place(name, f"{path} is {'a file' if path.exists() else 'not there'}", "proposals")
     run: Mapping[str, Any] = {}
     if (path / RECORD).exists():
-        found = sorted(store.parent for store in path.rglob(STORE) if _done(store, path))
+        found = _stores_of(path)
         if len(found) != 1:
             what = f"{len(found)} of them: {', '.join(map(str, found))}" if found else "none of a finished stage"
             raise _no_place(name, f"{path} is a run, and of proposals it holds {what}", "proposals")

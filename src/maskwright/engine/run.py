@@ -39,7 +39,8 @@ class Pages(NamedTuple):
     Attributes:
         previews: called with (run folder, model, images, progress); gives each class's share of the pixels.
         page: called with (run folder, record); writes the page and gives its path.
-        clusters: called as `previews` in runs whose classes are clusters: shows what each is, and gives its share.
+        clusters: called as `previews` in runs whose classes are clusters: shows what each is, and gives their `share`
+            and what place in the frame predicts of them (`places`, `evaluate.places.Places` or None).
     """
 
     previews: Callable[..., Any]
@@ -131,7 +132,12 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
     if pages is not None and run.writes:
         shares = pages.previews(run.path, model, context.data, progress=context.progress)
         if method.classes_from == "clusters" and pages.clusters is not None:
-            shares = pages.clusters(run.path, model, context.data, progress=context.progress)
+            clusters = pages.clusters(run.path, model, context.data, progress=context.progress)
+            shares = clusters.share
+            run.record.pop("places", None)
+            if clusters.places is not None:
+                run.record["places"] = clusters.places.to_json()
+                context.progress.say(clusters.places.says())
         run.record["classes"] = [
             {"name": n, "color": [int(v) for v in c], "share": float(s)}
             for n, c, s in zip(segmenter.classes.names, segmenter.classes.colors, shares)

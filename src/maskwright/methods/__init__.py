@@ -20,6 +20,7 @@ TABLE = {
     "infoseg": "maskwright.methods.unsupervised.infoseg:InfoSeg",
     "picie": "maskwright.methods.unsupervised.picie:Picie",
     "slotcon": "maskwright.methods.unsupervised.slotcon.method:SlotCon",
+    "maskcontrast": "maskwright.methods.unsupervised.maskcontrast.method:MaskContrast",
     "pass": "maskwright.methods.unsupervised.pass_.method:Pass",
     "cam": "maskwright.methods.weak.cam:Cam",
     "grad_cam": "maskwright.methods.weak.cam:GradCam",

@@ -237,8 +237,9 @@ def _jitter(b: float, c: float, s: float, h: float, p: float = 0.8) -> dict[str,
 # Flips and crops are geometry and live in `crops`.
 PRESETS: dict[str, Photometric] = {
     "none": Photometric(),
-    # SimCLR strength 1; PASS, Leopart and MaskContrast use the same.
+    # SimCLR strength 1; PASS and Leopart use the same.
     "simclr": Photometric(**_jitter(0.8, 0.8, 0.8, 0.2), grey_p=0.2, blur_p=0.5),
+    "maskcontrast": Photometric(**_jitter(0.4, 0.4, 0.4, 0.1), grey_p=0.2),
     # BYOL and SlotCon: view 1 always blurred, view 2 seldom and then solarised.
     "slotcon_1": Photometric(**_jitter(0.4, 0.4, 0.2, 0.1), grey_p=0.2, blur_p=1.0),
     "slotcon_2": Photometric(**_jitter(0.4, 0.4, 0.2, 0.1), grey_p=0.2, blur_p=0.1, solarise_p=0.2),

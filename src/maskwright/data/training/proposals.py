@@ -163,9 +163,10 @@ class Proposals:
         return len(self.names)
 
     def __contains__(self, name: str) -> bool:
-        return self._path(name).exists()
+        return self.path_of(name).exists()
 
-    def _path(self, name: str) -> Path:
+    def path_of(self, name: str) -> Path:
+        """The file of a photograph, whether or not it is there."""
         return file_for(self._files(), name, ".png")
 
     def fingerprint(self) -> str:
@@ -242,7 +243,7 @@ class Proposals:
             raise MaskwrightError(f"{self.folder} holds {self.holds}", wanted, "give another folder of proposals")
 
     def _known(self, name: str) -> Path:
-        path = self._path(name)
+        path = self.path_of(name)
         if not path.exists():
             raise MaskwrightError(f"{self.folder} has no proposals for {name}", str(path), "make them for all images")
         return path
@@ -274,15 +275,15 @@ class Proposals:
             raise ValueError(f"a {type(found).__name__} for a store of {self.holds}")
         if isinstance(found, SoftMap):
             values = torch.where(found.valid, found.values, 0.0).cpu().double()
-            write_grey16(self._path(name), (values.clamp(0, 1) * 65535).round().numpy().astype(np.uint16))
+            write_grey16(self.path_of(name), (values.clamp(0, 1) * 65535).round().numpy().astype(np.uint16))
         elif self.holds == "classes":
             if self._labels is None:
                 raise ValueError("a store of classes is written where `begin` was told them")
             self._labels.write(name, found, image)
         elif self.holds == "objects":
-            write_mask(self._path(name), ((found.ids > 0) & found.valid).cpu().numpy().astype(np.uint8))
+            write_mask(self.path_of(name), ((found.ids > 0) & found.valid).cpu().numpy().astype(np.uint8))
         else:
             ids = found.target(IGNORE16).cpu().numpy()
             if ids.min() < 0 or (found.valid.any() and int(found.ids[found.valid].max()) >= IGNORE16):
                 raise ValueError(f"ids up to {ids.max()}, expected 0 to {IGNORE16 - 1}")
-            write_grey16(self._path(name), ids.astype(np.uint16))
+            write_grey16(self.path_of(name), ids.astype(np.uint16))

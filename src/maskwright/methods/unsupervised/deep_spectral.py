@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskwright.data.masking.classes import BACKGROUND_NAMES, ClassTable
+from maskwright.data.masking.classes import BACKGROUND_NAMES
 from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
@@ -45,19 +45,16 @@ from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, share
 from maskwright.engine.loop import Indices, Training, cosine
 from maskwright.engine.seeding import derive
-from maskwright.engine.shown import Shown, Strip
+from maskwright.engine.shown import Shown
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.heads import ConvDecoder, CosineClassifier, LinearClassifier, Projection, Sequential
-from maskwright.models.preprocess import MAX_SIDE, resize_uint8
+from maskwright.models.preprocess import MAX_SIDE
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.clustering.kmeans import kmeans
-from maskwright.ops.graphs.affinity import color_knn_affinity, combine, feature_affinity
-from maskwright.ops.graphs.objectness import border_distance, border_nodes, fiedler_side, otsu_threshold
-from maskwright.ops.graphs.spectral import eigengap, spectral_embedding
+from maskwright.ops.graphs.objectness import border_nodes
+from maskwright.ops.graphs.spectral import eigengap
 from maskwright.ops.refinement.components import bounding_box, largest_component
-from maskwright.ops.refinement.guided import guided_filter
-from maskwright.predict.writers import overlay, shrink
 from maskwright.recipes.clustering import ClusterOptions, cluster_rows
 from maskwright.recipes.frozen.batches import stacked_by_shape
 from maskwright.recipes.frozen.features import (
@@ -69,37 +66,19 @@ from maskwright.recipes.frozen.features import (
     projection,
 )
 from maskwright.recipes.frozen.options import ReadoutOptions, ReductionOptions
+from maskwright.recipes.proposals.showing import object_strips
+from maskwright.recipes.proposals.spectral_objects import (
+    GraphOptions,
+    ObjectOptions,
+    graph_features,
+    object_map,
+    object_mask,
+    spectrum,
+)
 
 LABELS = "labels.safetensors"
-OBJECT_VECTORS = 6
-"""Vectors, the constant one among them, that the object is found from: later ones split it into parts."""
 SEGMENT_RESTARTS = 10
 """Starts of each photograph's k-means, scikit-learn's number when the paper's code was written."""
-OBJECT = ClassTable(("object",), np.array([(235, 120, 20)], np.uint8))
-"""How the report draws an object; what is none stays as it is."""
-SHOWN_SIDE = 320
-"""Pixels of the longer side of the report's pictures of objects."""
-
-
-@dataclass(kw_only=True)
-class GraphOptions:
-    """The graph of one photograph."""
-
-    layers: tuple[int, ...] | None = option(None, "blocks or stages for the graph; none: last block, or stride 16")
-    kind: str | None = option(None, "what of a transformer block; none: its keys", choices=("tokens", "q", "k", "v"))
-    color: float = option(10.0, "weight lambda of the colour affinity beside that of features", low=0.0)
-    vectors: int = option(15, "eigenvectors k beside the constant one", low=1)
-
-
-@dataclass(kw_only=True)
-class ObjectOptions:
-    """The object of one photograph."""
-
-    rule: str = option(
-        "border", "how the object is found: far from the border; the Fiedler vector's smaller side, as the paper; or "
-        "the side of it that touches the border less", choices=("border", "fiedler", "fiedler_border"), old="object",
-    )  # fmt: skip
-    refine: bool = option(True, "sharpen object maps by a colour guided filter")
 
 
 @dataclass(kw_only=True)
@@ -243,10 +222,7 @@ class DeepSpectral(Method):
     @cached_property
     def graph_features(self) -> FrozenFeatures:
         """What the graph is made of: keys of the last block, or the stage of stride 16."""
-        c, b = self.config, self.context.backbone
-        layers = c.graph.layers or ((-1,) if b.is_vit else (b.default_layer,))
-        kind = c.graph.kind or ("k" if b.is_vit else "tokens")
-        return frozen_features(self.context, short_side=c.short_side, layers=layers, kind=kind)
+        return graph_features(self.context, self.config.graph, self.config.short_side)
 
     @cached_property
     def features(self) -> FrozenFeatures:
@@ -277,15 +253,8 @@ class DeepSpectral(Method):
             return file_for(folder, self.names[i], ".safetensors")
 
         for i in self.context.each(range(len(self.names)), "spectra", done=lambda i: path(i).exists()):
-            x = f.store[i].float()  # (D, h, w)
-            _, h, w = x.shape
-            affinity = feature_affinity(x.flatten(1).T)  # (N, N)
-            if c.color > 0:
-                small = resize_uint8(self.context.data.image(i), (h, w)).permute(1, 2, 0).numpy()
-                affinity = combine(affinity, color_knn_affinity(small), c.color)
-            result = spectral_embedding(affinity, min(c.vectors + 1, h * w), seed=self.context.seed)
-            vectors = result.vectors.float().reshape(h, w, -1)
-            save_tensors(path(i), {"values": result.values.float(), "vectors": vectors})
+            values, vectors = spectrum(self.context.data.image(i), f.store[i].float(), c, self.context.seed)
+            save_tensors(path(i), {"values": values, "vectors": vectors})
 
     def _spectrum(self, i: int) -> tuple[Tensor, Tensor]:
         expected = {"values": "K", "vectors": "HWK"}
@@ -322,29 +291,19 @@ class DeepSpectral(Method):
             f"The object of each photograph lies in {folder.name}/objects/NAME.png of the run (1 is the object), "
             f"the box around its largest part in {folder.name}/boxes.json (top, left, bottom, right, in pixels)."
         )
-        for i in sorted({round(k) for k in np.linspace(0, len(self.names) - 1, min(4, len(self.names)))}):
-            object_mask = read_mask(file_for(folder / "objects", self.names[i], ".png"))
-            photograph, mask = shrink(self.context.data.image(i), object_mask, SHOWN_SIDE)
-            seen = overlay(photograph, np.where(mask > 0, 0, 1), OBJECT)
-            found.strips.append(Strip(self.names[i], [], [("photograph", photograph), ("object", seen)]))
+        found.strips = object_strips(
+            self.context.data, range(len(self.names)), lambda n: read_mask(file_for(folder / "objects", n, ".png"))
+        )
         return found
 
     def object_map(self, values: Tensor, vectors: Tensor) -> Tensor:
         """How much each grid position belongs to the object (h, w), in [0, 1]."""
-        h, w, k = vectors.shape
-        if self.config.objects.rule != "border" and k > 1:
-            rule: Literal["smaller", "border"] = "smaller" if self.config.objects.rule == "fiedler" else "border"
-            return fiedler_side(vectors[..., 1].reshape(-1), (h, w), rule).float()
-        return border_distance(values[:OBJECT_VECTORS], vectors[..., :OBJECT_VECTORS].reshape(h * w, -1), (h, w))
+        return object_map(values, vectors, self.config.objects.rule)
 
     def object_mask(self, i: int, values: Tensor, vectors: Tensor) -> np.ndarray:
         """The object at the photograph's size, bool (H, W)."""
-        image = self.context.data.image(i)
         soft = self.object_map(values, vectors)
-        full = F.interpolate(soft[None, None], image.shape[:2], mode="bilinear", align_corners=False)[0].numpy()
-        if self.config.objects.refine:
-            full = np.asarray(guided_filter(full, image, radius=max(2, min(image.shape[:2]) // 40), eps=1e-3))
-        return full[0] > otsu_threshold(full[0])
+        return object_mask(self.context.data.image(i), soft, self.config.objects.refine)
 
     def segment(self, i: int, values: Tensor, vectors: Tensor) -> np.ndarray:
         """Segments of the grid, uint8 (h, w); 0 is the one with the greatest share of the border."""

@@ -40,6 +40,8 @@ TABLE = {
     "Projector": "maskwright.models.parts.projector:Projector",
     "ClassVectors": "maskwright.models.parts.class_vectors:ClassVectors",
     "Scores": "maskwright.models.parts.class_vectors:Scores",
+    "SalientDecoder": "maskwright.models.parts.salient_objects:SalientDecoder",
+    "ObjectClusters": "maskwright.models.parts.salient_objects:ObjectClusters",
     "JointEncoder": "maskwright.models.towers.parts:JointEncoder",
     "VocabularyClassifier": "maskwright.models.towers.parts:VocabularyClassifier",
     "FCNHead": "maskwright.models.networks.blocks:FCNHead",

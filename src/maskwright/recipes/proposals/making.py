@@ -5,7 +5,7 @@ Another run takes them by `--input NAME=RUN`, or by the store's own folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ def propose(
     says: str,
     make: Callable[[int], LabelMap | SoftMap],
     labels_seen: str | None = None,
+    chosen: Sequence[int] | None = None,
 ) -> Proposals:
     """Makes proposals for each photograph of the run; those that are there already stay, so that a killed run goes on.
 
@@ -37,6 +38,7 @@ def propose(
         says: by whom, in a few words.
         make: the proposals for the photograph of this index, at its size.
         labels_seen: the labels that whoever makes them saw; None: those of the run's backbone.
+        chosen: indices of the photographs; None: all.
     """
     seen = context.backbone.provenance.labels_seen if labels_seen is None else labels_seen
     classes = context.table if holds == "classes" else None
@@ -45,6 +47,8 @@ def propose(
     barrier()
     store = Proposals.begin(folder / PROPOSALS, holds, says, seen, classes)
     items = context.data.items
-    for i in context.each(range(len(items)), "proposals", done=lambda i: items[i].name in store):
+    for i in context.each(
+        range(len(items)) if chosen is None else chosen, "proposals", done=lambda i: items[i].name in store
+    ):
         store.write(items[i].name, make(i), items[i].image)
     return store

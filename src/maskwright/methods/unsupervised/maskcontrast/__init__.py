@@ -1,0 +1,1 @@
+"""MaskContrast: the method, its losses, its pairs of views and its training."""
