@@ -38,6 +38,10 @@ OWN: dict[str, dict[str, object]] = {
     "iic": {"heads.sub_heads": 2, "heads.turn": 2, "information.displacement": 1},
     "infoseg": {"vectors.dim": 16},
     "picie": {"rounds.rows": 64},
+    "leopart": {
+        "crops.local_size": 32, "head.hidden": 16, "head.width": 16, "head.prototypes": 4, "head.queue": 16,
+        "cbfe.count": 8, "communities.count": 8, "communities.grid": 20,
+    },
     "pass": {
         "crops.local_size": 32, "instance.hidden": 16, "instance.prototypes": 4, "labels.short_side": 64,
         "labels.restarts": 2,

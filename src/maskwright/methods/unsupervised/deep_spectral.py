@@ -48,15 +48,13 @@ from maskwright.engine.seeding import derive
 from maskwright.engine.shown import Shown, Strip
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.heads import ConvDecoder, CosineClassifier, LinearClassifier, Projection, Sequential
-from maskwright.models.preprocess import MAX_SIDE, resize_uint8
+from maskwright.models.preprocess import MAX_SIDE
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.clustering.kmeans import kmeans
-from maskwright.ops.graphs.affinity import color_knn_affinity, combine, feature_affinity
-from maskwright.ops.graphs.objectness import border_distance, border_nodes, fiedler_side, otsu_threshold
-from maskwright.ops.graphs.spectral import eigengap, spectral_embedding
+from maskwright.ops.graphs.objectness import border_distance, border_nodes, fiedler_side
+from maskwright.ops.graphs.spectral import eigengap
 from maskwright.ops.refinement.components import bounding_box, largest_component
-from maskwright.ops.refinement.guided import guided_filter
 from maskwright.predict.writers import overlay, shrink
 from maskwright.recipes.clustering import ClusterOptions, cluster_rows
 from maskwright.recipes.frozen.batches import stacked_by_shape
@@ -69,10 +67,9 @@ from maskwright.recipes.frozen.features import (
     projection,
 )
 from maskwright.recipes.frozen.options import ReadoutOptions, ReductionOptions
+from maskwright.recipes.proposals.spectral import OBJECT_VECTORS, graph_spectrum, object_mask
 
 LABELS = "labels.safetensors"
-OBJECT_VECTORS = 6
-"""Vectors, the constant one among them, that the object is found from: later ones split it into parts."""
 SEGMENT_RESTARTS = 10
 """Starts of each photograph's k-means, scikit-learn's number when the paper's code was written."""
 OBJECT = ClassTable(("object",), np.array([(235, 120, 20)], np.uint8))
@@ -279,11 +276,7 @@ class DeepSpectral(Method):
         for i in self.context.each(range(len(self.names)), "spectra", done=lambda i: path(i).exists()):
             x = f.store[i].float()  # (D, h, w)
             _, h, w = x.shape
-            affinity = feature_affinity(x.flatten(1).T)  # (N, N)
-            if c.color > 0:
-                small = resize_uint8(self.context.data.image(i), (h, w)).permute(1, 2, 0).numpy()
-                affinity = combine(affinity, color_knn_affinity(small), c.color)
-            result = spectral_embedding(affinity, min(c.vectors + 1, h * w), seed=self.context.seed)
+            result = graph_spectrum(x, self.context.data.image(i), c.vectors + 1, c.color, self.context.seed)
             vectors = result.vectors.float().reshape(h, w, -1)
             save_tensors(path(i), {"values": result.values.float(), "vectors": vectors})
 
@@ -340,11 +333,7 @@ class DeepSpectral(Method):
     def object_mask(self, i: int, values: Tensor, vectors: Tensor) -> np.ndarray:
         """The object at the photograph's size, bool (H, W)."""
         image = self.context.data.image(i)
-        soft = self.object_map(values, vectors)
-        full = F.interpolate(soft[None, None], image.shape[:2], mode="bilinear", align_corners=False)[0].numpy()
-        if self.config.objects.refine:
-            full = np.asarray(guided_filter(full, image, radius=max(2, min(image.shape[:2]) // 40), eps=1e-3))
-        return full[0] > otsu_threshold(full[0])
+        return object_mask(self.object_map(values, vectors), image, self.config.objects.refine)
 
     def segment(self, i: int, values: Tensor, vectors: Tensor) -> np.ndarray:
         """Segments of the grid, uint8 (h, w); 0 is the one with the greatest share of the border."""
