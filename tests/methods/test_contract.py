@@ -40,6 +40,10 @@ OWN: dict[str, dict[str, object]] = {
     "picie": {"rounds.rows": 64},
     "slotcon": {"groups.hidden": 16, "groups.width": 8},
     "maskcontrast": {"objects.short_side": 64, "contrast.queue": 6, "clusters.restarts": 2},
+    "leopart": {
+        "crops.local_size": 32, "head.hidden": 16, "head.width": 16, "head.prototypes": 4, "head.queue": 16,
+        "cbfe.count": 8, "communities.count": 8, "communities.grid": 20,
+    },
     "pass": {
         "crops.local_size": 32, "instance.hidden": 16, "instance.prototypes": 4, "labels.short_side": 64,
         "labels.restarts": 2,

@@ -21,6 +21,7 @@ TABLE = {
     "picie": "maskwright.methods.unsupervised.picie:Picie",
     "slotcon": "maskwright.methods.unsupervised.slotcon.method:SlotCon",
     "maskcontrast": "maskwright.methods.unsupervised.maskcontrast.method:MaskContrast",
+    "leopart": "maskwright.methods.unsupervised.leopart.method:Leopart",
     "pass": "maskwright.methods.unsupervised.pass_.method:Pass",
     "cam": "maskwright.methods.weak.cam:Cam",
     "grad_cam": "maskwright.methods.weak.cam:GradCam",

@@ -32,6 +32,7 @@ TABLE = {
     "NamedClusters": "maskwright.models.parts.named_clusters:NamedClusters",
     "PixelAttention": "maskwright.models.parts.attended_clusters:PixelAttention",
     "AttendedClusters": "maskwright.models.parts.attended_clusters:AttendedClusters",
+    "ForegroundClusters": "maskwright.models.parts.foreground_clusters:ForegroundClusters",
     "Relighting": "maskwright.models.parts.relighting:Relighting",
     "RelitEncoder": "maskwright.models.parts.relighting:RelitEncoder",
     "WeightedClassifier": "maskwright.models.parts.relighting:WeightedClassifier",

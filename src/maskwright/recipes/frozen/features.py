@@ -85,9 +85,19 @@ def frozen_features(
             "or take a vision transformer, as --backbone dinov2_small",
         )  # fmt: skip
     chosen = tuple(layers) if layers else default_layers(context.backbone)
-    encoder = BackboneEncoder(context.backbone, layers=chosen, features=kind)
+    return encoded_features(context, BackboneEncoder(context.backbone, layers=chosen, features=kind), short_side)
+
+
+def encoded_features(context: Context, encoder: BackboneEncoder, short_side: int) -> FrozenFeatures:
+    """The dense features of the run's images by an encoder that no longer learns, computed or found in the cache.
+
+    Args:
+        context: the run.
+        encoder: of the run's backbone, or of what a stage made of it.
+        short_side: pixels of the shorter side of the network's input.
+    """
     preprocess = Preprocess.for_backbone(
-        context.backbone.provenance, short_side=short_side, multiple_of=encoder.multiple_of
+        encoder.backbone.provenance, short_side=short_side, multiple_of=encoder.multiple_of
     )
     store = context.features(encoder, preprocess)
     mean, std = _moments(store)
@@ -144,7 +154,9 @@ def joint_scale(features: FrozenFeatures) -> Tensor:
     return torch.cat([p.square().mean().sqrt().expand(len(p)) for p in parts])
 
 
-def fit_reduction(features: FrozenFeatures, options: ReductionOptions, generator: torch.Generator) -> dict[str, Tensor]:
+def fit_reduction(
+    features: FrozenFeatures, options: ReductionOptions, generator: torch.Generator, scale: Tensor | None = None
+) -> dict[str, Tensor]:
     """PCA of the features, each layer brought to the same energy before.
 
     Args:
@@ -152,11 +164,12 @@ def fit_reduction(features: FrozenFeatures, options: ReductionOptions, generator
         options: how many channels are kept, at most, whether each is divided by its standard deviation, and how many
             positions are looked at.
         generator: for the draw of positions.
+        scale: what channels (D,) are divided by before, in place of one number a layer.
 
     Returns:
         `mean` (D,), `components` (d, D) and `scale` (d,), the arguments of `models.heads.Projection`.
     """
-    energy = joint_scale(features)
+    energy = joint_scale(features) if scale is None else scale
     rows = feature_rows(features.store, options.max_rows, generator) / energy  # (N, D)
     dim = min(options.dim or features.width, features.width)
     pca = fit_pca(rows, dim, whiten=options.whiten, all_reduce=reducer())

@@ -31,11 +31,13 @@ class Crops(NamedTuple):
         global_: (2 B, 3, S, S); uint8 as drawn, the network's input once they are on the device.
         local: ((V - 2) B, 3, s, s) likewise, or None.
         grids: places that both global crops show, in each one's coordinates, (B, G, G, 2) twice.
+        views: the recorded geometry of the V crops of each photograph.
     """
 
     global_: Tensor
     local: Tensor | None
     grids: tuple[Tensor, Tensor]
+    views: tuple[tuple[View, ...], ...] = ()
 
 
 class MultiCrops:
@@ -48,6 +50,10 @@ class MultiCrops:
         preprocess: normalisation.
         grid: G.
         threads: photographs prepared at a time; 0 for as many as torch computes with, at most 16.
+        overlaps: share of the photograph's area that the global crops share at least, and that any other crop shares
+            with each of them.
+        tries: draws of a crop for that; the last stays as it is.
+        flip: chance that a crop is mirrored.
     """
 
     def __init__(
@@ -58,11 +64,15 @@ class MultiCrops:
         preprocess: Preprocess,
         grid: int = 7,
         threads: int = 0,
+        overlaps: tuple[float, float] = (0.0, 0.0),
+        tries: int = 10,
+        flip: float = 0.5,
     ) -> None:
         self.crops = [g for g in crops if g[0] > 0]
         if not 1 <= len(self.crops) <= 2 or self.crops[0][0] != 2:
             raise ValueError(f"groups of {[g[0] for g in self.crops]} crops, expected two global ones, then local ones")
         self.data, self.photometric, self.preprocess, self.grid = data, photometric, preprocess, grid
+        self.overlaps, self.tries, self.flip = overlaps, tries, flip
         count = threads or min(16, torch.get_num_threads())
         # The threads' own operations are small: more threads inside them would only fight for the cores.
         self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
@@ -77,7 +87,10 @@ class MultiCrops:
         random = torch.Generator().manual_seed(seed)
         image = torch.from_numpy(np.require(self.data.image(i), requirements="W")).permute(2, 0, 1)
         size = (int(image.shape[1]), int(image.shape[2]))
-        views = multi_crop(size, self.crops, generator=random)
+        views = multi_crop(
+            size, self.crops, min_overlap=self.overlaps[0], min_overlap_others=self.overlaps[1], tries=self.tries,
+            flip=self.flip, generator=random,
+        )  # fmt: skip
         return [self.photometric(torch.as_tensor(v.render(image)), random) for v in views], views
 
     def draw(self, indices: Indices, random: torch.Generator) -> Crops:
@@ -92,10 +105,11 @@ class MultiCrops:
             first += count
         pairs = [shared_grid(v[0], v[1], self.grid) for v in views]
         one, two = (torch.stack(side) for side in zip(*pairs))
-        return Crops(groups[0], groups[1] if len(groups) > 1 else None, (one, two))
+        local = groups[1] if len(groups) > 1 else None
+        return Crops(groups[0], local, (one, two), tuple(map(tuple, views)))
 
     def prepared(self, crops: Crops, device: torch.device) -> Crops:
         """Drawn crops as the network's input, on its device."""
         one, two = (grid.to(device) for grid in crops.grids)
         local = None if crops.local is None else self.preprocess.network_input(crops.local, device)
-        return Crops(self.preprocess.network_input(crops.global_, device), local, (one, two))
+        return Crops(self.preprocess.network_input(crops.global_, device), local, (one, two), crops.views)

@@ -100,3 +100,19 @@ def object_mask(image: np.ndarray, soft: Tensor, refine: bool) -> np.ndarray:
         full = np.asarray(guided_filter(full, image, radius=max(2, min(image.shape[:2]) // 40), eps=1e-3))
     found: np.ndarray = full[0] > otsu_threshold(full[0])
     return found
+
+
+def spectral_object(image: np.ndarray, x: Tensor, seed: int) -> np.ndarray:
+    """What lies far from the border of a photograph in commute time, with the options as they are.
+
+    Args:
+        image: uint8 (H, W, 3).
+        x: its features (D, h, w).
+        seed: of the eigensolver.
+
+    Returns:
+        bool (H, W).
+    """
+    rule = ObjectOptions()
+    values, vectors = spectrum(image, x, GraphOptions(vectors=OBJECT_VECTORS - 1), seed)
+    return object_mask(image, object_map(values, vectors, rule.rule), rule.refine)
