@@ -38,6 +38,8 @@ TABLE = {
     "TokenLargeFOV": "maskwright.models.parts.large_fov:TokenLargeFOV",
     "SobelEncoder": "maskwright.models.parts.sobel:SobelEncoder",
     "Projector": "maskwright.models.parts.projector:Projector",
+    "RegionEncoder": "maskwright.models.parts.regions:RegionEncoder",
+    "RegionClassifier": "maskwright.models.parts.regions:RegionClassifier",
     "ClassVectors": "maskwright.models.parts.class_vectors:ClassVectors",
     "Scores": "maskwright.models.parts.class_vectors:Scores",
     "JointEncoder": "maskwright.models.towers.parts:JointEncoder",
