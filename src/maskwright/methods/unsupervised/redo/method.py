@@ -46,8 +46,8 @@ PAPER: dict[str, Any] = {
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
-        "crop": 64, "batch": 10, "width": 8, "judge_width": 8, "mask_width": 16, "generators": 4e-4,
-        "discriminator": 4e-4, "recovery_rate": 4e-4, "masks": 1e-4, "every": 100, "steps": 1000,
+        "crop": 64, "batch": 8, "width": 8, "judge_width": 8, "mask_width": 16, "generators": 4e-4,
+        "discriminator": 4e-4, "recovery_rate": 4e-4, "masks": 1e-4, "every": 60, "steps": 600,
     },
     "paper": PAPER,
     "paper_flowers": PAPER | {"width": 32},
