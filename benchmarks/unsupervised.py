@@ -64,7 +64,10 @@ class Entry:
     weights: str = "package"
 
 
-FIGURES = {"saliency": ("corloc", "f_measure", "iou", "mae")}
+FIGURES = {
+    "saliency": ("corloc", "f_measure", "iou", "mae"),
+    "either_polarity": ("accuracy_either", "iou_either", "accuracy_one", "iou_one"),
+}
 """What the table shows of a protocol; others show mIoU and pixel accuracy."""
 FINE = {"layers": "3"}
 """Only the stage of stride 16: block 4 of EfficientNet-Lite0."""
@@ -97,6 +100,10 @@ ENTRIES = (
     Entry("camvid-picie-mse", "camvid", "picie", settings={"mse": "true"}, seeds=(0,)),
     Entry("camvid-picie-over", "camvid", "picie", settings={"over": "4"}, seeds=(0,)),
     Entry("camvid-picie-frequency", "camvid", "picie", settings={"balance": "frequency"}, seeds=(0,)),
+    Entry("camvid-slotcon", "camvid", "slotcon", seeds=(0,)),
+    Entry("camvid-slotcon-without_slots", "camvid", "slotcon", settings={"slots": "false"}, seeds=(0,)),
+    Entry("camvid-slotcon-without_centring", "camvid", "slotcon", settings={"centring": "false"}, seeds=(0,)),
+    Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
     Entry("ecssd-otsu", "ecssd_part", "otsu", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-box", "ecssd_part", "box", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-fiedler", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
@@ -175,10 +182,7 @@ def table(runs: Path, entries: tuple[Entry, ...]) -> str:
             if not file.exists():
                 continue
             scores = json.loads(file.read_text())
-            names = (
-                ("corloc", "f_measure", "iou", "mae") if entry.protocol == "saliency" else ("miou", "pixel_accuracy")
-            )
-            for name in names:
+            for name in FIGURES.get(entry.protocol, ("miou", "pixel_accuracy")):
                 value = scores.get(name, scores.get("extra", {}).get(name))
                 if value is not None:
                     found[name].append(100 * value)

@@ -57,8 +57,9 @@ def test_the_slot_loss():
     for b, n in both.nonzero().tolist():
         near = {(i, j): np.exp(a[b, n] @ z[i, j] / 0.2) for i, j in theirs.nonzero().tolist()}
         rows.append(-math.log(near[b, n] / sum(near.values())))
-    loss, count = L.slot_loss(q, k, both, theirs, lambda x: 2 * x, 0.2)
+    loss, count, guess = L.slot_loss(q, k, both, theirs, lambda x: 2 * x, 0.2)
     assert int(count) == len(rows) > 2
+    assert float(guess) == pytest.approx(0.4 * math.log(int(theirs.sum())), rel=1e-6)
     assert float(loss) == pytest.approx(0.4 * np.mean(rows), rel=1e-5)
 
 
@@ -68,7 +69,7 @@ def test_without_a_shared_prototype_there_is_no_slot_loss(anchors):
     theirs = torch.tensor([[True, True, False], [False, False, True]])
     ours = torch.zeros(2, 3, dtype=torch.bool)
     ours[0, :anchors] = True
-    loss, count = L.slot_loss(q, draw(2, 3, 4), ours, theirs, predictor, 0.2)
+    loss, count, _ = L.slot_loss(q, draw(2, 3, 4), ours, theirs, predictor, 0.2)
     loss.backward()
     assert (loss.item(), int(count)) == (0.0, anchors) and not q.grad.any()
 
@@ -151,7 +152,7 @@ def test_slot_loss_of_the_authors(cases, name):
     ours, theirs = L.winners(case.input["score_student"]), L.winners(case.input["score_teacher"])
     for mask, of in ((ours, "student"), (theirs, "teacher")):
         assert torch.equal(mask.long(), case.output[f"mask_{of}"])
-    loss, _ = L.slot_loss(q, k, ours & theirs, theirs, head, case.settings["tau"])
+    loss, *_ = L.slot_loss(q, k, ours & theirs, theirs, head, case.settings["tau"])
     assert loss.item() == pytest.approx(case.output["loss"].item(), rel=1e-5)
     loss.backward()
     close(q.grad, case.grad["slot_student"], "slot_student")

@@ -16,7 +16,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.evaluate import metrics
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.luss import LussEvaluator, LussMatcher, LussMatching
-from maskwright.evaluate.saliency import BinaryForeground
+from maskwright.evaluate.saliency import BinaryForeground, EitherPolarity
 from maskwright.evaluate.scores import Scores, scores_from_counts
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def judge(
     """Judges by `protocol`; other arguments as in `protocols.evaluate_arrays`, `notes` grows."""
     if protocol.name == "luss":
         return _judge_luss(pairs, names, protocol, ignore, matching, other, notes)
-    if protocol.name == "saliency":
+    if protocol.name in ("saliency", "either_polarity"):
         return _judge_saliency(pairs, names, protocol, ignore, notes)
     return _judge_counts(pairs, names, protocol, ignore, matching, notes)
 
@@ -246,7 +246,8 @@ def _moved_up(true: np.ndarray, classes: int, ignore: int | Sequence[int] | None
 def _judge_saliency(
     pairs: Pairs, names: list[str], protocol: Protocol, ignore: int | Sequence[int] | None, notes: list[str]
 ) -> Scores:
-    binary = BinaryForeground()
+    either = EitherPolarity() if protocol.name == "either_polarity" else None
+    binary = BinaryForeground() if either is None else either
     counts = np.zeros((2, 2), dtype=np.int64)
     images = 0
     for name, pred, true in pairs():
@@ -270,11 +271,15 @@ def _judge_saliency(
     if not images:
         raise MaskwrightError("no images to evaluate", "at least one prediction with its truth")
     extra = binary.compute()
-    notes.append("f_measure, iou and mae are means over images, *_pixels are of all pixels together")
+    if either is None:
+        notes.append("f_measure, iou and mae are means over images, *_pixels are of all pixels together")
+    else:
+        counts = counts[::-1] if either.turned else counts
+        notes.append("means over images; *_either of the better polarity of each (optimistic), all else of one for all")
     return scores_from_counts(
         counts,
         names if len(names) == 2 else ["background", "foreground"],
-        protocol="saliency",
+        protocol=protocol.name,
         matching=protocol.matching,
         images=images,
         extra=extra,

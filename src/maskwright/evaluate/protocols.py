@@ -111,6 +111,11 @@ PROTOCOLS: dict[str, Protocol] = {
             "none: id 1 is the foreground",
             "Salient objects: F-measure (beta squared 0.3), IoU and mean absolute error of binary masks.",
         ),
+        Protocol(
+            "either_polarity",
+            "ids 0 and 1 may change places: in each image, and in all images at once",
+            "Two regions without a foreground: accuracy and IoU as ReDO judges them, and of one polarity for all.",
+        ),
     )
 }
 

@@ -4,7 +4,8 @@ A map holds a saliency in [0, 1] for each pixel, the truth is a binary mask. All
 histograms of 256 bins an image, because F and E at a threshold depend only on four counts of pixels.
 
 Legend: (H, W) image size; 256 thresholds 0/255 to 255/255, a pixel is salient at t when its saliency is at
-least t. `BinaryForeground` judges masks, in the protocol `saliency`; `SaliencyMeasures` judges graded maps, as those of
+least t. `BinaryForeground` judges masks, in the protocol `saliency`, `EitherPolarity`
+regions of which either may be the foreground; `SaliencyMeasures` judges graded maps, as those of
 UDA-SOD (AAAI 2022), which is to come.
 """
 
@@ -239,3 +240,40 @@ class BinaryForeground:
             "f_measure_pixels": float(f_from_counts(all_both, all_p, all_t, self.beta_squared)),
             "iou_pixels": float(all_both / whole) if whole else 1.0,
         }
+
+
+@dataclass
+class EitherPolarity:
+    """Accuracy and IoU of two regions of which either may be the foreground, means over images.
+
+    ReDO (Chen et al., NeurIPS 2019) takes for each image, and for each figure on its own, the better of both
+    polarities, which is optimistic; beside it stands one polarity for all images, the one of the larger mean IoU.
+    """
+
+    _rows: list[tuple[float, float, float, float]] = field(default_factory=list, repr=False)
+
+    def update(self, pred: Any, true: Any, valid: Any = None) -> None:
+        """Adds one image: bool arrays of one shape; pixels outside `valid` are dropped first."""
+        p, t = np.asarray(pred, dtype=bool), np.asarray(true, dtype=bool)
+        v = np.ones(t.shape, dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
+        p, t = p[v], t[v]
+        row: list[float] = []
+        for q in (p, ~p):
+            union = int((q | t).sum())
+            row += [float((q == t).mean()) if t.size else 1.0, float((q & t).sum() / union) if union else 1.0]
+        self._rows.append((row[0], row[1], row[2], row[3]))
+
+    @property
+    def turned(self) -> bool:
+        """Whether one polarity for all images is the reverse one."""
+        _, iou, _, reverse = np.mean(self._rows, axis=0)
+        return bool(reverse > iou)
+
+    def compute(self) -> dict[str, float]:
+        """`accuracy_either` and `iou_either`, the better polarity of each image; `accuracy_one` and `iou_one`, one
+        polarity for all. An image without foreground in truth and region has IoU 1 (the original: not a number)."""
+        rows = np.array(self._rows, dtype=np.float64).reshape(-1, 2, 2)
+        either = rows.max(1).mean(0)
+        one = rows[:, int(self.turned)].mean(0)
+        names = ("accuracy_either", "iou_either", "accuracy_one", "iou_one")
+        return dict(zip(names, map(float, (*either, *one))))

@@ -19,6 +19,7 @@ TABLE = {
     "iic": "maskwright.methods.unsupervised.iic:IIC",
     "infoseg": "maskwright.methods.unsupervised.infoseg:InfoSeg",
     "picie": "maskwright.methods.unsupervised.picie:Picie",
+    "redo": "maskwright.methods.unsupervised.redo.method:Redo",
     "slotcon": "maskwright.methods.unsupervised.slotcon.method:SlotCon",
     "maskcontrast": "maskwright.methods.unsupervised.maskcontrast.method:MaskContrast",
     "leopart": "maskwright.methods.unsupervised.leopart.method:Leopart",

@@ -49,7 +49,7 @@ def test_no_gradient_reaches_the_teacher_and_the_centre_is_a_running_mean():
     slots = draw(2, 4, 6, seed=2).requires_grad_()
     center = L.Center(4, 0.9)
     everywhere = torch.ones(2, 4, dtype=torch.bool)
-    slot, _ = L.slot_loss(draw(2, 4, 6), slots, everywhere, everywhere, Projector(6, 8, 6), 0.2)
+    slot, *_ = L.slot_loss(draw(2, 4, 6), slots, everywhere, everywhere, Projector(6, 8, 6), 0.2)
     (L.grouping_loss(q, k, center.value, 0.1, 0.07) + slot).backward()
     assert q.grad.any() and k.grad is None and slots.grad is None
     for _ in range(60):
@@ -66,8 +66,8 @@ def test_a_perfect_match_of_one_prototype_costs_little_and_a_wrong_one_much():
     one = torch.zeros(4, 3, dtype=torch.bool)
     one[:, 1] = True
     k = torch.eye(4)[:, None].expand(-1, 3, -1)
-    right, n = L.slot_loss(k, k, one, one, lambda x: x, 0.05)
-    wrong, _ = L.slot_loss(k.roll(1, 0), k, one, one, lambda x: x, 0.05)
+    right, n, _ = L.slot_loss(k, k, one, one, lambda x: x, 0.05)
+    wrong, *_ = L.slot_loss(k.roll(1, 0), k, one, one, lambda x: x, 0.05)
     assert int(n) == 4 and float(right) < 1e-4 < 1 < float(wrong)
 
 

@@ -39,6 +39,8 @@ TABLE = {
     "TokenLargeFOV": "maskwright.models.parts.large_fov:TokenLargeFOV",
     "SobelEncoder": "maskwright.models.parts.sobel:SobelEncoder",
     "Projector": "maskwright.models.parts.projector:Projector",
+    "RegionEncoder": "maskwright.models.parts.regions:RegionEncoder",
+    "RegionClassifier": "maskwright.models.parts.regions:RegionClassifier",
     "ClassVectors": "maskwright.models.parts.class_vectors:ClassVectors",
     "Scores": "maskwright.models.parts.class_vectors:Scores",
     "SalientDecoder": "maskwright.models.parts.salient_objects:SalientDecoder",

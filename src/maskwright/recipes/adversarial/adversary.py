@@ -96,3 +96,14 @@ def least_squares(verdicts: Tensor, wanted: float, valid: Tensor | None = None) 
         return losses.mean()
     losses = losses[:, 0]
     return reduce_pixels(losses, F.interpolate(valid[:, None].float(), losses.shape[-2:], mode="nearest")[:, 0] > 0)
+
+
+def hinge(verdicts: Tensor, real: bool) -> Tensor:
+    """Mean max(0, 1 - D) where `real`, else mean max(0, 1 + D): the discriminator's loss of geometric GANs (Lim & Ye,
+    https://arxiv.org/abs/1705.02894); its opponent minimises - mean D.
+
+    Args:
+        verdicts: numbers of any shape.
+        real: what they ought to say.
+    """
+    return F.relu(1 - verdicts if real else 1 + verdicts).mean()

@@ -87,9 +87,23 @@ def winners(scores: Tensor) -> Tensor:
     return won.scatter(1, scores.argmax(1).flatten(1), True)
 
 
+class Contrast(NamedTuple):
+    """The contrast of slots in one direction.
+
+    Attributes:
+        loss: of float.
+        anchors: N, int64.
+        guess: what the loss would be if all M candidates were equally likely: it grows with M, and so does the loss.
+    """
+
+    loss: Tensor
+    anchors: Tensor
+    guess: Tensor
+
+
 def slot_loss(
     q: Tensor, k: Tensor, anchors: Tensor, candidates: Tensor, predictor: Callable[[Tensor], Tensor], tau: float
-) -> tuple[Tensor, Tensor]:
+) -> Contrast:
     """2 tau times the mean over anchors of - log softmax over candidates of cos(predictor(slot_q), slot_k) / tau.
 
     An anchor's positive is the slot of its photograph and prototype in the teacher's view; the candidates are those of
@@ -104,19 +118,20 @@ def slot_loss(
         tau: temperature.
 
     Returns:
-        The loss, and N. With fewer than two anchors, of which no batch norm has statistics, the loss is 0: the original
-        is not a number without anchors, and stops at one.
+        The loss, N and the guess. With fewer than two anchors, of which no batch norm has statistics, loss and guess
+        are 0: the original is not a number without anchors, and stops at one.
     """
     n = anchors.sum()
     rows, owners, masks = k.detach(), rank() * anchors.numel(), candidates
     if world_size() > 1:
         rows, masks = gathered(rows), gathered(candidates.to(k.dtype)) > 0.5
     if int(n) < 2:
-        return q.sum() * 0.0, n
+        return Contrast(q.sum() * 0.0, n, q.new_zeros(()))
     number = masks.flatten().cumsum(0) - 1  # of each slot, among the candidates
     positive = number[owners : owners + anchors.numel()][anchors.flatten()]  # (N,)
     logits = F.normalize(predictor(q[anchors]), dim=1) @ F.normalize(rows[masks], dim=1).T / tau  # (N, M)
-    return 2 * tau * F.cross_entropy(logits, positive), n
+    guess = q.new_tensor(2 * tau * math.log(logits.shape[1]))
+    return Contrast(2 * tau * F.cross_entropy(logits, positive), n, guess)
 
 
 def gathered(x: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from maskwright.engine.contract import Stage
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.slotcon.losses import (
     Center,
+    Contrast,
     Grouped,
     group,
     grouping_loss,
@@ -208,6 +209,7 @@ def slotcon_network(context: Context, config: SlotConConfig) -> Network:
 class SlotConTraining(CropTraining):
     """Two views of each photograph through the network and its average."""
 
+    must_fall: ClassVar[str] = "slot_excess"
     network: Network
 
     def __init__(self, context: Any, config: SlotConConfig, steps: int) -> None:
@@ -262,14 +264,14 @@ class SlotConTraining(CropTraining):
         figures = {"group": l_group, "shared": u.shared.float().mean()}
         loss = l_group
         if c.slots:
-            slot12, n12 = self.contrast(q1, k2)
-            slot21, n21 = self.contrast(q2, k1)
-            figures |= {"slot": slot12 + slot21, "anchors": n12 + n21}
-            loss = c.share * l_group + (1 - c.share) * figures["slot"]
+            slot12, slot21 = self.contrast(q1, k2), self.contrast(q2, k1)
+            l_slot, guess = slot12.loss + slot21.loss, slot12.guess + slot21.guess
+            figures |= {"slot": l_slot, "slot_excess": l_slot - guess, "anchors": slot12.anchors + slot21.anchors}
+            loss = c.share * l_group + (1 - c.share) * l_slot
         return {"loss": loss, **figures, **self.health(torch.cat((k1.scores, k2.scores)))}
 
-    def contrast(self, q: Grouped, k: Grouped) -> tuple[Tensor, Tensor]:
-        """The slot loss of one direction, and how many slots both views have."""
+    def contrast(self, q: Grouped, k: Grouped) -> Contrast:
+        """The slot loss of one direction."""
         theirs = winners(k.scores)
         ours = winners(q.scores) & theirs
         return slot_loss(q.slots, k.slots, ours, theirs, self.predicted, self.config.loss.tau_slot)
