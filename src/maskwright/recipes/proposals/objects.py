@@ -56,11 +56,15 @@ WHAT = (
 )
 """What `--input objects=PLACE` is to a method that has them made here."""
 
+UNKNOWN = "unknown"
+"""Labels that an input saw, where it does not say."""
+
 
 @dataclass(kw_only=True)
 class ObjectMaskOptions:
     """The object mask of each photograph."""
 
+    saw: str = option("", "the labels that whoever made the masks saw, where an input does not say; for the record")
     threshold: float = option(0.5, "a soft map's values above are object", low=0, high=1)
     least: float = option(
         0.01, "parts smaller than this share of their photograph are taken out of its mask", low=0, high=1
@@ -235,10 +239,15 @@ def object_maker(context: Context, options: ObjectMaskOptions, given: Input | No
     if given is None:
         return SpectralObjects(context, options)
     thing = context.input(given.name)
+    maker: StoredObjects | NetworkObjects
     if isinstance(thing, Proposals):
-        return StoredObjects(context, thing, options.threshold)
-    assert not isinstance(thing, Backbone), "an input of proposals is no backbone"
-    return NetworkObjects(context, thing, given, options.threshold)
+        maker = StoredObjects(context, thing, options.threshold)
+    else:
+        assert not isinstance(thing, Backbone), "an input of proposals is no backbone"
+        maker = NetworkObjects(context, thing, given, options.threshold)
+    if maker.labels_seen == UNKNOWN and options.saw:
+        maker.labels_seen = options.saw
+    return maker
 
 
 def find_objects(context: Context, folder: Path, maker: ObjectMaker, options: ObjectMaskOptions) -> Proposals:
