@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from maskwright.data.masking.classes import BACKGROUND_NAMES, ClassTable
+from maskwright.data.masking.classes import BACKGROUND_NAMES, ClassTable, read_classes
 from maskwright.data.masking.masks import read_stored
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
@@ -129,11 +129,7 @@ class StoredObjects:
             )
         self.data, self.store, self.threshold = context.data, store, threshold
         self.says, self.labels_seen = store.says, store.labels_seen
-        self.table: ClassTable | None = None
-        if store.holds == "classes":
-            from maskwright.data.folders.folder import open_folder
-
-            self.table = open_folder(store.folder).classes
+        self.table = read_classes(store.folder / "classes.txt") if store.holds == "classes" else None
         if store.holds is None:
             how = "grey maps, white is object" if self.grey else "ids, 0 is background and 255 unknown"
             context.note(f"The files of {store.folder} are taken for {how}.")
