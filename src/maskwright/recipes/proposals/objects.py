@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from maskwright.data.masking.classes import BACKGROUND_NAMES, ClassTable
+from maskwright.data.masking.classes import BACKGROUND_NAMES, ClassTable, read_classes
 from maskwright.data.masking.masks import read_stored
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
@@ -56,11 +56,15 @@ WHAT = (
 )
 """What `--input objects=PLACE` is to a method that has them made here."""
 
+UNKNOWN = "unknown"
+"""Labels that an input saw, where it does not say."""
+
 
 @dataclass(kw_only=True)
 class ObjectMaskOptions:
     """The object mask of each photograph."""
 
+    saw: str = option("", "the labels that whoever made the masks saw, where an input does not say; for the record")
     threshold: float = option(0.5, "a soft map's values above are object", low=0, high=1)
     least: float = option(
         0.01, "parts smaller than this share of their photograph are taken out of its mask", low=0, high=1
@@ -125,11 +129,7 @@ class StoredObjects:
             )
         self.data, self.store, self.threshold = context.data, store, threshold
         self.says, self.labels_seen = store.says, store.labels_seen
-        self.table: ClassTable | None = None
-        if store.holds == "classes":
-            from maskwright.data.folders.folder import open_folder
-
-            self.table = open_folder(store.folder).classes
+        self.table = read_classes(store.folder / "classes.txt") if store.holds == "classes" else None
         if store.holds is None:
             how = "grey maps, white is object" if self.grey else "ids, 0 is background and 255 unknown"
             context.note(f"The files of {store.folder} are taken for {how}.")
@@ -235,10 +235,15 @@ def object_maker(context: Context, options: ObjectMaskOptions, given: Input | No
     if given is None:
         return SpectralObjects(context, options)
     thing = context.input(given.name)
+    maker: StoredObjects | NetworkObjects
     if isinstance(thing, Proposals):
-        return StoredObjects(context, thing, options.threshold)
-    assert not isinstance(thing, Backbone), "an input of proposals is no backbone"
-    return NetworkObjects(context, thing, given, options.threshold)
+        maker = StoredObjects(context, thing, options.threshold)
+    else:
+        assert not isinstance(thing, Backbone), "an input of proposals is no backbone"
+        maker = NetworkObjects(context, thing, given, options.threshold)
+    if maker.labels_seen == UNKNOWN and options.saw:
+        maker.labels_seen = options.saw
+    return maker
 
 
 def find_objects(context: Context, folder: Path, maker: ObjectMaker, options: ObjectMaskOptions) -> Proposals:

@@ -291,7 +291,7 @@ class MaskContrast(CropMethod):
         """Whitening and centres of object vectors; without a saliency head prototypes, the background's the first."""
         c, context = self.config, self.context
         found = [(o.cpu(), g.cpu()) for o, g in self.vectors()]
-        rows = torch.cat([o for o, _ in found if o.any()] or [torch.zeros(0, 1)])
+        rows = torch.cat([o[o.any(1)] for o, _ in found] or [torch.zeros(0, c.contrast.dim)])
         counts = gather_objects(len(rows))
         clusters = context.classes - 1
         if sum(counts) < clusters:

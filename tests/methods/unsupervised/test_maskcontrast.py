@@ -1,0 +1,199 @@
+"""MaskContrast: views, what a checkpoint holds, the queue, both read-outs, ablations, presets, inputs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.conftest import write_tiny_folder
+
+import maskwright as mw
+from maskwright.data.folders.folder import open_folder
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.proposals import Proposals
+from maskwright.engine.config import configure
+from maskwright.engine.progress import Progress
+from maskwright.errors import MaskwrightError
+from maskwright.methods.unsupervised.maskcontrast import method as M
+from maskwright.methods.unsupervised.maskcontrast.training import freeze_first
+from maskwright.methods.unsupervised.maskcontrast.views import accepted
+from maskwright.models.networks.vit_heads import LastMap
+from maskwright.models.parts.salient_objects import ObjectClusters, SalientDecoder, object_vectors
+from maskwright.models.parts.table import build_part
+
+SMALL = {"crops.size": 32, "crops.batch": 4, "precision": "fp32", "contrast.queue": 6, "clusters.restarts": 2}
+
+
+def train(data, out, steps: int, inputs=None, **settings):
+    return mw.train(
+        data, "maskcontrast", out=out, inputs=inputs, classes=3, backbone="mobilenetv3_small_050", weights="random",
+        steps=steps, device="cpu", settings=SMALL | settings, progress=Progress(quiet=True), report=False,
+    )  # fmt: skip
+
+
+def parts_of(out) -> dict:
+    return torch.load(out / "train" / "checkpoint.pt", weights_only=True)["parts"]
+
+
+def steps_of(out) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def found(data, tmp_path_factory):
+    """A store with the things of seven of the pictures; of one of them nothing is object."""
+    pictures, place = open_folder(data), tmp_path_factory.mktemp("store") / "found"
+    store = Proposals.begin(place, "objects", "a test", "masks of 7 images")
+    for i, name in enumerate(pictures.names[:7]):
+        store.write(name, LabelMap.from_mask(((pictures.mask(i) > 0) & (i > 0)).astype(np.uint8)))
+    return place
+
+
+@pytest.fixture(scope="module")
+def done(data, found, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return out, train(data, out, 3, {"objects": str(found)})
+
+
+def test_a_run_on_given_objects(done, found):
+    """Three steps of four photographs: twelve prototypes, of which the queue keeps the last six."""
+    out, model = done
+    record = json.loads((out / "run.json").read_text())
+    assert record["inputs"]["objects"]["labels_seen"] == "masks of 7 images"
+    assert not any(n for counts in record["labels_read"].values() for n in counts.values())
+    notes = " ".join(record["notes"])
+    assert "1 of 8 photographs have none" in notes and "1 photographs are not learned from" in notes
+    assert len(Proposals(out / "objects" / "proposals")) == 7
+    parts = parts_of(out)
+    queue = parts["module.queue"]
+    assert int(queue["count"]) == 6 and int(queue["head"]) == 0
+    torch.testing.assert_close(queue["rows"].norm(dim=1), torch.ones(6))
+    for step in steps_of(out):
+        assert step["loss"] == pytest.approx(step["contrast"] + step["saliency"], rel=1e-5)
+        assert 0 <= step["agreement"] <= 1
+    assert model.segmenter.classifier.classes == 3
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    mask = model.predict(image).mask
+    assert len(np.unique(mask[mask > 0])) <= 1, "a photograph's object has one cluster"
+
+
+def test_the_key_network_is_an_average(data, found, tmp_path):
+    """theta_k <- m theta_k + (1 - m) theta_q before the step; with m = 1 it is the network as it began."""
+    train(data, tmp_path / "a", 1, {"objects": str(found)})
+    train(data, tmp_path / "b", 3, {"objects": str(found)}, **{"contrast.momentum": 1.0})
+    one, three = (parts_of(tmp_path / n)["module.keys"]["module.decoder.head.weight"] for n in "ab")
+    torch.testing.assert_close(one, three)
+    assert not torch.equal(three, parts_of(tmp_path / "b")["module.network"]["decoder.head.weight"])
+
+
+def test_ablations(data, found, tmp_path):
+    """Without a queue, without a saliency head, without contrast on the encoder's features."""
+    store = {"objects": str(found)}
+    model = train(data, tmp_path / "a", 2, store, **{"contrast.queue": 0, "saliency.head": False})
+    parts = parts_of(tmp_path / "a")
+    assert "module.queue" not in parts and not any("salient" in n for n in parts["module.network"])
+    assert "saliency" not in steps_of(tmp_path / "a")[0]
+    assert model.segmenter.classifier.centers.shape == (3, 32)
+    again = mw.load(tmp_path / "a")
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    assert np.array_equal(again.predict(image).mask, model.predict(image).mask)
+    settings = {"contrast.weight": 0, "readout.of": "encoder", "readout.threshold": -9}
+    model = train(data, tmp_path / "b", 1, store, **settings)
+    deep = model.segmenter.decoder.deep
+    assert deep > 32 and model.segmenter.classifier.width == deep
+    assert steps_of(tmp_path / "b")[0]["loss"] == pytest.approx(steps_of(tmp_path / "b")[0]["saliency"])
+    for settings, told in (
+        ({"crops.batch": 1}, "batch=1"),
+        ({"readout.of": "encoder", "saliency.head": False}, "without a saliency head"),
+        ({"views.least": 0.5, "views.most": 0.4}, "views.least"),
+        ({"crops.scale_max": 2.0}, "scale_max"),
+    ):
+        with pytest.raises(MaskwrightError, match=told):
+            configure(M.MaskContrastConfig, settings)
+
+
+@pytest.mark.slow
+def test_the_linear_read_out(data, found, tmp_path):
+    train(data, tmp_path / "run", 2, {"objects": str(found)}, linear_probe=True)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["labels_read"]["evaluate"]["masks"] == 8 and not any(record["labels_read"]["train"].values())
+    probe = mw.load(tmp_path / "run" / "linear_probe" / "model.safetensors")
+    assert list(probe.classes.names) == ["ground", "disc", "square"]
+    assert probe.predict(next((data / "images").iterdir())).mask.shape == (48, 64)
+
+
+def test_without_objects_or_photographs(data, tmp_path):
+    store = Proposals.begin(tmp_path / "none", "objects", "a test", "none")
+    for name in open_folder(data).names:
+        store.write(name, LabelMap.from_mask(np.zeros((48, 64), np.uint8)))
+    with pytest.raises(MaskwrightError, match="0 of 8 photographs with an object"):
+        train(data, tmp_path / "run", 1, {"objects": str(tmp_path / "none")})
+    with pytest.raises(MaskwrightError, match="in none of 7 draws"):
+        accepted(0, lambda i: (None, [0.0]), lambda: 1, 0.01, 0.99, tries=7)
+
+
+def test_presets_say_what_the_papers_commands_say():
+    paper, small = (configure(M.MaskContrastConfig, {"preset": name}) for name in ("paper", "small"))
+    assert (paper.crops.size, paper.crops.batch, paper.contrast.queue, paper.steps) == (224, 128, 256, 40 * 82)
+    assert (paper.optimizer.name, paper.optimizer.lr, paper.contrast.momentum) == ("sgd", 0.004, 0.999)
+    assert (paper.contrast.temperature, paper.contrast.dim, paper.network.options) == (0.5, 32, "output_stride=8")
+    assert (small.crops.batch, small.norms.images, small.optimizer.name) == (8, 64, "adamw")
+    assert configure(M.MaskContrastConfig, {"preset": "paper_supervised"}).freeze == 0.47
+
+
+def test_first_layers_stay_with_their_norms():
+    from maskwright.models.backbones.build import build_backbone
+    from maskwright.models.networks.build import build_network
+
+    network = build_network("deeplabv3", build_backbone("resnet18", "random"), 3).train()
+    assert freeze_first(network, 0.56) == 5  # stem and two stages of two blocks each, of nine
+    kept = {n for n, p in network.encoder.named_parameters() if not p.requires_grad}
+    assert kept and all("layer3" not in n and "layer4" not in n for n in kept)
+    assert {n for n, _ in network.encoder.named_parameters() if "layer3" not in n and "layer4" not in n} == kept
+    modes = {n: m.training for n, m in network.encoder.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert all(training == ("layer3" in n or "layer4" in n) for n, training in modes.items())
+
+
+def test_read_out():
+    """Salient pixels have the nearest centre, all others cluster 0, and a bundle gives it again."""
+    torch.manual_seed(0)
+    centers = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    part = ObjectClusters(torch.zeros(3), torch.eye(3)[:2], torch.ones(2), centers, 0.5, 2.0)
+    e = torch.zeros(2, 3, 2, 4)
+    e[0, 0], e[1, 1] = 1, 1
+    s = torch.full((2, 1, 2, 4), 0.4)
+    s[:, :, 0] = 0.9
+    y = part(torch.cat((e, s), 1))
+    assert y.argmax(1).tolist() == [[[1] * 4, [0] * 4], [[2] * 4, [0] * 4]]
+    assert y[0, 1, 0, 0].item() == pytest.approx(0.4) and not y[:, 0].any()
+    assert y[0, 2, 0, 0].item() == pytest.approx(0.4 - (5 - 0) / 2), "squared distances 5 and 0 over the temperature"
+    again = build_part(part.spec())
+    again.load_state_dict(part.state_dict())
+    torch.testing.assert_close(again(torch.cat((e, s), 1)), y)
+    assert not object_vectors(e, torch.zeros(2, 2, 4)).any()
+    weighted = object_vectors(torch.stack((e[0], e[1]), 0).sum(0, keepdim=True), torch.tensor([[[1.0] * 4, [3.0] * 4]]))
+    torch.testing.assert_close(weighted, F.normalize(torch.tensor([[1.0, 1.0, 0.0]]), dim=1))
+
+
+@pytest.mark.parametrize(("deep", "saliency"), [(0, True), (6, True), (0, False)])
+def test_heads_come_back(deep, saliency):
+    part = SalientDecoder(LastMap(4, -2), 4, 5, deep, saliency).eval()
+    features = [torch.randn(2, 4, 4, 4), torch.randn(2, 6, 2, 2)]
+    y = part(features)
+    assert y.shape == (2, (deep or 5) + saliency, 4, 4) and y.shape[1] == part.out
+    again = build_part(part.spec())
+    again.load_state_dict(part.state_dict())
+    assert torch.equal(again.eval()(features), y)
+    for spec in ({**part.spec(), "dim": 0}, {k: v for k, v in part.spec().items() if k != "deep"}):
+        with pytest.raises(MaskwrightError, match="incomplete"):
+            build_part(spec)
+    with pytest.raises(MaskwrightError):
+        build_part({"kind": "ObjectClusters", "width": 3, "dim": 2, "clusters": 2, "threshold": 0.5, "temperature": 0})
