@@ -117,7 +117,10 @@ def test_boxes_of_the_authors(cases):
         s = case.settings
         sides = [side for side, n in zip(s["size_crops"], s["nmb_crops"]) for _ in range(n)]
         views = [
-            [View.identity((400, 400)).crop(y1, x1, y2 - y1, x2 - x1).resize(o, o) for (x1, y1, x2, y2), o in zip(c, sides)]
+            [
+                View.identity((400, 400)).crop(y1, x1, y2 - y1, x2 - x1).resize(o, o)
+                for (x1, y1, x2, y2), o in zip(c, sides)
+            ]
             for c in case.input["crop"].tolist()
         ]
         ours = L.overlap_boxes(views)
@@ -135,7 +138,8 @@ def test_attention_masks_of_the_authors(cases):
 
 @pytest.mark.data
 def test_loss_of_the_authors(cases):
-    """Where a bin is a little less than 1 by rounding theirs drops it and ours does not: their decision is then taken."""
+    """Where a bin is a little less than 1 by rounding theirs drops it and ours does not: their decision is then
+    taken."""
     for case in of(cases, "loss", 9):
         s, i, boxes = case.settings, case.input, boxes_of(case)
         leaves = {n: i[n].clone().requires_grad_() for n in ("student_score_global", "student_score_local") if n in i}

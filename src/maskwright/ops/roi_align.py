@@ -2,8 +2,8 @@
 
 He et al., Mask R-CNN, ICCV 2017 (https://arxiv.org/abs/1703.06870), in the corrected convention (`aligned=True`): cell
 (i, j) of a map covers [j, j + 1] x [i, i + 1] and has its value at its centre. Each of n x n bins is the mean of a
-grid of bilinear samples, one a cell and direction, rounded up. Bilinear samples on a grid are separable, so a box of a map F
-(h, w) becomes A F B^T with A (n, h) and B (n, w); gradients follow from that.
+grid of bilinear samples, one a cell and direction, rounded up. Bilinear samples on a grid are separable, so a box of
+a map F (h, w) becomes A F B^T with A (n, h) and B (n, w); gradients follow from that.
 
 Legend: N boxes, C channels, (h, w) map size, n bins a side.
 """
@@ -29,8 +29,10 @@ def roi_align(maps: Tensor, boxes: Tensor, bins: int) -> Tensor:
         ValueError: shapes that do not belong together.
     """
     if maps.ndim != 4 or boxes.shape != (len(maps), 4) or bins < 1:
-        raise ValueError(f"maps {tuple(maps.shape)}, boxes {tuple(boxes.shape)} and {bins} bins, expected (N, C, h, w), "
-                         "(N, 4) and at least 1")  # fmt: skip
+        raise ValueError(
+            f"maps {tuple(maps.shape)}, boxes {tuple(boxes.shape)} and {bins} bins, expected (N, C, h, w), (N, 4) and "
+            "at least 1"
+        )
     boxes = boxes.to(maps)
     rows = bin_weights(boxes[:, 1], boxes[:, 3], maps.shape[2], bins)  # (N, n, h)
     columns = bin_weights(boxes[:, 0], boxes[:, 2], maps.shape[3], bins)  # (N, n, w)

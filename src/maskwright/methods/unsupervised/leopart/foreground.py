@@ -58,8 +58,11 @@ def source_of(context: Context, options: ForegroundOptions) -> str:
     return by
 
 
-def propose_foreground(context: Context, options: ForegroundOptions, by: str, short_side: int, folder: Path) -> Proposals:
-    """Foreground of each photograph by the weights that the run starts from: attention, or the object of a spectral cut."""
+def propose_foreground(
+    context: Context, options: ForegroundOptions, by: str, short_side: int, folder: Path
+) -> Proposals:
+    """Foreground of each photograph by the weights that the run starts from: attention, or the object of a spectral
+    cut."""
     if by == "attention":
         backbone = context.backbone.to(context.device).eval()
         preprocess = Preprocess.for_backbone(
@@ -90,7 +93,8 @@ def propose_foreground(context: Context, options: ForegroundOptions, by: str, sh
 
 
 def stored_maps(context: Context, store: Proposals) -> ForegroundMaps:
-    """The foreground that a store holds: soft maps, or what has an id above 0; of a folder without a record grey values."""
+    """The foreground that a store holds: soft maps, or what has an id above 0; of a folder without a record grey
+    values."""
     names, data = context.data.names, context.data
 
     def read(i: int) -> Tensor:
@@ -147,7 +151,8 @@ class Cut:
 
 
 def gap_cut(precisions: np.ndarray, options: CbfeOptions) -> Cut:
-    """The middle of the largest gap of the sorted precisions where the shares of background allow it; no label is read."""
+    """The middle of the largest gap of the sorted precisions where the shares of background allow it; no label is
+    read."""
     found = np.sort(precisions[~np.isnan(precisions)])
     allowed = [k for k in cuts(len(found), options) if k < len(found)] or [len(found) - 1]
     best = max(allowed, key=lambda k: found[k] - found[k - 1])
@@ -157,8 +162,8 @@ def gap_cut(precisions: np.ndarray, options: CbfeOptions) -> Cut:
 def cut_ious(
     precisions: np.ndarray, maps: Sequence[np.ndarray], truth: Sequence[np.ndarray], options: CbfeOptions
 ) -> list[tuple[float, int, float]]:
-    """What the authors sweep: of each cut its precision, how many clusters are below, and the mean over photographs of the
-    foreground's IoU with true masks.
+    """What the authors sweep: of each cut its precision, how many clusters are below, and the mean over photographs
+    of the foreground's IoU with true masks.
 
     Args:
         precisions: (G,).

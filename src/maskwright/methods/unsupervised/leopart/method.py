@@ -11,15 +11,15 @@ Deviates: any backbone. Without a class token foreground is the object of a spec
 saliency=PLACE`). CBFE's threshold is the middle of the largest gap of the clusters' precisions, and reads no label
 (`oracle_threshold`, off, is the authors'). Clusters are of the training photographs, which keep their shape, and
 predict others; the authors cluster train and val together, squeezed to a square. k-means is spherical
-throughout. There are at most as many communities as classes asked for, the rest joined. Communities are infomap's where that is installed,
-else by our search of the same map equation; the run says which. Bins of float32 just below 1 count as foreground.
-Where fewer foreground tokens than `queued` are there, all enter the queue. One teacher pass more than the authors
-for its attention.
+throughout. There are at most as many communities as classes asked for, the rest joined. Communities are infomap's
+where that is installed, else by our search of the same map equation; the run says which. Bins of float32 just below 1
+count as foreground. Where fewer foreground tokens than `queued` are there, all enter the queue. One teacher pass more
+than the authors for its attention.
 
-What the original gets wrong: CBFE's threshold, the fine clusters' number, weight and Markov time are chosen on masks, and the
-figures called fully unsupervised stand on them; a mask of ones drops bins by rounding; too few foreground tokens, or
-a part of one or two cells, end the run; diagonal neighbours count twice and those at distance 2 never (kept: the
-weights are in that measure); a forced number of communities is unstable from seed to seed.
+What the original gets wrong: CBFE's threshold, the fine clusters' number, weight and Markov time are chosen on masks,
+and the figures called fully unsupervised stand on them; a mask of ones drops bins by rounding; too few foreground
+tokens, or a part of one or two cells, end the run; diagonal neighbours count twice and those at distance 2 never
+(kept: the weights are in that measure); a forced number of communities is unstable from seed to seed.
 
 Legend: G and K clusters, E width of reduced features, C classes, (h, w) grid, (H, W) photograph.
 """
@@ -160,7 +160,9 @@ class Leopart(Method):
         if c.foreground.use or c.cbfe.use:
             context.note(f"Foreground by {self.by}.")
         if c.features.layers is None and not context.backbone.is_vit:
-            context.note(f"{context.backbone.name} is convolutional: its cells take the place of a transformer's tokens.")
+            context.note(
+                f"{context.backbone.name} is convolutional: its cells take the place of a transformer's tokens."
+            )
         maps = self.maps if c.foreground.use and self.by != "attention" else None
         training = LeopartTraining(context, c, self.steps, maps)
         context.fit(training, "train", folder, self.steps)

@@ -122,7 +122,9 @@ class CommunityOptions:
         choices=("auto", "infomap", "own"),
     )  # fmt: skip
     count: int = option(None, "fine clusters (preset)", low=2)
-    grid: int = option(100, "cells a side on which neighbours are counted, maps enlarged to them; 0: as they are", low=0)
+    grid: int = option(
+        100, "cells a side on which neighbours are counted, maps enlarged to them; 0: as they are", low=0
+    )
     markov_time: float = option(None, "more gives fewer communities by themselves (preset)", low=0.01, high=100)
     weight: float = option(None, "least P(j|i) and P(i|j) of two clusters that are linked (preset)", low=0, high=1)
 

@@ -43,7 +43,8 @@ from maskwright.recipes.training.forward import precision_of
 OVERLAPS = (0.02, 0.01)
 """Least share of the photograph's area that two global crops share, and that any other shares with each of them."""
 TRIES = 100
-"""Draws of a crop for that. Where they do not suffice the crops do not overlap enough; those that do not at all give no term."""
+"""Draws of a crop for that. Where they do not suffice the crops do not overlap enough; those that do not at all give
+no term."""
 
 
 def projection_head(width: int, hidden: int, dim: int) -> nn.Sequential:
@@ -105,7 +106,14 @@ def crops_of(context: Context, config: LeopartConfig, encoder: BackboneEncoder) 
     groups = [(GLOBAL, (side, side), (c.scale_min, 1.0)), (c.local, (small, small), (0.05, c.scale_min))]
     preprocess = Preprocess.for_backbone(context.backbone.provenance)
     return MultiCrops(
-        context.data, groups, photometric(c.recipe), preprocess, threads=c.threads, overlaps=OVERLAPS, tries=TRIES, flip=0.0
+        context.data,
+        groups,
+        photometric(c.recipe),
+        preprocess,
+        threads=c.threads,
+        overlaps=OVERLAPS,
+        tries=TRIES,
+        flip=0.0,
     )
 
 
@@ -115,8 +123,8 @@ class Drawn(NamedTuple):
     Attributes:
         crops: crop-major.
         boxes: where they overlap.
-        foreground: of the global crops at their size, float32 (2 B, 1, S, S) in [0, 1], crop-major; None where attention says it,
-            or nobody.
+        foreground: of the global crops at their size, float32 (2 B, 1, S, S) in [0, 1], crop-major; None where
+            attention says it, or nobody.
     """
 
     crops: Crops
@@ -185,7 +193,9 @@ class LeopartTraining(Training):
         if self.c.foreground.use and self.maps is not None:
             maps = [self.maps(int(i)) for i in indices]
             seen = [SoftMap(m, torch.ones_like(m, dtype=torch.bool)) for m in maps]
-            found = torch.stack([m.through(v[g]).values[None] for g in range(GLOBAL) for m, v in zip(seen, crops.views)])
+            found = torch.stack(
+                [m.through(v[g]).values[None] for g in range(GLOBAL) for m, v in zip(seen, crops.views)]
+            )
         return Drawn(crops, overlap_boxes(crops.views), found)
 
     def on_device(self, batch: Drawn) -> Drawn:
@@ -230,8 +240,7 @@ class LeopartTraining(Training):
         z, scores = self.teacher(crops.global_)
         masks = self.masks(batch, z.shape[-2:])
         q = [
-            assign(s, self.queued_scores(g), h.eps, h.iterations, reducer())
-            for g, s in enumerate(scores.chunk(GLOBAL))
+            assign(s, self.queued_scores(g), h.eps, h.iterations, reducer()) for g, s in enumerate(scores.chunk(GLOBAL))
         ]
         predicted = list(self.network(crops.global_)[1].chunk(GLOBAL))
         if crops.local is not None:
@@ -260,7 +269,8 @@ class LeopartTraining(Training):
 
     @torch.no_grad()
     def enqueue(self, z: Sequence[Tensor], masks: Sequence[Tensor] | None) -> None:
-        """Puts random foreground tokens of each global crop (B, d, h, w) into its queue, all of them where they are few."""
+        """Puts random foreground tokens of each global crop (B, d, h, w) into its queue, all of them where they are
+        few."""
         for view in range(len(self.queues)):
             rows = z[view].permute(0, 2, 3, 1).flatten(0, 2)
             if masks is not None:
