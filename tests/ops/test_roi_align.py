@@ -1,48 +1,41 @@
-"""RoIAlign: torchvision's, coordinates, boxes without area."""
+"""RoIAlign against torchvision's, the identity, and boxes of nothing."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.ops import roi_align as reference
+from torchvision.ops import roi_align as torchvisions
 
-from maskwright.ops.roi_align import bin_weights, roi_align
-
-
-def boxes_of(n: int, w: int, h: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    ends = torch.rand(n, 2, 2, dtype=torch.float64, generator=generator) * torch.tensor([w, h])
-    low, high = ends.amin(1), ends.amax(1)
-    return torch.cat((low, high + 0.05), 1)
+from maskwright.ops.roi_align import roi_align
 
 
-@pytest.mark.parametrize(("h", "w", "bins"), [(14, 14, 7), (6, 9, 7), (5, 3, 2), (30, 1, 4)])
-def test_torchvisions(h, w, bins):
-    generator = torch.Generator().manual_seed(3)
-    maps = torch.randn(40, 2, h, w, dtype=torch.float64, generator=generator)
-    boxes = boxes_of(40, w, h, seed=1)
-    boxes[0] = torch.tensor([0, 0, w, h])
-    ours, theirs = maps.clone().requires_grad_(), maps.clone().requires_grad_()
-    a = roi_align(ours, boxes, bins)
-    b = reference(theirs, torch.cat((torch.arange(40.0)[:, None], boxes), 1), bins, aligned=True)
-    torch.testing.assert_close(a, b)
-    weight = torch.randn(a.shape, dtype=torch.float64, generator=generator)
-    (a * weight).sum().backward()
-    (b * weight).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-def test_a_map_of_coordinates_gives_the_bins_centres():
-    at = torch.arange(12) + 0.5
-    x = torch.stack((at.expand(12, 12), at[:, None].expand(12, 12)))[None]
-    found = roi_align(x, torch.tensor([[2.0, 3.0, 9.0, 10.0]]), 7)[0]
-    torch.testing.assert_close(found[0], (2.5 + torch.arange(7.0)).expand(7, 7))
-    torch.testing.assert_close(found[1], (3.5 + torch.arange(7.0))[:, None].expand(7, 7))
+@pytest.mark.parametrize("size", [(5, 7), (2, 3), (9, 4)])
+def test_values_and_gradients_are_torchvisions(size):
+    g = generator()
+    x = torch.randn(40, 3, 5, 7, generator=g, dtype=torch.float64)
+    corners = torch.rand(40, 2, 2, generator=g, dtype=torch.float64) * 10 - 2  # beyond the map, too
+    boxes = torch.cat((corners.amin(1), corners.amax(1)), 1)
+    rows = torch.cat((torch.arange(40.0, dtype=torch.float64)[:, None], boxes), 1)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    ours, theirs = roi_align(leaves[0], boxes, size), torchvisions(leaves[1], rows, size, aligned=True)
+    torch.testing.assert_close(ours, theirs)
+    up = torch.randn(ours.shape, generator=g, dtype=torch.float64)
+    (ours * up).sum().backward()
+    (theirs * up).sum().backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
 
 
-def test_boxes_without_area_and_bad_shapes():
-    assert not roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[2.0, 0.0, 2.0, 4.0]]), 3).any()
-    assert roi_align(torch.ones(0, 1, 4, 4), torch.ones(0, 4), 3).shape == (0, 1, 3, 3)
-    torch.testing.assert_close(bin_weights(torch.zeros(1), torch.full((1,), 4.0), 4, 7).sum(2), torch.ones(1, 7))
-    with pytest.raises(ValueError, match="expected"):
-        roi_align(torch.ones(2, 1, 4, 4), torch.ones(1, 4), 3)
+def test_the_whole_map_is_itself_bit_by_bit_and_an_empty_box_is_nothing():
+    x = torch.randn(3, 4, 5, 7, generator=generator())
+    whole = torch.tensor([0.0, 0, 7, 5]).expand(3, 4)
+    assert torch.equal(roi_align(x, whole, (5, 7)), x)
+    assert torch.equal(roi_align(x, whole * (1 + 1e-9), (5, 7)).float(), x), "a box that was computed"
+    assert not roi_align(x, torch.tensor([4.0, 0, 2, 5]).expand(3, 4), (5, 7)).any()
+    assert not roi_align(x, torch.zeros(3, 4), (5, 7)).any()
+    assert roi_align(x[:0], whole[:0], (5, 7)).shape == (0, 4, 5, 7)
+    with pytest.raises(ValueError, match="boxes"):
+        roi_align(x, whole[:2], (5, 7))

@@ -1,11 +1,10 @@
-"""RoIAlign: a map resampled inside boxes, as a product of two small matrices.
+"""RoIAlign: the part of a map that lies in a box, read off at a grid of its own (He et al., Mask R-CNN, ICCV 2017).
 
-He et al., Mask R-CNN, ICCV 2017 (https://arxiv.org/abs/1703.06870), in the corrected convention (`aligned=True`): cell
-(i, j) of a map covers [j, j + 1] x [i, i + 1] and has its value at its centre. Each of n x n bins is the mean of a
-grid of bilinear samples, one a cell and direction, rounded up. Bilinear samples on a grid are separable, so a box of
-a map F (h, w) becomes A F B^T with A (n, h) and B (n, w); gradients follow from that.
+A cell of the output is the mean of bilinear samples at even distances in its share of the box; of an axis-aligned box
+both axes stand for themselves, so each box is two small matrices and a map of it two products. That is the same on
+every device, in every run and for gradients.
 
-Legend: N boxes, C channels, (h, w) map size, n bins a side.
+Legend: B boxes and maps, K channels, (h, w) map, (p, q) output.
 """
 
 from __future__ import annotations
@@ -13,52 +12,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SNAP = 1e-6
+"""By so much of a cell may a box exceed a whole number of cells without another sample: boxes are computed."""
 
-def roi_align(maps: Tensor, boxes: Tensor, bins: int) -> Tensor:
-    """Resamples a box of each map.
+
+def roi_align(x: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The maps inside their boxes, torchvision's `roi_align(..., sampling_ratio=-1, aligned=True)` of one box a map.
+
+    A cell has as many samples along an axis as its share of the box has cells of the map, at least one. Samples up to
+    a cell beyond the map read its border, those farther away 0. A box of negative height or width gives 0; the box of
+    the whole map, read off at its own size, is the map itself.
 
     Args:
-        maps: (N, C, h, w), a map for each box.
-        boxes: (N, 4), x1, y1, x2, y2 in cells of the map, 0 to w and h; an empty box (x2 <= x1) gives zeros.
-        bins: n.
+        x: (B, K, h, w), differentiable.
+        boxes: (B, 4) as (x0, y0, x1, y1) in cells of the map, cell j covering [j, j + 1].
+        size: (p, q).
 
     Returns:
-        (N, C, n, n), of the maps' type.
+        (B, K, p, q).
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: as many boxes as there are not maps.
     """
-    if maps.ndim != 4 or boxes.shape != (len(maps), 4) or bins < 1:
-        raise ValueError(
-            f"maps {tuple(maps.shape)}, boxes {tuple(boxes.shape)} and {bins} bins, expected (N, C, h, w), (N, 4) and "
-            "at least 1"
-        )
-    boxes = boxes.to(maps)
-    rows = bin_weights(boxes[:, 1], boxes[:, 3], maps.shape[2], bins)  # (N, n, h)
-    columns = bin_weights(boxes[:, 0], boxes[:, 2], maps.shape[3], bins)  # (N, n, w)
-    return torch.einsum("nyh,nchw,nxw->ncyx", rows, maps, columns)
+    if x.ndim != 4 or boxes.shape != (len(x), 4):
+        raise ValueError(f"boxes {tuple(boxes.shape)} for maps {tuple(x.shape)}, expected ({len(x)}, 4) and 4 axes")
+    x0, y0, x1, y1 = boxes.detach().double().unbind(1)
+    rows = _weights(y0, y1, size[0], x.shape[2]).to(x)[:, None]  # (B, 1, p, h)
+    columns = _weights(x0, x1, size[1], x.shape[3]).to(x)[:, None]  # (B, 1, q, w)
+    return rows @ x @ columns.mT
 
 
-def bin_weights(start: Tensor, end: Tensor, length: int, bins: int) -> Tensor:
-    """How much each cell of a line counts in each bin of intervals [start, end).
-
-    Args:
-        start, end: (N,) in cells.
-        length: cells of the line.
-        bins: n.
-
-    Returns:
-        (N, n, length); rows sum to 1 where all samples lie inside the line.
-    """
-    each = (end - start) / bins  # (N,), cells a bin
-    count = each.ceil().clamp(min=0)
-    most = max(1, int(count.max())) if len(count) else 1
-    k = torch.arange(most, device=start.device, dtype=start.dtype)
-    used = k < count[:, None]  # (N, most)
-    inside = (k + 0.5) / count.clamp(min=1)[:, None]
-    bin_ = torch.arange(bins, device=start.device, dtype=start.dtype)
-    at = start[:, None, None] - 0.5 + (bin_[None, :, None] + inside[:, None]) * each[:, None, None]  # (N, n, most)
-    there = used[:, None] & (at >= -1) & (at <= length)
-    cells = torch.arange(length, device=start.device, dtype=start.dtype)
-    weight = (1 - (at.clamp(0, length - 1)[..., None] - cells).abs()).clamp(min=0) * there[..., None]
-    return weight.sum(2) / count.clamp(min=1)[:, None, None]
+def _weights(start: Tensor, end: Tensor, out: int, whole: int) -> Tensor:
+    """What each of `whole` cells counts in each of `out` cells of [start, end], float64 (B, out, whole)."""
+    step = (end - start) / out
+    count = (step - SNAP).ceil().clamp(min=1)  # samples of a cell
+    most = int(count.max()) if len(count) else 1
+    i = torch.arange(most, dtype=start.dtype, device=start.device)
+    cell = torch.arange(out, dtype=start.dtype, device=start.device)
+    within = (i + 0.5) / count[:, None]  # (B, n)
+    at = (start[:, None, None] - 0.5) + (cell[:, None] + within[:, None]) * step[:, None, None]  # (B, out, n)
+    taken = (i < count[:, None])[:, None] & (at >= -1) & (at <= whole) & (step > 0)[:, None, None]
+    cells = torch.arange(whole, dtype=start.dtype, device=start.device)
+    hats = (1 - (at.clamp(0, whole - 1)[..., None] - cells).abs()).clamp(min=0)  # (B, out, n, whole)
+    return (hats * taken[..., None]).sum(2) / count[:, None, None]

@@ -59,7 +59,7 @@ def overlap_boxes(views: Sequence[Sequence[View]]) -> Boxes:
 def aligned(maps: Tensor, boxes: Tensor) -> Tensor:
     """Maps (B, C, h, w) inside boxes (B, 4) in shares of their sides: (B, C, n, n)."""
     h, w = maps.shape[-2:]
-    return roi_align(maps, boxes.to(maps) * boxes.new_tensor([w, h, w, h]).to(maps), BINS)
+    return roi_align(maps, boxes.to(maps) * boxes.new_tensor([w, h, w, h]).to(maps), (BINS, BINS))
 
 
 @torch.no_grad()
