@@ -38,6 +38,10 @@ OWN: dict[str, dict[str, object]] = {
     "iic": {"heads.sub_heads": 2, "heads.turn": 2, "information.displacement": 1},
     "infoseg": {"vectors.dim": 16},
     "picie": {"rounds.rows": 64},
+    "looking_beyond": {
+        "labels.count": 6, "labels.superpixels": 20, "labels.side": 64, "contrast.hidden": 16, "contrast.width": 8,
+        "contrast.anchors": 8, "optimizer.lr": 0.003,
+    },
     "leopart": {
         "crops.local_size": 32, "head.hidden": 16, "head.width": 16, "head.prototypes": 4, "head.queue": 16,
         "cbfe.count": 8, "communities.count": 8, "communities.grid": 20,

@@ -19,6 +19,7 @@ TABLE = {
     "iic": "maskwright.methods.unsupervised.iic:IIC",
     "infoseg": "maskwright.methods.unsupervised.infoseg:InfoSeg",
     "picie": "maskwright.methods.unsupervised.picie:Picie",
+    "looking_beyond": "maskwright.methods.unsupervised.looking_beyond.method:LookingBeyond",
     "leopart": "maskwright.methods.unsupervised.leopart.method:Leopart",
     "pass": "maskwright.methods.unsupervised.pass_.method:Pass",
     "cam": "maskwright.methods.weak.cam:Cam",
