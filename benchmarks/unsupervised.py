@@ -102,7 +102,7 @@ ENTRIES = (
     Entry("camvid-leopart-without_cbfe", "camvid", "leopart", settings={"cbfe.use": "false"}, seeds=(0,)),
     Entry("camvid-leopart-without_communities", "camvid", "leopart", settings={"communities.use": "false"}, seeds=(0,)),
     Entry("camvid-looking_beyond", "camvid", "looking_beyond", seeds=(0,)),
-    Entry("camvid-looking_beyond-single", "camvid", "looking_beyond", settings={"labels.by": "superpixels"}, seeds=(0,)),
+    Entry("camvid-looking_beyond-single", "camvid", "looking_beyond", settings={"by": "superpixels"}, seeds=(0,)),
     Entry("camvid-looking_beyond-without_vote", "camvid", "looking_beyond", settings={"superpixels": "0"}, seeds=(0,)),
     Entry("camvid-looking_beyond-across", "camvid", "looking_beyond", settings={"across": "true"}, seeds=(0,)),
     Entry("ecssd-otsu", "ecssd_part", "otsu", classes=2, protocol="saliency", seeds=(0,)),
