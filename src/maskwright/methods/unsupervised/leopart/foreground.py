@@ -99,7 +99,9 @@ def stored_maps(context: Context, store: Proposals) -> ForegroundMaps:
 
     def read(i: int) -> Tensor:
         if store.holds in (None, "soft"):
-            return store.soft(names[i], data.size(i)).values
+            values = store.soft(names[i], data.size(i)).values
+            # Grey values up to 1 of 255 are ids of a mask, not a map.
+            return (values > 0).float() if store.holds is None and float(values.max()) < 1.5 / 255 else values
         labels = store.read(names[i], data.size(i))
         return ((labels.ids > 0) & labels.valid).float()
 

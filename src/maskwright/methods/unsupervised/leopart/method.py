@@ -97,6 +97,10 @@ class Leopart(Method):
     def __init__(self, config: LeopartConfig, context: Context) -> None:
         super().__init__(config, context)
         self.by = source_of(context, config.foreground)
+        if INPUT in context.inputs and not (config.foreground.use or config.cbfe.use):
+            raise MaskwrightError(
+                f"--input {INPUT} with foreground.use=false and cbfe.use=false", "a use", "leave it out"
+            )
         self.searcher = searcher(config.communities.by) if config.communities.use else ""
         if config.cbfe.use and context.classes < 2:
             raise MaskwrightError(f"--classes {context.classes}, background among them", "at least 2", "ask for more")

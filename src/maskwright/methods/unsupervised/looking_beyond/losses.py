@@ -83,18 +83,19 @@ def draw_pixels(
     flat, sure = labels.flatten().cpu(), valid.flatten().cpu()
     values = margin.flatten().cpu()
     if drop > 0 and bool(sure.any()):
-        order = torch.where(sure, values, torch.inf).argsort(stable=True)
+        known = sure.nonzero()[:, 0]
+        known = known[torch.randperm(len(known))]  # of equal margins any may go
         sure = sure.clone()
-        sure[order[: int(drop * int(sure.sum()))]] = False
+        sure[known[values[known].argsort(stable=True)[: int(drop * len(known))]]] = False
     image = torch.arange(b).repeat_interleave(h * w)
-    known, index = flat[sure].unique(return_inverse=True)
-    if not len(known):
+    names, index = flat[sure].unique(return_inverse=True)
+    if not len(names):
         return torch.empty(0, dtype=torch.int64)
     places, of = sure.nonzero()[:, 0], image[sure]
-    shown = torch.zeros(len(known), b, dtype=torch.bool)
+    shown = torch.zeros(len(names), b, dtype=torch.bool)
     shown[index, of] = True
-    wanted = (shown.sum(1) > 1).nonzero()[:, 0] if across else torch.arange(len(known))
-    wanted = wanted if len(wanted) else torch.arange(len(known))
+    wanted = (shown.sum(1) > 1).nonzero()[:, 0] if across else torch.arange(len(names))
+    wanted = wanted if len(wanted) else torch.arange(len(names))
     drawn = []
     for k in wanted[torch.randperm(len(wanted))[:count]].tolist():
         each = -(-anchors // int(shown[k].sum()))

@@ -17,7 +17,7 @@ PAPER: dict[str, Any] = {
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
-        "crop": 160, "batch": 8, "optimizer": "adamw", "count": 64, "dim": 64, "max_rows": 60_000, "restarts": 1,
+        "crop": 160, "batch": 8, "optimizer": "adamw", "count": 64, "dim": 64, "max_rows": 60_000, "restarts": 3,
         "superpixels": 300, "short_side": 320, "rows": 128, "steps": 300,
     },
     "paper": PAPER,
