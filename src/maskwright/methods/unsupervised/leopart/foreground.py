@@ -94,7 +94,7 @@ def propose_foreground(
 
 def stored_maps(context: Context, store: Proposals) -> ForegroundMaps:
     """The foreground that a store holds: soft maps, or what has an id above 0; of a folder without a record grey
-    values."""
+    values, or ids where these are 0 and 1."""
     names, data = context.data.names, context.data
 
     def read(i: int) -> Tensor:
