@@ -138,7 +138,8 @@ def test_attention_masks_of_the_authors(cases):
 
 @pytest.mark.data
 def test_loss_of_the_authors(cases):
-    """Where a bin is a little less than 1 by rounding theirs drops it and ours does not: their decision is then taken."""
+    """Where a bin is a little less than 1 by rounding theirs drops it and ours does not: their decision is then
+    taken."""
     for case in of(cases, "loss", 9):
         s, i, boxes = case.settings, case.input, boxes_of(case)
         leaves = {n: i[n].clone().requires_grad_() for n in ("student_score_global", "student_score_local") if n in i}

@@ -44,6 +44,10 @@ OWN: dict[str, dict[str, object]] = {
     },
     "slotcon": {"groups.hidden": 16, "groups.width": 8},
     "maskcontrast": {"objects.short_side": 64, "contrast.queue": 6, "clusters.restarts": 2},
+    "looking_beyond": {
+        "labels.count": 6, "labels.superpixels": 20, "labels.side": 64, "contrast.hidden": 16, "contrast.width": 8,
+        "contrast.anchors": 8, "optimizer.lr": 0.003,
+    },
     "leopart": {
         "crops.local_size": 32, "head.hidden": 16, "head.width": 16, "head.prototypes": 4, "head.queue": 16,
         "cbfe.count": 8, "communities.count": 8, "communities.grid": 20,

@@ -22,6 +22,7 @@ TABLE = {
     "redo": "maskwright.methods.unsupervised.redo.method:Redo",
     "slotcon": "maskwright.methods.unsupervised.slotcon.method:SlotCon",
     "maskcontrast": "maskwright.methods.unsupervised.maskcontrast.method:MaskContrast",
+    "looking_beyond": "maskwright.methods.unsupervised.looking_beyond.method:LookingBeyond",
     "leopart": "maskwright.methods.unsupervised.leopart.method:Leopart",
     "pass": "maskwright.methods.unsupervised.pass_.method:Pass",
     "cam": "maskwright.methods.weak.cam:Cam",

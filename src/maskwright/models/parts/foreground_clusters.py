@@ -18,8 +18,8 @@ class ForegroundClusters(Part):
     """The class of the nearest fine cluster, or the background's class where the nearest of the other clusters is
     background.
 
-    A class's logit is its best cluster's cosine over the temperature. That of the background exceeds all exactly where the best
-    background cluster is nearer than the best foreground cluster.
+    A class's logit is its best cluster's cosine over the temperature. That of the background exceeds all exactly
+    where the best background cluster is nearer than the best foreground cluster.
 
     Args:
         centers: of fine clusters (K, E), of any length.

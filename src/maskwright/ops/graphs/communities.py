@@ -1,13 +1,14 @@
 """Which clusters touch in photographs, and communities of them: co-occurrence, the map equation, and its minimum.
 
 Sources: Haralick et al., Textural features for image classification, 1973 (co-occurrence); Rosvall, Axelsson &
-Bergstrom, The map equation, 2009 (https://arxiv.org/abs/0906.1405); Schaub et al. for the Markov time; Blondel et al., Fast unfolding of
-communities, 2008, for the search. What Leopart (CVPR 2022, https://arxiv.org/abs/2204.13101) makes of them stands in its method.
+Bergstrom, The map equation, 2009 (https://arxiv.org/abs/0906.1405); Schaub et al. for the Markov time; Blondel et
+al., Fast unfolding of communities, 2008, for the search. What Leopart (CVPR 2022, https://arxiv.org/abs/2204.13101)
+makes of them stands in its method.
 
     L(M) = f(q) - 2 sum_m f(q_m) + sum_m f(q_m + p_m) - sum_i f(p_i),  f(x) = x log2 x
 
-p_i is the share of the links' weight at node i, p_m the sum over module m, q_m the share of links that leave m, times the
-Markov time, q their sum: the bits a step that a walk on the graph takes to describe.
+p_i is the share of the links' weight at node i, p_m the sum over module m, q_m the share of links that leave m, times
+the Markov time, q their sum: the bits a step that a walk on the graph takes to describe.
 
 Legend: K clusters or nodes, M modules, P(j|i) how likely a neighbour of i is j.
 """
@@ -111,8 +112,8 @@ def map_equation_modules(
     Args:
         weights: symmetric (K, K), at least 0, without a diagonal.
         markov_time: above 0.
-        wanted: how many modules there must be, where so many nodes have links: modules are joined, or taken apart, where it costs
-            the fewest bits. None: as many as the least L(M) has.
+        wanted: how many modules there must be, where so many nodes have links: modules are joined, or taken apart,
+            where it costs the fewest bits. None: as many as the least L(M) has.
         restarts: orders in which nodes are tried; the least L(M) is kept.
         seed: of the orders.
 

@@ -5,8 +5,6 @@ Legend: (H, W) image size, K superpixels, S the grid step sqrt(H W / K).
 Sources: Achanta et al., SLIC superpixels compared to state-of-the-art superpixel methods, TPAMI 2012; voting
 of auxiliary labels: Zhang et al., Looking Beyond Single Images for Contrastive Semantic Segmentation
 Learning, NeurIPS 2021.
-
-No method here stands on them yet: they are for SegSort (Hwang et al., ICCV 2019) and Looking Beyond, which are to come.
 """
 
 from __future__ import annotations

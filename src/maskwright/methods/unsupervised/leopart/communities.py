@@ -1,4 +1,5 @@
-"""Communities of clusters that touch, by the package infomap where it is installed or by our search (Leopart, CVPR 2022).
+"""Communities of clusters that touch, by the package infomap where it is installed or by our search (Leopart, CVPR
+2022).
 
 Infomap (https://www.mapequation.org) is under the GPL, so it is no dependency: who wants it installs it.
 
@@ -81,7 +82,8 @@ def find_communities(
 
 
 def by_infomap(graph: np.ndarray, markov_time: float, wanted: int, seed: int) -> np.ndarray:
-    """Two-level modules by Infomap, -1 for clusters without links; it prefers, and does not promise, the wanted number."""
+    """Two-level modules by Infomap, -1 for clusters without links; it prefers, and does not promise, the wanted
+    number."""
     found = np.full(len(graph), -1, np.int64)
     linked = np.argwhere(np.triu(graph) > 0)
     if not len(linked):

@@ -61,7 +61,8 @@ def source_of(context: Context, options: ForegroundOptions) -> str:
 def propose_foreground(
     context: Context, options: ForegroundOptions, by: str, short_side: int, folder: Path
 ) -> Proposals:
-    """Foreground of each photograph by the weights that the run starts from: attention, or the object of a spectral cut."""
+    """Foreground of each photograph by the weights that the run starts from: attention, or the object of a spectral
+    cut."""
     if by == "attention":
         backbone = context.backbone.to(context.device).eval()
         preprocess = Preprocess.for_backbone(
@@ -92,12 +93,15 @@ def propose_foreground(
 
 
 def stored_maps(context: Context, store: Proposals) -> ForegroundMaps:
-    """The foreground that a store holds: soft maps, or what has an id above 0; of a folder without a record grey values."""
+    """The foreground that a store holds: soft maps, or what has an id above 0; of a folder without a record grey
+    values, or ids where these are 0 and 1."""
     names, data = context.data.names, context.data
 
     def read(i: int) -> Tensor:
         if store.holds in (None, "soft"):
-            return store.soft(names[i], data.size(i)).values
+            values = store.soft(names[i], data.size(i)).values
+            # Grey values up to 1 of 255 are ids of a mask, not a map.
+            return (values > 0).float() if store.holds is None and float(values.max()) < 1.5 / 255 else values
         labels = store.read(names[i], data.size(i))
         return ((labels.ids > 0) & labels.valid).float()
 
@@ -149,7 +153,8 @@ class Cut:
 
 
 def gap_cut(precisions: np.ndarray, options: CbfeOptions) -> Cut:
-    """The middle of the largest gap of the sorted precisions where the shares of background allow it; no label is read."""
+    """The middle of the largest gap of the sorted precisions where the shares of background allow it; no label is
+    read."""
     found = np.sort(precisions[~np.isnan(precisions)])
     allowed = [k for k in cuts(len(found), options) if k < len(found)] or [len(found) - 1]
     best = max(allowed, key=lambda k: found[k] - found[k - 1])
@@ -159,8 +164,8 @@ def gap_cut(precisions: np.ndarray, options: CbfeOptions) -> Cut:
 def cut_ious(
     precisions: np.ndarray, maps: Sequence[np.ndarray], truth: Sequence[np.ndarray], options: CbfeOptions
 ) -> list[tuple[float, int, float]]:
-    """What the authors sweep: of each cut its precision, how many clusters are below, and the mean over photographs of the
-    foreground's IoU with true masks.
+    """What the authors sweep: of each cut its precision, how many clusters are below, and the mean over photographs
+    of the foreground's IoU with true masks.
 
     Args:
         precisions: (G,).

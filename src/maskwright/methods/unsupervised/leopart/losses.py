@@ -29,7 +29,8 @@ authors' >= 1 drops."""
 
 
 class Boxes(NamedTuple):
-    """Where the crops of photographs overlap, as x1, y1, x2, y2 in shares of the crop's sides; an empty box where they do not.
+    """Where the crops of photographs overlap, as x1, y1, x2, y2 in shares of the crop's sides; an empty box where
+    they do not.
 
     Attributes:
         of_global: (B, G, V, 4), what a global crop shares with each crop, in the global crop.
@@ -45,7 +46,7 @@ def overlap_boxes(views: Sequence[Sequence[View]]) -> Boxes:
     first, second = [], []
     for crops in views:
         for g in range(GLOBAL):
-            for v, crop in enumerate(crops):
+            for crop in crops:
                 shared = overlap(crops[g], crop)
                 both = ((0.0,) * 4, (0.0,) * 4) if shared is None else (shared.box_a, shared.box_b)
                 for found, box, (height, width) in zip((first, second), both, (crops[g].size, crop.size)):
@@ -105,8 +106,8 @@ def spatial_loss(
 ) -> Tensor:
     """L = 1/G sum_g 1/(V-1) sum_{v != g} - sum_x m_x sum_k q_k log p_k / sum_x m_x, x over all photographs' bins.
 
-    q is the assignment of g and p = softmax(scores / T) the prediction of v, both inside their overlap. A pair without a
-    bin left is left out of its sum, which V - 1 still divides.
+    q is the assignment of g and p = softmax(scores / T) the prediction of v, both inside their overlap. A pair
+    without a bin left is left out of its sum, which V - 1 still divides.
 
     Args:
         q: assignments (B, K, h, w) of each of G global crops, without gradient.

@@ -11,15 +11,15 @@ Deviates: any backbone. Without a class token foreground is the object of a spec
 saliency=PLACE`). CBFE's threshold is the middle of the largest gap of the clusters' precisions, and reads no label
 (`oracle_threshold`, off, is the authors'). Clusters are of the training photographs, which keep their shape, and
 predict others; the authors cluster train and val together, squeezed to a square. k-means is spherical
-throughout. There are at most as many communities as classes asked for, the rest joined. Communities are infomap's where that is installed,
-else by our search of the same map equation; the run says which. Bins of float32 just below 1 count as foreground.
-Where fewer foreground tokens than `queued` are there, all enter the queue. One teacher pass more than the authors
-for its attention.
+throughout. There are at most as many communities as classes asked for, the rest joined. Communities are infomap's
+where that is installed, else by our search of the same map equation; the run says which. Bins of float32 just below 1
+count as foreground. Where fewer foreground tokens than `queued` are there, all enter the queue. One teacher pass more
+than the authors for its attention.
 
-What the original gets wrong: CBFE's threshold, the fine clusters' number, weight and Markov time are chosen on masks, and the
-figures called fully unsupervised stand on them; a mask of ones drops bins by rounding; too few foreground tokens, or
-a part of one or two cells, end the run; diagonal neighbours count twice and those at distance 2 never (kept: the
-weights are in that measure); a forced number of communities is unstable from seed to seed.
+What the original gets wrong: CBFE's threshold, the fine clusters' number, weight and Markov time are chosen on masks,
+and the figures called fully unsupervised stand on them; a mask of ones drops bins by rounding; too few foreground
+tokens, or a part of one or two cells, end the run; diagonal neighbours count twice and those at distance 2 never
+(kept: the weights are in that measure); a forced number of communities is unstable from seed to seed.
 
 Legend: G and K clusters, E width of reduced features, C classes, (h, w) grid, (H, W) photograph.
 """
@@ -97,6 +97,10 @@ class Leopart(Method):
     def __init__(self, config: LeopartConfig, context: Context) -> None:
         super().__init__(config, context)
         self.by = source_of(context, config.foreground)
+        if INPUT in context.inputs and not (config.foreground.use or config.cbfe.use):
+            raise MaskwrightError(
+                f"--input {INPUT} with foreground.use=false and cbfe.use=false", "a use", "leave it out"
+            )
         self.searcher = searcher(config.communities.by) if config.communities.use else ""
         if config.cbfe.use and context.classes < 2:
             raise MaskwrightError(f"--classes {context.classes}, background among them", "at least 2", "ask for more")

@@ -43,7 +43,8 @@ from maskwright.recipes.training.forward import precision_of
 OVERLAPS = (0.02, 0.01)
 """Least share of the photograph's area that two global crops share, and that any other shares with each of them."""
 TRIES = 100
-"""Draws of a crop for that. Where they do not suffice the crops do not overlap enough; those that do not at all give no term."""
+"""Draws of a crop for that. Where they do not suffice the crops do not overlap enough; those that do not at all give
+no term."""
 
 
 def projection_head(width: int, hidden: int, dim: int) -> nn.Sequential:
@@ -122,8 +123,8 @@ class Drawn(NamedTuple):
     Attributes:
         crops: crop-major.
         boxes: where they overlap.
-        foreground: of the global crops at their size, float32 (2 B, 1, S, S) in [0, 1], crop-major; None where attention says it,
-            or nobody.
+        foreground: of the global crops at their size, float32 (2 B, 1, S, S) in [0, 1], crop-major; None where
+            attention says it, or nobody.
     """
 
     crops: Crops
@@ -268,7 +269,8 @@ class LeopartTraining(Training):
 
     @torch.no_grad()
     def enqueue(self, z: Sequence[Tensor], masks: Sequence[Tensor] | None) -> None:
-        """Puts random foreground tokens of each global crop (B, d, h, w) into its queue, all of them where they are few."""
+        """Puts random foreground tokens of each global crop (B, d, h, w) into its queue, all of them where they are
+        few."""
         for view in range(len(self.queues)):
             rows = z[view].permute(0, 2, 3, 1).flatten(0, 2)
             if masks is not None:

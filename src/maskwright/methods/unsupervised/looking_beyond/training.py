@@ -1,0 +1,73 @@
+"""The training of `looking_beyond`: pixels of one label attract each other, in whichever photograph they lie.
+
+Legend: B photographs, E width of the network's embedding, D width of projected features, N drawn pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskwright.data.training.augment import photometric
+from maskwright.data.training.sources import Labels
+from maskwright.methods.unsupervised.looking_beyond.losses import cross_image_contrast, draw_pixels
+from maskwright.methods.unsupervised.looking_beyond.options import LookingBeyondConfig
+from maskwright.recipes.consistency.representation import labels_at
+from maskwright.recipes.training.training import CropTraining
+
+APART = 1 << 20
+"""What ids of superpixels of one photograph are moved by from those of the next: they have nothing in common."""
+
+
+class LookingBeyondTraining(CropTraining):
+    """Crops with auxiliary labels, and a projection beside the network.
+
+    Args:
+        context: of the run.
+        config: options.
+        steps: of the stage.
+        labels: auxiliary labels of photographs.
+        linked: whether a label means the same in all photographs.
+    """
+
+    def __init__(self, context: Any, config: LookingBeyondConfig, steps: int, labels: Labels, linked: bool) -> None:
+        super().__init__(context, config, steps, dropout=False)
+        c, self.linked = self.config.contrast, linked
+        order = self.order(len(labels.indices), self.config.crops.batch)
+        photographs = self.stream(labels.indices, order, labels)
+        photographs.jitter = photometric(c.recipe)
+        self.streams["u"] = photographs
+        projection = nn.Sequential(
+            nn.Conv2d(self.network.width, c.hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(c.hidden, c.width, 1)
+        )
+        self.projection = self.learn_too("projection", projection)
+
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """The contrast of drawn pixels, and of what they are: how many, of how many labels, how often across
+        photographs."""
+        c, u = self.config.contrast, batch["u"]
+        with self.student.autocast():
+            e = self.network.decode(self.network.features(u.weak))
+        y = labels_at(u.y, (e.shape[-2], e.shape[-1]))
+        image = torch.arange(len(e), device=e.device)[:, None, None].expand(y.ids.shape)
+        ids = y.ids if self.linked else y.ids + APART * image
+        at = draw_pixels(ids, y.confidence, y.valid, c.labels_a_step, c.anchors, c.drop, self.linked).to(e.device)
+        rows = e.float().permute(0, 2, 3, 1).flatten(0, 2)[at]  # (N, E)
+        z = self.projection(rows[..., None, None])[..., 0, 0]  # (N, D)
+        labels, images = ids.flatten()[at], image.flatten()[at]
+        loss = cross_image_contrast(z, labels, images, c.temperature, c.across and self.linked)
+        return {
+            "loss": loss + 0 * e.float().sum(),
+            "pixels": loss.new_tensor(float(len(at))),
+            **linking(labels, images),
+        }
+
+
+def linking(labels: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """Of pairs of pixels with one label (N,), the share that lies in two photographs."""
+    same = labels[:, None] == labels
+    across = same & (images[:, None] != images)
+    pairs = (same.sum() - len(labels)).clamp(min=1)
+    return {"across": across.sum().float() / pairs}

@@ -1,0 +1,159 @@
+"""Looking Beyond: votes, what is drawn, labels of a run, contrast within single photographs, labels given."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import write_tiny_folder
+
+import maskwright as mw
+from maskwright.engine.config import configure
+from maskwright.engine.progress import Progress
+from maskwright.errors import MaskwrightError
+from maskwright.methods.unsupervised.looking_beyond import labelling as Lb
+from maskwright.methods.unsupervised.looking_beyond.losses import assign_margin, cross_image_contrast, draw_pixels
+from maskwright.methods.unsupervised.looking_beyond.options import PRESETS, LabelOptions, LookingBeyondConfig
+from maskwright.methods.unsupervised.looking_beyond.training import linking
+from maskwright.ops.label_quality import label_counts, label_quality
+
+SMALL = {
+    "crops.size": 32, "crops.batch": 4, "precision": "fp32", "features.short_side": 64, "clusters.restarts": 1,
+    "labels.count": 6, "labels.superpixels": 20, "labels.side": 64, "contrast.hidden": 8, "contrast.width": 8,
+    "contrast.anchors": 8,
+}  # fmt: skip
+
+
+def train(data, out, steps: int = 2, backbone: str = "mobilenetv3_small_050", inputs=None, **settings):
+    return mw.train(
+        data, "looking_beyond", out=out, classes=3, backbone=backbone, weights="random", steps=steps, device="cpu",
+        inputs=inputs, settings=SMALL | settings, progress=Progress(quiet=True), report=False,
+    )  # fmt: skip
+
+
+def steps_of(out) -> list[dict]:
+    return [m for m in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if m["stage"] == "train"]
+
+
+def stages_of(out) -> list[str]:
+    return [s["name"] for s in json.loads((out / "run.json").read_text())["stages"]]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny")
+
+
+# --------------------------------------------------------------------- labels
+
+
+def test_votes_are_weighed_and_the_outvoted_are_unsure():
+    ids, superpixels = torch.tensor([[0, 0, 0, 1], [2, 2, 1, 1]]), np.array([[0, 0, 0, 0], [1, 1, 1, 1]])
+    margin = torch.tensor([[0.1, 0.1, 0.1, 0.5], [0.2, 0.2, 0.2, 0.2]])
+    voted, sure = Lb.vote(ids, margin, superpixels)
+    assert voted.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]], "0.5 against 0.3; of a tie the lower label"
+    assert sure.tolist() == [[0, 0, 0, 0.5], [0, 0, pytest.approx(0.2), pytest.approx(0.2)]]
+    again, _ = Lb.vote(voted, margin, superpixels)
+    assert torch.equal(again, voted)
+
+
+def test_labels_of_features_that_are_classes():
+    """Two halves of a photograph with features of their own: labels follow the halves, and tell them exactly."""
+    f = torch.zeros(3, 4, 6)
+    f[0, :, :3], f[1, :, 3:] = 1, 1
+    mu = torch.eye(3)
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, 30:] = 200
+    for superpixels in (0, 12):
+        found = Lb.labelled(f, mu, image, LabelOptions(superpixels=superpixels, side=30))
+        assert found.size == (40, 60)
+        truth = np.repeat(np.arange(2), 30)[None].repeat(40, 0)
+        quality = label_quality(label_counts(found.ids.numpy(), truth))
+        assert all(v == pytest.approx(1) for v in quality.values()), "oracle features saturate every measure"
+        assert 0 < float(found.confidence.max()) <= 1
+    assert assign_margin(f[None], mu[:1])[1].unique().tolist() == [2]
+    parts = Lb.own_superpixels(image, LabelOptions(superpixels=12, side=30)).ids
+    assert 4 <= len(parts.unique()) <= 24
+    with pytest.raises(ValueError, match="no pixel"):
+        label_quality(np.zeros((2, 2)))
+
+
+# --------------------------------------------------------------------- what is drawn
+
+
+def test_pixels_are_drawn_evenly_of_labels_that_two_photographs_show():
+    labels = torch.zeros(3, 4, 4, dtype=torch.int64)
+    labels[0, :2], labels[1, 3:] = 1, 1
+    labels[2, 0] = 2
+    margin, valid = torch.ones(3, 4, 4), torch.ones(3, 4, 4, dtype=torch.bool)
+    valid[1, 0, 0] = False
+    at = draw_pixels(labels, margin, valid, 9, 6, 0.0, True)
+    drawn, image = labels.flatten()[at], torch.arange(3).repeat_interleave(16)[at]
+    assert sorted(drawn.unique().tolist()) == [0, 1], "2 is in one photograph alone"
+    assert [int((image[drawn == 0] == i).sum()) for i in range(3)] == [2, 2, 2]
+    assert [int((image[drawn == 1] == i).sum()) for i in range(3)] == [3, 3, 0]
+    assert len(at.unique()) == len(at) and 16 not in at.tolist()
+    assert 2 in labels.flatten()[draw_pixels(labels, margin, valid, 9, 6, 0.0, False)]
+    assert len(draw_pixels(labels, margin, valid, 1, 6, 0.0, True)) == 6, "one label"
+    margin[:, :, :2] = 0.1
+    sure = draw_pixels(labels, margin, valid, 9, 16, 0.4, True)
+    assert float(margin.flatten()[sure].float().mean()) > 0.7 and len(sure) > 0
+    assert not len(draw_pixels(labels, margin, torch.zeros_like(valid), 9, 6, 0.2, True))
+    alone = draw_pixels(labels[:1], margin[:1], valid[:1], 9, 4, 0.0, True)
+    assert len(alone) == 8, "of a single photograph any label will do"
+
+
+def test_contrast_of_nothing_and_of_one_label():
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    images, zero = torch.zeros(6, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)
+    for labels, across in ((torch.arange(6), False), (zero, False), (zero, True)):
+        loss = cross_image_contrast(z, labels, images, 0.1, across)
+        assert loss.item() == 0, "no positive, or no negative"
+        if loss.requires_grad:
+            (grad,) = torch.autograd.grad(loss, z, allow_unused=True)
+            assert grad is None or not grad.isnan().any()
+    assert cross_image_contrast(z[:0], zero[:0], zero[:0], 0.1).item() == 0
+    assert float(linking(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]))["across"]) == pytest.approx(4 / 6)
+
+
+# --------------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="module")
+def linked(data, tmp_path_factory):
+    """A run on clusters, whose labels are judged."""
+    out = tmp_path_factory.mktemp("runs") / "linked"
+    train(data, out, **{"labels.judge": True})
+    return out
+
+
+def test_a_run_on_clusters(linked):
+    assert stages_of(linked) == ["dictionary", "label", "judge", "train", "cluster"]
+    assert any(step["across"] > 0 for step in steps_of(linked)) and all(step["loss"] > 0 for step in steps_of(linked))
+    quality = json.loads((linked / "judge" / "quality.json").read_text())
+    assert quality["photographs"] == 8 and 0 < quality["purity"] <= 1
+    read = json.loads((linked / "run.json").read_text())["labels_read"]
+    assert read["evaluate"]["masks"] == 8 and not read["train"].get("masks")
+    store = mw.open_folder(linked / "label" / "labels")
+    assert len(store) == 8 and store.labels_present()["masks"] == 8, "the labels are a data set"
+
+
+@pytest.mark.slow
+def test_runs_on_superpixels_and_on_labels_that_are_given(data, linked, tmp_path):
+    train(data, tmp_path / "single", **{"labels.by": "superpixels"})
+    assert stages_of(tmp_path / "single") == ["label", "train", "cluster"]
+    assert all(step["across"] == 0 for step in steps_of(tmp_path / "single")), "nothing links two photographs"
+    given = {"labels": linked / "label" / "labels"}
+    train(data, tmp_path / "given", backbone="test_vit", inputs=given)
+    assert stages_of(tmp_path / "given") == ["train", "cluster"]
+    with pytest.raises(MaskwrightError, match="one of the two"):
+        train(data, tmp_path / "both", inputs=given, **{"labels.by": "superpixels"})
+
+
+def test_options():
+    for name in PRESETS:
+        config = configure(LookingBeyondConfig, {"preset": name})
+        assert config.crops.size == PRESETS[name]["crop"] and config.optimizer.name == PRESETS[name]["optimizer"]
+    assert configure(LookingBeyondConfig, {"across": True}).contrast.across
