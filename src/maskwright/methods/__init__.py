@@ -19,6 +19,7 @@ TABLE = {
     "iic": "maskwright.methods.unsupervised.iic:IIC",
     "infoseg": "maskwright.methods.unsupervised.infoseg:InfoSeg",
     "picie": "maskwright.methods.unsupervised.picie:Picie",
+    "segsort": "maskwright.methods.unsupervised.segsort:SegSort",
     "pass": "maskwright.methods.unsupervised.pass_.method:Pass",
     "cam": "maskwright.methods.weak.cam:Cam",
     "grad_cam": "maskwright.methods.weak.cam:GradCam",

@@ -39,6 +39,8 @@ TABLE = {
     "SobelEncoder": "maskwright.models.parts.sobel:SobelEncoder",
     "ClassVectors": "maskwright.models.parts.class_vectors:ClassVectors",
     "Scores": "maskwright.models.parts.class_vectors:Scores",
+    "SegmentPrototypes": "maskwright.models.parts.segments:SegmentPrototypes",
+    "NeighbourClassifier": "maskwright.models.parts.segments:NeighbourClassifier",
     "JointEncoder": "maskwright.models.towers.parts:JointEncoder",
     "VocabularyClassifier": "maskwright.models.towers.parts:VocabularyClassifier",
     "FCNHead": "maskwright.models.networks.blocks:FCNHead",

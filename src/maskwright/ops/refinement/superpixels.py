@@ -6,7 +6,7 @@ Sources: Achanta et al., SLIC superpixels compared to state-of-the-art superpixe
 of auxiliary labels: Zhang et al., Looking Beyond Single Images for Contrastive Semantic Segmentation
 Learning, NeurIPS 2021.
 
-No method here stands on them yet: they are for SegSort (Hwang et al., ICCV 2019) and Looking Beyond, which are to come.
+No method here stands on the votes yet: they are for Looking Beyond, which is to come.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ def slic(
         if count <= MAX_SEGMENTS + 1:
             return out.astype(np.uint16)
         floor *= 2
+
+
+def lab_of(image: np.ndarray) -> np.ndarray:
+    """CIE Lab under D65 of an image uint8 (H, W, 3): float32 (3, H, W), exact to 0.3 units."""
+    return _to_lab(np.ascontiguousarray(image), _GAMMA, _CUBE_ROOT)
 
 
 def superpixel_vote(
