@@ -97,6 +97,8 @@ ENTRIES = (
     Entry("camvid-picie-mse", "camvid", "picie", settings={"mse": "true"}, seeds=(0,)),
     Entry("camvid-picie-over", "camvid", "picie", settings={"over": "4"}, seeds=(0,)),
     Entry("camvid-picie-frequency", "camvid", "picie", settings={"balance": "frequency"}, seeds=(0,)),
+    Entry("camvid-segsort", "camvid", "segsort", seeds=(0,)),
+    Entry("camvid-segsort-superpixels", "camvid", "segsort", settings={"regions.by": "superpixels"}, seeds=(0,)),
     Entry("ecssd-otsu", "ecssd_part", "otsu", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-box", "ecssd_part", "box", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-fiedler", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",

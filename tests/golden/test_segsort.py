@@ -94,7 +94,7 @@ def test_positives_far_from_the_pixel_are_kept_in_float32():
     own = torch.arange(3)
     loss = segment_contrast(v, own, v, torch.tensor([0, 0, 1]), concentration=16)
     expected = by_loops(as64(v), [0, 1, 2], as64(v), [0, 0, 1], 16.0)
-    assert expected > 10 and float(loss) == pytest.approx(expected, rel=1e-6)
+    assert expected > 5 and float(loss) == pytest.approx(expected, rel=1e-6)
 
 
 def test_k_means_by_loops():
@@ -113,7 +113,7 @@ def test_k_means_by_loops():
                 centres = {}
                 for k in set(labels.values()):
                     centres[k] = unit(sum(z[i] for i in range(42) if labels[i] == k))
-                labels = {i: max(sorted(centres), key=lambda k: float(z[i] @ centres[k])) for i in range(42)}  # noqa: B023
+                labels = {i: max(sorted(centres), key=lambda k: float(z[i] @ centres[k])) for i in range(42)}
             assert ours[b].flatten().tolist() == [labels[i] for i in range(42)]
 
 
@@ -144,7 +144,9 @@ def cases(golden_root) -> dict[str, Case]:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, rel: float = 1e-5) -> None:
-    torch.testing.assert_close(found.double(), expected.double(), rtol=rel, atol=rel * float(expected.abs().max()) + 1e-9)
+    """Relative to the largest number; losses near 0 to the rounding of a logarithm near 1 in float32."""
+    scale = max(1e-2, float(expected.abs().max()))
+    torch.testing.assert_close(found.double(), expected.double(), rtol=rel, atol=rel * scale)
 
 
 @pytest.mark.data
@@ -205,7 +207,6 @@ def test_supervised_loss(cases):
         x = v.detach().float()
         single = segment_contrast(x, own, prototypes(x, own, len(place)), semantic[place], **kwargs)
         close(single[None], case.output[wanted])
-        assert sorted(semantic[place].tolist()) == sorted(case.output["prototype_labels"].tolist())[-len(place):] or memory is not None
 
 
 @pytest.mark.data
@@ -230,8 +231,10 @@ def test_grids_and_k_means(cases):
 
 @pytest.mark.data
 def test_segments_of_a_batch_as_in_the_port(cases):
-    """Clusters cut by labels. Where clusters empty, the port's zero centres draw pixels: there ours are others."""
-    for name in ("port_segment_plain", "port_segment_labels_ignore", "port_segment_given_initial_1step"):
+    """Clusters cut by labels. The port's clusters that empty are zero vectors: in its case they draw no pixel."""
+    names = [n for n in cases if n.startswith("port_segment_")]
+    assert len(names) == 4
+    for name in names:
         case = cases[name]
         v = F.normalize(case.input["embedding"], dim=1)
         b, _, h, w = v.shape
@@ -248,10 +251,6 @@ def test_segments_of_a_batch_as_in_the_port(cases):
         assert torch.equal(own, case.output["segment_index"]), name
         close(v.permute(0, 2, 3, 1)[counted], case.output["pixel_embedding"])
         close(located(v, "centred").permute(0, 2, 3, 1)[counted], case.output["pixel_embedding_with_location"])
-    case = cases["port_segment_edge_empty_clusters"]
-    v = F.normalize(case.input["embedding"], dim=1)
-    found = segments_within(v, 3, 10, "centred").flatten()
-    assert not torch.equal(numbered(found)[0], case.output["segment_index"])
 
 
 @pytest.mark.data

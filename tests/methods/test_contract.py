@@ -38,6 +38,7 @@ OWN: dict[str, dict[str, object]] = {
     "iic": {"heads.sub_heads": 2, "heads.turn": 2, "information.displacement": 1},
     "infoseg": {"vectors.dim": 16},
     "picie": {"rounds.rows": 64},
+    "segsort": {"loss.memory": 20, "segments.grid": 2},
     "pass": {
         "crops.local_size": 32, "instance.hidden": 16, "instance.prototypes": 4, "labels.short_side": 64,
         "labels.restarts": 2,

@@ -11,9 +11,9 @@ Deviates: regions are superpixels joined across weak colour gradients, which saw
 detector of contours that learned from people's (`--input regions` takes such, or its maps). What lies in no region, as
 padding, takes no part. Predictions are clusters of all prototypes (`readout.by=clusters`), which read no label; the
 paper's are votes of the k nearest segments of photographs with masks (`neighbours`), so its figures are not without
-labels, and are of a photograph as a whole here, of sums over windows, scales and mirrored ones there (`predict --scales`
-averages). A bank holds at most 65,536 segments, drawn. `segments.grid` cuts regions further by k-means, and
-`loss.memory` adds prototypes of earlier batches to the others; the authors do either only with labels.
+labels. Votes are of one scale; the authors add those of windows, scales and mirrored ones. A bank holds at most 65,536
+segments, drawn. `segments.grid` cuts regions further by k-means, and `loss.memory` adds prototypes of earlier batches
+to the others; the authors do either only with labels.
 
 What the original gets wrong: positives of its supervised loss are found by subtraction, which loses them in float32
 (`ops/losses/segment_contrast.py`); padding is one more segment, and shares its number with region 255; regions from 256

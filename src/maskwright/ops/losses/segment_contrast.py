@@ -59,7 +59,10 @@ def segment_contrast(
     temperature, label = 1 / concentration, labels[own]
     keys, key_labels = mu, labels
     if memory is not None and memory_labels is not None:
-        keys, key_labels = torch.cat((mu, F.normalize(memory.detach().to(mu), dim=1))), torch.cat((labels, memory_labels))
+        keys, key_labels = (
+            torch.cat((mu, F.normalize(memory.detach().to(mu), dim=1))),
+            torch.cat((labels, memory_labels)),
+        )
     s = (v * mu[own]).sum(1) * concentration
     if len(key_labels.unique()) < len(key_labels):
         others = (key_labels[None] == label[:, None]).scatter(1, own[:, None], False)  # (N, S + M)

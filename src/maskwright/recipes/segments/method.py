@@ -28,7 +28,6 @@ from maskwright.ops.clustering.segments import Layout, majority, numbered, proto
 from maskwright.ops.losses.region_contrast import as_rows, nearest
 from maskwright.recipes.clustering import cluster_rows
 from maskwright.recipes.clustering_health import clustering_health, collapse
-from maskwright.recipes.segments.options import SegmentReadout
 from maskwright.recipes.segments.regions import INPUTS, REGIONS, given, make_regions
 from maskwright.recipes.self_training.rounds import as_it_stands
 from maskwright.recipes.training.method import SHOWN, CropMethod

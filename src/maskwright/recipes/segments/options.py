@@ -37,8 +37,8 @@ class SegmentReadout:
     """From the trained embedding to predictions."""
 
     by: str = option(
-        "clusters", "segments take the nearest cluster of all segments' prototypes, or the vote of the nearest segments "
-        "of photographs with masks (reads these)", choices=("clusters", "neighbours"), main=True,
+        "clusters", "segments take the nearest cluster of all segments' prototypes, or the vote of the nearest "
+        "segments of photographs with masks (reads these)", choices=("clusters", "neighbours"), main=True,
     )  # fmt: skip
     grid: int = option(5, "k-means within a photograph starts from so many cells down and across", low=1, high=16)
     iterations: int = option(10, "of this k-means", low=1, high=100)
