@@ -38,6 +38,10 @@ OWN: dict[str, dict[str, object]] = {
     "iic": {"heads.sub_heads": 2, "heads.turn": 2, "information.displacement": 1},
     "infoseg": {"vectors.dim": 16},
     "picie": {"rounds.rows": 64},
+    "hsg": {
+        "dim": 16, "levels.fine": 3, "levels.coarse": 2, "levels.inner": 16, "levels.start": 0.0, "segments.grid": 2,
+        "readout.grid": 4,
+    },
     "segsort": {"loss.memory": 20, "segments.grid": 2},
     "pass": {
         "crops.local_size": 32, "instance.hidden": 16, "instance.prototypes": 4, "labels.short_side": 64,

@@ -20,6 +20,7 @@ TABLE = {
     "infoseg": "maskwright.methods.unsupervised.infoseg:InfoSeg",
     "picie": "maskwright.methods.unsupervised.picie:Picie",
     "segsort": "maskwright.methods.unsupervised.segsort:SegSort",
+    "hsg": "maskwright.methods.unsupervised.hsg.method:HSG",
     "pass": "maskwright.methods.unsupervised.pass_.method:Pass",
     "cam": "maskwright.methods.weak.cam:Cam",
     "grad_cam": "maskwright.methods.weak.cam:GradCam",

@@ -12,13 +12,37 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskwright.models.parts.part import Part
 from maskwright.ops.clustering.segments import Layout, segments_within
 
 FAINT = 1e-4
 """Share of the votes that a class without any has, so that logits are finite."""
+
+
+class EmbeddingHead(Part):
+    """Two 1x1 convolutions around batch norm and ReLU (HSG, CVPR 2022).
+
+    Args:
+        width: of the input.
+        hidden: between the two.
+        out: E.
+    """
+
+    fields = ("width", "hidden", "out")
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.width, self.hidden, self.out = int(width), int(hidden), int(out)
+        self.layers = nn.Sequential(
+            nn.Conv2d(self.width, self.hidden, 1, bias=False), nn.BatchNorm2d(self.hidden), nn.ReLU(),
+            nn.Conv2d(self.hidden, self.out, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) to (B, E, h, w)."""
+        return self.layers(x)
 
 
 class SegmentPrototypes(Part):

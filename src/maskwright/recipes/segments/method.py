@@ -21,7 +21,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.heads import CosineClassifier, LinearClassifier, Sequential
 from maskwright.models.parts.part import Part
-from maskwright.models.parts.segments import NeighbourClassifier, SegmentPrototypes
+from maskwright.models.parts.segments import EmbeddingHead, NeighbourClassifier, SegmentPrototypes
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.clustering.segments import Layout, majority, numbered, prototypes, segments_within
@@ -37,10 +37,11 @@ from maskwright.recipes.training.options import CropConfig
 BANK = "prototypes.safetensors"
 
 
-def embedding_network(context: Any, config: CropConfig, dim: int) -> Network:
-    """The configured network with a linear layer to an embedding (B, dim, h, w) in place of its classifier."""
+def embedding_network(context: Any, config: CropConfig, dim: int, hidden: int = 0) -> Network:
+    """The configured network with an embedding (B, dim, h, w) in place of its classifier: a linear layer, or two of
+    them around a hidden one."""
     network = make_network(context, config)
-    network.classifier = LinearClassifier(network.width, dim)
+    network.classifier = EmbeddingHead(network.width, hidden, dim) if hidden else LinearClassifier(network.width, dim)
     return network
 
 
@@ -172,20 +173,19 @@ class SegmentMethod(CropMethod):
             raise MaskwrightError("no segment of a class in any mask", "at least one", "check the masks' ignore id")
         return {"bank": bank, "ids": classes.float()}
 
-    def read_out(self, embed: Part) -> Part:
-        """The classifier behind the trained layers: from the artefact alone."""
+    def read_out(self) -> Part:
+        """The classifier of embeddings (B, D, h, w): from the artefact alone."""
         r, run = self.config.readout, self.context.run
         if r.by == "clusters":
             centers = run.tensors("prototypes", BANK, {"centers": "KD"})["centers"]
             segments = SegmentPrototypes(r.grid, r.iterations, self.layout)
-            return Sequential(embed, segments, CosineClassifier(centers, r.temperature))
+            return Sequential(segments, CosineClassifier(centers, r.temperature))
         t = run.tensors("prototypes", BANK, {"bank": "MD", "ids": "M"})
         k = min(r.k, len(t["bank"]))
-        vote = NeighbourClassifier(t["bank"], t["ids"], self.context.classes, k, r.grid, r.iterations, self.layout)
-        return Sequential(embed, vote)
+        return NeighbourClassifier(t["bank"], t["ids"], self.context.classes, k, r.grid, r.iterations, self.layout)
 
     def segmenter(self) -> Segmenter:
         """The network, its embedding, and the read-out by segments."""
         network = self.network()
-        network.classifier = self.read_out(network.classifier)
+        network.classifier = Sequential(network.classifier, self.read_out())
         return make_segmenter(self.context, self.config, network, self.name, range(len(self.context.data)))
