@@ -52,6 +52,11 @@ OWN: dict[str, dict[str, object]] = {
         "crops.local_size": 32, "head.hidden": 16, "head.width": 16, "head.prototypes": 4, "head.queue": 16,
         "cbfe.count": 8, "communities.count": 8, "communities.grid": 20,
     },
+    "hsg": {
+        "dim": 16, "levels.fine": 3, "levels.coarse": 2, "levels.inner": 16, "levels.start": 0.0, "segments.grid": 2,
+        "readout.grid": 4,
+    },
+    "segsort": {"loss.memory": 20, "segments.grid": 2},
     "pass": {
         "crops.local_size": 32, "instance.hidden": 16, "instance.prototypes": 4, "labels.short_side": 64,
         "labels.restarts": 2,

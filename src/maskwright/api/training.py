@@ -156,7 +156,7 @@ def train(
         if log is not None and context.run.writes:
             context.run.log_events(EventLog(context.run.path))
         model = run_method(cls, config, context, _pages() if report else None)
-        if report and cls.classes_from == "clusters":
+        if report and cls.classes_found(config) == "clusters":
             bar.say(_what_clusters_want(context.run.path))
         return model
     finally:

@@ -21,6 +21,9 @@ def predict(
     names: Annotated[
         str | None, typer.Option(help="Other classes, of a model whose classes are words: a list or a file.")
     ] = None,
+    level: Annotated[
+        str | None, typer.Option(help="Of a model of hsg, parts of each image: segments, fine or coarse.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="With --names: the towers, where the run does not say.")] = None,
     tile: Annotated[
         str, typer.Option(help="Pixels of the tiles; none: each image whole; auto: tiles where it is much larger.")
@@ -51,6 +54,13 @@ def predict(
         loaded = loaded.with_names(names, weights or weights_of(model), progress=bar)
     elif weights is not None:
         raise MaskwrightError("--weights without --names", "both", "--names road,sky")
+    if level is not None:
+        if flips or scales != "1" or tags or _tile(tile):
+            raise MaskwrightError(
+                f"--level {level} with tiles, flips, scales or tags", "images that are seen once, and whole",
+                "leave these out",
+            )  # fmt: skip
+        loaded, tile = loaded.at_level(level), "none"
     done = loaded.predict_folder(
         images,
         out,

@@ -164,6 +164,11 @@ class Method(ABC):
         return cls.inputs
 
     @classmethod
+    def classes_found(cls, config: Any) -> Literal["labels", "clusters", "objects"]:
+        """Where the classes of a run with these options come from: `classes_from`, unless an option changes it."""
+        return cls.classes_from
+
+    @classmethod
     def reads_masks(cls, config: Any) -> bool:
         """Whether a run with these options learns from masks of its own data, or lets them choose what it keeps.
 

@@ -62,7 +62,7 @@ def open_run(request: RunRequest) -> Context:
     fabric = make_fabric(request.device)
     bar.quiet, bar.heard = bar.quiet or fabric.global_rank > 0, bar.heard and fabric.global_rank == 0
     inputs = open_inputs(cls.inputs_taken(config), request.inputs, request.seed)
-    start = open_start(request.weights, cls.classes_from != "clusters", request.seed)
+    start = open_start(request.weights, cls.classes_found(config) != "clusters", request.seed)
     if start is not None:
         inputs = {**inputs, WEIGHTS: start.input}
     unused = cls.backbone_unused(config)
@@ -158,7 +158,8 @@ def open_run(request: RunRequest) -> Context:
 def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset], ClassTable, str]:
     """The images that can be read, their values understood, those of the sources likewise, and the class table."""
     cls, bar = request.method, request.progress
-    named = cls.classes_from == "labels"
+    kind = cls.classes_found(request.config)
+    named = kind == "labels"
     images = _readable(request)
     prepared = {n: prepare_source(n, source, request.taken[n], bar) for n, source in request.sources.items()}
     sources = apart(images, prepared)
@@ -177,7 +178,7 @@ def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset],
     sources = {name: understood_source(name, data, request.taken[name]) for name, data in sources.items()}
     if known is not None:
         sources |= {name: in_run_classes(sources[name], known) for name in own}
-    if cls.classes_from == "objects":
+    if kind == "objects":
         table, why = object_table(images.classes, names=request.names, classes=request.classes)
         return images, sources, table, why
     counted = {name: sources[name] for name in labelled}

@@ -113,7 +113,7 @@ class RunRequest:
                     f"`maskwright doctor {self.data.root}` says what it found, `maskwright methods` lists what needs "
                     "less",
                 )
-        if self.names is not None and method.classes_from == "clusters":
+        if self.names is not None and method.classes_found(self.config) == "clusters":
             raise MaskwrightError(
                 f"--names and {method.name}, whose clusters have no names",
                 "a method whose classes are those of labels",

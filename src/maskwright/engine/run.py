@@ -131,7 +131,7 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
     model.origin = run.path / MODEL if run.writes else None
     if pages is not None and run.writes:
         shares = pages.previews(run.path, model, context.data, progress=context.progress)
-        if method.classes_from == "clusters" and pages.clusters is not None:
+        if method.classes_found(method.config) == "clusters" and pages.clusters is not None:
             clusters = pages.clusters(run.path, model, context.data, progress=context.progress)
             shares = clusters.share
             run.record.pop("places", None)

@@ -24,6 +24,8 @@ TABLE = {
     "maskcontrast": "maskwright.methods.unsupervised.maskcontrast.method:MaskContrast",
     "looking_beyond": "maskwright.methods.unsupervised.looking_beyond.method:LookingBeyond",
     "leopart": "maskwright.methods.unsupervised.leopart.method:Leopart",
+    "segsort": "maskwright.methods.unsupervised.segsort:SegSort",
+    "hsg": "maskwright.methods.unsupervised.hsg.method:HSG",
     "pass": "maskwright.methods.unsupervised.pass_.method:Pass",
     "cam": "maskwright.methods.weak.cam:Cam",
     "grad_cam": "maskwright.methods.weak.cam:GradCam",

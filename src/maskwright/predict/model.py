@@ -309,6 +309,26 @@ class Model:
         model.origin = self.origin
         return model
 
+    def at_level(self, level: str) -> Model:
+        """The same model telling the parts that each photograph falls into by itself, where it has such levels (`hsg`).
+
+        Ids are those of one photograph alone, so flips and scales, which are averaged, do not go with it.
+
+        Args:
+            level: `segments`, `fine` or `coarse`.
+
+        Returns:
+            A new model. It shares its network with this one.
+
+        Raises:
+            MaskwrightError: it has no levels, or none of that name.
+        """
+        from maskwright.predict.levels import at_level
+
+        model = Model(at_level(self.segmenter, level), device=self.device)
+        model.origin = self.origin
+        return model
+
     def probabilities(self, image: Picture, **options: Any) -> np.ndarray:
         """Class probabilities of one picture, float32 (C, H, W); options as for `predict_probs`."""
         return predict_probs(self.segmenter, as_picture(image, self.value_range()), device=self.device, **options)

@@ -252,6 +252,7 @@ PRESETS: dict[str, Photometric] = {
     "picie": Photometric(**_jitter(0.3, 0.3, 0.3, 0.1), grey_p=0.2, blur_p=0.5),
     "iic_coco": Photometric(**_jitter(0.4, 0.4, 0.4, 0.125, p=1.0)),
     "iic_potsdam": Photometric(**_jitter(0.1, 0.1, 0.1, 0.1, p=1.0)),
+    "hsg": Photometric(**_jitter(0.4, 0.4, 0.4, 0.1), grey_p=0.2),
     "seam": Photometric(**_jitter(0.3, 0.3, 0.3, 0.1, p=1.0)),
     "dacs": Photometric(**_jitter(0.2, 0.2, 0.2, 0.2), blur_p=0.5, blur_sigma=(0.15, 1.15)),
     "uda_sod": Photometric(**_jitter(0.1, 0.1, 0.1, 0.1, p=1.0)),

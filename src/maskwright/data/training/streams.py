@@ -201,6 +201,27 @@ class Stream:
         return Views(weak, labels, valid, strong, geometry, images, self.tags_of(images))
 
 
+class Repeated:
+    """A stream of which each photograph is drawn several times, on its own each time: several views of it, one after
+    the other.
+
+    Args:
+        stream: what is drawn.
+        times: how often.
+    """
+
+    def __init__(self, stream: Stream, times: int) -> None:
+        self.stream, self.times, self.order = stream, times, stream.order
+
+    def next(self) -> np.ndarray:
+        """Indices of this process's share of the next batch, each once."""
+        return self.stream.next()
+
+    def draw(self, images: Sequence[int] | np.ndarray, random: torch.Generator) -> Views:
+        """Views (times B, ...): all of the first image, then all of the second, and so on."""
+        return self.stream.draw(np.repeat(np.asarray(images, np.int64), self.times), random)
+
+
 class Draws(Protocol):
     """What a stream is to a training: a `Stream`, or one that draws something of its own (pairs of crops)."""
 

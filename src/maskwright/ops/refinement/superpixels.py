@@ -69,6 +69,11 @@ def slic(
         floor *= 2
 
 
+def lab_of(image: np.ndarray) -> np.ndarray:
+    """CIE Lab under D65 of an image uint8 (H, W, 3): float32 (3, H, W), exact to 0.3 units."""
+    return _to_lab(np.ascontiguousarray(image), _GAMMA, _CUBE_ROOT)
+
+
 def superpixel_vote(
     ids: Any, superpixels: Any, weights: Any = None, ignore: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
