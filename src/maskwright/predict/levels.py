@@ -19,7 +19,7 @@ def at_level(segmenter: Segmenter, level: str) -> Segmenter:
     Raises:
         MaskwrightError: it has no levels, or none of that name.
     """
-    classifier = segmenter.classifier
+    classifier = segmenter.classifier if segmenter.naming is None else segmenter.naming.clusters
     if not isinstance(classifier, LevelClassifier):
         made = f", which {segmenter.method} made" if segmenter.method else ""
         raise MaskwrightError(f"--level {level} and a model without levels{made}", "a model of hsg", "leave it out")

@@ -22,14 +22,20 @@ def by_loops(ids: np.ndarray, contours: np.ndarray, threshold: float, most: int)
                     borders.setdefault(pair, []).append((contours[y, x] + contours[v, u]) / 2)
         if not borders:
             return ids
-        strength, (i, j) = min((float(np.mean(values)), pair) for pair, values in borders.items())
-        if strength >= threshold and len(np.unique(ids)) <= most:
+        few, size = len(np.unique(ids)) <= most, np.bincount(ids.ravel())
+        costs = [
+            (np.mean(values) * (size[i] * size[j] / (size[i] + size[j])) ** 0.5, i, j)
+            for (i, j), values in borders.items()
+            if not few or np.mean(values) < threshold
+        ]
+        if not costs:
             return ids
+        _, i, j = min(costs)
         ids[ids == j] = i
 
 
 @pytest.mark.parametrize("threshold, most", [(0.0, 1), (0.5, 100), (0.5, 4), (2.0, 3), (0.45, 12)])
-def test_weakest_borders_go_first(threshold, most):
+def test_cheapest_borders_go_first(threshold, most):
     rng = np.random.default_rng(0)
     ids = (np.arange(12)[:, None] // 3 * 5 + np.arange(15)[None] // 3).astype(np.uint16)
     contours = rng.random((12, 15)).astype(np.float32)
@@ -51,6 +57,14 @@ def test_a_disc_on_a_ground_gives_two_regions():
     found = merge_regions(slic(image, 60), contours, 0.0, 2)
     assert len(np.unique(found)) == 2
     assert (found[30, 40] == found[disc]).mean() > 0.97 and (found[0, 0] == found[~disc]).mean() > 0.97
+
+
+def test_weak_borders_do_not_chain():
+    """A slow ramp has no strong border anywhere, and falls into regions of like size."""
+    ramp = np.linspace(60, 190, 120)[None].repeat(90, 0) + np.random.default_rng(0).normal(0, 4, (90, 120))
+    image = np.repeat(ramp[..., None], 3, 2).clip(0, 255).astype(np.uint8)
+    sizes = np.bincount(merge_regions(slic(image, 100), gradient_contours(image), 0.0, 10).ravel())
+    assert len(sizes) == 10 and sizes.max() < 0.3 * sizes.sum()
 
 
 def test_a_flat_image_is_one_region_and_has_no_contours():

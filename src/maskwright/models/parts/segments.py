@@ -54,7 +54,7 @@ class SegmentPrototypes(Part):
         layout: of the grid (`ops.clustering.segments`).
     """
 
-    fields = ("grid", "iterations", "layout")
+    fields: tuple[str, ...] = ("grid", "iterations", "layout")
 
     def __init__(self, grid: int, iterations: int, layout: Layout = "corner") -> None:
         super().__init__()

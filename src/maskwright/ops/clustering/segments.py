@@ -11,7 +11,7 @@ https://arxiv.org/abs/2204.11432.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ def grid_labels(size: tuple[int, int], n: int | tuple[int, int], layout: Layout 
 def _cells(side: int, n: int, layout: Layout) -> tuple[Tensor, int]:
     """The cell of each of `side` pixels, and how many cells there are."""
     if layout == "centred":
-        return torch.linspace(0, n - 1, side).round().long(), n
+        return (_steps(side) * (n - 1)).round().long(), n
     cell = -(-side // n)
     return torch.arange(side) // cell, -(-side // cell)
 
@@ -55,7 +55,13 @@ def located(v: Tensor, layout: Layout = "corner") -> Tensor:
 def _places(side: int, layout: Layout, like: Tensor) -> Tensor:
     if layout == "corner":
         return torch.arange(side, device=like.device).to(like) / side
-    return torch.linspace(0, 1, side, device=like.device, dtype=like.dtype) - 0.5
+    return _steps(side, like.device).to(like) - 0.5
+
+
+def _steps(side: int, device: torch.device | None = None) -> Tensor:
+    """From 0 to 1 in float64; `linspace` fixes the side where a network is traced for all sizes."""
+    last: Any = torch.sym_max(side - 1, 1)
+    return torch.arange(side, device=device).double().div(last)
 
 
 def cluster_within(z: Tensor, start: Tensor, k: int, iterations: int, counted: Tensor | None = None) -> Tensor:

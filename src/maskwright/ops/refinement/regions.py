@@ -1,8 +1,8 @@
 """Regions of an image between contours: superpixels that are joined where the contour between them is weakest.
 
-What is left at a threshold are the regions of a hierarchy in which each border has the mean contour along it as its
-strength, as in ultrametric contour maps (Arbelaez et al., TPAMI 2011); these start from a watershed, this from
-superpixels. Contours are given (those of a detector), or are the image's own colour gradients.
+Each border has the mean contour along it as its strength, as in ultrametric contour maps (Arbelaez et al., TPAMI 2011).
+These start from a watershed and join by strength alone; this starts from superpixels, and joins small regions first.
+Contours are given (those of a detector), or are the image's own colour gradients.
 
 Legend: (H, W) image size, R regions.
 """
@@ -34,13 +34,14 @@ def gradient_contours(image: np.ndarray, sigma: float = 1.0) -> np.ndarray:
 
 
 def merge_regions(ids: np.ndarray, contours: np.ndarray, threshold: float, most: int) -> np.ndarray:
-    """Joins neighbouring regions, the weakest border first.
+    """Joins neighbouring regions, the cheapest border first: its mean strength times the root of half the harmonic mean
+    of the two sizes. By strength alone weak borders chain into one region of most of the image.
 
     Args:
         ids: (H, W) regions, contiguous from 0, each connected.
         contours: (H, W) strength in [0, 1].
         threshold: borders of a mean strength below it are removed.
-        most: joining goes on until so many regions are left, at least 1.
+        most: until so many regions are left, at least 1, stronger ones are removed too.
 
     Returns:
         (H, W) uint16, ids contiguous from 0 in order of their first pixel.
@@ -50,27 +51,32 @@ def merge_regions(ids: np.ndarray, contours: np.ndarray, threshold: float, most:
     """
     if ids.shape != contours.shape or most < 1:
         raise ValueError(f"regions {ids.shape}, contours {contours.shape}, most {most}: expected one shape, and 1")
-    borders, count = _borders(ids, contours), int(ids.max()) + 1
-    parent = np.arange(count)
-    heap = [(total / length, i, j, length) for i in borders for j, (total, length) in borders[i].items() if i < j]
+    borders, size = _borders(ids, contours), np.bincount(ids.ravel()).tolist()
+    count, parent = len(size), np.arange(len(size))
+
+    def entry(i: int, j: int) -> tuple[float, int, int, int, float]:
+        total, length = borders[i][j]
+        pixels = size[i] + size[j]
+        return total / length * (size[i] * size[j] / pixels) ** 0.5, i, j, pixels, total / length
+
+    heap = [entry(i, j) for i in borders for j in borders[i] if i < j]
     heapq.heapify(heap)
     while heap and count > 1:
-        strength, i, j, length = heapq.heappop(heap)
+        _, i, j, pixels, strength = heapq.heappop(heap)
+        if parent[i] != i or parent[j] != j or size[i] + size[j] != pixels:
+            continue  # of regions that are no more, or have grown meanwhile
         if strength >= threshold and count <= most:
-            break
-        if parent[i] != i or parent[j] != j or borders[i][j][1] != length:
-            continue  # a border that is no more, or has grown meanwhile
+            continue
         del borders[i][j]
-        for other, (total, more) in borders.pop(j).items():
-            if other == i:
-                continue
-            before = borders[i].get(other, (0.0, 0))
-            joined = (before[0] + total, before[1] + more)
-            del borders[other][j]
-            borders[i][other] = borders[other][i] = joined
-            heapq.heappush(heap, (joined[0] / joined[1], min(i, other), max(i, other), joined[1]))
+        for other, (total, length) in borders.pop(j).items():
+            if other != i:
+                before = borders[i].get(other, (0.0, 0))
+                del borders[other][j]
+                borders[i][other] = borders[other][i] = (before[0] + total, before[1] + length)
         parent[j] = i
-        count -= 1
+        size[i], count = pixels, count - 1
+        for other in borders[i]:
+            heapq.heappush(heap, entry(min(i, other), max(i, other)))
     for k in range(len(parent)):  # roots come before what they gather
         parent[k] = parent[parent[k]]
     return _in_order(parent[ids])

@@ -49,7 +49,7 @@ PAPER: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "hidden": 0, "crop": 160, "batch": 4, "long_side": 480, "optimizer": "adamw", "lr": 1e-3,
-        "encoder_lr": 0.3, "weight_decay": 0.01, "schedule": "poly", "start": 0.25, "steps": 400,
+        "encoder_lr": 0.3, "weight_decay": 0.01, "schedule": "poly", "start": 0.25, "steps": 300,
     },
     "paper": PAPER,
     "paper_regions": PAPER | {
