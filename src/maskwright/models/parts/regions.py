@@ -111,8 +111,8 @@ class RegionEncoder(Part):
 
 
 def cells(side: int, grid: int, like: Tensor) -> Tensor:
-    """(grid, side): the means of `grid` cells of whole rows each, so that a grid that does not divide the side leaves out
-    its last rows. Of a side below the grid the last cells are all its last row.
+    """(grid, side): the means of `grid` cells of whole rows each; a grid that does not divide the side leaves out its
+    last rows, as the authors' does. Of a side below the grid the last cells are all its last row.
 
     It is a product and no pooling so that the network can be exported for any size.
     """
