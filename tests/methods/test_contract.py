@@ -40,7 +40,8 @@ OWN: dict[str, dict[str, object]] = {
     "picie": {"rounds.rows": 64},
     "redo": {
         "networks.width": 2, "networks.judge_width": 8, "networks.mask_width": 8, "networks.mask_blocks": 1,
-        "networks.noise": 4, "rates.generators": 2e-3, "rates.recovery": 2e-3, "restart.below": 0.0,
+        "networks.noise": 4, "rates.generators": 2e-3, "rates.recovery": 2e-3, "restart.below": 0.5,
+        "restart.every": 3, "restart.until": 0.5,
     },
     "slotcon": {"groups.hidden": 16, "groups.width": 8},
     "maskcontrast": {"objects.short_side": 64, "contrast.queue": 6, "clusters.restarts": 2},

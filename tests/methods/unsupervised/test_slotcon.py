@@ -13,11 +13,18 @@ from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.slotcon import losses as L
-from maskwright.methods.unsupervised.slotcon.method import SlotConConfig
+from maskwright.methods.unsupervised.slotcon.options import SlotConConfig
 from maskwright.models.parts.projector import Projector
 from maskwright.models.parts.table import build_part
 
-TINY = {"crops.size": 32, "crops.batch": 4, "groups.hidden": 16, "groups.width": 8, "precision": "fp32"}
+TINY = {
+    "crops.size": 32,
+    "crops.batch": 4,
+    "groups.hidden": 16,
+    "groups.width": 8,
+    "clusters.restarts": 2,
+    "precision": "fp32",
+}
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -107,18 +114,21 @@ def figures(run) -> list[dict]:
 def test_ablations_and_features_that_are_clustered(data, tmp_path):
     """More prototypes than clusters, k-means of the features; no slots, no centre."""
     settings = {"groups.count": 5, "readout.by": "clusters", "loss.slots": False, "loss.centring": False}
-    model = train(data, tmp_path / "run", **settings, **{"teacher.keep": "student", "clusters.restarts": 2})
+    model = train(data, tmp_path / "run", **settings, **{"teacher.keep": "student"})
     assert model.segmenter.classifier.classes == 3
     lines = figures(tmp_path / "run")
     assert all("slot" not in m and m["loss"] == m["group"] for m in lines)
     left = torch.load(tmp_path / "run" / "train" / "checkpoint.pt", weights_only=True)["parts"]
     assert not left["module.center"]["value"].any()
-    assert len(left["module.network"]["classifier.centers"]) == 5
+    prototypes = left["module.network"]["classifier.centers"]
+    assert len(prototypes) == 5
+    lengths = prototypes.norm(dim=1)  # k-means of features gave them, each as long as random ones are on average
+    torch.testing.assert_close(lengths, torch.full((5,), 8.0).sqrt(), atol=0.05, rtol=0)
 
 
 @pytest.mark.slow
 def test_lars_as_published_and_the_teacher_follows(data, tmp_path):
-    settings = {"optimizer.name": "lars", "optimizer.lr": 0.5, "schedule": "cosine", "warm": 1.0}
+    settings = {"optimizer.name": "lars", "optimizer.lr": 0.5, "schedule": "cosine", "warm": 1.0, "start": "random"}
     train(data, tmp_path / "run", steps=6, **settings)
     left = torch.load(tmp_path / "run" / "train" / "checkpoint.pt", weights_only=True)["parts"]
     teacher, student = left["module.teacher"], left["module.network"]

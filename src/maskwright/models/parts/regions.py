@@ -89,7 +89,8 @@ class RegionEncoder(Part):
         if height % 4 or width % 4:
             raise ValueError(f"input is {height} x {width}, expected multiples of 4")
         # a strip narrower than the network takes is repeated at its border, and cut again
-        x = F.pad(x, (0, max(0, LEAST - width), 0, max(0, LEAST - height)), mode="replicate")
+        right, below = (torch.sym_max(0, LEAST - side) for side in (width, height))
+        x = F.pad(x, (0, right, 0, below), mode="replicate")
         y = self.first(F.pad(x, (3, 3, 3, 3), mode="reflect"))
         y = F.relu(self.down_norms[0](y))
         for conv, norm in zip(self.down, list(self.down_norms)[1:]):
@@ -100,14 +101,25 @@ class RegionEncoder(Part):
         return y[..., :height, :width]
 
     def pooled(self, x: Tensor) -> Tensor:
-        """(B, D, h, w) with a channel for each grid behind; cells of the grids are whole, so that a grid that does not
-        divide a side leaves out its last rows or columns."""
+        """(B, D, h, w) with a channel for each grid behind."""
         h, w = x.shape[-2:]
         maps = [x]
         for grid, conv in zip(GRIDS, self.pyramid):
-            y = conv(F.avg_pool2d(x, (max(1, h // grid), max(1, w // grid))))
+            y = conv(cells(h, grid, x) @ x @ cells(w, grid, x).T)
             maps.append(F.interpolate(y, (h, w), mode="bilinear", align_corners=False))
         return torch.cat(maps, 1)
+
+
+def cells(side: int, grid: int, like: Tensor) -> Tensor:
+    """(grid, side): the means of `grid` cells of whole rows each; a grid that does not divide the side leaves out its
+    last rows, as the authors' does. Of a side below the grid the last cells are all its last row.
+
+    It is a product and no pooling so that the network can be exported for any size.
+    """
+    length = torch.sym_max(side // grid, 1)
+    which = torch.arange(side, device=like.device) // length
+    wanted = torch.arange(grid, device=like.device).clamp(max=side // length - 1)
+    return (which == wanted[:, None]).to(like) / length
 
 
 class RegionClassifier(Part):
@@ -133,8 +145,7 @@ class RegionClassifier(Part):
         self.conv = nn.Conv2d(self.width, 1 if self.classes == 2 else self.classes, 7)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, E, H, W) to logits (B, K, H, W), whose softmax are the regions' masks."""
-        pad = "reflect" if min(x.shape[-2:]) > 3 else "replicate"
-        y = self.conv(F.pad(x, (3, 3, 3, 3), mode=pad)) / self.temperature
+        """(B, E, H, W), sides from 4 on, to logits (B, K, H, W), whose softmax are the regions' masks."""
+        y = self.conv(F.pad(x, (3, 3, 3, 3), mode="reflect")) / self.temperature
         y = torch.cat((y, torch.zeros_like(y)), 1) if self.classes == 2 else y
         return y.flip(1) if self.swap else y

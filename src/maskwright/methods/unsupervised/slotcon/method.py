@@ -6,7 +6,8 @@ K prototypes, shared by all photographs, say which group each place of a photogr
 views share must agree with those of a teacher, an average of the network and its prototypes, whose scores are centred;
 and each group's mean feature, its slot, must tell the same group of the other view from all other slots.
 
-Deviates: on any backbone; `preset=small` starts from trained weights, `preset=paper` from nothing. What is predicted
+Deviates: on any backbone; `preset=small` starts from trained weights and from prototypes that are k-means of their
+features (`groups.start`), `preset=paper` from nothing, prototypes random as the authors'. What is predicted
 is the prototype of the greatest score at each place (the authors' segmentation, by PiCIE's unreleased evaluation), or
 k-means of the features (`readout.by=clusters`) where there are more prototypes than classes. Pairs that share nothing
 do not enter the grouping loss; steps with fewer than two anchors have no slot loss. Batch norm has the statistics of
@@ -21,19 +22,18 @@ Legend: B photographs, K prototypes, d width of projections, S crop side, (h, w)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.two_crops import TwoCropStream
-from maskwright.engine.config import fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
+from maskwright.engine.distributed import rank, share
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.slotcon.losses import (
     Center,
@@ -47,138 +47,24 @@ from maskwright.methods.unsupervised.slotcon.losses import (
     warm_cosine,
     winners,
 )
+from maskwright.methods.unsupervised.slotcon.options import SlotConConfig
 from maskwright.models.networks.build import Network
 from maskwright.models.networks.vit_heads import LastMap
 from maskwright.models.parts.heads import CosineClassifier, Sequential
 from maskwright.models.parts.projector import Projector
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
-from maskwright.recipes.clustering import ClusterOptions, cluster_rows
+from maskwright.recipes.clustering import cluster_rows
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
 from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network, make_preprocess, make_segmenter, retake, trained_network
-from maskwright.recipes.training.optimizers import OPTIMIZERS
-from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
 from maskwright.recipes.training.training import CropTraining
 
-PAPER: dict[str, Any] = {
-    "network": "lateral_fpn", "crop": 224, "batch": 512, "long_side": 480, "optimizer": "lars", "lr": 2.0,
-    "encoder_lr": 1.0, "weight_decay": 1e-5, "schedule": "cosine", "warm": 5.0, "hidden": 4096, "momentum": 0.99,
-    "count": 0, "by": "prototypes", "steps": 184_800,
-}  # fmt: skip
-PRESETS: dict[str, dict[str, Any]] = {
-    "small": PAPER | {
-        "network": "auto", "crop": 160, "batch": 8, "optimizer": "adamw", "lr": 0.0, "encoder_lr": None,
-        "weight_decay": None, "schedule": "poly", "warm": 0.0, "hidden": 512, "momentum": 0.97, "steps": 300,
-    },
-    "paper": PAPER,
-    "paper_features": PAPER | {"count": 256, "by": "clusters"},
-}  # fmt: skip
-"""By flat names. `small` finishes on two cores; `paper` is 800 passes over COCO's 118,287 training photographs on
-ResNet-50, with as many prototypes as clusters are asked for; `paper_features` the 256 prototypes of the authors'
-pretraining, whose features are then clustered."""
 CENTERS = "centers.safetensors"
-
-
-@dataclass(kw_only=True)
-class ViewOptions:
-    """How the two views differ."""
-
-    recipe1: str = option("slotcon_1", "photometric recipe of the first view: always blurred", choices=tuple(RECIPES))
-    recipe2: str = option(
-        "slotcon_2", "of the second: seldom blurred, sometimes solarised", choices=tuple(RECIPES)
-    )  # fmt: skip
-    flip: float = option(0.5, "chance that a view is mirrored, for each on its own", low=0, high=1)
-    overlap: float = option(0.01, "share of the second view that should lie in the first", low=0, high=1)
-
-
-@dataclass(kw_only=True)
-class GroupOptions:
-    """Projections and prototypes."""
-
-    count: int = option(None, "K; 0: as many as clusters are asked for (preset)", low=0, high=65_536, main=True)
-    level: int = option(-1, "which of the encoder's maps is projected, from the end", low=-8, high=-1)
-    hidden: int = option(None, "width inside the projector and the predictor (preset)", low=2)
-    width: int = option(256, "d, width of projections and prototypes", low=2)
-
-
-@dataclass(kw_only=True)
-class LossOptions:
-    """The two losses."""
-
-    slots: bool = option(True, "contrast slots; off: the grouping loss alone, at full weight (ablation)", main=True)
-    centring: bool = option(True, "the teacher's scores less their running mean (ablation)", main=True)
-    share: float = option(0.5, "lambda, weight of the grouping loss; the slots have the rest", low=0, high=1, main=True)
-    tau_s: float = option(0.1, "temperature of the student's groups", low=1e-3)
-    tau_t: float = option(0.07, "temperature of the teacher's, and of the assignments behind slots", low=1e-3)
-    tau_slot: float = option(0.2, "temperature of the contrast of slots", low=1e-3)
-    center: float = option(0.9, "share of the centre that stays in a step", low=0, high=1)
-
-
-@dataclass(kw_only=True)
-class TeacherOptions:
-    """The averaged network and prototypes."""
-
-    momentum: float = option(None, "of the average at the start; it grows to 1 (preset)", low=0, high=1)
-    keep: str = option("teacher", "which network is kept", choices=("teacher", "student"))
-
-
-@dataclass(kw_only=True)
-class SlotOptimizerOptions(OptimizerOptions):
-    """How weights move."""
-
-    name: str = option(
-        None, "adamw, sgd, or lars, which needs an lr (preset)", choices=(*OPTIMIZERS, "lars"), old="optimizer"
-    )  # fmt: skip
-
-
-@dataclass(kw_only=True)
-class ReadoutOptions:
-    """From the trained network to predictions."""
-
-    by: str = option(
-        None, "prototypes, which must then be as many as clusters, or k-means of the features (preset)",
-        choices=("prototypes", "clusters"),
-    )  # fmt: skip
-    rows: int = option(256, "places of a photograph that k-means sees", low=1)
-
-
-@dataclass(kw_only=True)
-class SlotConConfig(CropConfig):
-    """Options of `slotcon`; those without a value of their own take the preset's, those that are given win."""
-
-    preset: str = option("small", "sets the other options' defaults", choices=tuple(PRESETS), main=True)
-    network: NetworkOptions = part(
-        NetworkOptions, name=None, says={"name": "whose encoder is used; a projector takes its head's place (preset)"}
-    )
-    crops: CropOptions = part(
-        CropOptions, without=("sample",), size=None, batch=None, long_side=None, scale_min=0.08, scale_max=1.0,
-        says={"batch": "photographs in a step", "scale_min": "least share of the photograph's area in a view",
-              "scale_max": "greatest share, at most 1",
-              "long_side": "larger images are first scaled to this longer side where clusters are predicted, pixels"},
-    )  # fmt: skip
-    views: ViewOptions = part(ViewOptions)
-    groups: GroupOptions = part(GroupOptions)
-    loss: LossOptions = part(LossOptions)
-    teacher: TeacherOptions = part(TeacherOptions)
-    optimizer: SlotOptimizerOptions = part(SlotOptimizerOptions, lr=None)
-    schedule: str = option(None, "of the learning rate (preset)", choices=("poly", "cosine"))
-    warm: float = option(None, "passes over the photographs in which cosine grows to its rate (preset)", low=0)
-    clusters: ClusterOptions = part(ClusterOptions)
-    readout: ReadoutOptions = part(ReadoutOptions)
-    steps: int = option(None, "optimiser steps where --steps does not say (preset)", low=1, main=True)
-
-    def __post_init__(self) -> None:
-        fill_from_preset(self, PRESETS.get(self.preset, {}))
-
-    def check(self) -> None:
-        """Raises `MaskwrightError` on options that contradict each other."""
-        if self.crops.scale_max > 1:
-            raise MaskwrightError(f"crops.scale_max={self.crops.scale_max}", "at most 1: the whole photograph")
-        if self.optimizer.name == "lars" and not self.optimizer.lr:
-            raise MaskwrightError("optimizer.name=lars with lr=0", "a rate: the paper's is 1 for each 256 photographs")
+BEGUN = 256
+"""Photographs whose views the first prototypes are k-means of, at most."""
 
 
 def slotcon_network(context: Context, config: SlotConConfig) -> Network:
@@ -230,8 +116,28 @@ class SlotConTraining(CropTraining):
             self.schedule = warm_cosine(steps, warm, 1e-6 / c.optimizer.lr)
         self.health = ClusteringHealth(self.network.classes, steps, context.note)
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Prototypes that are k-means of views, as long as random ones are; batch norm is that of a step."""
+        c, context, images = self.config, self.context, len(self.context.data)
+        order, rows = torch.randperm(images, generator=context.generator("start"))[:BEGUN], []
+        for j, chunk in enumerate(order.split(c.crops.batch)):
+            random = context.generator("start", j, rank())
+            mine = share(chunk.tolist())
+            if mine:
+                u = self.prepared(self.streams["u"].draw(mine, random))
+                with self.student.autocast():
+                    z = self.network.decode(self.network.features(u.u1))
+                rows.append(z.float().permute(0, 2, 3, 1).flatten(0, 2))
+        found = cluster_rows(context, torch.cat(rows), c.clusters, self.network.classes, shown=False)
+        head, average = self.network.classifier, self.teacher.module.classifier
+        head.centers.copy_(found.centers * math.sqrt(c.groups.width))  # type: ignore[operator, union-attr]
+        average.centers.copy_(head.centers)  # type: ignore[operator, union-attr]
+
     def before_step(self, step: int) -> None:
         """The average follows before it is asked, as the authors' does."""
+        if step == 0 and self.config.groups.start == "kmeans":
+            self.begin()
         self.teacher.update(self.network, teacher_momentum(step, self.steps, self.config.teacher.momentum))
 
     def grouped(self, network: Any, x: Tensor) -> Grouped:
