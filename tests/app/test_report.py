@@ -255,3 +255,12 @@ def test_the_title_is_of_the_data_and_nothing_is_said_twice(run):
     assert len(sentences) == len(set(sentences)) > 5
     assert "k-means was run" not in words and words.count("1 min 1 s") == 2, "in all, and of its one stage"
     assert words.count("0 labels read for training and selection") == 1 and "whose labels were read" not in words
+
+
+def test_what_place_predicts_stands_with_the_montage(run):
+    assert "Place in the frame" not in Page(write_report(run).read_text()).text
+    Image.new("RGB", (40, 30)).save(run / "montage.jpg")
+    told = record() | {"places": {"accuracy": 0.6, "chance": 0.2, "says": f"Place in the frame {EVIL}."}}
+    page = Page(write_report(run, told).read_text())
+    assert f"Place in the frame {EVIL}." in page.text
+    assert "Place in" not in Page(write_report(run, record() | {"places": ["damaged"]}).read_text()).text

@@ -12,8 +12,8 @@ Then the salient pixels of a photograph get the cluster of their mean embedding:
 
 Deviates: on any backbone and network; the paper's masks are of a saliency network, whose ONNX file is an input here.
 Object vectors are taken at the resolution of the network's map, the authors' at 512 x 512. The clustering is fitted on
-the run's photographs, theirs on those that it is judged on. The queue begins empty, theirs with random vectors; the
-key network has no dropout; its batch is not shuffled between processes. The rate falls each step, not each epoch, and
+the run's photographs, theirs on those that it is judged on. The key network has no dropout; its batch is not shuffled
+between processes. The rate falls each step, not each epoch, and
 SGD is Nesterov's. The linear read-out (`linear_probe=true`) is the house's, after the last step; theirs is of the best
 epoch on the validation set. Retrieval is not built.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.data.training.augment import photometric
@@ -74,7 +75,9 @@ class MaskContrastTraining(CropTraining):
         self.modules["keys"] = self.keys
         self.queue: FeatureBank | None = None
         if c.contrast.queue:
-            self.queue = FeatureBank(c.contrast.queue, self.dim).to(self.device)
+            self.queue = FeatureBank(c.contrast.queue, self.dim)
+            self.queue.add(F.normalize(torch.randn(c.contrast.queue, self.dim), dim=1))
+            self.queue.to(self.device)
             self.modules["queue"] = self.queue
 
     def before_step(self, step: int) -> None:
