@@ -78,7 +78,8 @@ def reopen(context: Context, stages: Sequence[Stage], done: dict[str, dict[str, 
         done: what each stage recorded, None where it is not done; changed.
     """
     lengthened = context.run.record.get("lengthened")
-    for one in lengthened or ():
+    begun = any((context.run.path / s.name / CHECKPOINT).exists() for s in stages if s.kind == "train")
+    for one in lengthened if lengthened and begun else ():  # from the start it is a run of so many steps
         context.note(
             f"Lengthened from {one['from']} to {one['to']} steps: from where it went on, what follows the share of the "
             f"run that is done, the learning rate first, is as in a run of {one['to']}; the weights are not those of "
