@@ -144,6 +144,24 @@ def test_the_whole_round_of_correction(maskwright, trained, tmp_path, to):
     assert code == 2 and "may be corrected by now" in err
 
 
+def test_the_printed_way_back_holds_where_masks_are(maskwright, trained, tmp_path):
+    """`--labeled` leaves aside masks that the folder has: the printed command replaces these, and is carried out."""
+    source, run = trained
+    data = tmp_path / "some photos"
+    shutil.copytree(source, data)
+    code, _, err = maskwright(
+        "suggest", run, data, "--count", 1, "--labeled", "train", "--out", tmp_path / "next", "--to", "labelme",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0 and "1 of them have a mask there, which --replace writes over" in err, err
+    (name,) = (tmp_path / "next" / "names.txt").read_text().split()
+    told = next(line for line in err.splitlines() if "maskwright convert" in line)
+    before = (data / "masks" / f"{name}.png").read_bytes()
+    code, out, err = maskwright(*shlex.split(told[told.index("maskwright convert") :])[1:])
+    assert code == 0 and "masks added to" in out, err
+    assert (data / "masks" / f"{name}.png").read_bytes() != before
+
+
 def test_a_start_needs_a_format_of_outlines(maskwright, trained, tmp_path):
     data, run = trained
     code, _, err = maskwright(
