@@ -91,5 +91,7 @@ def way_back(start: Path, data: str | os.PathLike[str], names: Sequence[str] = (
     masked = [name for name in names if name in there and there.has_mask(there.index(name))]
     told = f"{opened} maskwright convert {where} {shlex.quote(os.fspath(data))} --to masks --add"
     if masked:
-        return f"{len(masked)} of them have a mask there, which --replace writes over; {told} --replace --names {classes}"
+        return (
+            f"{len(masked)} of them have a mask there, which --replace writes over; {told} --replace --names {classes}"
+        )
     return f"{told} --names {classes}"

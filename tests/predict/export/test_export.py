@@ -43,6 +43,7 @@ from maskwright.models.provenance import Provenance
 from maskwright.models.segmenter import Segmenter
 from maskwright.predict.export import after, before, checking, writing
 from maskwright.predict.export.graph import OPSET, Graph
+from maskwright.predict.inference import predict_probs
 from maskwright.predict.model import Model
 from maskwright.predict.tiles import make_plan
 
@@ -318,6 +319,45 @@ def test_a_file_that_differs_is_not_left(exported, tmp_path, monkeypatch):
     with pytest.raises(MaskwrightError, match=r"differs from torch by .* not kept"):
         model.export(tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+class Shifted:
+    """A session whose confidence is off by so much, and whose ids are the least probable where that is asked."""
+
+    def __init__(self, path, off: float, model: Model | None = None) -> None:
+        self.inner = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.off, self.model = off, model
+
+    def run(self, names, given):
+        ids, confidence = self.inner.run(names, given)
+        if self.model is not None:
+            ids = predict_probs(self.model.segmenter, given["image"], tile=0).argmin(0).astype(ids.dtype)
+        return ids, confidence + np.float32(self.off)
+
+
+def test_rounding_is_told_from_error_by_float64(exported, tmp_path, monkeypatch):
+    """Where both differ by more than the bar, the file stays if it is as near to float64 as torch is."""
+    model, done = exported
+    assert done.rounding == "" and all(p.exact is None for p in done.parity)
+    (plain, *_) = done.parity
+    off = checking.against_float64(model, Shifted(done.path, 0.01), plain)
+    assert off.exact == pytest.approx(0.01, rel=1e-3) and 0 < off.rounding < 1e-5
+    probs = predict_probs(model.segmenter, checking.picture(plain.size), tile=0)
+    worst = checking.against_float64(model, Shifted(done.path, 0.0, model), plain)
+    assert worst.exact == pytest.approx((probs.max(0) - probs.min(0)).max(), abs=1e-5)
+
+    monkeypatch.setattr(checking, "TOLERANCE", 0.0)
+    stays = model.export(tmp_path / "m.onnx")
+    assert max(p.exact for p in stays.parity) <= 2 * max(p.rounding for p in stays.parity)
+    assert stays.rounding.startswith("this network rounds much in float32: from itself in float64 the file differs by ")
+
+    darker = onnx.load(done.path)
+    mean = next(t for t in darker.graph.initializer if t.name.startswith("before/") and list(t.dims) == [3, 1, 1])
+    mean.raw_data = (onnx.numpy_helper.to_array(mean) * np.float32(1.0001)).tobytes()
+    monkeypatch.setattr(writing, "build", lambda _: darker)
+    with pytest.raises(MaskwrightError, match=r"from the network in float64 it differs by .*, and torch by .* not kept"):
+        model.export(tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_what_cannot_be_traced_is_told_in_a_line(tmp_path):
