@@ -6,7 +6,6 @@ import csv
 import json
 import shlex
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from tests.conftest import write_tiny_folder
 
-from maskwright import api, cli
+from maskwright import api
 from maskwright.data.folders.folder import open_folder
 from maskwright.engine.progress import Progress
 
@@ -29,20 +28,6 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
         device="cpu", settings={"crop": 32, "batch": 2}, progress=Progress(quiet=True), report=False,
     )  # fmt: skip
     return data, out
-
-
-@pytest.fixture
-def maskwright(monkeypatch, capfd):
-    """Runs the command line in this process; gives exit code, standard output and error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["maskwright", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
 
 
 def test_prints_and_writes_what_to_label(maskwright, trained, tmp_path):
