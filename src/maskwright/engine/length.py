@@ -165,9 +165,10 @@ def fit_steps(method: Method, stage: Stage, left: Sequence[str]) -> None:
         context.pace = None
         for name, ledger in context.ledgers.ledgers.items():
             ledger.load_state_dict(read[name])
+    behind = method.seconds_behind()
     spent = context.clock() - context.began
     found: Fitted = broadcast_object(
-        fitted(minutes, spent, pace, steps_for_each(method, left), context.most_steps, context.tail)
+        fitted(minutes, spent, pace, steps_for_each(method, left), context.most_steps, context.tail, behind)
     )
     context.steps, context.minutes = found.steps, None
     context.run.save(steps=found.steps, minutes={"asked": minutes, **found.record()})

@@ -55,7 +55,7 @@ from maskwright.recipes.clustering import ClusterOptions, cluster_rows
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.self_training.rounds import Rounds, as_it_stands, live_rows
 from maskwright.recipes.self_training.running_clusters import RunningClusters
-from maskwright.recipes.training.method import SHOWN, CropMethod
+from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network, make_preprocess, make_segmenter, retake
 from maskwright.recipes.training.options import NetworkOptions, PresetConfig, preset_option
 from maskwright.recipes.training.training import CropTraining
@@ -433,7 +433,7 @@ class Picie(CropMethod):
     def tail(self) -> float:
         """Batch-norm statistics and the report, and a pass over all photographs for the clustering."""
         images, norms = len(self.context.data), min(self.config.norms.images, len(self.context.data))
-        return super().tail() * (1 + (norms + images) / (norms + min(SHOWN, images)))
+        return super().tail() * (1 + (norms + images) / (norms + self.photographs_shown))
 
     def network(self) -> Network:
         """The trained network."""
