@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from tests.models.towers.tiny import config
 from torch import nn
 
 from maskwright.accel import switch
@@ -22,7 +24,9 @@ from maskwright.errors import MaskwrightError
 from maskwright.models import tracing
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.networks.build import NETWORKS, build_network
+from maskwright.models.networks.vit_heads import LastMap
 from maskwright.models.parts.attended_clusters import AttendedClusters, PixelAttention
+from maskwright.models.parts.class_vectors import ClassVectors, Scores
 from maskwright.models.parts.heads import (
     ConvDecoder,
     CosineClassifier,
@@ -37,10 +41,15 @@ from maskwright.models.parts.heads import (
 from maskwright.models.parts.large_fov import TokenLargeFOV
 from maskwright.models.parts.part import Part
 from maskwright.models.parts.pretrained_head import PretrainedHead
+from maskwright.models.parts.relighting import Relighting, RelitEncoder, WeightedClassifier
+from maskwright.models.parts.sobel import SobelEncoder
 from maskwright.models.parts.table import TABLE
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
 from maskwright.models.segmenter import Segmenter
+from maskwright.models.towers.image import build_clip
+from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
+from maskwright.models.towers.shape import TowerShape
 from maskwright.predict.export import after, before, checking, writing
 from maskwright.predict.export.graph import OPSET, Graph
 from maskwright.predict.inference import predict_probs
@@ -236,6 +245,50 @@ def chain() -> Segmenter:
     return segmenter(Cells(), Sequential(*parts), CosineClassifier(torch.randn(5, 8), 0.5), 5)
 
 
+class Maps(Cells):
+    """Its map in a list, as of an encoder with several, at a stride of 16."""
+
+    multiple_of = 16
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(width)
+        self.patches = nn.Conv2d(3, width, 16, stride=16)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [self.patches(x)]
+
+
+def edges() -> Segmenter:
+    """InfoSeg's class vectors behind an encoder that sees edges too, as IIC's."""
+    encoder = SobelEncoder(Maps(), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+    nn.init.normal_(encoder.mix.weight)
+    return segmenter(encoder, ClassVectors(LastMap(8), 8, 8, 5, 6, unit_length=True), Scores(5, 0.5), 5)
+
+
+def relit() -> Segmenter:
+    """DANNet's photographs, and its weights of classes."""
+    relighting = Relighting(4)
+    nn.init.normal_(relighting.last.weight, std=0.1)
+    classifier = WeightedClassifier(LinearClassifier(8, 3), torch.tensor([0.5, 1.0, 2.0]))
+    return segmenter(RelitEncoder(relighting, Maps()), LastMap(8), classifier, 3)
+
+
+def words(attention: str, **more: Any) -> Segmenter:
+    """MaskCLIP's tower and vocabulary, with keys that vote."""
+    tower = build_clip(TowerShape.of(config(), "tiny").text(), "random")
+    encoder = JointEncoder(tower, attention, keys="smooth" in more)
+    vectors = F.normalize(torch.randn(4, tower.joint_width), dim=1)
+    classifier = VocabularyClassifier(vectors, torch.tensor([1, 1, 2, 0]), 3, scale=10.0, **more)
+    return segmenter(encoder, Identity(), classifier, 3, multiple_of=tower.multiple_of)
+
+
+HEADS = {
+    "edges and class vectors": edges,
+    "relit": relit,
+    "words": lambda: words("value", denoise=0.2, smooth=0.9),
+    "words, background": lambda: words("sclip", background=0, threshold=0.4),
+}
+"""Parts that no network of the table holds and that the chain cannot."""
 ENCODERS = {"vit": "test_vit", "cnn": "test_resnet", "deeplabv1": "vgg11", "hrnet": "hrnet_w18_small"}
 """The smallest of each kind, and what single networks are tied to."""
 AUXILIARY = {"FCNHead", "DDRNetAux"}
@@ -270,8 +323,16 @@ def test_named_clusters_agree(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", HEADS)
+def test_other_heads_agree(name, tmp_path):
+    torch.manual_seed(0)
+    done = Model(HEADS[name]()).export(tmp_path / "m.onnx")
+    assert done.largest <= checking.TOLERANCE and max(p.unequal for p in done.parity) <= 1e-3
+
+
+@pytest.mark.slow
 def test_every_part_is_exported_by_these_tests():
-    held = [chain(), named().segmenter, *map(network, NETWORKS)]
+    held = [chain(), named().segmenter, *(make() for make in HEADS.values()), *map(network, NETWORKS)]
     kinds = {type(part).__name__ for s in held for part in s.modules() if isinstance(part, Part)}
     assert kinds >= set(TABLE) - AUXILIARY
 
