@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(f"{item.path}:{method}"))
 
 
+CommandResult = tuple[int, str, str]
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -73,6 +76,21 @@ def golden_root(data_root: Path) -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests remember of their files goes into a folder of theirs."""
     os.environ.setdefault("MASKWRIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def maskwright(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
+    """Runs the command line in this process; gives exit code, standard output and error."""
+    from maskwright import cli
+
+    def run(*arguments: object) -> CommandResult:
+        monkeypatch.setattr(sys, "argv", ["maskwright", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture

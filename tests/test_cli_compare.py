@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
-from maskwright import api, cli
+from maskwright import api
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 
@@ -23,23 +22,6 @@ WORDS = ["--backbone", "tf_efficientnet_lite0", "--weights", "random", "--set", 
 def wide(monkeypatch):
     """As wide as a pipe's, whatever the terminal of the tests."""
     monkeypatch.delenv("COLUMNS", raising=False)
-
-
-@pytest.fixture
-def maskwright(monkeypatch, capfd):
-    """Runs the command line in this process; gives exit code, standard output and error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["maskwright", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_seeds_are_trained_judged_by_the_printed_commands_and_joined(maskwright, tmp_path):

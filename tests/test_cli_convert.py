@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import zipfile
 
 import numpy as np
@@ -13,22 +12,7 @@ from PIL import Image
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
-from maskwright import cli
 from maskwright.engine.progress import Progress
-
-
-@pytest.fixture
-def maskwright(monkeypatch, capfd):
-    """Runs the command line in this process; gives exit code, standard output and error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["maskwright", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
 
 
 def test_convert_doctor_and_evaluate(maskwright, tmp_path):

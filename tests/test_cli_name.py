@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
-from maskwright import api, cli
+from maskwright import api
 from maskwright.app import pictures
 from maskwright.data.masking.masks import read_mask
 from maskwright.engine.progress import Progress
@@ -43,20 +42,6 @@ def trained(tmp_path_factory) -> tuple[Path, Path, str]:
 def run(trained, tmp_path) -> Path:
     shutil.copytree(trained[1], tmp_path / "run")
     return tmp_path / "run"
-
-
-@pytest.fixture
-def maskwright(monkeypatch, capfd):
-    """Runs the command line in this process; gives exit code, standard output and error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["maskwright", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 def fill(path: Path, names: list[str]) -> Path:

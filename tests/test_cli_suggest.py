@@ -6,7 +6,6 @@ import csv
 import json
 import shlex
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from tests.conftest import write_tiny_folder
 
-from maskwright import api, cli
+from maskwright import api
 from maskwright.data.folders.folder import open_folder
 from maskwright.engine.progress import Progress
 
@@ -29,20 +28,6 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
         device="cpu", settings={"crop": 32, "batch": 2}, progress=Progress(quiet=True), report=False,
     )  # fmt: skip
     return data, out
-
-
-@pytest.fixture
-def maskwright(monkeypatch, capfd):
-    """Runs the command line in this process; gives exit code, standard output and error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["maskwright", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
 
 
 def test_prints_and_writes_what_to_label(maskwright, trained, tmp_path):
@@ -142,6 +127,24 @@ def test_the_whole_round_of_correction(maskwright, trained, tmp_path, to):
     )
     code, _, err = maskwright(*arguments, "--to", to)
     assert code == 2 and "may be corrected by now" in err
+
+
+def test_the_printed_way_back_holds_where_masks_are(maskwright, trained, tmp_path):
+    """`--labeled` leaves aside masks that the folder has: the printed command replaces these, and is carried out."""
+    source, run = trained
+    data = tmp_path / "some photos"
+    shutil.copytree(source, data)
+    code, _, err = maskwright(
+        "suggest", run, data, "--count", 1, "--labeled", "train", "--out", tmp_path / "next", "--to", "labelme",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0 and "1 of them have a mask there, which --replace writes over" in err, err
+    (name,) = (tmp_path / "next" / "names.txt").read_text().split()
+    told = next(line for line in err.splitlines() if "maskwright convert" in line)
+    before = (data / "masks" / f"{name}.png").read_bytes()
+    code, out, err = maskwright(*shlex.split(told[told.index("maskwright convert") :])[1:])
+    assert code == 0 and "masks added to" in out, err
+    assert (data / "masks" / f"{name}.png").read_bytes() != before
 
 
 def test_a_start_needs_a_format_of_outlines(maskwright, trained, tmp_path):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 # What a terminal would obey instead of showing it: control characters, marks that turn the direction of text, line
 # separators, and the halves of a pair by which the system gives bytes that are not UTF-8.
@@ -37,6 +38,7 @@ def shown(text: str, *, lines: bool = False) -> str:
 
 
 _asked_to_stop: list[int] = []
+_holding: list[bool] = []
 
 
 def ask_to_stop(number: int) -> None:
@@ -47,6 +49,31 @@ def ask_to_stop(number: int) -> None:
 def forget_stop() -> None:
     """What was asked was done, or belongs to an earlier command of the same process."""
     _asked_to_stop.clear()
+
+
+def asked_to_stop() -> bool:
+    """Whether the process was asked to end and still runs."""
+    return bool(_asked_to_stop)
+
+
+@contextmanager
+def between_steps(saves: bool = True) -> Iterator[None]:
+    """Inside, a request to end need not interrupt at once: the work soon asks `stop_if_asked`, where its state is
+    whole.
+
+    Args:
+        saves: whether it is then saved, so that waiting is of use.
+    """
+    _holding.append(saves)
+    try:
+        yield
+    finally:
+        _holding.pop()
+
+
+def may_wait() -> bool:
+    """Whether a request to end may wait for `stop_if_asked`."""
+    return bool(_holding and _holding[-1])
 
 
 def stop_if_asked() -> None:

@@ -18,6 +18,7 @@ from tests.conftest import write_tiny_folder
 
 import maskwright as mw
 from maskwright.app.comparing.tables import print_comparison
+from maskwright.app.report import write_report
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.masking.masks import write_mask
 from maskwright.data.trust.artefacts import write_record
@@ -216,6 +217,28 @@ def test_a_run_without_a_judgement_has_a_dash_and_what_mends_it(tmp_path):
     assert found.unjudged[0][1] == ["its data /nowhere/photos is not at its place"]
     assert found.unjudged[1][1] == ["maskwright train photos --out x --resume"]
     assert "–" in str(found) and "was interrupted" in str(found)
+
+
+def test_a_judgement_of_an_earlier_model_is_left_out_and_said(tmp_path):
+    """A run that was judged and then lengthened has another model; one whose record does not tell stays as it is."""
+    later = {"resumed": ["then"], "model_key": "new"}
+    write_run(tmp_path / "a", 0, judged=scores(0.5, models=["old"]), **later)
+    write_run(tmp_path / "b", 1, judged=scores(0.6, models=["new"]), **later)
+    write_run(tmp_path / "c", 2, judged=scores(0.7, models=["old"]), model_key="new")
+    write_run(tmp_path / "d", 3, 0.8, resumed=["then"])
+    found = mw.compare(tmp_path)
+    assert [run.path.name for run, _ in found.unjudged] == ["a"] and found.tables[0].rows[0].seeds == "1, 2, 3 (n=3)"
+    told = [n for n in found.notices if "earlier model" in n]
+    assert len(told) == 1 and told[0].startswith(f"{tmp_path / 'a' / 'scores.json'} judges an earlier model of the run")
+    for name, stale in (("a", True), ("b", False)):
+        page = write_report(tmp_path / name).read_text()
+        assert ("are of an earlier model of the run" in page) == stale
+
+
+def test_time_is_that_of_the_stages_and_of_what_comes_behind_them(tmp_path):
+    write_run(tmp_path / "a", 0, seconds_after_stages=70.0)
+    found = mw.compare(tmp_path)
+    assert found.runs[0].seconds == 80.0 and found.to_json()["runs"][0]["seconds"] == 80.0
 
 
 def test_what_is_damaged_is_left_out_and_said(tmp_path):

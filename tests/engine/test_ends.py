@@ -27,6 +27,7 @@ from maskwright.engine.cache import FeatureCache
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
 from maskwright.errors import MaskwrightError
+from maskwright.predict.kept import model_key
 
 DEAD = subprocess.Popen([sys.executable, "-c", ""])
 DEAD.wait()
@@ -69,6 +70,13 @@ def test_an_end_at_any_step_is_recorded(data, tmp_path, monkeypatch, where, erro
         kmeans(data, tmp_path / "run")
     kmeans(data, tmp_path / "run", resume=True)
     assert status(tmp_path / "run") == "finished"
+
+
+def test_the_record_knows_the_model_and_the_time_behind_the_stages(data, tmp_path):
+    kmeans(data, tmp_path / "run", report=True)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["model_key"] == model_key(mw.load(tmp_path / "run").segmenter), "as predict writes it of the file"
+    assert 0 < record["seconds_after_stages"] < 60
 
 
 def test_a_killed_run_is_recognised(data, tmp_path, capsys):

@@ -10,6 +10,8 @@ import pytest
 import torch
 from tests.engine.toys import Toy, train
 
+from maskwright.app import montage, pictures
+from maskwright.engine import contract
 from maskwright.engine.config import configure
 from maskwright.engine.contract import Stage
 from maskwright.engine.forecast import Forecast, Pace, fitted, sizes
@@ -189,6 +191,8 @@ def test_what_follows_the_steps_is_left_room_for():
     """64 + 48 photographs of 720 x 960 against 4 crops of 256 x 256 that are passed forward and back: 98.4 steps."""
     pace = paced([20.0, *[2.0] * 50], 120)
     assert fitted(20, 100, pace, 1.0, None, 98.4).steps == int((1080 - 100 - 196.8) / 2)
+    besides = fitted(20, 100, pace, 1.0, None, 98.4, 60.0)
+    assert besides.steps == int((1080 - 100 - 196.8 - 60) / 2) and "4 min are left for what follows" in besides.says
 
     class Photographs(list):
         def size(self, i: int) -> tuple[int, int]:
@@ -200,6 +204,11 @@ def test_what_follows_the_steps_is_left_room_for():
     assert method.tail() == pytest.approx(112 * 720 * 960 / (3 * 4 * 256 * 256))
     method.context = SimpleNamespace(data=Photographs([(2048, 1024)] * 5))  # half as large, and only five
     assert method.tail() == pytest.approx(10 * 1024 * 512 / (3 * 4 * 256 * 256))
+    method = object.__new__(METHODS["iic"])
+    method.config = METHODS["supervised"].Config()
+    method.context = SimpleNamespace(data=Photographs([(720, 960)] * 80))  # and 80 more show what clusters are
+    assert method.tail() == pytest.approx((64 + 48 + 80) * 720 * 960 / (3 * 4 * 256 * 256))
+    assert (contract.SHOWN, contract.SHOWN_OF_CLUSTERS) == (pictures.COUNT, montage.COUNT), "as the report has them"
     clock, said = Clock(), []
     forecast = Forecast("train", 100, said.append, clock=clock, tail=50)
     for done in range(1, 9):

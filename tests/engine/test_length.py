@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.engine.toys import Toy, equal, train
 
 import maskwright as mw
 from maskwright import cli
+from maskwright.cli import program
 from maskwright.data.folders.folder import open_folder
 from maskwright.engine import loop
 from maskwright.engine.checkpoint import load_checkpoint
@@ -260,6 +263,61 @@ def test_ctrl_c_says_what_is_kept_and_both_commands_hold(data, tmp_path, stop, o
     assert command_line(monkeypatch, commands["go on"]) == 0
     record = record_of(run)
     assert record["status"] == "finished" and record["stages"][0]["steps"] == 6
+
+
+@pytest.mark.slow
+def test_ctrl_c_waits_for_the_step_and_saves_behind_it(data, tmp_path, monkeypatch, capfd):
+    """The signal comes in the middle of step 3; no checkpoint is due before the last step."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    start = shlex.join(
+        ["maskwright", "train", str(data), "--method", "supervised", "--steps", "6", "--device", "cpu", "--backbone",
+         "mobilenetv3_small_050", "--weights", "random", *(f"--set={k}={v}" for k, v in SMALL.items()), "--out"]
+    )  # fmt: skip
+    try:
+        assert command_line(monkeypatch, f"{start} {whole}") == 0
+        with monkeypatch.context() as patch:
+            asked = loop.Training.update
+
+            def ask(self: Any, fabric: Any, batch: Any, step: int) -> Any:
+                if step == 3:
+                    signal.raise_signal(signal.SIGINT)
+                return asked(self, fabric, batch, step)
+
+            patch.setattr(loop.Training, "update", ask)
+            assert command_line(patch, f"{start} {run}") == 2
+        said = capfd.readouterr().err.splitlines()
+        assert "interrupted in stage train at step 4 of 6; kept: step 4 of 6 in stage train" in said
+        assert command_line(monkeypatch, shlex.join(["maskwright", "finish", str(run)])) == 0
+        assert record_of(run)["as_it_stands"] == {"stage": "train", "step": 4, "of": 6}
+        supervised(data, run, steps=6, resume=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert same(run, whole)
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_end_is_interrupted_all_the_same(data, tmp_path, monkeypatch):
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    monkeypatch.setattr(program, "PATIENCE", 0.05)
+
+    def stands(self: Any, fabric: Any, batch: Any, step: int) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(loop.Training, "update", stands)
+    began = time.monotonic()
+    try:
+        words = ["--steps", "6", "--device", "cpu", "--backbone", "mobilenetv3_small_050", "--weights", "random"]
+        sizes = [f"--set={k}={v}" for k, v in SMALL.items()]
+        out = ["--out", str(tmp_path / "run")]
+        command = ["maskwright", "train", str(data), "--method", "supervised", *words, *sizes, *out]
+        assert command_line(monkeypatch, shlex.join(command)) == 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert time.monotonic() - began < 50 and record_of(tmp_path / "run")["status"] == "interrupted"
 
 
 # ---------------------------------------------------------------------- minutes

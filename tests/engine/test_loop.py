@@ -17,7 +17,7 @@ from torch import nn
 from maskwright.engine import loop
 from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskwright.engine.loop import CHECKPOINT, Training, cosine, poly
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, ask_to_stop, may_wait
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 7
@@ -63,6 +63,19 @@ def test_the_checkpoint_holds_everything(uninterrupted):
     assert parts["sampler"]["position"] == STEPS
     assert int(parts["module.bank"]["count"]) == 11
     assert "running_mean" in "".join(parts["module.body"])
+
+
+@pytest.mark.parametrize("place", ["losses", "stepped"])
+def test_asked_to_end_in_a_step_it_saves_behind_it(tmp_path, uninterrupted, place):
+    def ask(where: str, now: int) -> None:
+        if (where, now) == (place, 4):
+            assert may_wait()
+            ask_to_stop(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Toy(STEPS, hook=ask), tmp_path, checkpoint_every=100)
+    assert load_checkpoint(tmp_path / "toy" / CHECKPOINT)["step"] == 5 and not may_wait()
+    resume_and_compare(tmp_path, uninterrupted)
 
 
 @pytest.mark.parametrize("place", ["batch", "losses", "updated", "teacher", "stepped"])

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +145,9 @@ def test_folder_perfect_by_every_protocol(tiny_folder: Path, tmp_path: Path, pro
     assert counts["evaluate"]["masks"] == 4 and counts["train"]["masks"] == 0
     assert ds.ledger.current == "train"
     table = scores.table()
+    assert "miou_all" not in scores.extra or re.search(
+        r"^miou_all .*  mean IoU over all classes; one that neither", table, re.MULTILINE
+    )
     assert f"[{protocol}]" in table and scores.matching in table
     assert Scores.from_json(scores.to_json()).table() == table
 

@@ -41,6 +41,17 @@ def predicted(tiny: Path, run: Path, out: Path) -> Path:
     return out
 
 
+def test_masks_of_an_earlier_model_are_said(tiny, tmp_path):
+    """The run that made them went on since; the scores say which model they are of."""
+    run = run_on(tmp_path / "run", mw.open_folder(tiny).split("train"), [])
+    out = predicted(tiny, run, tmp_path / "out")
+    for record, stale in (({}, False), ({"model_key": "k", "resumed": ["x"]}, False),
+                          ({"model_key": "new", "resumed": ["x"]}, True), ({"model_key": "new"}, False)):  # fmt: skip
+        (run / "run.json").write_text(json.dumps(record))
+        found = mw.evaluate(out, tiny)
+        assert found.models == ["k"] and any("earlier model" in n for n in found.notes) == stale
+
+
 def test_photographs_trained_on_are_said_and_left_out(tiny, tmp_path):
     data = mw.open_folder(tiny)
     run = run_on(tmp_path / "run", data.split("train"), data.split("train").names[:3])

@@ -85,6 +85,22 @@ def test_two_of_one_name_are_refused_before_anything_is_written(model, days, tmp
     assert names([days / "day2", days / "day2" / "0.png", f"{days}/day2/*.png"]) == ["0", "1"], "the same file twice"
 
 
+def test_a_file_given_under_two_names_is_predicted_once_and_that_is_said(model, days, tmp_path):
+    """A folder calls its image 0, the pattern beside it day1/0."""
+    for given, kept, twice in (
+        ([days / "day1", f"{days}/*/*.png"], ["0", "1", "day2/0", "day2/1"], 2),
+        ([f"{days}/day1/*.png", f"{days}/*/*.png"], ["0", "1", "day2/0", "day2/1"], 2),
+        ([days / "day1" / "0.png", f"{days}/day*"], ["day1/0", "day1/1", "day2/0", "day2/1"], 1),
+    ):
+        done = model.predict_folder(given, tmp_path / str(len(list(tmp_path.iterdir()))))
+        assert sorted(masks(done.out)) == sorted(kept) and done.written == 4
+        (said,) = (n for n in done.notices if "given twice" in n)
+        assert said.startswith(f"{twice} images were given twice") and "day1/0" in said
+    link = days / "link.png"
+    link.symlink_to(days / "alone.png")
+    assert names(days) == sorted(["day1/0", "day1/1", "day2/0", "day2/1", "alone", "link"]), "of one folder both stay"
+
+
 def test_several_folders_are_guarded_as_one_is(model, days):
     before = {p: p.read_bytes() for p in days.rglob("*") if p.is_file()}
     for given in ([days / "day1", days / "alone.png"], [days / "alone.png", days / "day1" / "0.png"]):

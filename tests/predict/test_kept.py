@@ -13,6 +13,7 @@ from PIL import Image
 
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.masking.masks import read_mask
+from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.predict.kept import RECORD, Record, model_key
 from maskwright.predict.model import Model
@@ -81,6 +82,18 @@ def test_an_interrupted_call_goes_on(photos, tmp_path, monkeypatch):
         file.write('{"name": "3", "sou')  # cut by a kill
     assert seen(model, photos, out) == 2, "2.png lies there, but no record says what made it"
     assert seen(model, photos, out) == 0
+
+
+def test_progress_goes_on_from_what_is_kept(photos, tmp_path, capfd):
+    model, out = Model(Counting()), tmp_path / "out"
+    model.predict_folder(photos, out)
+    (out / "2.png").unlink()
+    capfd.readouterr()
+    for left in (1, 0):
+        done = model.predict_folder(photos, out, progress=Progress(every=0.0))
+        said = capfd.readouterr().err
+        assert (done.written, done.kept) == (left, 4 - left) and f"{4 - left} of 4 masks" in said
+        assert "0/4" not in said and ("predict: 4 in " in said) == bool(left)
 
 
 def test_a_kill_between_a_new_mask_and_its_line_is_no_correction_by_hand(photos, tmp_path, monkeypatch):

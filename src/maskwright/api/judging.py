@@ -54,19 +54,19 @@ def evaluate(
 
     given = [exclude_run] if isinstance(exclude_run, str | Path) else list(exclude_run)
     excluded = [Photographs.of(Path(run)) for run in given]
-    trained, notes = _runs_behind(Path(predictions))
+    trained, notes, models = _runs_behind(Path(predictions))
     scores = evaluate_folder(
         predictions, truth, protocol=protocol, split=split, reading=Reading.parse(labels, void, range),
         predicted=Reading.parse(predicted_labels), exclude=excluded, trained=trained, **options,
     )  # fmt: skip
-    return replace(scores, notes=[*scores.notes, *notes])
+    return replace(scores, notes=[*scores.notes, *notes], models=models)
 
 
-def _runs_behind(predictions: Path) -> tuple[list[Photographs], list[str]]:
-    """The runs that masks come from: those whose models `predict` recorded, and one whose folder they lie in; and
-    what is to be said where one cannot be had."""
+def _runs_behind(predictions: Path) -> tuple[list[Photographs], list[str], list[str]]:
+    """The runs that masks come from: those whose models `predict` recorded, and one whose folder they lie in; what is
+    to be said where one cannot be had, or has another model by now; and the keys of the models."""
     from maskwright.data.trust.photographs import Photographs
-    from maskwright.engine.records import RECORD
+    from maskwright.engine.records import RECORD, went_on_from
     from maskwright.predict.kept import Record
 
     record = Record.read(predictions)
@@ -74,6 +74,10 @@ def _runs_behind(predictions: Path) -> tuple[list[Photographs], list[str]]:
     models = {record.heads[k]["model"]["key"]: record.heads[k]["model"].get("file") for k in used}
     notes = [f"the predictions were made by {len(models)} models (predicted.jsonl)"] if len(models) > 1 else []
     folders = [Path(file).parent for file in models.values() if file]
+    for key, file in models.items():
+        run = Path(file).parent if file else None
+        if run is not None and went_on_from(_record_of(run), [key]):
+            notes.append(f"the predictions are of an earlier model of {run}, which went on since: predict them anew")
     lost = [str(folder) for folder in folders if not (folder / RECORD).is_file()]
     if lost or len(folders) < len(models):
         where = f"no run in {lost[0]}" if lost else "the model came from no file"
@@ -85,7 +89,19 @@ def _runs_behind(predictions: Path) -> tuple[list[Photographs], list[str]]:
             found.append(Photographs.of(folder))
         except MaskwrightError as error:
             notes.append(f"whether photographs were trained on is not known of the predictions: {error.found}")
-    return found, notes
+    return found, notes, sorted(models)
+
+
+def _record_of(run: Path) -> Mapping[str, Any]:
+    """What a run's record says; nothing where it cannot be read."""
+    from maskwright.data.trust.artefacts import Damage, parse_record
+    from maskwright.engine.records import RECORD
+
+    try:
+        found = parse_record((run / RECORD).read_bytes())
+    except (OSError, Damage):
+        return {}
+    return found if isinstance(found, Mapping) else {}
 
 
 def probe(

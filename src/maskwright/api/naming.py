@@ -366,9 +366,8 @@ def _new_record(
     for image in filled.masks:
         ledger.note("masks", image, "train")
     new = {kind: n - before.get(kind, 0) for kind, n in ledger.counts()["train"].items()}
-    kept = {
-        k: v for k, v in record.items() if k not in ("checksum", "resumed", "finished", "classes", "stages", "report")
-    }
+    other = ("checksum", "resumed", "finished", "classes", "stages", "report", "model_key", "seconds_after_stages")
+    kept = {k: v for k, v in record.items() if k not in other}
     void = sum(c < 0 for c in naming.class_of)
     used = len({c for c in naming.class_of if c >= 0})
     note = f"Named: {len(said)} clusters of {folder} became {used} class{'es' * (used != 1)}"

@@ -37,6 +37,7 @@ from maskwright.data.pictures.images import read_image
 from maskwright.data.pictures.inline import data_uri, swatch
 from maskwright.data.trust.artefacts import Damage, parse_json, read_record
 from maskwright.data.trust.files import write_text
+from maskwright.engine.records import went_on_from
 from maskwright.errors import MaskwrightError, shown
 from maskwright.models.provenance import NO_LABELS
 
@@ -76,7 +77,7 @@ def write_report(run_folder: str | Path, record: Mapping[str, Any] | None = None
         _montage(folder, run),
         *_shown(folder, run),
         _classes(run),
-        _scores(folder),
+        _scores(folder, run),
         _curves(folder),
         _stages(run),
         _weights(run),
@@ -337,7 +338,7 @@ def _classes(run: Mapping[str, Any]) -> str:
     return _section("Classes" if _named(rows) else "Clusters", body)
 
 
-def _scores(folder: Path) -> str:
+def _scores(folder: Path, run: Mapping[str, Any]) -> str:
     try:
         scores = parse_json((folder / "scores.json").read_bytes())
         if isinstance(scores, str):
@@ -356,6 +357,9 @@ def _scores(folder: Path) -> str:
     record = [(key, _text(scores.get(key))) for key in keys if scores.get(key) is not None]
     notes = scores.get("notes")
     notes = notes if isinstance(notes, list) else []
+    models = scores.get("models")
+    if isinstance(models, list) and went_on_from(run, models):
+        notes = ["These figures are of an earlier model of the run, which went on since: judge it again.", *notes]
     body = f'<dl class="facts">{shown}</dl>' + _dl(record)
     body += "".join(f'<p class="note">{escape(n)}</p>' for n in notes if isinstance(n, str))
     lines = []

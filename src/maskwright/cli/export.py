@@ -20,7 +20,8 @@ def export(
 
     Inside: resize, normalisation, network, softmax, ids at the image's size; the same as predict --tile none --refine
     none. Not inside: decoding and the turn by EXIF, tiles, refinement (CRF or guided), flips, scales, tags. The file is
-    run beside torch at three sizes and kept only where both agree to 1e-4. It needs pip install 'maskwright[export]'.
+    run beside torch at three sizes and kept only where both agree to 1e-4, or as closely as rounding in float32 lets
+    them. It needs pip install 'maskwright[export]'.
     """
     from maskwright import api
     from maskwright.engine.progress import Progress
@@ -51,5 +52,7 @@ def export(
         bar.say(sentence)
     sizes = ", ".join(f"{h} x {w}" for h, w in (p.size for p in done.parity))
     bar.say(f"checked against torch at {sizes}: they differ by {done.largest:.1g} at most")
+    if done.rounding:
+        bar.say(done.rounding)
     bar.say("outside the file: the turn by EXIF, tiles, refinement, flips, scales and tags (docs/export.md)")
     bar.say(f"{out}, {done.bytes / 1e6:.1f} MB")

@@ -133,7 +133,7 @@ def suggest(
     if found.start is not None:
         from maskwright.predict.starting import way_back
 
-        bar.say(way_back(found.start, data))
+        bar.say(way_back(found.start, data, found.names))
 
 
 def _tile(text: str) -> int | None:

@@ -14,7 +14,7 @@ import typer
 
 import maskwright
 from maskwright.cli import compare, convert, demo, doctor, evaluate, export, finish, methods, name, predict, train
-from maskwright.errors import MaskwrightError, ask_to_stop, forget_stop, shown
+from maskwright.errors import MaskwrightError, ask_to_stop, forget_stop, may_wait, shown, stop_if_asked
 
 app = typer.Typer(
     name="maskwright",
@@ -101,6 +101,10 @@ def _end_like_an_interrupt(number: signal.Signals) -> None:
     def interrupt(*_: object) -> None:
         signal.signal(number, signal.SIG_DFL)  # who asks twice is not kept waiting
         ask_to_stop(number)
+        if may_wait() and hasattr(signal, "setitimer"):  # a training saves behind its step, if that ends soon
+            signal.signal(signal.SIGALRM, lambda *_: stop_if_asked())
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            return
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
@@ -113,6 +117,8 @@ def _stop(line: str) -> NoReturn:
     sys.exit(2)
 
 
+PATIENCE = 5.0
+"""Seconds that a request to end waits for the end of a training's step."""
 INTERRUPTED = "interrupted; repeat the command, a training with --resume"
 _DISK_ERRORS = (28, 122, 30, 13)
 """No space, quota, read-only file system, permission."""

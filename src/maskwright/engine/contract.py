@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from maskwright.models.preprocess import Preprocess
 
 StageKind = Literal["train", "fit", "label"]
+SHOWN = 48
+"""Photographs that a report shows, at most."""
+SHOWN_OF_CLUSTERS = 96
+"""Photographs that are looked at to show what each cluster is, at most."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,17 @@ class Method(ABC):
         """What comes behind the last training, as so many of its steps: about what whole photographs cost that are then
         passed through the network."""
         return 0.0
+
+    def seconds_behind(self) -> float:
+        """What comes behind the last training besides, seconds, by trying a part of it on this machine: what no step
+        says, as a clustering. Asked once where `--minutes` chooses the steps; it changes nothing of the run."""
+        return 0.0
+
+    @property
+    def photographs_shown(self) -> int:
+        """How many whole photographs the report's pictures need: previews, and what shows the clusters."""
+        images = len(self.context.data)
+        return min(SHOWN, images) + (min(SHOWN_OF_CLUSTERS, images) if self.classes_from == "clusters" else 0)
 
     @abstractmethod
     def stages(self) -> list[Stage]:

@@ -174,8 +174,9 @@ class Pace:
 
 
 def fitted(
-    minutes: float, spent: float, pace: Pace, share: float, most: int | None = None, tail: float = 0.0
-) -> Fitted:
+    minutes: float, spent: float, pace: Pace, share: float, most: int | None = None, tail: float = 0.0,
+    behind: float = 0.0,
+) -> Fitted:  # fmt: skip
     """The number of steps that fit.
 
     Args:
@@ -185,13 +186,15 @@ def fitted(
         share: steps of all trainings that are left, for each step of the main one.
         most: more are of no use; None: as many as fit.
         tail: what comes behind the last training, in its steps.
+        behind: what else comes there, seconds.
     """
-    room = max(0.0, 60 * minutes * (1 - RESERVE) - spent - pace.each * tail)
+    follows = pace.each * tail + behind
+    room = max(0.0, 60 * minutes * (1 - RESERVE) - spent - follows)
     holds = int(room / (pace.each * max(share, 1e-9)))
     steps = max(FEWEST, holds if most is None else min(most, holds))
     told = f"--minutes {minutes:g}: {steps} steps, at {_pace(pace.each)} over {pace.timed}"
     told += f"; {duration(spent)} were spent before" if spent >= 1 else ""
-    told += f"; {duration(pace.each * tail)} are left for what follows" if pace.each * tail >= 1 else ""
+    told += f"; {duration(follows)} are left for what follows" if follows >= 1 else ""
     if share > 1.001:
         told += f"; all trainings of the run have {share:.2g} steps for each of them"
     if steps > holds:

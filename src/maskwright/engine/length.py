@@ -78,7 +78,8 @@ def reopen(context: Context, stages: Sequence[Stage], done: dict[str, dict[str, 
         done: what each stage recorded, None where it is not done; changed.
     """
     lengthened = context.run.record.get("lengthened")
-    for one in lengthened or ():
+    begun = any((context.run.path / s.name / CHECKPOINT).exists() for s in stages if s.kind == "train")
+    for one in lengthened if lengthened and begun else ():  # from the start it is a run of so many steps
         context.note(
             f"Lengthened from {one['from']} to {one['to']} steps: from where it went on, what follows the share of the "
             f"run that is done, the learning rate first, is as in a run of {one['to']}; the weights are not those of "
@@ -164,9 +165,10 @@ def fit_steps(method: Method, stage: Stage, left: Sequence[str]) -> None:
         context.pace = None
         for name, ledger in context.ledgers.ledgers.items():
             ledger.load_state_dict(read[name])
+    behind = method.seconds_behind()
     spent = context.clock() - context.began
     found: Fitted = broadcast_object(
-        fitted(minutes, spent, pace, steps_for_each(method, left), context.most_steps, context.tail)
+        fitted(minutes, spent, pace, steps_for_each(method, left), context.most_steps, context.tail, behind)
     )
     context.steps, context.minutes = found.steps, None
     context.run.save(steps=found.steps, minutes={"asked": minutes, **found.record()})

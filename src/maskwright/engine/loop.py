@@ -22,7 +22,7 @@ from maskwright.engine.ahead import Batches, read_ahead
 from maskwright.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from maskwright.engine.distributed import average_gradients, gather_objects, rank, world_size
 from maskwright.engine.seeding import generator, seed_step
-from maskwright.errors import MaskwrightError, stop_if_asked
+from maskwright.errors import MaskwrightError, asked_to_stop, between_steps, stop_if_asked
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -159,7 +159,7 @@ def fit(
         folder: where the checkpoint lies.
         progress: shows rate, time left and the loss.
         checkpoint_every: steps between checkpoints; by default a tenth of the stage, at least 50 and at most 1000. A
-            single process saves every minute too; several only agree on steps.
+            single process saves every minute too, and where it is asked to end; several only agree on steps.
         log_every: steps between records; by default 200 records in all.
         workers: threads that draw the next batches while a step runs; None: as `engine.ahead.read_ahead` says.
         as_it_stands: make no step; the stage ends where its checkpoint is.
@@ -183,15 +183,16 @@ def fit(
     saved_at = time.monotonic()
     left = range(start, steps)
     draws = Batches(training, left, lambda step: generator(seed, name, "batch", step, rank()), read_ahead(workers))
-    with progress.task(name, steps, done=start, foretells=False) as task, draws as batches:
+    alone = world_size() == 1
+    with progress.task(name, steps, done=start, foretells=False) as task, draws as batches, between_steps(alone):
         for step in left:
-            stop_if_asked()
             run.at = (name, step, steps)
+            stop_if_asked()
             terms = _make_step(training, fabric, batches, base_rates, name, step, seed)
 
             last = step + 1 == steps
             logs = last or step % log_every == 0
-            late = world_size() == 1 and time.monotonic() - saved_at >= CHECKPOINT_SECONDS
+            late = alone and (time.monotonic() - saved_at >= CHECKPOINT_SECONDS or asked_to_stop())
             saves = last or late or (step + 1) % checkpoint_every == 0
             if logs or saves:
                 # before a checkpoint too, else a resumed run would start from weights that are not numbers

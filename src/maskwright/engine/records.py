@@ -9,7 +9,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -83,6 +83,7 @@ SHAPE: dict[str, Any] = {
     "minutes?": (dict, None),
     "lengthened?": [{"from": int, "to": int, "when": str}],
     "as_it_stands?": (dict, None),
+    "model_key?": str,
     "stages?": [dict],
 }
 """What a run's record holds, as `data.artefacts.misfit` reads it."""
@@ -420,6 +421,12 @@ class RunFolder:
         write_text(self.path / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
         if self.events is not None:
             self.events.begin(stage, [m for m in kept if m["stage"] == stage])
+
+
+def went_on_from(record: Mapping[str, Any], models: Sequence[str]) -> bool:
+    """Whether a run went on since its model was one of these (`predict.kept.model_key`), and has another by now."""
+    own = record.get("model_key")
+    return bool(record.get("resumed") and own and models and own not in models)
 
 
 def now() -> str:

@@ -21,11 +21,13 @@ from maskwright.engine.records import (
     INTERRUPTED,
     MODEL,
     RunFolder,
+    Stopwatch,
     now,
 )
 from maskwright.engine.stages import run_stages
 from maskwright.errors import MaskwrightError
 from maskwright.models import bundle
+from maskwright.predict.kept import model_key
 from maskwright.predict.model import Model
 
 if TYPE_CHECKING:
@@ -110,6 +112,7 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
         run.record.pop("as_it_stands", None)
         run.record["notes"] = context.notes
     run_stages(method, context)
+    watch = Stopwatch()
     segmenter = method.segmenter()
     run.save(provenance=segmenter.provenance.to_json())
     if run.record["provenance"] != run.record["backbone"]:
@@ -129,6 +132,7 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
         bundle.save_bundle(run.path / MODEL, segmenter, extra)
     model = Model(segmenter, extra, device=str(context.device))
     model.origin = run.path / MODEL if run.writes else None
+    run.save(model_key=model_key(segmenter))
     if pages is not None and run.writes:
         shares = pages.previews(run.path, model, context.data, progress=context.progress)
         if method.classes_found(method.config) == "clusters" and pages.clusters is not None:
@@ -142,7 +146,10 @@ def _run_to_the_end(method: Method, context: Context, pages: Pages | None) -> Mo
             {"name": n, "color": [int(v) for v in c], "share": float(s)}
             for n, c, s in zip(segmenter.classes.names, segmenter.classes.colors, shares)
         ]
-    done = {"status": FINISHED, "finished": now(), **context.ledgers.record()}
+    done = {
+        "status": FINISHED, "finished": now(), "seconds_after_stages": round(watch.seconds, 3),
+        **context.ledgers.record(),
+    }  # fmt: skip
     if pages is not None and run.writes:
         # The report comes first: a run is finished when all that it leaves is there.
         context.progress.say(f"report: {pages.page(run.path, run.record | done)}")

@@ -17,6 +17,12 @@ from maskwright.errors import MaskwrightError
 from maskwright.evaluate import metrics
 
 PRESENT = "mean over the classes that truth or prediction has"
+EXPLAINED = {
+    "miou_all": "mean IoU over all classes; one that neither truth nor prediction has counts 0",
+    "frequency_weighted_iou": "IoU weighted by each class's share of the truth's pixels",
+    "mean_dice": "mean over the same classes as mIoU of 2 IoU / (1 + IoU)",
+}
+"""What the figures that every judgement has are, as `table` says it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Scores:
         split: name of the split that was judged; None where none was asked for.
         names_hash: `hash_names` of the images judged; empty where they have no names.
         labels_hash: of the contents of their masks and how their values were read; empty where they are no files.
+        models: keys of the models that made the masks (`predict.kept`); empty where no record tells.
     """
 
     protocol: str
@@ -60,6 +67,7 @@ class Scores:
     split: str | None = None
     names_hash: str = ""
     labels_hash: str = ""
+    models: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The scores as JSON values; NaN becomes None, keys of the mapping become text."""
@@ -82,6 +90,7 @@ class Scores:
             state["extra"] = {k: math.nan if v is None else v for k, v in state["extra"].items()}
             if state["mapping"] is not None:
                 state["mapping"] = {int(k): int(v) for k, v in state["mapping"].items()}
+            state["models"] = [str(key) for key in state.get("models") or []]
             return cls(**state)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise MaskwrightError(f"scores that cannot be read ({error})", "what `Scores.to_json` wrote") from error
@@ -109,7 +118,11 @@ class Scores:
             *(f"note       {note}" for note in self.notes),
             "",
         ]
-        lines += [f"{name:<{width}}  {_percent(x)}  [{self.protocol}]" for name, x in self.figures().items()]
+        says = {name: f"  {text}" for name, text in EXPLAINED.items()}
+        lines += [
+            f"{name:<{width}}  {_percent(x)}  [{self.protocol}]{says.get(name, '')}"
+            for name, x in self.figures().items()
+        ]
         if per_class and self.per_class:
             width = max(len("class"), *(len(str(row["name"])) for row in self.per_class))
             lines += ["", f"{'class':<{width}}     IoU  [{self.protocol}]"]

@@ -78,6 +78,21 @@ def network_graph(segmenter: Segmenter, multiple: int, fixed: tuple[int, int] | 
     return program.model_proto
 
 
+def exact_logits(segmenter: Segmenter, x: Tensor) -> Tensor:
+    """What the network says in float64, beside which rounding of float32 is seen.
+
+    Args:
+        segmenter: stays as it is; a copy of it is run, on the processor.
+        x: normalised images (B, 3, H, W).
+
+    Returns:
+        Logits (B, C, h, w), float64.
+    """
+    network = copy.deepcopy(segmenter).cpu().double().eval()
+    with switch.using(False), torch.inference_mode():
+        return network(x.cpu().double())
+
+
 def _reason(error: BaseException) -> str:
     """The innermost error's first line."""
     while error.__cause__ is not None:

@@ -2,7 +2,8 @@
 
 Names decide where masks lie. An image of a folder is called by its path below it, a file by its own name, what a
 pattern finds by its path below the pattern's fixed part, a picture in memory by its file, its key or its place in the
-list. Two that would have one mask are refused before anything is written.
+list. Two that would have one mask are refused before anything is written. A file that two places give under two names
+is taken once, under the first, and that is said.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,16 +84,17 @@ def gather(given: Any, *, split: str | None = None, range: Range = None) -> list
         return [_held(_named(places), range)]
     parts: list[Dataset] = []
     files: dict[str, Item] = {}
+    again: list[tuple[str, str]] = []
     for place in places:
         found, items = _open(place, split)
         parts += found
-        for item in items:
+        for item in _new(items, files.values(), again):
             if (other := files.setdefault(item.name, item)) is not item and not _same(other.image, item.image):
                 one, two = other.image, item.image
                 raise _one_mask(item.name, one, two, _pattern(one.parent, two.parent, f"*{two.suffix}"))
     if files:
         root = os.path.commonpath([os.path.abspath(item.image.parent) for item in files.values()])
-        parts.append(Dataset(root, files.values()))
+        parts.append(Dataset(root, files.values(), notices=_once(again)))
         if split is not None:
             raise MaskwrightError(f"--split {split} of single files", "a folder, which has splits", "leave --split out")
     if not parts:
@@ -114,8 +116,9 @@ def join(parts: Sequence[Dataset]) -> Dataset:
         )
     items: dict[str, Item] = {}
     roots: dict[str, Path] = {}
+    again: list[tuple[str, str]] = []
     for part in parts:
-        for item in part.items:
+        for item in _new(part.items, items.values(), again):
             if (other := items.setdefault(item.name, item)) is not item and not _same(other.image, item.image):
                 raise _one_mask(item.name, other.image, item.image, _pattern(roots[item.name], part.root))
             roots.setdefault(item.name, part.root)
@@ -124,8 +127,29 @@ def join(parts: Sequence[Dataset]) -> Dataset:
         items.values(),
         skipped=[s for part in parts for s in part.skipped],
         known=dict.fromkeys(name for part in parts for name in part.known_names),
-        notices=dict.fromkeys(n for part in parts for n in part.notices),
+        notices=dict.fromkeys([*(n for part in parts for n in part.notices), *_once(again)]),
     )
+
+
+def _new(items: Sequence[Item], known: Iterable[Item], again: list[tuple[str, str]]) -> list[Item]:
+    """The items whose file no earlier place gave under another name; of the others (first name, name) go to `again`."""
+    first = {os.path.realpath(item.image): item.name for item in known}
+    new = []
+    for item in items:
+        name = first.get(os.path.realpath(item.image), item.name)
+        if name == item.name:
+            new.append(item)
+        else:
+            again.append((name, item.name))
+    return new
+
+
+def _once(again: Sequence[tuple[str, str]]) -> list[str]:
+    """What to say of files that were given under two names."""
+    if not again:
+        return []
+    told = some([f"{one} is {two}" for one, two in again])
+    return [f"{len(again)} images were given twice, under two names, and are predicted once, under the first ({told})"]
 
 
 def _same(one: Path, two: Path) -> bool:

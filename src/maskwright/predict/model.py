@@ -442,8 +442,8 @@ class Model:
         digests = {item.name: i for i, item in enumerate(todo.items)}
         if todo.items:
             record.begin(head)
-        with Bar(progress, "predict", len(data)) as show:
-            done = len(finished)
+        done = len(finished)
+        with Bar(progress, "predict", len(data) if left else 0, done) as show:
 
             def readable() -> Iterator[tuple[str, np.ndarray]]:
                 nonlocal done
@@ -678,15 +678,15 @@ def say(progress: Any, sentence: str) -> None:
 
 
 class Bar:
-    """Shows how far the work is, by whatever was given for it."""
+    """Shows how far the work is, by whatever was given for it; `done` of it was done before."""
 
-    def __init__(self, progress: Any, name: str, total: int) -> None:
-        self.progress, self.name, self.total = progress, name, total
+    def __init__(self, progress: Any, name: str, total: int, done: int = 0) -> None:
+        self.progress, self.name, self.total, self.done = progress, name, total, done
         self.task: Any = None
 
     def __enter__(self) -> Any:
         if hasattr(self.progress, "task"):
-            self.task = self.progress.task(self.name, self.total)
+            self.task = self.progress.task(self.name, self.total, self.done)
             return self.task.__enter__().advance_to
         if callable(self.progress):
             return lambda done: self.progress(done, self.total)

@@ -12,6 +12,8 @@ import numpy as np
 
 from maskwright.data.annotations.writing import OUTLINES, Writer
 from maskwright.data.folders.folder import Dataset
+from maskwright.data.folders.opening import scan_folder
+from maskwright.data.layouts import layout_of
 from maskwright.data.masking.classes import IGNORE8, IGNORE16
 from maskwright.data.trust.files import folder_beside
 from maskwright.errors import MaskwrightError, unknown
@@ -68,12 +70,28 @@ def write_start(out: Path, to: str, model: Model, data: Dataset, names: Sequence
     return out
 
 
-def way_back(start: Path, data: str | os.PathLike[str]) -> str:
-    """The sentence that says how a start is corrected and brought back into the folder of the photographs."""
-    where, photographs = shlex.quote(os.fspath(start)), shlex.quote(os.fspath(data))
+def way_back(start: Path, data: str | os.PathLike[str], names: Sequence[str] = ()) -> str:
+    """The sentence that says how a start is corrected and brought back into the folder of the photographs.
+
+    Args:
+        start: what `write_start` wrote.
+        data: the place of the photographs.
+        names: those that were written; where the folder has masks of them, the command replaces these and says so.
+    """
+    where = shlex.quote(os.fspath(start))
     opened = {
         "labelme": f"correct them: labelme {where} --labels {shlex.quote(os.fspath(start / 'labels.txt'))}; then",
         "cvat": f"upload {where} to CVAT (docs/correcting.md), correct, export for images; with the archive as FROM",
     }.get(start.name, f"correct {where}; then")
-    names = shlex.quote(os.fspath(start / "classes.txt"))
-    return f"{opened} maskwright convert {where} {photographs} --to masks --add --names {names}"
+    classes = shlex.quote(os.fspath(start / "classes.txt"))
+    if layout_of(os.fspath(data)) is not None:  # an official folder is left as it is
+        new = shlex.quote(os.fspath(start.parent / "corrected"))
+        return f"{opened} maskwright convert {where} {new} --to masks --names {classes}"
+    there = scan_folder(data, None, annotations=False)
+    masked = [name for name in names if name in there and there.has_mask(there.index(name))]
+    told = f"{opened} maskwright convert {where} {shlex.quote(os.fspath(data))} --to masks --add"
+    if masked:
+        return (
+            f"{len(masked)} of them have a mask there, which --replace writes over; {told} --replace --names {classes}"
+        )
+    return f"{told} --names {classes}"

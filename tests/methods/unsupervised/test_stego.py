@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
@@ -207,6 +208,28 @@ def test_photographs_of_different_shapes(small, tmp_path):
     for path in (tmp_path / "wide" / "images").iterdir():
         path.rename(folder / "images" / f"wide_{path.name}")
     small(folder, "run")
+
+
+def test_minutes_leave_room_for_clusters_and_pictures_and_the_run_is_that_of_as_many_steps(
+    small, tmp_path, monkeypatch
+):
+    """0.2 minutes hold no step more than the fewest: what follows is told and the trial changes nothing of the run."""
+    told = []
+    real = S.Stego.seconds_behind
+
+    def behind(self):
+        told.append(real(self))
+        return 100.0
+
+    monkeypatch.setattr(S.Stego, "seconds_behind", behind)
+    folder = write_tiny_folder(tmp_path / "tiny", count=4)
+    small(folder, "run", steps=None, minutes=0.2)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(told) == 1 and 0 < told[0] < 60 and record["steps"] == 10
+    assert any("100 s are left for what follows" in note for note in record["notes"])
+    small(folder, "plain", steps=10)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "plain"))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_one_photograph_is_refused_with_a_way_out(small, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from tests.models.towers.tiny import config
 from torch import nn
 
 from maskwright.accel import switch
@@ -22,7 +24,9 @@ from maskwright.errors import MaskwrightError
 from maskwright.models import tracing
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.networks.build import NETWORKS, build_network
+from maskwright.models.networks.vit_heads import LastMap
 from maskwright.models.parts.attended_clusters import AttendedClusters, PixelAttention
+from maskwright.models.parts.class_vectors import ClassVectors, Scores
 from maskwright.models.parts.heads import (
     ConvDecoder,
     CosineClassifier,
@@ -37,12 +41,18 @@ from maskwright.models.parts.heads import (
 from maskwright.models.parts.large_fov import TokenLargeFOV
 from maskwright.models.parts.part import Part
 from maskwright.models.parts.pretrained_head import PretrainedHead
+from maskwright.models.parts.relighting import Relighting, RelitEncoder, WeightedClassifier
+from maskwright.models.parts.sobel import SobelEncoder
 from maskwright.models.parts.table import TABLE
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
 from maskwright.models.segmenter import Segmenter
+from maskwright.models.towers.image import build_clip
+from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
+from maskwright.models.towers.shape import TowerShape
 from maskwright.predict.export import after, before, checking, writing
 from maskwright.predict.export.graph import OPSET, Graph
+from maskwright.predict.inference import predict_probs
 from maskwright.predict.model import Model
 from maskwright.predict.tiles import make_plan
 
@@ -235,6 +245,50 @@ def chain() -> Segmenter:
     return segmenter(Cells(), Sequential(*parts), CosineClassifier(torch.randn(5, 8), 0.5), 5)
 
 
+class Maps(Cells):
+    """Its map in a list, as of an encoder with several, at a stride of 16."""
+
+    multiple_of = 16
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(width)
+        self.patches = nn.Conv2d(3, width, 16, stride=16)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [self.patches(x)]
+
+
+def edges() -> Segmenter:
+    """InfoSeg's class vectors behind an encoder that sees edges too, as IIC's."""
+    encoder = SobelEncoder(Maps(), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+    nn.init.normal_(encoder.mix.weight)
+    return segmenter(encoder, ClassVectors(LastMap(8), 8, 8, 5, 6, unit_length=True), Scores(5, 0.5), 5)
+
+
+def relit() -> Segmenter:
+    """DANNet's photographs, and its weights of classes."""
+    relighting = Relighting(4)
+    nn.init.normal_(relighting.last.weight, std=0.1)
+    classifier = WeightedClassifier(LinearClassifier(8, 3), torch.tensor([0.5, 1.0, 2.0]))
+    return segmenter(RelitEncoder(relighting, Maps()), LastMap(8), classifier, 3)
+
+
+def words(attention: str, **more: Any) -> Segmenter:
+    """MaskCLIP's tower and vocabulary, with keys that vote."""
+    tower = build_clip(TowerShape.of(config(), "tiny").text(), "random")
+    encoder = JointEncoder(tower, attention, keys="smooth" in more)
+    vectors = F.normalize(torch.randn(4, tower.joint_width), dim=1)
+    classifier = VocabularyClassifier(vectors, torch.tensor([1, 1, 2, 0]), 3, scale=10.0, **more)
+    return segmenter(encoder, Identity(), classifier, 3, multiple_of=tower.multiple_of)
+
+
+HEADS = {
+    "edges and class vectors": edges,
+    "relit": relit,
+    "words": lambda: words("value", denoise=0.2, smooth=0.9),
+    "words, background": lambda: words("sclip", background=0, threshold=0.4),
+}
+"""Parts that no network of the table holds and that the chain cannot."""
 ENCODERS = {"vit": "test_vit", "cnn": "test_resnet", "deeplabv1": "vgg11", "hrnet": "hrnet_w18_small"}
 """The smallest of each kind, and what single networks are tied to."""
 AUXILIARY = {"FCNHead", "DDRNetAux"}
@@ -269,8 +323,16 @@ def test_named_clusters_agree(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", HEADS)
+def test_other_heads_agree(name, tmp_path):
+    torch.manual_seed(0)
+    done = Model(HEADS[name]()).export(tmp_path / "m.onnx")
+    assert done.largest <= checking.TOLERANCE and max(p.unequal for p in done.parity) <= 1e-3
+
+
+@pytest.mark.slow
 def test_every_part_is_exported_by_these_tests():
-    held = [chain(), named().segmenter, *map(network, NETWORKS)]
+    held = [chain(), named().segmenter, *(make() for make in HEADS.values()), *map(network, NETWORKS)]
     kinds = {type(part).__name__ for s in held for part in s.modules() if isinstance(part, Part)}
     assert kinds >= set(TABLE) - AUXILIARY
 
@@ -318,6 +380,45 @@ def test_a_file_that_differs_is_not_left(exported, tmp_path, monkeypatch):
     with pytest.raises(MaskwrightError, match=r"differs from torch by .* not kept"):
         model.export(tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+class Shifted:
+    """A session whose confidence is off by so much, and whose ids are the least probable where that is asked."""
+
+    def __init__(self, path, off: float, model: Model | None = None) -> None:
+        self.inner = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.off, self.model = off, model
+
+    def run(self, names, given):
+        ids, confidence = self.inner.run(names, given)
+        if self.model is not None:
+            ids = predict_probs(self.model.segmenter, given["image"], tile=0).argmin(0).astype(ids.dtype)
+        return ids, confidence + np.float32(self.off)
+
+
+def test_rounding_is_told_from_error_by_float64(exported, tmp_path, monkeypatch):
+    """Where both differ by more than the bar, the file stays if it is as near to float64 as torch is."""
+    model, done = exported
+    assert done.rounding == "" and all(p.exact is None for p in done.parity)
+    (plain, *_) = done.parity
+    off = checking.against_float64(model, Shifted(done.path, 0.01), plain)
+    assert off.exact == pytest.approx(0.01, rel=1e-3) and 0 < off.rounding < 1e-5
+    probs = predict_probs(model.segmenter, checking.picture(plain.size), tile=0)
+    worst = checking.against_float64(model, Shifted(done.path, 0.0, model), plain)
+    assert worst.exact == pytest.approx((probs.max(0) - probs.min(0)).max(), abs=1e-5)
+
+    monkeypatch.setattr(checking, "TOLERANCE", 0.0)
+    stays = model.export(tmp_path / "m.onnx")
+    assert max(p.exact for p in stays.parity) <= 2 * max(p.rounding for p in stays.parity)
+    assert stays.rounding.startswith("this network rounds much in float32: from itself in float64 the file differs by ")
+
+    darker = onnx.load(done.path)
+    mean = next(t for t in darker.graph.initializer if t.name.startswith("before/") and list(t.dims) == [3, 1, 1])
+    mean.raw_data = (onnx.numpy_helper.to_array(mean) * np.float32(1.0001)).tobytes()
+    monkeypatch.setattr(writing, "build", lambda _: darker)
+    with pytest.raises(MaskwrightError, match=r"in float64 it differs by .*, and torch by .* not kept"):
+        model.export(tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_what_cannot_be_traced_is_told_in_a_line(tmp_path):

@@ -19,7 +19,7 @@ from maskwright.app.html import class_table, dotted, inner, number, rows
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.trust.artefacts import Damage, parse_json, parse_record, read_record
 from maskwright.engine.config_file import CONFIG, said_in
-from maskwright.engine.records import LEDGER, MODEL, RECORD, SHAPE, RunFolder
+from maskwright.engine.records import LEDGER, MODEL, RECORD, SHAPE, RunFolder, went_on_from
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.scores import Scores
 
@@ -53,7 +53,7 @@ class Run:
         record: its `run.json`.
         standing: where it stands, as "is finished".
         judgements: by the name of their file.
-        damaged: what could not be read of it, a sentence each.
+        damaged: what could not be read of it, or is of an earlier model, a sentence each.
     """
 
     path: Path
@@ -80,8 +80,9 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time that its stages took."""
-        return sum(number(stage.get("seconds")) or 0.0 for stage in rows(self.record.get("stages")))
+        """Time that its stages took, and what came behind them: the model's statistics, pictures, the report."""
+        stages = sum(number(stage.get("seconds")) or 0.0 for stage in rows(self.record.get("stages")))
+        return stages + (number(self.record.get("seconds_after_stages")) or 0.0)
 
     @property
     def labels(self) -> str:
@@ -245,7 +246,14 @@ def read_run(folder: Path) -> Run:
         try:
             found = parse_json(file.read_bytes())
             if isinstance(found, Mapping) and {"protocol", "matching", "per_class", "miou"} <= found.keys():
-                run.judgements[file.name] = Scores.from_json(found)
+                scores = Scores.from_json(found)
+                if went_on_from(record, scores.models):
+                    run.damaged.append(
+                        f"{file} judges an earlier model of the run, which went on since: it is left out; judge the "
+                        "run again."
+                    )
+                    continue
+                run.judgements[file.name] = scores
             elif file.name == SCORES:
                 run.damaged.append(f"{file} holds no judgement that `maskwright evaluate` wrote")
         except (OSError, Damage, MaskwrightError) as error:

@@ -39,11 +39,10 @@ from maskwright.engine.config import option, part
 from maskwright.ops.losses.seg_losses import reduce_pixels
 from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
 from maskwright.recipes.adversarial.discriminators import PixelDiscriminator, check_side
-from maskwright.recipes.consistency.options import RampOptions, UnlabeledOptions
+from maskwright.recipes.consistency.options import RampOptions, TargetConfig
 from maskwright.recipes.consistency.parts import SECOND, Ramp
 from maskwright.recipes.training.forward import Output, upsample
 from maskwright.recipes.training.method import SourceMethod
-from maskwright.recipes.training.options import NetworkConfig, NormOptions
 from maskwright.recipes.training.training import NetworkTraining
 
 if TYPE_CHECKING:
@@ -54,14 +53,9 @@ MAIN = "main"
 
 
 @dataclass(kw_only=True)
-class AdventConfig(NetworkConfig):
+class AdventConfig(TargetConfig):
     """Options of `advent`."""
 
-    norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all")
-    target: UnlabeledOptions = part(
-        UnlabeledOptions, without=("images", "strong"),
-        says={"batch": "crops of the target in a step; 0: as many as of the source"},
-    )  # fmt: skip
     ramp: RampOptions = part(
         RampOptions, weight=0.001, says={"weight": "lambda, weight of the loss on the target's output"}
     )

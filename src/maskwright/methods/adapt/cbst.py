@@ -51,16 +51,17 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.losses.thresholds import mrent, mrkld, mrl2
-from maskwright.recipes.consistency.options import UnlabeledOptions
+from maskwright.recipes.consistency.options import TargetConfig
 from maskwright.recipes.consistency.parts import SECOND, joined
 from maskwright.recipes.self_training.labelling import LABELS, THRESHOLDS, Labelling
+from maskwright.recipes.self_training.options import rounds_on_target, share_before_rounds, steps_of_all
 from maskwright.recipes.self_training.priors import PlaceCounts
 from maskwright.recipes.self_training.rounds import round_steps
 from maskwright.recipes.self_training.soft_labels import SoftStore, SoftStream, SoftTarget, SoftViews, soft_loss
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.network import make_segmenter, trained_network
-from maskwright.recipes.training.options import NetworkConfig, NormOptions, resolved
+from maskwright.recipes.training.options import resolved
 from maskwright.recipes.training.rare_classes import Mining, mined_classes
 from maskwright.recipes.training.training import NetworkTraining, train_network
 
@@ -94,23 +95,14 @@ class MiningOptions:
 
 
 @dataclass(kw_only=True)
-class CBSTConfig(NetworkConfig):
+class CBSTConfig(TargetConfig):
     """Options of `cbst`."""
 
-    norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all")
-    target: UnlabeledOptions = part(
-        UnlabeledOptions, without=("images", "strong"),
-        says={"batch": "crops of the target in a step; 0: as many as of the source"},
-    )  # fmt: skip
     labels: PseudoOptions = part(PseudoOptions)
     mining: MiningOptions = part(MiningOptions)
-    steps: int = option(
-        4000, "optimiser steps of all trainings where --steps does not say: twice the other methods'", low=1, main=True
-    )
-    rounds: int = option(3, "how often the target is labelled and learned from", low=1, high=100, main=True)
-    source_share: float = option(
-        0.5, "share of the steps on the source alone; rounds share the rest", low=0.01, high=0.99
-    )
+    steps: int = steps_of_all(4000)
+    rounds: int = rounds_on_target(3)
+    source_share: float = share_before_rounds(0.5, "the source")
     round_lr: float = option(0.2, "share of the shared rates with which a round begins", low=0, high=1)
     regulariser: str = option(
         "none", "CRST's pull of the model on the target: none, mrkld, mrent, mrl2", choices=("none", *REGULARISERS),

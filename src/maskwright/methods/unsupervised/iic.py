@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.warped import WarpedPairs, WarpedStream
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
@@ -45,7 +45,7 @@ from maskwright.ops.losses.mutual_information import collapsed_loss, uncollapsed
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network
-from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
+from maskwright.recipes.training.options import NetworkOptions, PresetConfig, preset_option
 from maskwright.recipes.training.training import CropTraining
 
 PAPER: dict[str, Any] = {
@@ -108,25 +108,17 @@ class HeadOptions:
 
 
 @dataclass(kw_only=True)
-class IICConfig(CropConfig):
+class IICConfig(PresetConfig):
     """Options of `iic`; those without a value of their own take the preset's, those that are given win."""
 
-    preset: str = option("small", "sets the other options' defaults", choices=tuple(PRESETS), main=True)
+    presets: ClassVar = PRESETS
+
+    preset: str = preset_option(PRESETS)
     network: NetworkOptions = part(NetworkOptions, name=None)
     sobel: bool = option(None, "the network also sees Sobel gradients of the grey photograph (preset)")
-    crops: CropOptions = part(
-        CropOptions, without=("sample",), size=None, batch=None, long_side=None, scale_min=None, scale_max=None,
-        says={"batch": "photographs in a step", "scale_min": "least random scale of a crop"},
-    )  # fmt: skip
-    optimizer: OptimizerOptions = part(OptimizerOptions, lr=None)
-    schedule: str = option(None, "of the learning rate (preset)", choices=("poly", "constant"))
     warp: WarpOptions = part(WarpOptions)
     information: InformationOptions = part(InformationOptions)
     heads: HeadOptions = part(HeadOptions)
-    steps: int = option(None, "optimiser steps where --steps does not say (preset)", low=1, main=True)
-
-    def __post_init__(self) -> None:
-        fill_from_preset(self, PRESETS.get(self.preset, {}))
 
 
 def iic_network(context: Context, config: IICConfig) -> Network:

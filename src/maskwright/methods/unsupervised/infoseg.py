@@ -33,7 +33,7 @@ from torch import Tensor
 
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.augment import photometric
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
@@ -42,7 +42,7 @@ from maskwright.models.parts.class_vectors import ClassVectors, Scores
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network
-from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
+from maskwright.recipes.training.options import NetworkOptions, PresetConfig, preset_option
 from maskwright.recipes.training.training import CropTraining
 
 PAPER: dict[str, Any] = {
@@ -88,24 +88,16 @@ class BoundOptions:
 
 
 @dataclass(kw_only=True)
-class InfoSegConfig(CropConfig):
+class InfoSegConfig(PresetConfig):
     """Options of `infoseg`; those without a value of their own take the preset's, those that are given win."""
 
-    preset: str = option("small", "sets the other options' defaults", choices=tuple(PRESETS), main=True)
+    presets: ClassVar = PRESETS
+
+    preset: str = preset_option(PRESETS)
     network: NetworkOptions = part(NetworkOptions, name=None)
-    crops: CropOptions = part(
-        CropOptions, without=("sample",), size=None, batch=None, long_side=None, scale_min=None, scale_max=None,
-        says={"batch": "photographs in a step", "scale_min": "least random scale of a crop"},
-    )  # fmt: skip
     recipe: str = option(None, "photometric recipe of the crops (preset)", choices=tuple(RECIPES))
-    optimizer: OptimizerOptions = part(OptimizerOptions, lr=None)
-    schedule: str = option(None, "of the learning rate (preset)", choices=("poly", "constant"))
     vectors: VectorOptions = part(VectorOptions)
     bound: BoundOptions = part(BoundOptions)
-    steps: int = option(None, "optimiser steps where --steps does not say (preset)", low=1, main=True)
-
-    def __post_init__(self) -> None:
-        fill_from_preset(self, PRESETS.get(self.preset, {}))
 
     def check(self) -> None:
         """Raises `MaskwrightError` on a batch that has no negative."""

@@ -42,7 +42,7 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.views import resample
 from maskwright.data.training.warped import WarpedPairs
 from maskwright.data.training.windowed import WindowStream
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import rank, reducer, share
@@ -55,9 +55,9 @@ from maskwright.recipes.clustering import ClusterOptions, cluster_rows
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.self_training.rounds import Rounds, as_it_stands, live_rows
 from maskwright.recipes.self_training.running_clusters import RunningClusters
-from maskwright.recipes.training.method import SHOWN, CropMethod
+from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network, make_preprocess, make_segmenter, retake
-from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
+from maskwright.recipes.training.options import NetworkOptions, PresetConfig, preset_option
 from maskwright.recipes.training.training import CropTraining
 
 PAPER: dict[str, Any] = {
@@ -130,30 +130,22 @@ class ReadoutOptions:
 
 
 @dataclass(kw_only=True)
-class PicieConfig(CropConfig):
+class PicieConfig(PresetConfig):
     """Options of `picie`; those without a value of their own take the preset's, those that are given win."""
 
-    preset: str = option("small", "sets the other options' defaults", choices=tuple(PRESETS), main=True)
+    presets: ClassVar = PRESETS
+
+    preset: str = preset_option(PRESETS)
     mdc: bool = option(False, "the baseline MDC: one view, nothing changed, a classifier that learns", main=True)
     mdc_classifier: str = option("learned", "of MDC: anew each round, or its centroids", choices=("learned", "centers"))
     network: NetworkOptions = part(
         NetworkOptions, says={"name": "a name of the table of networks; auto: lateral_fpn on a CNN, dpt on a ViT"}
     )
-    crops: CropOptions = part(
-        CropOptions, without=("sample",), size=None, batch=None, long_side=None, scale_min=None, scale_max=None,
-        says={"batch": "photographs in a step", "scale_min": "least random scale of a crop"},
-    )  # fmt: skip
-    optimizer: OptimizerOptions = part(OptimizerOptions, lr=None)
-    schedule: str = option(None, "of the learning rate (preset)", choices=("poly", "constant"))
     views: ViewOptions = part(ViewOptions)
     rounds: RoundOptions = part(RoundOptions)
     clusters: ClusterOptions = part(ClusterOptions, restarts=1, iterations=20)
     loss: LossOptions = part(LossOptions)
     readout: ReadoutOptions = part(ReadoutOptions)
-    steps: int = option(None, "optimiser steps where --steps does not say (preset)", low=1, main=True)
-
-    def __post_init__(self) -> None:
-        fill_from_preset(self, PRESETS.get(self.preset, {}))
 
     def check(self) -> None:
         """Raises `MaskwrightError` on what MDC has not: a second view."""
@@ -441,7 +433,7 @@ class Picie(CropMethod):
     def tail(self) -> float:
         """Batch-norm statistics and the report, and a pass over all photographs for the clustering."""
         images, norms = len(self.context.data), min(self.config.norms.images, len(self.context.data))
-        return super().tail() * (1 + (norms + images) / (norms + min(SHOWN, images)))
+        return super().tail() * (1 + (norms + images) / (norms + self.photographs_shown))
 
     def network(self) -> Network:
         """The trained network."""

@@ -46,6 +46,7 @@ from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.heads import CosineClassifier, L2Norm, Projection, Sequential, StegoHead
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
+from maskwright.ops.clustering.kmeans import kmeans
 from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.frozen.batches import windows
 from maskwright.recipes.frozen.features import (
@@ -57,12 +58,14 @@ from maskwright.recipes.frozen.features import (
     head_precision,
     projection,
 )
-from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
+from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod, seconds_of
 from maskwright.recipes.frozen.options import ReadoutOptions, ReductionOptions
 
 PAIRS = ("self", "knn", "rand")
 PREPARED = "prepared.safetensors"
 CENTERS = "centers.safetensors"
+TRIED = 32
+"""Photographs on which it is tried how long the clustering of all takes."""
 
 
 @dataclass(kw_only=True)
@@ -422,6 +425,29 @@ class Stego(FrozenMethod):
         pairs = Pairs(ReducedMaps(self.features, self.reduction), t["nearest"], c.pairs.points)
         training = Distillation(context, c, pairs, t["shifts"].tolist(), t["weights"].tolist(), steps)
         context.fit(training, "distill", folder, steps)
+
+    def seconds_behind(self) -> float:
+        """Besides pictures the codes of all photographs and their k-means: tried on some, under a head that has learned
+        nothing, and one start."""
+        c, images = self.config, len(self.context.data)
+        tried = min(TRIED, images)
+        with torch.random.fork_rng(devices=[]):
+            head = StegoHead(self.reduction.out, c.head.code, c.head.dropout)
+        decode = Sequential(self.reduction, head, L2Norm()).eval()
+        each = max(1, c.reduction.max_rows // images)
+        rows: list[Tensor] = []
+
+        def read() -> None:
+            with torch.inference_mode():
+                maps = [decode(self.features.store[i].float()[None])[0].flatten(1).T for i in range(tried)]
+            rows[:] = [e[:each] for e in maps]
+
+        seconds = seconds_of(read)
+        x = torch.cat(rows)
+        if c.readout.by == "kmeans" and len(x) >= self.context.classes:
+            again = {"init": "kmeans++", "iterations": c.clusters.iterations, "seed": self.context.seed}
+            seconds += c.clusters.restarts * seconds_of(lambda: kmeans(x, self.context.classes, **again))
+        return super().seconds_behind() + seconds * images / tried
 
     def embedding(self) -> Sequential:
         """Reduction, head and unit length: (B, D, h, w) -> (B, E, h, w)."""

@@ -50,7 +50,8 @@ class ClipViT(ViTBackbone):
         patches = model.patch_embed(x)  # (B, h, w, D)
         place = model.pos_embed
         side = round((place.shape[1] - 1) ** 0.5)
-        if patches.shape[1:3] != (side, side):
+        # A graph for all sizes has no "if"; to the size that they have already, bicubic weights are 1 and 0.
+        if torch.compiler.is_exporting() or patches.shape[1:3] != (side, side):
             grid = place[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
             grid = F.interpolate(grid, patches.shape[1:3], mode="bicubic", align_corners=False)
             place = torch.cat([place[:, :1], grid.flatten(2).transpose(1, 2)], 1)
@@ -68,13 +69,13 @@ class ClipViT(ViTBackbone):
             (B, E, h, w), of any length, and (B, D, h, w).
         """
         words, keys = self.joint_tokens(x, how)
-        h, w = self.grid((int(x.shape[-2]), int(x.shape[-1])))
+        h, w = self.grid((x.shape[-2], x.shape[-1]))
         return self._to_map(words, h, w), self._to_map(keys, h, w)
 
     def joint_tokens(self, x: Tensor, how: LastBlock) -> tuple[Tensor, Tensor]:
         """As `joint_maps`, all tokens with the class token first: (B, T, E) and (B, T, D)."""
         model: Any = self.model
-        grid = self.grid((int(x.shape[-2]), int(x.shape[-1])))
+        grid = self.grid((x.shape[-2], x.shape[-1]))
         tokens, _ = self._start(x)
         for block in range(self.layers - 1):
             tokens = self._run_block(tokens, None, block)

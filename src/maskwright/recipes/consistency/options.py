@@ -65,6 +65,17 @@ class RampOptions:
 
 
 @dataclass(kw_only=True)
+class TargetConfig(NetworkConfig):
+    """Options of methods that look at a labelled source and an unlabelled target side by side."""
+
+    norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all")
+    target: UnlabeledOptions = part(
+        UnlabeledOptions, without=("images", "strong"),
+        says={"batch": "crops of the target in a step; 0: as many as of the source"},
+    )  # fmt: skip
+
+
+@dataclass(kw_only=True)
 class SemiConfig(NetworkConfig):
     """Options of methods that look at labelled and unlabelled photographs side by side; a method adds its teacher's."""
 

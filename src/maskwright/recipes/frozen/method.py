@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import time
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from maskwright.engine.config import option, part
 from maskwright.engine.contract import Method, Stage
+from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.parts.part import Part
+from maskwright.predict.inference import predict_mask
 from maskwright.recipes.frozen.features import FrozenFeatures, frozen_features
 from maskwright.recipes.frozen.options import FeatureOptions, ReadoutOptions
 from maskwright.recipes.probing.linear import linear_probe
@@ -25,6 +32,14 @@ class FrozenConfig:
     linear_probe: bool = option(
         False, "also fit a linear probe on the masks that may be read, as a model beside this one"
     )
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long work takes when it is done again: the first time caches fill and kernels compile."""
+    work()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 class FrozenMethod(Method):
@@ -50,6 +65,20 @@ class FrozenMethod(Method):
         """The features of the run's images."""
         c = self.config.features
         return frozen_features(self.context, short_side=c.short_side, layers=c.layers, kind=c.kind)
+
+    def seconds_behind(self) -> float:
+        """The photographs that the report shows, by the time that one takes under a head of the same width."""
+        return self.photographs_shown * self.seconds_a_photograph()
+
+    def seconds_a_photograph(self) -> float:
+        """How long the backbone takes for one photograph of middle size, with a mask of as many classes."""
+        data, f = self.context.data, self.features
+        images = range(0, len(data), max(1, len(data) // 16))
+        place = sorted(images, key=lambda i: math.prod(data.size(i)))[len(images) // 2]
+        with torch.random.fork_rng(devices=[]):
+            head = CosineClassifier(torch.randn(self.context.classes, f.width), 1.0)
+        segmenter = self.assembled(f.encoder, None, head, f.preprocess).to(self.context.device)
+        return seconds_of(lambda: predict_mask(segmenter, data.image(place), device=self.context.device))
 
     @abstractmethod
     def own_stages(self) -> list[Stage]:

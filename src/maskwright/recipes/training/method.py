@@ -16,9 +16,6 @@ from maskwright.recipes.training.network import make_segmenter, trained_network
 from maskwright.recipes.training.selection import hold_out
 from maskwright.recipes.training.training import CropTraining, NetworkTraining
 
-SHOWN = 48
-"""Photographs that a report shows, at most."""
-
 
 class CropMethod(Method):
     """A method with one training stage, whose result is a network; as it stands here it learns without labels, and each
@@ -69,7 +66,7 @@ class CropMethod(Method):
         c, data = self.config, self.context.data
         looked = list(range(0, len(data), max(1, len(data) // 16)))
         shrunk = [min(1.0, c.crops.long_side / max(data.size(i))) ** 2 * math.prod(data.size(i)) for i in looked]
-        photographs = min(c.norms.images, len(data)) + min(SHOWN, len(data))
+        photographs = min(c.norms.images, len(data)) + self.photographs_shown
         return photographs * sum(shrunk) / len(shrunk) / (3 * c.crops.batch * c.crops.size**2)
 
     @property

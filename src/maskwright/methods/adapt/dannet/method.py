@@ -57,13 +57,13 @@ from maskwright.methods.adapt.dannet.pairs import find_pairs, static_classes, ta
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.relighting import Relighting, RelitEncoder, WeightedClassifier
 from maskwright.recipes.adversarial.adversary import Adversary, least_squares, take_step
-from maskwright.recipes.consistency.options import RampOptions, UnlabeledOptions
+from maskwright.recipes.consistency.options import RampOptions, TargetConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp
 from maskwright.recipes.training.criteria import SupervisedLoss, pixel_counts
 from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.network import make_network, trained_network
 from maskwright.recipes.training.optimizers import add_module
-from maskwright.recipes.training.options import LossOptions, NetworkConfig, NormOptions
+from maskwright.recipes.training.options import LossOptions
 from maskwright.recipes.training.training import NetworkTraining
 
 if TYPE_CHECKING:
@@ -116,10 +116,9 @@ class StaticOptions:
 
 
 @dataclass(kw_only=True)
-class DANNetConfig(NetworkConfig):
+class DANNetConfig(TargetConfig):
     """Options of `dannet`."""
 
-    norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all")
     loss: LossOptions = part(LossOptions, without=("balance",))
     target: UnlabeledOptions = part(
         UnlabeledOptions, without=("images", "strong"),

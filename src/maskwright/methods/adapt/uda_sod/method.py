@@ -72,6 +72,7 @@ from maskwright.methods.adapt.uda_sod.uncertainty import (
 from maskwright.models.networks.build import Network
 from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_probs
+from maskwright.recipes.self_training.options import rounds_on_target, share_before_rounds, steps_of_all
 from maskwright.recipes.self_training.rounds import round_steps
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.method import SourceMethod
@@ -125,13 +126,9 @@ class UDASODConfig(NetworkConfig):
         says={"batch": "crops in a step, of composites and of the target together"},
     )  # fmt: skip
     norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all")
-    steps: int = option(
-        4000, "optimiser steps of all trainings where --steps does not say: twice the other methods'", low=1, main=True
-    )
-    rounds: int = option(5, "how often the target is labelled and learned from", low=1, high=100, main=True)
-    source_share: float = option(
-        0.25, "share of the steps on composites alone; rounds share the rest", low=0.01, high=0.99
-    )
+    steps: int = steps_of_all(4000)
+    rounds: int = rounds_on_target(5)
+    source_share: float = share_before_rounds(0.25, "composites")
     rate_decay: float = option(0.9, "factor on the rates each round", low=0, high=1)
     jitter: str = option("uda_sod", "photometric recipe of all crops", choices=tuple(PRESETS))
 
