@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.records import add_options, run_rows
+from benchmarks.records import add_options, run_rows, weights_root
 from benchmarks.toy_world.scenes import FILLINGS, GROUNDS, KINDS, SHAPES
 from maskwright import api
 from maskwright.data.masking.masks import read_mask
@@ -35,7 +35,7 @@ class Row:
         settings: options of the method.
         names: of `VOCABULARIES`.
         deranged: each name stands for another class than its own.
-        inputs: second networks.
+        inputs: second networks; RUNS stands for the folder of all runs.
         steps: of what trains.
     """
 
@@ -48,6 +48,12 @@ class Row:
 
 
 VALUES = {"last_block.rest": False}
+PLUS = VALUES | {
+    "plus.train": True, "student.network.name": "unet", "student.crops.size": 64, "student.crops.batch": 16,
+    "student.crops.scale_min": 0.75, "student.crops.scale_max": 1.5,
+}  # fmt: skip
+STUDENT = {"student": f"mobilenetv2_100@{weights_root() / 'mobilenetv2_100.safetensors'}"}
+RECO = VALUES | {"archive.side": 64, "context": "sand,wood,stone", "crf": False}
 ROWS = {
     "maskclip": Row(),
     "maskclip-deranged": Row(deranged=True),
@@ -62,8 +68,17 @@ ROWS = {
     "sclip": Row("clip_seg", {"variant": "sclip"}),
     "clearclip": Row("clip_seg", {"variant": "clearclip"}),
     "naclip": Row("clip_seg", {"variant": "naclip"}),
+    "proxyclip-own_tower": Row("clip_seg", {"variant": "proxyclip"}, inputs={"proxy": "clip@RUNS/towers"}),
+    "maskclip-plus": Row(settings=PLUS, inputs=STUDENT, steps=400),
+    "proxyclip-student": Row("clip_seg", {"variant": "proxyclip"}, inputs={"proxy": "RUNS/maskclip-plus-0/run"}),
+    "reco": Row("reco", RECO),
+    "reco-without_context": Row("reco", RECO | {"context": ""}),
+    "reco-as_released": Row("reco", RECO | {"archive.as_released": True}),
+    "reco-crf": Row("reco", RECO | {"crf": True}),
     "scene-maskclip": Row(names="scene"),
     "scene-maskclip-values": Row(names="scene", settings=VALUES),
+    "scene-maskclip-plus": Row(names="scene", settings=PLUS, inputs=STUDENT, steps=400),
+    "scene-reco": Row("reco", RECO | {"context": ""}, names="scene"),
     "scene-naclip": Row("clip_seg", {"variant": "naclip"}, names="scene"),
     "kinds-maskclip-values": Row(names="kinds", settings=VALUES),
     "kinds-maskclip-values-deranged": Row(names="kinds", settings=VALUES, deranged=True),
@@ -93,9 +108,10 @@ def run(name: str, seed: int, folder: Path) -> None:
     names = VOCABULARIES[row.names]
     given = shuffled(names) if row.deranged else names
     short = {"words.short_side": 64}
+    inputs = {k: v.replace("RUNS", str(place)) for k, v in row.inputs.items()}
     model = api.train(
         place / "scenes", row.method, names=given, split="few", backbone="clip", weights=str(place / "towers"),
-        out=folder / "run", seed=seed, settings=short | row.settings, inputs=row.inputs or None,
+        out=folder / "run", seed=seed, settings=short | row.settings, inputs=inputs or None,
         steps=row.steps, device="cpu", resume=True,
         report=False,
     )  # fmt: skip

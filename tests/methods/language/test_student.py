@@ -63,6 +63,7 @@ def test_a_network_learns_the_towers_masks_and_then_its_own(place, done):
         assert np.array_equal(store.read(path.stem).ids.numpy(), frozen.predict(path).mask), "labels are its masks"
         ours, again = model.predict(path), mw.load(run).predict(path)
         assert np.array_equal(ours.mask, again.mask) and np.array_equal(ours.confidence, again.confidence)
+    assert "which saw image captions" in mw.load(run).segmenter.provenance.labels_seen
     assert model.classes.names == ("a red disc", "blue squares", "grass")
     words = load_file(run / "vocabulary" / "vocabulary.safetensors")
     kept = load_file(run / "model.safetensors")

@@ -206,6 +206,10 @@ class StudentMethod(WordMethod):
         context = self.context
         made = make_segmenter(context, self.config.student, self.learned(number), self.name, range(len(context.data)))
         made.classes = self.table
+        own, tower = made.provenance.labels_seen, context.backbone.provenance.labels_seen
+        if own != tower:
+            told = f"{own}; learned masks by {context.backbone.name}, which saw {tower}"
+            made.provenance = made.provenance.replace(labels_seen=told)
         return made
 
 

@@ -16,6 +16,7 @@ from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.parts.heads import Sequential
 from maskwright.models.parts.part import Part
 from maskwright.models.preprocess import MAX_SIDE, Preprocess
+from maskwright.models.provenance import Provenance
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.models.towers.beside import ProxyEncoder
@@ -149,13 +150,12 @@ def second_network(method: Method, name: str) -> Beside:
     assert isinstance(thing, Backbone | Segmenter), "an input of kind network"
     if isinstance(thing, Backbone):
         other: Part = BackboneEncoder(thing)
-        mean, std = thing.provenance.mean, thing.provenance.std
+        seen: Provenance | Preprocess = thing.provenance
     else:
-        other = Sequential(thing.encoder, thing.decoder)
-        mean, std = thing.preprocess.mean, thing.preprocess.std
+        other, seen = Sequential(thing.encoder, thing.decoder), thing.preprocess
     own = tower_of(method.context).provenance
-    factor = [a / b for a, b in zip(own.std, std)]
-    return Beside(other, factor, [(a - c) / b for a, b, c in zip(own.mean, std, mean)])
+    factor = [a / b for a, b in zip(own.std, seen.std)]
+    return Beside(other, factor, [(a - c) / b for a, b, c in zip(own.mean, seen.std, seen.mean)])
 
 
 def word_segmenter(
