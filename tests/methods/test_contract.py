@@ -66,6 +66,10 @@ OWN: dict[str, dict[str, object]] = {
     "toco": {"local.side": 16, "projector.hidden": 16, "branch.width": 32},
     "maskclip": {"words.short_side": 64, "words.prompts": "scene"},
     "clip_seg": {"words.short_side": 64, "words.prompts": "scene"},
+    "reco": {
+        "words.short_side": 64, "words.prompts": "photo", "archive.images": 2, "archive.side": 32, "context": "tree",
+        "crf": False,
+    },
     "dannet": {"static.classes": "ground,square", "light.width": 4, "d_width": 4},
     "st_plus_plus": {"scales": (0.5, 1.0)},
     "cbst": {"rounds": 1},

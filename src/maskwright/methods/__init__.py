@@ -44,6 +44,7 @@ TABLE = {
     "reco_semi": "maskwright.methods.semi.reco_semi:ReCo",
     "unimatch": "maskwright.methods.semi.unimatch:UniMatch",
     "maskclip": "maskwright.methods.language.maskclip:MaskClip",
+    "reco": "maskwright.methods.language.reco:Reco",
     "clip_seg": "maskwright.methods.language.clip_seg:ClipSeg",
     "source_only": "maskwright.methods.adapt.source_only:SourceOnly",
     "dacs": "maskwright.methods.adapt.dacs:DACS",

@@ -9,6 +9,7 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.trust.artefacts import misfit
 from maskwright.errors import MaskwrightError
 from maskwright.models.segmenter import Segmenter
+from maskwright.models.towers.beside import ProxyEncoder
 from maskwright.models.towers.names import class_words
 from maskwright.models.towers.pairs import find_pair
 from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
@@ -43,7 +44,11 @@ def reworded(
     """
     encoder, before = segmenter.encoder, segmenter.classifier
     said = segmenter.extra.get(WORDS)
-    if not isinstance(encoder, JointEncoder) or not isinstance(before, VocabularyClassifier) or said is None:
+    if (
+        not isinstance(encoder, JointEncoder | ProxyEncoder)
+        or not isinstance(before, VocabularyClassifier)
+        or said is None
+    ):
         raise MaskwrightError(
             f"--names and a model of {segmenter.method or 'unknown make'}, whose classes are fixed",
             "a model whose classes are words",

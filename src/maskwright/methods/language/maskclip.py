@@ -4,13 +4,20 @@ CLIP's picture vector is a weighted sum of the places' values, projected: so the
 in the space of words. Class names become vectors by the text tower; a place is the class whose vector is nearest.
 Nothing is trained and no label is read. Not the MaskCLIP of Ding et al. (2022) or of Dong et al. (2023).
 
+MaskCLIP+, the paper's second stage (`plus.train=true`): a network learns these masks by cross-entropy. Its last layer
+is a map into the space of words and the names' vectors, which stay as they are, z = V W f, neither of unit length. In
+rounds it labels the photographs itself and goes on.
+
 Deviates: CLIP's own mean and standard deviation (the authors' configurations give ImageNet's); QuickGELU where the
 weights were trained with it (theirs give GELU); key smoothing normalises each key, as the paper says (their code
 normalises each channel over the picture), and divides by the sum of |W| for a confidence, which changes no winner;
 synonyms and a background, which the paper has not; plurals are made singular. Refinements see one picture, or one tile.
-The second stage of the paper, MaskCLIP+, is not here.
+MaskCLIP+ labels whole photographs once, where the authors label each augmented crop as it is drawn; no mask marks
+pixels to leave out, where theirs drops the true 255 and chooses crops by true masks; self-training has rounds, without
+seen classes with masks; its network and optimiser are any of ours (theirs: DeepLab v2 on ResNet-101, SGD at 0.01).
 
-The original's ViT keeps residual and MLP of the last block (`last_block.rest`); later papers do better without.
+The original's ViT keeps residual and MLP of the last block (`last_block.rest`); later papers do better without. Its
+`conf_thresh` overwrites true labels too, and `assign_label` gives a tuple where nothing is to be filled.
 
 Legend: P words, C classes, E channels of the joint space.
 """
@@ -22,15 +29,8 @@ from typing import ClassVar
 
 from maskwright.engine.config import option, part
 from maskwright.models.segmenter import Segmenter
-from maskwright.recipes.language.method import WordConfig, WordMethod
-from maskwright.recipes.language.words import word_segmenter
-
-
-@dataclass(kw_only=True)
-class LastBlockOptions:
-    """How the last block of a vision transformer is run."""
-
-    rest: bool = option(True, "keep its residual connection and MLP, as the authors do; a ResNet has none", main=True)
+from maskwright.recipes.language.student import StudentConfig, StudentMethod
+from maskwright.recipes.language.words import LastBlockOptions, joint_encoder, word_segmenter
 
 
 @dataclass(kw_only=True)
@@ -48,14 +48,14 @@ class RefinementOptions:
 
 
 @dataclass(kw_only=True)
-class MaskClipConfig(WordConfig):
+class MaskClipConfig(StudentConfig):
     """Options of `maskclip`."""
 
     last_block: LastBlockOptions = part(LastBlockOptions)
     refinement: RefinementOptions = part(RefinementOptions)
 
 
-class MaskClip(WordMethod):
+class MaskClip(StudentMethod):
     """Places of a frozen CLIP compared with class names."""
 
     name: ClassVar[str] = "maskclip"
@@ -66,10 +66,10 @@ class MaskClip(WordMethod):
     Config: ClassVar[type] = MaskClipConfig
     config: MaskClipConfig
 
-    def segmenter(self) -> Segmenter:
+    def teacher(self) -> Segmenter:
         """Tower and words."""
         c = self.config
+        encoder = joint_encoder(self, "value", c.last_block.rest, keys=c.refinement.smooth > 0)
         return word_segmenter(
-            self, self.class_words, c.words, attention="value", rest=c.last_block.rest,
-            denoise=c.refinement.denoise, smooth=c.refinement.smooth,
-        )  # fmt: skip
+            self, self.class_words, c.words, encoder, denoise=c.refinement.denoise, smooth=c.refinement.smooth
+        )

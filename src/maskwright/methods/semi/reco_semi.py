@@ -216,7 +216,7 @@ class ReCo(NetworkMethod):
     title: ClassVar[str] = "Bootstrapping semantic segmentation with regional contrast"
     venue: ClassVar[str] = "Liu et al., ICLR 2022"
     link: ClassVar[str] = "https://arxiv.org/abs/2104.04465"
-    summary: ClassVar[str] = "Contrasts regions that are easily confused."
+    summary: ClassVar[str] = "Contrasts regions; the ReCo of ICLR 2022."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = ReCoConfig
     trainer: ClassVar[type[NetworkTraining]] = ReCoTraining

@@ -26,7 +26,7 @@ from maskwright.models.backbones.vit import ViTBackbone
 from maskwright.models.provenance import Provenance
 from maskwright.models.towers.pairs import Pair, find_pair
 from maskwright.models.towers.shape import TowerShape
-from maskwright.models.towers.surgery import LastBlock, run_last_block
+from maskwright.models.towers.surgery import LastBlock, proxy_weights, run_last_block, run_last_block_by_proxy
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """RGB mean of the pictures that OpenAI's CLIP was trained on."""
@@ -75,12 +75,41 @@ class ClipViT(ViTBackbone):
     def joint_tokens(self, x: Tensor, how: LastBlock) -> tuple[Tensor, Tensor]:
         """As `joint_maps`, all tokens with the class token first: (B, T, E) and (B, T, D)."""
         model: Any = self.model
-        grid = self.grid((x.shape[-2], x.shape[-1]))
+        tokens, grid = self._before_last(x)
+        tokens, keys = run_last_block(model.blocks[-1], tokens, grid, how)
+        return model.head(model.norm(tokens)), keys
+
+    def proxy_maps(self, x: Tensor, features: Tensor, beta: float, gamma: float) -> Tensor:
+        """Patches in the space of words, gathered by what a second network finds alike (ProxyCLIP).
+
+        Args:
+            x: as for `joint_maps`.
+            features: of the same pictures (B, D, h', w').
+            beta, gamma: as for `proxy_weights`.
+
+        Returns:
+            (B, E, h', w'), of any length.
+        """
+        model: Any = self.model
+        tokens, grid = self._before_last(x)
+        size = (int(features.shape[-2]), int(features.shape[-1]))
+        places = run_last_block_by_proxy(
+            model.blocks[-1], tokens, grid, proxy_weights(features, beta, gamma), size
+        )  # fmt: skip
+        words: Tensor = model.head(model.norm(places))
+        return words.transpose(1, 2).unflatten(2, size)
+
+    def _before_last(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The tokens (B, T, D) that enter the last block, and the grid of the patches."""
         tokens, _ = self._start(x)
         for block in range(self.layers - 1):
             tokens = self._run_block(tokens, None, block)
-        tokens, keys = run_last_block(model.blocks[-1], tokens, grid, how)
-        return model.head(model.norm(tokens)), keys
+        return tokens, self.grid((x.shape[-2], x.shape[-1]))
+
+    def picture_vectors(self, x: Tensor) -> Tensor:
+        """Whole pictures in the space of words (B, E), of any length: the class token."""
+        words, _ = self.joint_tokens(x, LastBlock("clip"))
+        return words[:, 0]
 
 
 class ClipResNet(CNNBackbone):
@@ -105,6 +134,12 @@ class ClipResNet(CNNBackbone):
             raise ValueError(f"{self.name} is a ResNet: its attention pool has no {how.attention!r}, only 'value'")
         model: Any = self.model
         return pooled_places(model.head, model.forward_features(x))
+
+    def picture_vectors(self, x: Tensor) -> Tensor:
+        """Whole pictures in the space of words (B, E), of any length: the attention pool, which takes the pictures of
+        its training size alone."""
+        found: Tensor = self.model(x)
+        return found
 
 
 def pooled_places(pool: Any, maps: Tensor) -> tuple[Tensor, Tensor]:

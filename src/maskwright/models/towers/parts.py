@@ -1,18 +1,22 @@
-"""The two parts of a segmenter that knows its classes by words: an encoder into the joint space, and a vocabulary.
+"""The parts of a segmenter that knows its classes by words: an encoder into the joint space, a vocabulary, and the head
+of a network that learns into it.
 
 Legend: B batch, E channels of the joint space, D channels of keys, P words, C classes, (h, w) feature-map size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
-from maskwright.models.parts.part import Part
+from maskwright.models.parts.part import MAX_WIDTH, Part
+from maskwright.models.parts.table import build_part
 from maskwright.models.towers.image import ClipTower, build_clip
 from maskwright.models.towers.surgery import LastBlock
 from maskwright.ops.language import REMOVED, denoise_prompts, of_classes, smooth_by_keys, threshold_logit
@@ -148,3 +152,62 @@ class VocabularyClassifier(Part):
             logits = logits.clone()
             logits[:, self.background] = torch.maximum(logits[:, self.background], floor[:, 0])
         return logits
+
+
+class WordHead(Part):
+    """The classifier of MaskCLIP+: a layer into the joint space, and its dot products with fixed words, of which each
+    class has that of the best.
+
+    Args:
+        inner: embedding to (B, E, h, w), of any length.
+        vectors: (P, E), one word each.
+        owner: int64 (P,), the class of each; each class has a word.
+        classes: C.
+    """
+
+    vectors: Tensor
+    owner: Tensor
+
+    def __init__(self, inner: Part, vectors: Tensor, owner: Tensor, classes: int) -> None:
+        super().__init__()
+        if vectors.ndim != 2 or owner.shape != vectors.shape[:1]:
+            raise ValueError(f"words are {tuple(vectors.shape)} and owners {tuple(owner.shape)}, expected (P, E), (P,)")
+        self.inner, self.classes = inner, int(classes)
+        self.register_buffer("vectors", vectors.detach().float().clone())
+        self.register_buffer("owner", owner.detach().long().clone())
+
+    def spec(self) -> dict[str, Any]:
+        """The layer's spec, and the numbers P, E and C."""
+        words, width = self.vectors.shape
+        return {
+            "kind": "WordHead", "inner": self.inner.spec(), "words": words, "width": width, "classes": self.classes,
+        }  # fmt: skip
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        """Builds it with words that are zero.
+
+        Raises:
+            MaskwrightError: numbers are missing or out of range, or as the layer does.
+        """
+        numbers = [spec.get(name) for name in ("words", "width", "classes")]
+        if set(spec) != {"kind", "inner", "words", "width", "classes"} or not all(
+            type(n) is int and 0 < n <= MAX_WIDTH for n in numbers
+        ):
+            raise MaskwrightError(
+                f"part WordHead has {', '.join(map(str, sorted(spec)))}", "inner, words, width, classes"
+            )
+        words, width, classes = numbers
+        owner = torch.zeros(words, dtype=torch.int64)  # type: ignore[arg-type]
+        return cls(build_part(spec["inner"]), torch.zeros(words, width), owner, classes)  # type: ignore[arg-type]
+
+    def check_tensors(self) -> None:
+        """Each word must be of a class that is there, and each class must have one."""
+        if set(self.owner.tolist()) != set(range(self.classes)):
+            raise ValueError(f"words are of classes {sorted(set(self.owner.tolist()))[:5]}, expected {self.classes}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embedding to logits (B, C, h, w)."""
+        places = self.inner(x)
+        words = F.conv2d(places, self.vectors[..., None, None].to(places.dtype))  # (B, P, h, w)
+        return of_classes(words, self.owner, self.classes)

@@ -1,13 +1,15 @@
 """The last block of a CLIP vision transformer, run so that its patches lie in the space of words.
 
-CLIP trains its class token alone: what the last attention mixes into a patch is of no use to that patch. Four papers
+CLIP trains its class token alone: what the last attention mixes into a patch is of no use to that patch. Five papers
 replace that attention and leave all weights as they are:
 
 - MaskCLIP (Zhou et al., ECCV 2022, https://arxiv.org/abs/2112.01071): each place keeps its own value;
 - SCLIP (Wang et al., ECCV 2024, https://arxiv.org/abs/2312.01597): softmax(q q^T) + softmax(k k^T);
 - ClearCLIP (Lan et al., ECCV 2024, https://arxiv.org/abs/2407.12442): softmax(q q^T), neither residual nor MLP;
 - NACLIP (Hajimiri et al., WACV 2025, https://arxiv.org/abs/2404.08181): softmax(k k^T + a Gaussian of the distance),
-  neither residual nor MLP.
+  neither residual nor MLP;
+- ProxyCLIP (Lan et al., ECCV 2024, https://arxiv.org/abs/2408.04883): what a second network finds alike, neither
+  residual nor MLP.
 
 Legend: B batch, T tokens (class token first), D width, (h, w) patch grid, d width of a head.
 """
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ATTENTIONS = ("clip", "value", "sclip", "query", "neighbour", "key")
@@ -104,3 +107,46 @@ def nearness(grid: tuple[int, int], std: float, like: Tensor) -> Tensor:
     near = like.new_zeros(1 + len(place), 1 + len(place))
     near[1:, 1:] = (-square / (2 * std**2)).exp()
     return near
+
+
+def proxy_weights(features: Tensor, beta: float = 1.2, gamma: float = 3.0) -> Tensor:
+    """What each place gathers by the features of a second network: softmax of gamma (S - beta mean S), S their cosines,
+    over the places where that is not negative.
+
+    Args:
+        features: (B, D, h, w), of any length.
+        beta: how far above a picture's mean similarity a place must be.
+        gamma: sharpness.
+
+    Returns:
+        (B, N, N), N = h * w, rows sum to 1. A place that is like none, not even itself, gathers itself.
+    """
+    unit = F.normalize(features.flatten(2), dim=1)  # (B, D, N)
+    alike = unit.transpose(1, 2) @ unit
+    z = gamma * (alike - beta * alike.mean((1, 2), keepdim=True))
+    itself = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
+    return z.masked_fill((z < 0) & ~itself, float("-inf")).softmax(-1)
+
+
+def run_last_block_by_proxy(
+    block: Any, tokens: Tensor, grid: tuple[int, int], weights: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Runs timm's last transformer block on the patches alone, which gather by a second network; neither residual nor
+    MLP.
+
+    Args:
+        block: with `norm1` and `attn`.
+        tokens: (B, 1 + h * w, D) that enter it, the class token first.
+        grid: (h, w) of the patches.
+        weights: (B, N, N), the same for all heads.
+        size: (h', w') of the second network's places, N = h' * w'.
+
+    Returns:
+        (B, N, D).
+    """
+    value = block.attn.qkv(block.norm1(tokens)).chunk(3, dim=-1)[2][:, 1:]  # (B, h*w, D)
+    if size != grid:
+        places = value.transpose(1, 2).unflatten(2, grid)
+        value = F.interpolate(places, size, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+    found: Tensor = block.attn.proj(weights @ value)
+    return found

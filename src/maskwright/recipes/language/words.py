@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from maskwright.engine.config import option, part
 from maskwright.errors import MaskwrightError
+from maskwright.models.backbones.dense import Backbone
+from maskwright.models.parts.encoder import BackboneEncoder
+from maskwright.models.parts.heads import Sequential
+from maskwright.models.parts.part import Part
 from maskwright.models.preprocess import MAX_SIDE, Preprocess
+from maskwright.models.provenance import Provenance
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
+from maskwright.models.towers.beside import ProxyEncoder
 from maskwright.models.towers.image import ClipResNet, ClipTower, ClipViT
 from maskwright.models.towers.names import BACKGROUND_WORDS, ClassWords, class_words
 from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
 from maskwright.models.towers.prompts import TEMPLATES
 from maskwright.models.towers.text import TextTower
-from maskwright.models.towers.vocabulary import embed_words
+from maskwright.models.towers.vocabulary import Vocabulary, embed_words
 from maskwright.predict.words import WORDS
 
 if TYPE_CHECKING:
@@ -39,6 +45,13 @@ class BackgroundOptions:
     threshold: float = option(
         0.0, "in place of words: background is where no class has this probability; 0 for words", low=0.0, high=0.99
     )
+
+
+@dataclass(kw_only=True)
+class LastBlockOptions:
+    """How the last block of a vision transformer is run."""
+
+    rest: bool = option(True, "keep its residual connection and MLP, as the authors do; a ResNet has none", main=True)
 
 
 @dataclass(kw_only=True)
@@ -71,8 +84,8 @@ def read_classes(context: Context, options: WordOptions) -> ClassWords:
     return found
 
 
-def embedded_vocabulary(context: Context, classes: ClassWords, options: WordOptions, folder: Path) -> None:
-    """Embeds the words of all classes, on the CPU, and leaves them in the stage's folder.
+def embed_classes(context: Context, classes: ClassWords, options: WordOptions) -> Vocabulary:
+    """Embeds the words of all classes, on the CPU.
 
     Raises:
         MaskwrightError: no text tower can be had, or a name does not fit into it.
@@ -85,7 +98,12 @@ def embedded_vocabulary(context: Context, classes: ClassWords, options: WordOpti
         )  # fmt: skip
     context.initialise(STAGE)  # for a text tower whose weights are drawn
     text = TextTower(pair)
-    found = embed_words(text, classes, TEMPLATES[options.prompts], chunk=options.chunk, track=context.progress.track)
+    return embed_words(text, classes, TEMPLATES[options.prompts], chunk=options.chunk, track=context.progress.track)
+
+
+def embedded_vocabulary(context: Context, classes: ClassWords, options: WordOptions, folder: Path) -> None:
+    """Embeds the words of all classes and leaves them in the stage's folder; raises as `embed_classes`."""
+    found = embed_classes(context, classes, options)
     if context.run.writes:
         save_tensors(folder / VOCABULARY, {"vectors": found.vectors, "owner": found.owner})
     alike = (found.vectors @ found.vectors.T).masked_fill(found.owner[:, None] == found.owner[None], -1)
@@ -93,37 +111,73 @@ def embedded_vocabulary(context: Context, classes: ClassWords, options: WordOpti
         context.run.log(STAGE, 0, {"most_alike_words": float(alike.max())})
 
 
-def word_segmenter(
-    method: Method,
-    classes: ClassWords,
-    options: WordOptions,
-    *,
-    attention: str,
-    rest: bool,
-    std: float = 5.0,
-    denoise: float = 0.0,
-    smooth: float = 0.0,
-) -> Segmenter:
-    """The run's tower with another last block, and the words that the stage left.
+def joint_encoder(method: Method, attention: str, rest: bool, std: float = 5.0, *, keys: bool = False) -> JointEncoder:
+    """The run's tower with another last block.
 
     Args:
         method: whose run it is.
-        classes: their words.
-        options: scale, background and input size.
         attention, rest, std: as for `LastBlock`.
-        denoise, smooth: thresholds of MaskCLIP's refinements, 0 for none.
+        keys: it gives the keys too.
 
     Raises:
         MaskwrightError: the network is a ResNet and another attention than "value" is asked for.
     """
-    context = method.context
-    tower = tower_of(context)
+    tower = tower_of(method.context)
     if isinstance(tower, ClipResNet) and attention != "value":
         raise MaskwrightError(
             f"{method.name} on {tower.name}, a ResNet without a last block", "a vision transformer",
             "give --backbone clip:ViT-B-16, or take the method maskclip",
         )  # fmt: skip
-    encoder = JointEncoder(tower, attention, rest, std, keys=smooth > 0)
+    return JointEncoder(tower, attention, rest, std, keys=keys)
+
+
+class Beside(NamedTuple):
+    """A second network beside the tower: the encoder, and from the tower's normalised channels to its own."""
+
+    other: Part
+    factor: list[float]
+    offset: list[float]
+
+
+def second_network(method: Method, name: str) -> Beside:
+    """A network that is an input of the run, a backbone or a saved model's embedding, to stand beside the tower.
+
+    Args:
+        method: whose run it is.
+        name: of the input.
+    """
+    thing = method.context.input(name)
+    assert isinstance(thing, Backbone | Segmenter), "an input of kind network"
+    if isinstance(thing, Backbone):
+        other: Part = BackboneEncoder(thing)
+        seen: Provenance | Preprocess = thing.provenance
+    else:
+        other, seen = Sequential(thing.encoder, thing.decoder), thing.preprocess
+    own = tower_of(method.context).provenance
+    factor = [a / b for a, b in zip(own.std, seen.std)]
+    return Beside(other, factor, [(a - c) / b for a, b, c in zip(own.mean, seen.std, seen.mean)])
+
+
+def word_segmenter(
+    method: Method,
+    classes: ClassWords,
+    options: WordOptions,
+    encoder: JointEncoder | ProxyEncoder,
+    *,
+    denoise: float = 0.0,
+    smooth: float = 0.0,
+) -> Segmenter:
+    """An encoder into the space of words, and the words that the stage left.
+
+    Args:
+        method: whose run it is.
+        classes: their words.
+        options: scale, background and input size.
+        encoder: on the run's tower; with keys where `smooth` is above 0.
+        denoise, smooth: thresholds of MaskCLIP's refinements, 0 for none.
+    """
+    context = method.context
+    tower = tower_of(context)
     t = context.run.tensors(STAGE, VOCABULARY, EMBEDDED)
     threshold = options.background.threshold if classes.background is not None else 0.0
     classifier = VocabularyClassifier(

@@ -28,6 +28,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.losses.thresholds import ClassHistogram, class_balanced_labels, lrent_labels
 from maskwright.predict.inference import predict_mask, predict_probs
+from maskwright.predict.refine import refine
 from maskwright.recipes.self_training.soft_labels import SoftStore
 from maskwright.recipes.training.criteria import IGNORE
 
@@ -55,6 +56,7 @@ class Labelling:
         only: ids of the classes that may be labels; all if None.
         prior: q (C, h, w) in [0, 1] over the places of a photograph; none if None. With a portion alone.
         alpha: of soft labels; None: hard ones. With a portion alone.
+        refine: of the probabilities before labels are taken everywhere (`predict.refine`).
     """
 
     context: Context
@@ -66,6 +68,7 @@ class Labelling:
     only: tuple[int, ...] | None = None
     prior: Tensor | None = None
     alpha: float | None = None
+    refine: str = "none"
 
     @property
     def images(self) -> Dataset:
@@ -95,6 +98,9 @@ class Labelling:
 
     def pseudo_label(self, segmenter: Segmenter, image: np.ndarray, lam: Tensor | None) -> LabelMap:
         """Hard labels (H, W), everywhere, or by class-balanced thresholds lam (C,)."""
+        if lam is None and self.refine != "none":
+            probs = torch.from_numpy(refine(self.probabilities(segmenter, image), image, self.refine))
+            return _label_map(probs, probs.argmax(0), torch.ones(image.shape[:2], dtype=torch.bool))
         if lam is None:
             found = self.predict(segmenter, image)
             assert found.confidence is not None

@@ -14,6 +14,7 @@ from maskwright.recipes.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
+    from maskwright.models.backbones.dense import Backbone
 
 
 @dataclass(kw_only=True)
@@ -170,29 +171,34 @@ class PresetConfig(CropConfig):
 C = TypeVar("C", bound=CropConfig)
 
 
-def learns_vit(network: NetworkOptions, context: Context) -> bool:
+def learns_vit(network: NetworkOptions, backbone: Backbone) -> bool:
     """Whether the network that will be trained has a vision transformer as its encoder."""
-    return context.backbone.is_vit and not brings_encoder(network.name)
+    return backbone.is_vit and not brings_encoder(network.name)
 
 
-def starts_pretrained(network: NetworkOptions, context: Context) -> bool:
+def starts_pretrained(network: NetworkOptions, backbone: Backbone) -> bool:
     """Whether the encoder that will be trained starts from weights that learned something."""
-    untrained = brings_encoder(network.name) or context.backbone.provenance.source == "random"
+    untrained = brings_encoder(network.name) or backbone.provenance.source == "random"
     return bool(network.weights) or not untrained
 
 
-def resolved(config: C, context: Context) -> C:
-    """The configuration with its rates and decay decided.
+def resolved(config: C, context: Context, backbone: Backbone | None = None) -> C:
+    """The configuration with its rates and decay decided; those that it says already stay.
 
     AdamW by default, also on a convolutional network, where papers have SGD and schedules of many epochs: with a dozen
     masks and 800 steps it was ahead of SGD on photographs that were not trained on (docs/semi.md). A vision transformer
     has UniMatch V2's rates. An encoder of random weights learns as fast as the head.
+
+    Args:
+        config: options.
+        context: of the run.
+        backbone: that the network stands on; the run's if None.
     """
-    o = config.optimizer
-    sgd, is_vit = o.name == "sgd", learns_vit(config.network, context)
+    o, backbone = config.optimizer, context.backbone if backbone is None else backbone
+    sgd, is_vit = o.name == "sgd", learns_vit(config.network, backbone)
     lr = 0.01 if sgd else (2e-4 if is_vit else 1e-3)
     slower = 1 / 40 if is_vit else 0.3
-    share = slower if not sgd and starts_pretrained(config.network, context) else 1.0
+    share = slower if not sgd and starts_pretrained(config.network, backbone) else 1.0
     decided = replace(
         o,
         lr=o.lr or lr,

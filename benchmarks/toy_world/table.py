@@ -1,0 +1,148 @@
+"""Names to masks in the toy world: `python -m benchmarks.toy_world.table --runs FOLDER`.
+
+FOLDER holds `scenes` and `towers`, which `scenes.py` and `two_towers.py` make. Each row is a run on the names alone; it
+predicts the held-out scenes and is judged by their exact masks. Done rows are skipped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.records import add_options, run_rows, weights_root
+from benchmarks.toy_world.scenes import FILLINGS, GROUNDS, KINDS, SHAPES
+from maskwright import api
+from maskwright.data.masking.masks import read_mask
+from maskwright.data.trust.files import write_json
+from maskwright.evaluate.protocols import evaluate_arrays
+
+FILLED = tuple(f"{filling} shape" for filling in FILLINGS)
+VOCABULARIES = {"fillings": FILLED, "scene": (*FILLED, *GROUNDS), "kinds": KINDS}
+"""Names, by what they are of: the eight fillings; these and the three grounds, every pixel of a scene; all 24 kinds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        method: its name.
+        settings: options of the method.
+        names: of `VOCABULARIES`.
+        deranged: each name stands for another class than its own.
+        inputs: second networks; RUNS stands for the folder of all runs.
+        steps: of what trains.
+    """
+
+    method: str = "maskclip"
+    settings: dict[str, Any] = field(default_factory=dict)
+    names: str = "fillings"
+    deranged: bool = False
+    inputs: dict[str, str] = field(default_factory=dict)
+    steps: int | None = None
+
+
+VALUES = {"last_block.rest": False}
+PLUS = VALUES | {
+    "plus.train": True, "student.network.name": "unet", "student.crops.size": 64, "student.crops.batch": 16,
+    "student.crops.scale_min": 0.75, "student.crops.scale_max": 1.5,
+}  # fmt: skip
+STUDENT = {"student": f"mobilenetv2_100@{weights_root() / 'mobilenetv2_100.safetensors'}"}
+RECO = VALUES | {"archive.side": 64, "context": "sand,wood,stone", "crf": False}
+ROWS = {
+    "maskclip": Row(),
+    "maskclip-deranged": Row(deranged=True),
+    "maskclip-denoise": Row(settings={"refinement.denoise": 0.5}),
+    "maskclip-smooth": Row(settings={"refinement.smooth": 1.0}),
+    "maskclip-both": Row(settings={"refinement.denoise": 0.5, "refinement.smooth": 1.0}),
+    "maskclip-one_sentence": Row(settings={"words.prompts": "photo"}),
+    "maskclip-values": Row(settings=VALUES),
+    "maskclip-values-deranged": Row(settings=VALUES, deranged=True),
+    "maskclip-values-denoise": Row(settings=VALUES | {"refinement.denoise": 0.5}),
+    "maskclip-values-smooth": Row(settings=VALUES | {"refinement.smooth": 1.0}),
+    "sclip": Row("clip_seg", {"variant": "sclip"}),
+    "clearclip": Row("clip_seg", {"variant": "clearclip"}),
+    "naclip": Row("clip_seg", {"variant": "naclip"}),
+    "proxyclip-own_tower": Row("clip_seg", {"variant": "proxyclip"}, inputs={"proxy": "clip@RUNS/towers"}),
+    "maskclip-plus": Row(settings=PLUS, inputs=STUDENT, steps=400),
+    "proxyclip-student": Row("clip_seg", {"variant": "proxyclip"}, inputs={"proxy": "RUNS/maskclip-plus-0/run"}),
+    "reco": Row("reco", RECO),
+    "reco-without_context": Row("reco", RECO | {"context": ""}),
+    "reco-as_released": Row("reco", RECO | {"archive.as_released": True}),
+    "reco-crf": Row("reco", RECO | {"crf": True}),
+    "scene-maskclip": Row(names="scene"),
+    "scene-maskclip-values": Row(names="scene", settings=VALUES),
+    "scene-maskclip-plus": Row(names="scene", settings=PLUS, inputs=STUDENT, steps=400),
+    "scene-reco": Row("reco", RECO | {"context": ""}, names="scene"),
+    "scene-naclip": Row("clip_seg", {"variant": "naclip"}, names="scene"),
+    "kinds-maskclip-values": Row(names="kinds", settings=VALUES),
+    "kinds-maskclip-values-deranged": Row(names="kinds", settings=VALUES, deranged=True),
+}
+
+
+def shuffled(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The same names, each at the place of another; which is the same in all runs."""
+    random = np.random.default_rng(0)
+    while True:
+        order = random.permutation(len(names))
+        if not (order == np.arange(len(names))).any():
+            return tuple(names[i] for i in order)
+
+
+def truth_of(mask: np.ndarray, names: str) -> np.ndarray:
+    """Ids of a vocabulary from those of the scene; 255 where no name of it is of what is there."""
+    ground = mask >= len(KINDS)
+    things = mask if names == "kinds" else mask // len(SHAPES)
+    grounds = mask - len(KINDS) + len(FILLINGS) if names == "scene" else np.full_like(mask, 255)
+    return np.where(ground, grounds, things).astype(np.uint8)
+
+
+def run(name: str, seed: int, folder: Path) -> None:
+    """Trains, predicts and judges a row."""
+    row, place = ROWS[name], folder.parent
+    names = VOCABULARIES[row.names]
+    given = shuffled(names) if row.deranged else names
+    short = {"words.short_side": 64}
+    inputs = {k: v.replace("RUNS", str(place)) for k, v in row.inputs.items()}
+    model = api.train(
+        place / "scenes", row.method, names=given, split="few", backbone="clip", weights=str(place / "towers"),
+        out=folder / "run", seed=seed, settings=short | row.settings, inputs=inputs or None,
+        steps=row.steps, device="cpu", resume=True,
+        report=False,
+    )  # fmt: skip
+    held = api.open_folder(place / "scenes").split("test")
+    model.predict_folder(held, folder / "masks")
+    pairs = [
+        (read_mask(folder / "masks" / f"{n}.png"), truth_of(held.mask(i), row.names)) for i, n in enumerate(held.names)
+    ]
+    write_json(folder / "scores.json", evaluate_arrays(pairs, names, ignore=255).to_json())
+
+
+def lines(runs: Path, seed: int) -> Iterator[str]:
+    """The table in Markdown."""
+    yield "| row | names | mIoU | pixels right |"
+    yield "|---|---|---|---|"
+    for name, row in ROWS.items():
+        file = runs / f"{name}-{seed}" / "scores.json"
+        if file.exists():
+            s = json.loads(file.read_text())
+            told = f"{len(VOCABULARIES[row.names])} {row.names}"
+            yield f"| {name} | {told} | {100 * s['miou']:.1f} | {100 * s['pixel_accuracy']:.1f} |"
+
+
+def main() -> None:
+    """Runs what is asked for and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser, "runs/toy")
+    options = parser.parse_args()
+    run_rows(ROWS, (), options, options.runs, "toy", run)
+    print("\n".join(lines(options.runs, int(options.seeds.split(",")[0]))))
+
+
+if __name__ == "__main__":
+    main()
