@@ -38,6 +38,7 @@ TABLE = {
     "unimatch": "maskwright.methods.semi.unimatch:UniMatch",
     "maskclip": "maskwright.methods.language.maskclip:MaskClip",
     "clip_seg": "maskwright.methods.language.clip_seg:ClipSeg",
+    "groupvit": "maskwright.methods.language.groupvit.method:GroupVit",
     "source_only": "maskwright.methods.adapt.source_only:SourceOnly",
     "dacs": "maskwright.methods.adapt.dacs:DACS",
     "advent": "maskwright.methods.adapt.advent:Advent",

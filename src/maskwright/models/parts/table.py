@@ -41,6 +41,8 @@ TABLE = {
     "Scores": "maskwright.models.parts.class_vectors:Scores",
     "JointEncoder": "maskwright.models.towers.parts:JointEncoder",
     "VocabularyClassifier": "maskwright.models.towers.parts:VocabularyClassifier",
+    "GroupEncoder": "maskwright.models.towers.groupvit.parts:GroupEncoder",
+    "GroupClassifier": "maskwright.models.towers.groupvit.parts:GroupClassifier",
     "FCNHead": "maskwright.models.networks.blocks:FCNHead",
     "DDRNetEncoder": "maskwright.models.networks.ddrnet:DDRNetEncoder",
     "DDRNetDecoder": "maskwright.models.networks.ddrnet:DDRNetDecoder",
