@@ -44,6 +44,7 @@ OWN: dict[str, dict[str, object]] = {
     },
     "seam": {"er_ramp": 0.0},
     "toco": {"local.side": 16, "projector.hidden": 16, "branch.width": 32},
+    "clip_es": {"classifier.long_side": 48, "names.prompts": "name", "seeds.sure": 0.5, "seeds.crf": False},
     "maskclip": {"words.short_side": 64, "words.prompts": "scene"},
     "clip_seg": {"words.short_side": 64, "words.prompts": "scene"},
     "groupvit": {"words.short_side": 64, "crops.scale_min": 0.5, "optimizer.lr": 2e-3},

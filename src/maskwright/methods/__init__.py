@@ -26,6 +26,7 @@ TABLE = {
     "seam": "maskwright.methods.weak.seam.method:Seam",
     "affinity": "maskwright.methods.weak.affinity:Affinity",
     "toco": "maskwright.methods.weak.toco.method:Toco",
+    "clip_es": "maskwright.methods.weak.clip_es:ClipEs",
     "supervised": "maskwright.methods.supervised:Supervised",
     "mean_teacher": "maskwright.methods.semi.mean_teacher:MeanTeacher",
     "cct": "maskwright.methods.semi.cct:CCT",

@@ -46,7 +46,8 @@ class WordOptions:
     """From class names to predictions."""
 
     short_side: int = option(512, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE)
-    prompts: str = option("all", "sentences around a name, averaged: all 85, ImageNet's 80, five of scenes, one, none",
+    prompts: str = option("all", "sentences around a name, averaged: all 85, ImageNet's 80, five of scenes, one, none, "
+                          "CLIP-ES' one",
                           choices=tuple(TEMPLATES))  # fmt: skip
     singular: bool = option(True, "make plurals singular, as the sentences want")
     background: BackgroundOptions = part(BackgroundOptions)
