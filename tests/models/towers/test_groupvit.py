@@ -116,6 +116,7 @@ def test_towers_are_those_of_transformers(tmp_path):
     """Skipped where transformers is not installed; the key names above are then what is known of it."""
     transformers = pytest.importorskip("transformers")
     write_pair(tmp_path, TWO_HEADS, random_tensors(TWO_HEADS), "image captions")
+    assert GroupShape.described(transformers.GroupViTConfig().to_dict()) == GroupShape()
     model, told = transformers.GroupViTModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not told["missing_keys"] and set(told["unexpected_keys"]) <= {"multi_label_logit_scale"}
     images, texts = torch.randn(3, 3, 32, 32), open_clip.tokenize(["a cat", "two dogs on a green lawn"])
@@ -128,6 +129,17 @@ def test_towers_are_those_of_transformers(tmp_path):
     unit = torch.nn.functional.normalize
     torch.testing.assert_close(unit(ours, dim=-1), theirs.image_embeds, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(unit(words, dim=-1), theirs.text_embeds, rtol=1e-5, atol=1e-5)
+
+
+def test_the_paper_s_description_is_the_paper_s_build():
+    """What transformers' `GroupViTConfig` says by default, the last stage's number of groups among it."""
+    vision = {"depths": [6, 3, 3], "num_group_tokens": [64, 8, 0], "num_output_groups": [64, 8, 8], "image_size": 224}
+    record = {"model_type": "groupvit", "projection_dim": 256, "vision_config": vision, "text_config": {}}
+    assert GroupShape.described(record) == GroupShape()
+    vision["num_output_groups"] = [32, 8, 8]
+    with pytest.raises(ValueError, match="num_output_groups"):
+        GroupShape.described(record)
+    assert GroupShape.described(TINY.description()) == TINY
 
 
 def test_texts_are_those_of_open_clip():

@@ -34,7 +34,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.methods.language.groupvit.training import ContrastTraining, start_of
 from maskwright.models.preprocess import MAX_SIDE, Preprocess
 from maskwright.models.segmenter import Segmenter
-from maskwright.models.towers.groupvit.files import MULTI, write_pair
+from maskwright.models.towers.groupvit.files import FILES, MULTI, write_pair
 from maskwright.models.towers.groupvit.network import LENGTH
 from maskwright.models.towers.groupvit.parts import GroupClassifier, GroupEncoder
 from maskwright.models.towers.groupvit.shape import GROUPVIT
@@ -208,5 +208,7 @@ class GroupVit(WordMethod):
         )
         made = self.assembled(GroupEncoder(tower), None, classifier, preprocess)
         made.provenance = tower.provenance
+        if self.steps:
+            made.provenance = made.provenance.replace(source=f"file: {FILES[0]} in {TOWERS} of its run")
         made.extra[WORDS] = word_record(tower.name, c.words)
         return made

@@ -116,7 +116,7 @@ class GroupShape:
             image=int(vision.get("image_size", usual.image)), patch=int(vision.get("patch_size", usual.patch)),
             width=width, heads=int(vision.get("num_attention_heads", usual.heads)),
             depths=tuple(map(int, vision.get("depths", usual.depths))),
-            groups=tuple(int(n) for n in vision.get("num_output_groups", (*usual.groups, 0)) if n),
+            groups=tuple(int(n) for n in vision.get("num_group_tokens", (*usual.groups, 0)) if n),
             embed=int(record.get("projection_dim", usual.embed)),
             hidden=int(record.get("projection_intermediate_dim", usual.hidden)),
             words=words, layers=int(text.get("num_hidden_layers", usual.layers)),
@@ -139,7 +139,7 @@ def _settled(shape: GroupShape) -> Mapping[str, Any]:
         "projection_intermediate_dim": shape.hidden,
         "vision_config": {
             "model_type": "groupvit_vision_model", "hidden_size": shape.width, "depths": list(shape.depths),
-            "num_group_tokens": [*shape.groups, 0], "num_output_groups": [*shape.groups, 0],
+            "num_group_tokens": [*shape.groups, 0], "num_output_groups": [*shape.groups, shape.groups[-1]],
             "num_hidden_layers": sum(shape.depths), "num_attention_heads": shape.heads, "image_size": shape.image,
             "patch_size": shape.patch, "intermediate_size": 4 * shape.width, "hidden_act": "gelu",
             "layer_norm_eps": 1e-5, "assign_eps": 1.0, "assign_mlp_ratio": [0.5, 4],
