@@ -72,7 +72,7 @@ def test_both_official_layouts_give_the_same_tensors(tmp_path, half):
     theirs = as_the_authors(tensors)
     assert {"img_encoder.layers.0.downsample.assign.q_proj.weight", "text_encoder.ln_final.weight"} <= theirs.keys()
     torch.save({"model": {k: v.half() if half else v for k, v in theirs.items()}, "epoch": 30}, tmp_path / "theirs.pth")
-    write_pair(tmp_path / "hf", TINY, tensors, "image captions")
+    write_pair(tmp_path / "hf", TINY, tensors)
     for name, place in ((TINY.text(), tmp_path / "theirs.pth"), ("groupvit", tmp_path / "hf")):
         found = find_group_pair(name, str(place))
         assert found.shape == TINY
@@ -115,7 +115,7 @@ def test_names_are_those_of_transformers():
 def test_towers_are_those_of_transformers(tmp_path):
     """Skipped where transformers is not installed; the key names above are then what is known of it."""
     transformers = pytest.importorskip("transformers")
-    write_pair(tmp_path, TWO_HEADS, random_tensors(TWO_HEADS), "image captions")
+    write_pair(tmp_path, TWO_HEADS, random_tensors(TWO_HEADS))
     assert GroupShape.described(transformers.GroupViTConfig().to_dict()) == GroupShape()
     model, told = transformers.GroupViTModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not told["missing_keys"] and set(told["unexpected_keys"]) <= {"multi_label_logit_scale"}
@@ -188,7 +188,7 @@ def test_a_tower_is_a_backbone_and_its_parts_are_built_again(tmp_path):
 
 def test_what_does_not_fit_is_said(tmp_path, monkeypatch):
     tensors = random_tensors()
-    write_pair(tmp_path / "hf", TINY, tensors, "image captions")
+    write_pair(tmp_path / "hf", TINY, tensors)
     whole = load_file(tmp_path / "hf" / "model.safetensors")
     save_file({k: v for k, v in whole.items() if k != "visual_projection.3.bias"}, tmp_path / "less.safetensors")
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")

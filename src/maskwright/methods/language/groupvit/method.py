@@ -39,7 +39,7 @@ from maskwright.models.towers.groupvit.network import LENGTH
 from maskwright.models.towers.groupvit.parts import GroupClassifier, GroupEncoder
 from maskwright.models.towers.groupvit.shape import GROUPVIT
 from maskwright.models.towers.groupvit.text import GroupText
-from maskwright.models.towers.groupvit.tower import CAPTIONS, GroupTower, build_groupvit
+from maskwright.models.towers.groupvit.tower import GroupTower, build_groupvit
 from maskwright.models.towers.prompts import TEMPLATES
 from maskwright.models.towers.text import Texts, clip_tokens
 from maskwright.models.towers.vocabulary import check_words
@@ -174,7 +174,7 @@ class GroupVit(WordMethod):
         tensors = {f"{name}.{k}": v for name in ("image", "text") for k, v in left[f"module.{name}"].items()}
         tensors[MULTI] = left["module.multi"]["log_scale"]
         if self.context.run.writes:
-            write_pair(folder, start_of(self.context).shape, tensors, CAPTIONS)
+            write_pair(folder, start_of(self.context).shape, tensors)
 
     @property
     def tower(self) -> GroupTower:

@@ -234,14 +234,13 @@ def _misfit(source: str, shape: GroupShape, told: str) -> MaskwrightError:
     )  # fmt: skip
 
 
-def write_pair(folder: Path, shape: GroupShape, tensors: Mapping[str, Tensor], labels_seen: str) -> Path:
+def write_pair(folder: Path, shape: GroupShape, tensors: Mapping[str, Tensor]) -> Path:
     """Writes both towers as transformers saves a `GroupViTModel`.
 
     Args:
         folder: is made.
         shape: the build.
         tensors: under our names.
-        labels_seen: what taught them, kept in the file.
 
     Returns:
         The file of the tensors.
@@ -257,7 +256,7 @@ def write_pair(folder: Path, shape: GroupShape, tensors: Mapping[str, Tensor], l
     write_json(folder / CONFIG, shape.description())
     path = folder / FILES[0]
     with atomic_write(path) as beside:
-        save_file(dict(sorted(saved.items())), beside, {"format": "pt", "labels_seen": labels_seen})
+        save_file(dict(sorted(saved.items())), beside, {"format": "pt"})  # one entry: of several the order is random
     return path
 
 
