@@ -22,11 +22,13 @@ from maskwright.engine.distributed import (
     barrier,
     broadcast_object,
     gather_objects,
+    gather_rows,
     reducer,
     share,
 )
 from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
+from maskwright.ops.losses.captions import caption_contrast
 
 RECORD = {"seed": 0}
 
@@ -54,6 +56,17 @@ def gradients(numbers: Sequence[int]) -> dict[str, Tensor | None]:
     model, x = Branches(), torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
     chosen = torch.tensor(list(numbers))
     model(x[chosen], chosen).mean().backward()
+    average_gradients(model.parameters())
+    return {k: p.grad for k, p in model.named_parameters()}
+
+
+def contrast(numbers: Sequence[int], offset: int) -> dict[str, Tensor | None]:
+    """Gradients of a contrast of each example with all, those of other processes gathered with their gradients."""
+    torch.manual_seed(5)
+    model, data = nn.ModuleDict({"image": nn.Linear(5, 4), "text": nn.Linear(5, 4)}), torch.randn(2, 8, 5)
+    image, text = (model[k](x[list(numbers)]) for k, x in zip(("image", "text"), data))
+    scale = torch.tensor(1.0)
+    caption_contrast(image, text, scale, gather_rows(image), gather_rows(text), offset).backward()
     average_gradients(model.parameters())
     return {k: p.grad for k, p in model.named_parameters()}
 
@@ -104,6 +117,7 @@ def work(rank: int, world: int, port: int, data: str, out: str) -> None:
     torch.save(
         {
             "gradients": gradients(share(range(8))),
+            "contrast": contrast(share(range(8)), 4 * rank),
             "share": [list(share(range(n))) for n in (0, 1, 2, 7, 8)],
             "sum": all_reduce_sum(torch.tensor([1.0, 10.0 * rank])),
             "broadcast": broadcast_object({"from": rank}),

@@ -52,6 +52,13 @@ def test_gradients_are_those_of_the_whole_batch(ranks):
     assert equal(ranks[0]["gradients"], ranks[1]["gradients"])
 
 
+def test_a_contrast_over_all_processes_has_the_gradient_of_the_whole_batch(ranks):
+    alone = processes.contrast(range(8), 0)
+    for rank in ranks:
+        for name, gradient in alone.items():
+            assert torch.allclose(rank["contrast"][name], gradient, rtol=1e-5, atol=1e-6), name
+
+
 def test_shares_make_up_the_whole(ranks):
     for k, n in enumerate((0, 1, 2, 7, 8)):
         parts = [r["share"][k] for r in ranks]

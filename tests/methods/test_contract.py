@@ -64,12 +64,14 @@ OWN: dict[str, dict[str, object]] = {
     },
     "seam": {"er_ramp": 0.0},
     "toco": {"local.side": 16, "projector.hidden": 16, "branch.width": 32},
+    "clip_es": {"classifier.long_side": 48, "names.prompts": "name", "seeds.sure": 0.5, "seeds.crf": False},
     "maskclip": {"words.short_side": 64, "words.prompts": "scene"},
     "clip_seg": {"words.short_side": 64, "words.prompts": "scene"},
     "reco": {
         "words.short_side": 64, "words.prompts": "photo", "archive.images": 2, "archive.side": 32, "context": "tree",
         "crf": False,
     },
+    "groupvit": {"words.short_side": 64, "crops.scale_min": 0.5, "optimizer.lr": 2e-3},
     "dannet": {"static.classes": "ground,square", "light.width": 4, "d_width": 4},
     "st_plus_plus": {"scales": (0.5, 1.0)},
     "cbst": {"rounds": 1},
@@ -127,6 +129,8 @@ def backbone_for(name: str) -> str:
         return "test_vit"
     if mw.METHODS[name].backbones == "joint":
         return register()
+    if mw.METHODS[name].backbones == "groups":
+        return "groupvit:image=32/patch=8/width=24/heads=2/depths=2+1+1/groups=6+4/embed=16/hidden=32/words=64/layers=1"
     return "mobilenetv3_small_050" if "network.name" in options_of(name) else "tf_efficientnet_lite0"
 
 

@@ -104,8 +104,8 @@ class Method(ABC):
         inputs: the second networks and the proposals that it takes, by name, required or not.
         classes_from: `labels` where its classes are those of the labels, which have names; `clusters` where it finds
             them itself; `objects` where it tells objects from background, whatever classes the labels have.
-        backbones: `any`, `vit` where only a vision transformer will do, or `joint` where only an image tower that has
-            a text tower will; the automatic choice respects it.
+        backbones: `any`, `vit` where only a vision transformer will do, `joint` where only an image tower that has
+            a text tower will, or `groups` where only a GroupViT will; the automatic choice respects it.
         Config: its keyword-only dataclass of options.
     """
 
@@ -119,7 +119,7 @@ class Method(ABC):
     streams: ClassVar[Mapping[str, StreamNeed]] = {}
     inputs: ClassVar[Mapping[str, InputNeed]] = {}
     classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "labels"
-    backbones: ClassVar[Literal["any", "vit", "joint"]] = "any"
+    backbones: ClassVar[Literal["any", "vit", "joint", "groups"]] = "any"
     Config: ClassVar[type]
 
     def __init__(self, config: Any, context: Context) -> None:
@@ -141,6 +141,12 @@ class Method(ABC):
                 f"{cls.name} on the backbone {backbone.name}, whose features have no words",
                 "an image tower that was trained with a text tower",
                 "give --backbone clip:ViT-B-16, or --backbone clip --weights FOLDER, or leave it out",
+            )
+        if cls.backbones == "groups" and not backbone.groups:
+            raise MaskwrightError(
+                f"{cls.name} on the backbone {backbone.name}, which sorts no patches into groups",
+                "a GroupViT",
+                "give --backbone groupvit, or --backbone groupvit --weights FOLDER, or leave it out",
             )
         if cls.backbones == "vit" and not backbone.is_vit:
             raise MaskwrightError(

@@ -8,7 +8,7 @@ forwards, heads alone, teachers) that a wrapper would have to be told about.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -75,6 +75,37 @@ def gather_objects(value: T) -> list[T]:
     out: list[T] = [value] * world_size()
     dist.all_gather_object(out, value)
     return out
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of all processes; the gradient of a row is the sum of what all processes have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        found = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(found, x.contiguous())
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous()
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """The rows of all processes in order, with gradients: (B, ...) to (A, ...).
+
+    With losses that are means over a process's own rows, and gradients that are then averaged (`average_gradients`), a
+    step is that of the whole batch.
+
+    Args:
+        x: as many rows on each process.
+    """
+    if world_size() == 1:
+        return x
+    found: Tensor = _Gathered.apply(x)
+    return found
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

@@ -251,11 +251,12 @@ def find_backbone(
     """The network that sees, and why it is this one.
 
     Args:
-        name: a timm name, a short name, `clip:NAME`, or `auto`.
+        name: a timm name, a short name, `clip:NAME`, `groupvit:NAME`, or `auto`.
         weights: a local checkpoint; `package`, or `random`; None takes what can be had.
         bar: where it is said.
         seed: of random weights.
-        kind: `any`, `vit` where only a vision transformer will do, or `joint` where only a CLIP will.
+        kind: `any`, `vit` where only a vision transformer will do, `joint` where only a CLIP will, or `groups` where
+            only a GroupViT will.
         unused: why its weights are left aside, which is said instead; empty where they are not.
         start: the model that `weights` name, where they name one.
         method: name of the run's method.
@@ -270,7 +271,7 @@ def find_backbone(
     elif name == "auto" and (weights is None or start is not None):
         backbone, why = default_backbone(kind=kind)
     elif name == "auto":
-        usual = {"vit": "dinov2_small", "joint": "clip"}.get(kind, "tf_efficientnet_lite0")
+        usual = {"vit": "dinov2_small", "joint": "clip", "groups": "groupvit"}.get(kind, "tf_efficientnet_lite0")
         backbone = build_backbone(usual, weights=str(weights))
         why = f"{backbone.name} with the weights given"
     else:

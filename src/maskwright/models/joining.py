@@ -19,6 +19,7 @@ from maskwright.models.backbones.dense import Backbone
 from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.parts.part import Part
 from maskwright.models.parts.table import build_part
+from maskwright.models.towers.groupvit.parts import GroupEncoder
 from maskwright.models.towers.parts import JointEncoder
 
 Rows = Sequence[int | None]
@@ -97,7 +98,7 @@ def backbone_of(encoder: nn.Module) -> tuple[Backbone, list[str]] | None:
     Raises:
         MaskwrightError: the backbone cannot be built here.
     """
-    if isinstance(encoder, BackboneEncoder | JointEncoder):
+    if isinstance(encoder, BackboneEncoder | JointEncoder | GroupEncoder):
         held = encoder.backbone
         if held.is_vit or held.output_stride is None:
             return held, []

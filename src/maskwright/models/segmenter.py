@@ -22,6 +22,7 @@ from maskwright.models.parts.part import Part
 from maskwright.models.parts.table import build_part
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
+from maskwright.models.towers.groupvit.parts import GroupEncoder
 from maskwright.models.towers.parts import JointEncoder
 
 
@@ -122,7 +123,7 @@ class Segmenter(nn.Module):
             raise MaskwrightError("the network's description is incomplete", "encoder, decoder and classifier")
         encoder, decoder, classifier = (build_part(spec[name]) for name in ("encoder", "decoder", "classifier"))
         for part in encoder.modules():
-            if isinstance(part, BackboneEncoder | JointEncoder):
+            if isinstance(part, BackboneEncoder | JointEncoder | GroupEncoder):
                 part.backbone.provenance = provenance
         try:
             return cls(encoder, decoder, classifier, classes, preprocess, provenance, method, notes).eval()

@@ -10,11 +10,14 @@ from maskwright.data.trust.artefacts import misfit
 from maskwright.errors import MaskwrightError
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.towers.beside import ProxyEncoder
+from maskwright.models.towers.groupvit.files import find_group_pair
+from maskwright.models.towers.groupvit.parts import GroupEncoder
+from maskwright.models.towers.groupvit.text import GroupText
 from maskwright.models.towers.names import class_words
 from maskwright.models.towers.pairs import find_pair
 from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
 from maskwright.models.towers.prompts import TEMPLATES
-from maskwright.models.towers.text import TextTower
+from maskwright.models.towers.text import Texts, TextTower
 from maskwright.models.towers.vocabulary import embed_words
 
 WORDS = "words"
@@ -45,7 +48,7 @@ def reworded(
     encoder, before = segmenter.encoder, segmenter.classifier
     said = segmenter.extra.get(WORDS)
     if (
-        not isinstance(encoder, JointEncoder | ProxyEncoder)
+        not isinstance(encoder, JointEncoder | ProxyEncoder | GroupEncoder)
         or not isinstance(before, VocabularyClassifier)
         or said is None
     ):
@@ -65,8 +68,7 @@ def reworded(
     classes = class_words(
         names, singular=options["singular"], background=options["background"], threshold=threshold
     )  # fmt: skip
-    pair = find_pair(options["tower"], weights)
-    sha256 = "" if pair.file is None else pair.file.sha256
+    text, sha256 = _text_tower(encoder, options["tower"], weights)
     if sha256 != segmenter.provenance.sha256 or not sha256:
         raise MaskwrightError(
             f"{weights or options['tower']} is not the file that this model's image tower came from",
@@ -75,11 +77,11 @@ def reworded(
             "give --weights FILE, or the FOLDER, that it was trained on",
         )  # fmt: skip
     found = embed_words(
-        TextTower(pair), classes, TEMPLATES[options["prompts"]], chunk=options["chunk"], track=track
+        text(), classes, TEMPLATES[options["prompts"]], chunk=options["chunk"], track=track
     )  # fmt: skip
     by_threshold = classes.background is not None and threshold > 0
-    classifier = VocabularyClassifier(
-        found.vectors, found.owner, len(classes.names), before.scale, before.denoise, before.smooth,
+    classifier = before.like(
+        found.vectors, found.owner, len(classes.names),
         background=classes.background if by_threshold else None, threshold=threshold if by_threshold else 0.0,
     )  # fmt: skip
     made = Segmenter(
@@ -88,6 +90,17 @@ def reworded(
     ).eval()  # fmt: skip
     made.extra = dict(segmenter.extra)
     return made, classes.said
+
+
+def _text_tower(
+    encoder: JointEncoder | GroupEncoder, name: str, weights: str | None
+) -> tuple[Callable[[], Texts], str]:
+    """What makes the text tower of a model's image tower, and the hash of the file that both come from."""
+    if isinstance(encoder, GroupEncoder):
+        groups = find_group_pair(name, weights)
+        return lambda: GroupText.of(groups), "" if groups.file is None else groups.file.sha256
+    pair = find_pair(name, weights)
+    return lambda: TextTower(pair), "" if pair.file is None else pair.file.sha256
 
 
 def _checked(said: Any) -> Mapping[str, Any]:

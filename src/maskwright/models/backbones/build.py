@@ -26,6 +26,8 @@ from maskwright.models.backbones.weights import (
     read_weights_file,
 )
 from maskwright.models.provenance import Provenance
+from maskwright.models.towers.groupvit.shape import GROUPVIT, HUB, GroupShape, is_groupvit
+from maskwright.models.towers.groupvit.shape import USUAL as USUAL_GROUPS
 from maskwright.models.towers.shape import CLIP, HUB_FILE, USUAL, USUAL_HUB, is_clip
 
 __all__ = ["BACKBONES", "Backbone", "BackboneChoice", "build_backbone", "choose_backbone", "default_backbone"]
@@ -52,7 +54,8 @@ def build_backbone(
     """Builds a backbone, in evaluation mode.
 
     Args:
-        name: a short name of `BACKBONES` ("dinov2_small"), a timm name, with or without tag, or `clip:NAME`.
+        name: a short name of `BACKBONES` ("dinov2_small"), a timm name, with or without tag, `clip:NAME` or
+            `groupvit:NAME`.
         weights: None for the hub's (or its local cache's), "package" for those of an installed package,
             "random", or the path of a checkpoint in any format of `keymaps` (of a CLIP: of `towers.pairs`).
         output_stride: 8, 16 or 32: convolutional networks are dilated to keep at least this resolution.
@@ -70,6 +73,10 @@ def build_backbone(
         from maskwright.models.towers.image import build_clip
 
         return build_clip(name, weights, output_stride, **options)
+    if is_groupvit(name):
+        from maskwright.models.towers.groupvit.tower import build_groupvit
+
+        return build_groupvit(name, weights, output_stride, **options)
     architecture, entry, config = _look_up(name)
     file = None if weights == RANDOM else _find_weights(name, entry, config, weights)
     model = _create(architecture, output_stride, options)
@@ -86,7 +93,8 @@ def build_backbone(
 
 
 def architecture_of(name: str) -> str:
-    """timm's name, without a tag, of the network that a backbone's name stands for; of a CLIP the line of its build.
+    """timm's name, without a tag, of the network that a backbone's name stands for; of a CLIP or a GroupViT the line of
+    its build.
 
     Raises:
         MaskwrightError: unknown name.
@@ -95,6 +103,8 @@ def architecture_of(name: str) -> str:
         from maskwright.models.towers.image import build_line
 
         return build_line(name)
+    if is_groupvit(name):
+        return GroupShape.of(name).text()
     return _look_up(name)[0]
 
 
@@ -209,13 +219,15 @@ def choose_backbone(kind: str = "any") -> BackboneChoice:
 
     Args:
         kind: "any"; "vit": vision transformers only; no package carries one, but DINO small in the local hub cache
-            will do; "joint": CLIP's ViT-B/16, from the hub or its cache.
+            will do; "joint": CLIP's ViT-B/16, from the hub or its cache; "groups": a GroupViT likewise.
 
     Raises:
         MaskwrightError: neither can be had.
     """
     if kind == "joint":
         return _choose_joint()
+    if kind == "groups":
+        return _choose_groups()
     _, entry, config = _look_up(catalogue.DEFAULT)
     assert entry is not None
     if hub_cached(config.hf_hub_id) is not None:
@@ -266,6 +278,19 @@ def _choose_joint() -> BackboneChoice:
         )
     where = "is in the local hub cache" if cached else "is fetched from the hub"
     return BackboneChoice(f"{CLIP}:{USUAL}", None, f"OpenAI's {USUAL}, whose training saw image captions, {where}")
+
+
+def _choose_groups() -> BackboneChoice:
+    cached = any(hub_cached(HUB[USUAL_GROUPS], file) for file in ("model.safetensors", "pytorch_model.bin"))
+    if not cached and not hub_reachable():
+        why = "HF_HUB_OFFLINE is set" if offline_asked() else "no model hub can be reached"
+        raise MaskwrightError(
+            f"{why} and {HUB[USUAL_GROUPS]} is not in the local hub cache",
+            "a GroupViT that was trained, or one that is to learn from nothing",
+            f"give --backbone {GROUPVIT} --weights FOLDER, or --backbone {GROUPVIT}:small --weights random",
+        )
+    where = "is in the local hub cache" if cached else "is fetched from the hub"
+    return BackboneChoice(GROUPVIT, None, f"{HUB[USUAL_GROUPS]}, whose training saw image captions, {where}")
 
 
 def default_backbone(output_stride: int | None = None, kind: str = "any") -> tuple[Backbone, str]:

@@ -35,6 +35,7 @@ class Backbone(nn.Module):
         img_size: (height, width) of the position embedding where it is not the architecture's own, or None.
         joint_width: channels of the space that it shares with a text tower, 0 where there is none.
         key_width: channels of the keys that it gives beside these.
+        groups: segments that it sorts patches into, 0 where it does not.
     """
 
     is_vit = False
@@ -53,6 +54,7 @@ class Backbone(nn.Module):
         self.img_size: list[int] | None = None
         self.joint_width = 0
         self.key_width = 0
+        self.groups = 0
         self._key: tuple[object, str] | None = None
 
     @property

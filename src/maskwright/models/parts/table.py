@@ -57,6 +57,8 @@ TABLE = {
     "ProxyEncoder": "maskwright.models.towers.beside:ProxyEncoder",
     "RecoScores": "maskwright.models.towers.beside:RecoScores",
     "WordHead": "maskwright.models.towers.parts:WordHead",
+    "GroupEncoder": "maskwright.models.towers.groupvit.parts:GroupEncoder",
+    "GroupClassifier": "maskwright.models.towers.groupvit.parts:GroupClassifier",
     "FCNHead": "maskwright.models.networks.blocks:FCNHead",
     "DDRNetEncoder": "maskwright.models.networks.ddrnet:DDRNetEncoder",
     "DDRNetDecoder": "maskwright.models.networks.ddrnet:DDRNetDecoder",

@@ -124,6 +124,14 @@ class VocabularyClassifier(Part):
         owner = torch.zeros(words, dtype=torch.int64)
         return cls(torch.zeros(words, width), owner, **arguments)
 
+    def like(
+        self, vectors: Tensor, owner: Tensor, classes: int, background: int | None = None, threshold: float = 0.0
+    ) -> Self:
+        """The same with other words."""
+        return type(self)(
+            vectors, owner, classes, self.scale, self.denoise, self.smooth, background=background, threshold=threshold
+        )
+
     def check_tensors(self) -> None:
         """Each word must be of a class that is there, and each class but a background by threshold must have one."""
         owners = set(self.owner.tolist())

@@ -105,5 +105,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "scene": SCENE,
     "photo": ("a photo of a {}.",),
     "name": ("{}",),
+    "origami": ("a clean origami {}.",),
 }
 """Sets of sentences by name; {} is where the class name goes."""

@@ -20,7 +20,54 @@ SMALLEST: dict[str, Any] = {"image_size": 32, "patch_size": 32, "layers": 1, "wi
 """The image tower that open_clip builds beside a text tower, and that is thrown away."""
 
 
-class TextTower:
+def clip_tokens(length: int, **cleaning: Any) -> Any:
+    """CLIP's tokenizer for texts of so many tokens.
+
+    Raises:
+        MaskwrightError: open_clip, which has it, is not installed.
+    """
+    return open_clip_module().tokenizer.SimpleTokenizer(context_length=length, **cleaning)
+
+
+class Texts:
+    """What embeds texts.
+
+    Attributes:
+        tokenizer: open_clip's.
+        length: tokens that are read at most.
+        units: whether each of several sentences around a word gets unit length before their mean.
+    """
+
+    units = True
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self.tokenizer, self.length = tokenizer, length
+
+    def check(self, text: str, name: str) -> None:
+        """Refuses a text that does not fit into the tower.
+
+        Args:
+            text: what will be embedded.
+            name: the class that it is of, for the error.
+
+        Raises:
+            MaskwrightError: it has too many tokens; the tower would only see its beginning.
+        """
+        tokens = len(self.tokenizer.encode(text)) + 2
+        if tokens > self.length:
+            start = f"{shown(name[:40])}{'...' if len(name) > 40 else ''}"
+            raise MaskwrightError(
+                f"class name {start} is {tokens} tokens long in its sentence",
+                f"at most {self.length}, all that the text tower reads",
+                "say it in fewer words",
+            )
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Texts as vectors, (N, E)."""
+        raise NotImplementedError
+
+
+class TextTower(Texts):
     """Texts as unit vectors in the space of an image tower.
 
     Args:
@@ -48,8 +95,8 @@ class TextTower:
                 f"the text tower of {pair.name} knows {config['vocab_size']} tokens", f"CLIP's {WORDS}",
                 "take another pair, as --backbone clip:ViT-B-16",
             )  # fmt: skip
-        self.length = int(config.get("context_length", 77))
-        self.tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=self.length, **cleaning)
+        length = int(config.get("context_length", 77))
+        super().__init__(clip_tokens(length, **cleaning), length)
         try:
             model = open_clip.CLIP(
                 embed_dim=pair.config["embed_dim"], vision_cfg=SMALLEST, text_cfg=config,
@@ -63,25 +110,6 @@ class TextTower:
         self.model = model.eval().requires_grad_(False)
         self.causal = not config.get("no_causal_mask") and config.get("pool_type", "argmax") == "argmax"
         self.places, self.mask = self.model.positional_embedding.data, self.model.attn_mask
-
-    def check(self, text: str, name: str) -> None:
-        """Refuses a text that does not fit into the tower.
-
-        Args:
-            text: what will be embedded.
-            name: the class that it is of, for the error.
-
-        Raises:
-            MaskwrightError: it has too many tokens; the tower would only see its beginning.
-        """
-        tokens = len(self.tokenizer.encode(text)) + 2
-        if tokens > self.length:
-            start = f"{shown(name[:40])}{'...' if len(name) > 40 else ''}"
-            raise MaskwrightError(
-                f"class name {start} is {tokens} tokens long in its sentence",
-                f"at most {self.length}, all that the text tower reads",
-                "say it in fewer words",
-            )
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:

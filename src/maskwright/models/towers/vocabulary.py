@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.models.towers.names import ClassWords
-from maskwright.models.towers.text import TextTower
+from maskwright.models.towers.text import Texts
 
 
 class Vocabulary(NamedTuple):
@@ -28,14 +28,26 @@ class Vocabulary(NamedTuple):
     owner: Tensor
 
 
-def ensemble(embeddings: Tensor) -> Tensor:
-    """Embeddings of words in several sentences, (P, M, E), as one vector a word (P, E): each of unit length, then
-    their mean, of unit length again."""
-    return F.normalize(F.normalize(embeddings, dim=-1).mean(1), dim=-1)
+def ensemble(embeddings: Tensor, units: bool = True) -> Tensor:
+    """Embeddings of words in several sentences, (P, M, E), as one vector a word (P, E): each of unit length, unless
+    `units` says otherwise, then their mean, of unit length."""
+    return F.normalize((F.normalize(embeddings, dim=-1) if units else embeddings).mean(1), dim=-1)
+
+
+def check_words(tower: Texts, classes: ClassWords, templates: Sequence[str]) -> None:
+    """Refuses words that do not fit into a tower, in the longest of the sentences.
+
+    Raises:
+        MaskwrightError: with the word.
+    """
+    longest = max(templates, key=lambda t: len(tower.tokenizer.encode(t.replace("{}", ""))))
+    for name, own in zip(classes.names, classes.words):
+        for word in own:
+            tower.check(longest.replace("{}", word), name if len(own) == 1 else word)
 
 
 def embed_words(
-    tower: TextTower,
+    tower: Texts,
     classes: ClassWords,
     templates: Sequence[str],
     *,
@@ -54,10 +66,8 @@ def embed_words(
     Raises:
         MaskwrightError: a word does not fit into the tower, before any is embedded.
     """
+    check_words(tower, classes, templates)
     words = [(c, word) for c, own in enumerate(classes.words) for word in own]
-    longest = max(templates, key=lambda t: len(tower.tokenizer.encode(t.replace("{}", ""))))
-    for c, word in words:
-        tower.check(longest.replace("{}", word), classes.names[c] if len(classes.words[c]) == 1 else word)
     at_once = max(1, chunk // len(templates))
     starts = range(0, len(words), at_once)
     found = []
@@ -65,5 +75,5 @@ def embed_words(
         some = words[start : start + at_once]
         texts = [template.replace("{}", word) for _, word in some for template in templates]
         vectors = torch.cat([tower.encode(texts[i : i + chunk]) for i in range(0, len(texts), chunk)])
-        found.append(ensemble(vectors.view(len(some), len(templates), -1)))
+        found.append(ensemble(vectors.view(len(some), len(templates), -1), tower.units))
     return Vocabulary(torch.cat(found), torch.tensor([c for c, _ in words]))

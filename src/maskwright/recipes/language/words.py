@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maskwright.engine.config import option, part
 from maskwright.errors import MaskwrightError
@@ -24,7 +24,7 @@ from maskwright.models.towers.image import ClipResNet, ClipTower, ClipViT
 from maskwright.models.towers.names import BACKGROUND_WORDS, ClassWords, class_words
 from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
 from maskwright.models.towers.prompts import TEMPLATES
-from maskwright.models.towers.text import TextTower
+from maskwright.models.towers.text import Texts, TextTower
 from maskwright.models.towers.vocabulary import Vocabulary, embed_words
 from maskwright.predict.words import WORDS
 
@@ -59,7 +59,8 @@ class WordOptions:
     """From class names to predictions."""
 
     short_side: int = option(512, "pixels; shorter side of the network's input", low=16, high=MAX_SIDE)
-    prompts: str = option("all", "sentences around a name, averaged: all 85, ImageNet's 80, five of scenes, one, none",
+    prompts: str = option("all", "sentences around a name, averaged: all 85, ImageNet's 80, five of scenes, one, none, "
+                          "CLIP-ES' one",
                           choices=tuple(TEMPLATES))  # fmt: skip
     singular: bool = option(True, "make plurals singular, as the sentences want")
     background: BackgroundOptions = part(BackgroundOptions)
@@ -84,26 +85,35 @@ def read_classes(context: Context, options: WordOptions) -> ClassWords:
     return found
 
 
-def embed_classes(context: Context, classes: ClassWords, options: WordOptions) -> Vocabulary:
+def embed_classes(context: Context, classes: ClassWords, options: WordOptions, text: Texts | None = None) -> Vocabulary:
     """Embeds the words of all classes, on the CPU.
+
+    Args:
+        context: of the run.
+        classes: their words.
+        options: sentences, and how many at once.
+        text: what embeds them; None: the text tower of the run's CLIP.
 
     Raises:
         MaskwrightError: no text tower can be had, or a name does not fit into it.
     """
-    pair = tower_of(context).pair
-    if pair is None:
-        raise MaskwrightError(
-            f"the backbone {context.backbone.name} comes without a text tower", "both towers",
-            "give --backbone clip:NAME, with --weights FILE where no hub can be reached",
-        )  # fmt: skip
-    context.initialise(STAGE)  # for a text tower whose weights are drawn
-    text = TextTower(pair)
+    if text is None:
+        pair = tower_of(context).pair
+        if pair is None:
+            raise MaskwrightError(
+                f"the backbone {context.backbone.name} comes without a text tower", "both towers",
+                "give --backbone clip:NAME, with --weights FILE where no hub can be reached",
+            )  # fmt: skip
+        context.initialise(STAGE)  # for a text tower whose weights are drawn
+        text = TextTower(pair)
     return embed_words(text, classes, TEMPLATES[options.prompts], chunk=options.chunk, track=context.progress.track)
 
 
-def embedded_vocabulary(context: Context, classes: ClassWords, options: WordOptions, folder: Path) -> None:
+def embedded_vocabulary(
+    context: Context, classes: ClassWords, options: WordOptions, folder: Path, text: Texts | None = None
+) -> None:
     """Embeds the words of all classes and leaves them in the stage's folder; raises as `embed_classes`."""
-    found = embed_classes(context, classes, options)
+    found = embed_classes(context, classes, options, text)
     if context.run.writes:
         save_tensors(folder / VOCABULARY, {"vectors": found.vectors, "owner": found.owner})
     alike = (found.vectors @ found.vectors.T).masked_fill(found.owner[:, None] == found.owner[None], -1)
@@ -188,12 +198,22 @@ def word_segmenter(
         tower.provenance, short_side=options.short_side, multiple_of=encoder.multiple_of
     )
     made = method.assembled(encoder, None, classifier, preprocess)
-    made.extra[WORDS] = {
-        "tower": tower.name, "prompts": options.prompts, "singular": options.singular,
+    made.extra[WORDS] = word_record(tower.name, options)
+    return made
+
+
+def word_record(tower: str, options: WordOptions) -> dict[str, Any]:
+    """How names became vectors, as a model keeps it for other names at prediction.
+
+    Args:
+        tower: name of the backbone.
+        options: of the words.
+    """
+    return {
+        "tower": tower, "prompts": options.prompts, "singular": options.singular,
         "background": list(options.background.words), "threshold": float(options.background.threshold),
         "chunk": options.chunk,
     }  # fmt: skip
-    return made
 
 
 def tower_of(context: Context) -> ClipTower:

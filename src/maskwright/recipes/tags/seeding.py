@@ -9,7 +9,7 @@ from maskwright.data.trust.artefacts import read_record, write_record
 from maskwright.data.trust.files import write_json
 from maskwright.engine.distributed import barrier, share
 from maskwright.recipes.tags.options import SeedOptions
-from maskwright.recipes.tags.seeds import write_seeds
+from maskwright.recipes.tags.seeds import Label, write_seeds
 from maskwright.recipes.tags.showing import Way, what_is_shown
 from maskwright.recipes.tags.telling import note_threshold
 from maskwright.recipes.tags.thresholds import Threshold, choose_threshold, sweep_thresholds
@@ -21,7 +21,14 @@ THRESHOLD = "threshold.json"
 CURVE = "curve.json"
 
 
-def make_seeds(context: Context, options: SeedOptions, way: Way, folder: Path, known: Threshold | None = None) -> None:
+def make_seeds(
+    context: Context,
+    options: SeedOptions,
+    way: Way,
+    folder: Path,
+    known: Threshold | None = None,
+    label: Label | None = None,
+) -> None:
     """Chooses the threshold, writes the label maps of all tagged images, and what the report shows.
 
     Args:
@@ -30,14 +37,16 @@ def make_seeds(context: Context, options: SeedOptions, way: Way, folder: Path, k
         way: the maps, and the store that label maps go to.
         folder: of the stage.
         known: the threshold of maps that say themselves where background begins.
+        label: another way to labels than a threshold, which is then `known` and only told.
     """
     data, targets, store = context.data, way.targets, way.last
     threshold = choose_threshold(options, store, data, targets, context.classes, known)
     note_threshold(context, threshold, targets)
     mine = share(targets.indices(data))
     work = write_seeds(
-        store, data, mine, way.labels, targets.background, threshold.value, band=options.band, crf=options.crf
-    )
+        store, data, mine, way.labels, targets.background, threshold.value, band=options.band, crf=options.crf,
+        label=label,
+    )  # fmt: skip
     for _ in context.progress.track(work, "seeds", len(mine)):
         pass
     barrier()

@@ -7,15 +7,19 @@ Legend: K tags of one image, (H, W) image size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.training.labels import LabelMap, LabelStore
+from maskwright.ops.cam import with_background
 from maskwright.ops.refinement.crf import CRF_SETTINGS, dense_crf, label_probs
 from maskwright.recipes.tags.maps import CamStore, ImageCams
+
+Label = Callable[[ImageCams, np.ndarray | None], LabelMap]
+"""Another way from the maps of an image, and its pixels where a CRF is asked for, to labels (H, W)."""
 
 
 def seed_labels(
@@ -62,6 +66,41 @@ def seed_labels(
     return LabelMap(torch.where(valid, ids, 0), confidence.clamp(0, 1).float(), valid)
 
 
+def seeds_by_power(
+    cams: ImageCams,
+    background: int | None,
+    *,
+    alpha: float = 1.0,
+    sure: float = 0.95,
+    image: np.ndarray | None = None,
+    crf: str = "clip_es",
+) -> LabelMap:
+    """Labels of one image from maps among which (1 - max)^alpha is the background's; unsure pixels are not valid.
+
+    Args:
+        cams: its maps.
+        background: class id, or None: what the background wins has no label.
+        alpha: of the background's map.
+        sure: least probability of a label.
+        image: uint8 (H, W, 3); a dense CRF decides on the maps as probabilities. Without it they are divided by their
+            sum.
+        crf: a name of `ops.crf.CRF_SETTINGS`.
+
+    Returns:
+        (H, W).
+    """
+    scores = with_background(cams.full(), alpha=alpha) if len(cams.keys) else torch.ones(1, *cams.size)
+    if image is not None and len(cams.keys):
+        given = scores.clamp(0, 1).numpy()
+        scores = torch.from_numpy(np.asarray(dense_crf(given, image, **CRF_SETTINGS[crf])))  # type: ignore[arg-type]
+    confidence, channel = (scores / scores.sum(0).clamp(min=1e-12)).max(0)
+    ids = torch.cat([torch.tensor([background or 0]), cams.keys])[channel]
+    valid = confidence >= sure
+    if background is None:
+        valid = valid & (channel > 0)
+    return LabelMap(torch.where(valid, ids, 0), confidence.clamp(0, 1).float(), valid)
+
+
 def write_seeds(
     store: CamStore,
     data: Dataset,
@@ -72,12 +111,18 @@ def write_seeds(
     *,
     band: float = 0.0,
     crf: bool = False,
+    label: Label | None = None,
 ) -> Iterator[int]:
-    """Writes label maps of images that have maps and no labels yet; yields how many are done."""
+    """Writes label maps of images that have maps and no labels yet, by `seed_labels` or another way; yields how many
+    are done."""
     for done, i in enumerate(indices, 1):
         name = data.items[i].name
         if name not in labels:
             image = np.ascontiguousarray(data.image(i)) if crf else None
-            found = seed_labels(store.read(name), background, threshold, band=band, image=image)
+            cams = store.read(name)
+            if label is not None:
+                found = label(cams, image)
+            else:
+                found = seed_labels(cams, background, threshold, band=band, image=image)
             labels.write(name, found, data.items[i].image)
         yield done
