@@ -232,7 +232,8 @@ class Method(ABC):
     def photographs_shown(self) -> int:
         """How many whole photographs the report's pictures need: previews, and what shows the clusters."""
         images = len(self.context.data)
-        return min(SHOWN, images) + (min(SHOWN_OF_CLUSTERS, images) if self.classes_from == "clusters" else 0)
+        clusters = self.classes_found(self.config) == "clusters"
+        return min(SHOWN, images) + (min(SHOWN_OF_CLUSTERS, images) if clusters else 0)
 
     @abstractmethod
     def stages(self) -> list[Stage]:

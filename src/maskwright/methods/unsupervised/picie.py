@@ -421,6 +421,7 @@ class Picie(CropMethod):
     Config: ClassVar[type] = PicieConfig
     trainer: ClassVar[type[CropTraining]] = PicieTraining
     says: ClassVar[str] = "rounds of clusters, and a network that fits them from two views"
+    clusters_behind: ClassVar[bool] = True
     config: PicieConfig
 
     def stages(self) -> list[Stage]:
@@ -429,11 +430,6 @@ class Picie(CropMethod):
         if self.config.readout.by == "rounds":
             says = "the last round's classifier"
         return [*super().stages(), Stage("cluster", "fit", self.cluster, says)]
-
-    def tail(self) -> float:
-        """Batch-norm statistics and the report, and a pass over all photographs for the clustering."""
-        images, norms = len(self.context.data), min(self.config.norms.images, len(self.context.data))
-        return super().tail() * (1 + (norms + images) / (norms + self.photographs_shown))
 
     def network(self) -> Network:
         """The trained network."""

@@ -30,7 +30,7 @@ from maskwright.recipes.clustering import cluster_rows
 from maskwright.recipes.clustering_health import clustering_health, collapse
 from maskwright.recipes.segments.regions import INPUTS, REGIONS, given, make_regions
 from maskwright.recipes.self_training.rounds import as_it_stands
-from maskwright.recipes.training.method import SHOWN, CropMethod
+from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network, make_preprocess, make_segmenter, retake
 from maskwright.recipes.training.options import CropConfig
 
@@ -72,6 +72,7 @@ class SegmentMethod(CropMethod):
 
     inputs: ClassVar[Mapping[str, InputNeed]] = INPUTS
     layout: ClassVar[Layout] = "corner"
+    clusters_behind: ClassVar[bool] = True
 
     @classmethod
     def labels_needed(cls, config: Any) -> frozenset[str]:
@@ -92,11 +93,6 @@ class SegmentMethod(CropMethod):
             *super().stages(),
             Stage("prototypes", "fit", self.prototypes, says),
         ]
-
-    def tail(self) -> float:
-        """Batch-norm statistics twice, the report, and a pass over the photographs for the prototypes."""
-        images, norms = len(self.context.data), min(self.config.norms.images, len(self.context.data))
-        return super().tail() * (1 + (norms + images) / (norms + min(SHOWN, images)))
 
     def regions(self, folder: Path) -> None:
         """Makes the regions."""

@@ -62,7 +62,7 @@ from maskwright.recipes.frozen.features import (
 )
 from maskwright.recipes.proposals.making import PROPOSALS, propose
 from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
-from maskwright.recipes.training.method import SHOWN, CropMethod
+from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_preprocess, make_segmenter, retake
 from maskwright.recipes.training.training import CropTraining
 
@@ -86,6 +86,7 @@ class LookingBeyond(CropMethod):
         INPUT: InputNeed(says="auxiliary labels of a weak segmenter", kind="proposals", required=False)
     }
     Config: ClassVar[type] = LookingBeyondConfig
+    clusters_behind: ClassVar[bool] = True
     config: LookingBeyondConfig
 
     def __init__(self, config: LookingBeyondConfig, context: Any) -> None:
@@ -129,11 +130,6 @@ class LookingBeyond(CropMethod):
             (True, Stage("cluster", "fit", self.cluster, "k-means of whole photographs under the trained network")),
         ]
         return [stage for needed, stage in stages if needed]
-
-    def tail(self) -> float:
-        """Batch-norm statistics and the report, and a pass over all photographs for the clustering."""
-        images, norms = len(self.context.data), min(self.config.norms.images, len(self.context.data))
-        return super().tail() * (1 + (norms + images) / (norms + min(SHOWN, images)))
 
     # ------------------------------------------------------------------ auxiliary labels
 

@@ -60,7 +60,7 @@ from maskwright.recipes.proposals.objects import (
     stored_objects,
 )
 from maskwright.recipes.self_training.rounds import as_it_stands
-from maskwright.recipes.training.method import SHOWN, CropMethod
+from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_preprocess, make_segmenter, retake
 from maskwright.recipes.training.options import (
     CropConfig,
@@ -195,6 +195,7 @@ class MaskContrast(CropMethod):
     }
     Config: ClassVar[type] = MaskContrastConfig
     says: ClassVar[str] = "object pixels that pick their own object among others"
+    clusters_behind: ClassVar[bool] = True
     config: MaskContrastConfig
 
     @classmethod
@@ -217,11 +218,6 @@ class MaskContrast(CropMethod):
             Stage("cluster", "fit", self.cluster, "clusters of the photographs' objects"),
             *([probe] if self.config.linear_probe else []),
         ]
-
-    def tail(self) -> float:
-        """Batch-norm statistics and the report, and a pass over all photographs for the clustering."""
-        images, norms = len(self.context.data), min(self.config.norms.images, len(self.context.data))
-        return super().tail() * (1 + (norms + images) / max(1, norms + min(SHOWN, images)))
 
     # ------------------------------------------------------------------ objects
 
