@@ -7,6 +7,7 @@ import pytest
 from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS, TABLE
 from maskwright.methods.choosing import PREFERENCES, choose, choose_method, settings_of
+from maskwright.recipes.language.at_hand import Words
 
 
 def chosen(images: int, source: bool = False, **labels: int) -> tuple[str, str]:
@@ -36,6 +37,23 @@ def test_preferences_name_methods_that_can_use_the_label():
     known = [(kind, n) for kind, _, names in PREFERENCES for n in names if n in TABLE]
     assert known
     assert all(kind in METHODS[n].needs for kind, n in known)
+
+
+def test_class_names_are_for_towers_where_nothing_else_is_there():
+    none = {"masks": 0, "tags": 0, "captions": 0}
+    assert choose_method(none, 20, words=lambda: Words("maskclip")) == (
+        "maskclip", "maskclip, because class names are all there is",
+    )  # fmt: skip
+    captions = none | {"captions": 20}
+    assert choose_method(captions, 20, words=lambda: Words("maskclip"))[1].endswith(
+        "; it does not use the captions that are there"
+    )
+    name, why = choose_method(captions, 20, words=lambda: Words("groupvit"))
+    assert name == "groupvit" and why.endswith("because class names and captions are all there is")
+    name, why = choose_method(none, 20, words=lambda: Words("", "no tower: install it"))
+    assert name == "stego" and why.endswith("; it does not use the class names, because no tower: install it")
+    never = pytest.fail
+    assert choose_method(none | {"tags": 20}, 20, words=lambda: never("names beside tags"))[0] == "seam"
 
 
 def test_what_is_left_aside_is_told():

@@ -101,6 +101,7 @@ def train(
     from maskwright.engine.streams import SOURCE, open_sources, sources_as_written
     from maskwright.methods import TABLE, find_method
     from maskwright.methods.choosing import choose, settings_of
+    from maskwright.recipes.language.at_hand import words_at_hand
 
     check_log(log)
     bar = progress or Progress.of_this_process()
@@ -117,8 +118,12 @@ def train(
         chosen = settings_of(begun, images.labels_present(), len(images))
     elif method == "auto":
         choice = choose(
-            images.labels_present(), len(images), SOURCE in sources, cpu=on_cpu(device), steps=steps, minutes=minutes
-        )
+            images.labels_present(), len(images), SOURCE in sources, cpu=on_cpu(device), steps=steps, minutes=minutes,
+            words=lambda: words_at_hand(
+                given_names(names) if names is not None else images.classes.names if images.classes else (),
+                images.labels_present()["captions"] > 0, backbone, weights,
+            ),
+        )  # fmt: skip
         method, reason = choice.method, choice.reason
         chosen = dict(choice.settings)
     if reason:

@@ -6,12 +6,13 @@ given goes above all of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS, TABLE
+from maskwright.recipes.language.at_hand import Words
 
 PREFERENCES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("source", "there is a labelled source folder", ("dacs", "source_only")),
@@ -62,6 +63,7 @@ def choose(
     cpu: bool,
     steps: int | None = None,
     minutes: float | None = None,
+    words: Callable[[], Words] = Words,
 ) -> Choice:
     """Picks a method and its length.
 
@@ -72,12 +74,13 @@ def choose(
         cpu: whether the run has no GPU.
         steps: `--steps`, if that is given.
         minutes: `--minutes`, if that is given.
+        words: says what class names are good for; asked where no label is there that a method learns from.
 
     Raises:
         MaskwrightError: when there is no image.
     """
     short = cpu and (steps or 0) <= LONG_STEPS and (minutes is None or minutes < SHORT_MINUTES)
-    name, reason = choose_method(labels, images, source, short)
+    name, reason = choose_method(labels, images, source, short, words)
     settings = settings_of(name, labels, images)
     scaled = _scaled(name, labels, images, cpu)
     own = METHODS[name].own_steps(METHODS[name].Config(), images)
@@ -104,7 +107,13 @@ def _scaled(name: str, labels: Mapping[str, int], images: int, cpu: bool) -> int
     return None
 
 
-def choose_method(labels: Mapping[str, int], images: int, source: bool = False, short: bool = False) -> tuple[str, str]:
+def choose_method(
+    labels: Mapping[str, int],
+    images: int,
+    source: bool = False,
+    short: bool = False,
+    words: Callable[[], Words] = Words,
+) -> tuple[str, str]:
     """Picks a method by the labels that are present.
 
     Args:
@@ -112,6 +121,7 @@ def choose_method(labels: Mapping[str, int], images: int, source: bool = False, 
         images: number of images.
         source: whether a labelled source folder is given.
         short: whether there is little time, in which the masks alone teach most.
+        words: says what class names are good for; asked where no label is there that a method learns from.
 
     Returns:
         The method's name and the reason in one sentence.
@@ -136,7 +146,15 @@ def choose_method(labels: Mapping[str, int], images: int, source: bool = False, 
                 count = "" if kind == "source" else f" ({labels[kind]} of {images})"
                 return name, f"{name}, because {reason}{count}{_left(unused)}"
         unused.append(kind)
-    left = _left(unused)
+    found = words()
+    if found.method:
+        used = METHODS[found.method].needs
+        there = "class names and captions are" if "captions" in used else "class names are"
+        return (
+            found.method,
+            f"{found.method}, because {there} all there is{_left([k for k in unused if k not in used])}",
+        )
+    left = _left(unused) + (f"; it does not use the class names, because {found.lacking}" if found.lacking else "")
     if images < 8:
         few = "kmeans, because no method here learns from so few images"
         return "kmeans", f"{few} ({images}){left}"

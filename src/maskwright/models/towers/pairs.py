@@ -30,6 +30,8 @@ FILES = (HUB_FILE, "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_
 OPENAI_ONLY = "input_resolution"
 """A number that OpenAI's own files hold beside the tensors, and no other."""
 INSTALL = "pip install 'maskwright[clip]'"
+GIVE = "give both towers with --backbone clip:NAME --weights FILE"
+"""What to do where no hub can be reached."""
 
 
 def open_clip_module() -> Any:
@@ -82,7 +84,7 @@ class Pair:
         if file is None:
             return {}
         if not file.tensors:
-            file = hub_weights(self.hub, HUB_FILE) if self.hub else read_weights_file(str(self.place))
+            file = hub_weights(self.hub, HUB_FILE, GIVE) if self.hub else read_weights_file(str(self.place))
         if file.sha256 != self.file.sha256:  # type: ignore[union-attr]
             raise MaskwrightError(f"{file.source} changed while it was read", "the same file throughout", "start again")
         return clip_tensors(file.tensors, file.source)
@@ -182,7 +184,7 @@ def _of_hub(name: str, arch: str, tag: str) -> Pair:
     told = open_clip.get_pretrained_cfg(arch, tag)
     numbers = {"mean": told.get("mean"), "std": told.get("std")}
     return Pair(
-        name, config, None, hub_weights(repo, HUB_FILE), "MIT" if tag == USUAL_TAG else "unknown", hub=repo,
+        name, config, None, hub_weights(repo, HUB_FILE, GIVE), "MIT" if tag == USUAL_TAG else "unknown", hub=repo,
         **_normalisation(numbers),
     )  # fmt: skip
 

@@ -107,7 +107,8 @@ def find_group_pair(name: str, weights: str | None) -> GroupPair:
 
 
 def _hub(repo: str) -> WeightsFile:
-    return hub_weights(repo, next((file for file in FILES if hub_cached(repo, file)), FILES[1]))
+    there = next((file for file in FILES if hub_cached(repo, file)), FILES[1])
+    return hub_weights(repo, there, f"give both towers with --backbone {GROUPVIT} --weights FILE or FOLDER")
 
 
 def holds_group_pair(folder: Path) -> bool:
