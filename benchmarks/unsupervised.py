@@ -123,7 +123,7 @@ ENTRIES = (
     Entry("camvid-segsort-superpixels", "camvid", "segsort", settings={"regions.by": "superpixels"}, seeds=(0,)),
     Entry("camvid-hsg", "camvid", "hsg", seeds=(0,)),
     Entry("camvid-hsg-fine", "camvid", "hsg", settings={"levels.which": "fine"}, seeds=(0,)),
-    Entry("camvid-hsg-without_levels", "camvid", "hsg", settings={"levels.which": "none"}, seeds=(0,)),
+    Entry("camvid-hsg-without_levels", "camvid", "hsg", settings={"levels.which": "regions"}, seeds=(0,)),
     Entry("ecssd-otsu", "ecssd_part", "otsu", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-box", "ecssd_part", "box", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-fiedler", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",

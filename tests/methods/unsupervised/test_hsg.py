@@ -119,7 +119,7 @@ def test_pixels_of_a_segment_are_of_one_group():
 
 @pytest.mark.slow
 def test_the_baseline_has_no_levels(data, tmp_path):
-    model = train(data, tmp_path / "run", 1, **{"levels.which": "none", "hidden": 24})
+    model = train(data, tmp_path / "run", 1, **{"levels.which": "regions", "hidden": 24})
     assert "fine" not in steps_of(tmp_path / "run")[0]
     with pytest.raises(MaskwrightError, match="without levels"):
         model.at_level("fine")
@@ -132,7 +132,7 @@ def test_the_baseline_has_no_levels(data, tmp_path):
 def test_presets_say_what_the_papers_commands_say():
     first, second = (configure(HSGConfig, {"preset": name}) for name in ("paper_regions", "paper"))
     assert (first.crops.size, first.crops.batch, first.steps, first.segments.grid) == (224, 128, 350_000, 1)
-    assert (first.levels.which, second.levels.which, second.levels.start) == ("none", "fine+coarse", 0)
+    assert (first.levels.which, second.levels.which, second.levels.start) == ("regions", "fine+coarse", 0)
     assert (second.crops.size, second.crops.batch, second.steps, second.segments.grid) == (448, 48, 20_000, 4)
     assert (second.levels.fine, second.levels.coarse, second.dim, second.hidden) == (8, 4, 128, 2048)
     assert second.optimizer.lr * second.optimizer.encoder_lr == pytest.approx(8e-3)

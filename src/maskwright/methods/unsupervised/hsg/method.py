@@ -1,6 +1,6 @@
 """HSG: Unsupervised Hierarchical Semantic Segmentation with Multiview Cosegmentation and Clustering Transformers.
 
-Ke, Hwang, Guo, Wang, Yu, CVPR 2022, https://arxiv.org/abs/2204.11432; with `levels.which=none` its baseline, SegSort
+Ke, Hwang, Guo, Wang, Yu, CVPR 2022, https://arxiv.org/abs/2204.11432; with `levels.which=regions` its baseline, SegSort
 across views.
 
 Two views of each photograph are cut into segments: regions that are not learned, cut further by k-means. Pixels are
@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "paper": PAPER,
     "paper_regions": PAPER | {
-        "crop": 224, "batch": 128, "lr": 1e-1, "encoder_lr": 1.0, "which": "none", "segments.grid": 1,
+        "crop": 224, "batch": 128, "lr": 1e-1, "encoder_lr": 1.0, "which": "regions", "segments.grid": 1,
         "steps": 350_000,
     },
 }  # fmt: skip

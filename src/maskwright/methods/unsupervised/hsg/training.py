@@ -38,8 +38,8 @@ class LevelOptions:
     """Groups of segments."""
 
     which: str = option(
-        None, "levels that are learned; none: the baseline, regions in two views (preset)",
-        choices=("fine+coarse", "fine", "none"), main=True,
+        None, "levels that are learned; regions: none but these, in two views, the baseline (preset)",
+        choices=("fine+coarse", "fine", "regions"), main=True,
     )  # fmt: skip
     fine: int = option(8, "fine groups of a photograph, at most", low=2, high=256, main=True)
     coarse: int = option(4, "coarse groups, at most", low=2, high=256)
@@ -54,7 +54,7 @@ class LevelOptions:
 
     def check_width(self, dim: int) -> None:
         """Raises `MaskwrightError` on a width that neither halves nor divides by the heads."""
-        if self.which != "none" and (dim % 2 or dim % self.heads):
+        if self.which != "regions" and (dim % 2 or dim % self.heads):
             raise MaskwrightError(f"dim={dim}", f"an even multiple of levels.heads={self.heads}", "add --set dim=128")
 
     def check(self) -> None:
@@ -80,7 +80,7 @@ def hsg_network(context: Context, config: HSGConfig) -> Network:
 
 def new_levels(c: LevelOptions, dim: int) -> Hierarchy | None:
     """Untrained groups as the options say; None without levels."""
-    if c.which == "none":
+    if c.which == "regions":
         return None
     coarse = c.coarse if c.which == "fine+coarse" else 0
     return Hierarchy(dim, c.fine, coarse, c.heads, c.inner, c.layers, c.dropout, c.table)
