@@ -10,6 +10,7 @@ Legend: B images, E width of the embedding, K regions, (H, W) input size, (h, w)
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from maskwright.models.parts.part import Part
 
 GRIDS = (1, 2, 3, 6)
 """Cells a side of the pyramid's poolings."""
+MAX: Any = torch.sym_max
+"""Of sizes that a tracer leaves open."""
 LEAST = 8
 """Pixels of a side that reflection and normalisation of the quarter map need."""
 
@@ -89,7 +92,7 @@ class RegionEncoder(Part):
         if height % 4 or width % 4:
             raise ValueError(f"input is {height} x {width}, expected multiples of 4")
         # a strip narrower than the network takes is repeated at its border, and cut again
-        right, below = (torch.sym_max(0, LEAST - side) for side in (width, height))
+        right, below = (MAX(0, LEAST - side) for side in (width, height))
         x = F.pad(x, (0, right, 0, below), mode="replicate")
         y = self.first(F.pad(x, (3, 3, 3, 3), mode="reflect"))
         y = F.relu(self.down_norms[0](y))
@@ -116,10 +119,11 @@ def cells(side: int, grid: int, like: Tensor) -> Tensor:
 
     It is a product and no pooling so that the network can be exported for any size.
     """
-    length = torch.sym_max(side // grid, 1)
+    length = MAX(side // grid, 1)
     which = torch.arange(side, device=like.device) // length
     wanted = torch.arange(grid, device=like.device).clamp(max=side // length - 1)
-    return (which == wanted[:, None]).to(like) / length
+    means: Tensor = (which == wanted[:, None]).to(like) / length
+    return means
 
 
 class RegionClassifier(Part):

@@ -130,9 +130,9 @@ class SlotConTraining(CropTraining):
                     z = self.network.decode(self.network.features(u.u1))
                 rows.append(z.float().permute(0, 2, 3, 1).flatten(0, 2))
         found = cluster_rows(context, torch.cat(rows), c.clusters, self.network.classes, shown=False)
-        head, average = self.network.classifier, self.teacher.module.classifier
-        head.centers.copy_(found.centers * math.sqrt(c.groups.width))  # type: ignore[operator, union-attr]
-        average.centers.copy_(head.centers)  # type: ignore[operator, union-attr]
+        for network in (self.network, self.teacher.module):
+            head: Any = network.classifier
+            head.centers.copy_(found.centers * math.sqrt(c.groups.width))
 
     def before_step(self, step: int) -> None:
         """The average follows before it is asked, as the authors' does."""
