@@ -38,7 +38,9 @@ OWN: dict[str, dict[str, object]] = {
     "iic": {"heads.sub_heads": 2, "heads.turn": 2, "information.displacement": 1},
     "infoseg": {"vectors.dim": 16},
     "picie": {"rounds.rows": 64},
-    "maskcontrast": {"objects.short_side": 64, "contrast.queue": 6, "contrast.momentum": 0.9, "contrast.temperature": 0.1},
+    "maskcontrast": {
+        "objects.short_side": 64, "contrast.queue": 6, "contrast.momentum": 0.9, "contrast.temperature": 0.1,
+    },
     "pass": {
         "crops.local_size": 32, "instance.hidden": 16, "instance.prototypes": 4, "labels.short_side": 64,
         "labels.restarts": 2,
