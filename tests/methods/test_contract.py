@@ -44,7 +44,9 @@ OWN: dict[str, dict[str, object]] = {
         "restart.every": 3, "restart.until": 0.5,
     },
     "slotcon": {"groups.hidden": 16, "groups.width": 8},
-    "maskcontrast": {"objects.short_side": 64, "contrast.queue": 6, "clusters.restarts": 2},
+    "maskcontrast": {
+        "objects.short_side": 64, "contrast.queue": 6, "contrast.momentum": 0.9, "contrast.temperature": 0.1,
+    },
     "looking_beyond": {
         "labels.count": 6, "labels.superpixels": 20, "labels.side": 64, "contrast.hidden": 16, "contrast.width": 8,
         "contrast.anchors": 8, "optimizer.lr": 0.003,

@@ -111,7 +111,12 @@ class ContrastOptions:
     weight: float = option(1.0, "lambda_c; 0: the masks alone are learned (ablation)", low=0)
     dim: int = option(32, "D, width of the embeddings", low=1)
     temperature: float = option(0.5, "T", low=1e-3, main=True)
-    queue: int = option(None, "earlier prototypes that are negatives; 0: none (ablation) (preset)", low=0, main=True)
+    queue: int = option(
+        None,
+        "earlier prototypes that are negatives, few beside the photographs, of whose own some are; 0: none (preset)",
+        low=0,
+        main=True,
+    )
     momentum: float = option(None, "of the key network (preset)", low=0, high=1)
 
 
