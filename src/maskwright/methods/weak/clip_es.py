@@ -78,7 +78,7 @@ class NameOptions:
     clearer: bool = option(True, "write bird, chair, person and tvmonitor as the authors do")
     singular: bool = option(True, "make plurals singular")
     behind: tuple[str, ...] = option(
-        BEHIND, "what stands behind things and counts against tags; words of tags are left out", main=True
+        BEHIND, "what stands behind things and counts against tags; words of tags are left out"
     )
 
 

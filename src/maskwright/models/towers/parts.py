@@ -89,7 +89,7 @@ class VocabularyClassifier(Part):
         threshold: probability.
     """
 
-    fields = ("width", "words", "classes", "scale", "denoise", "smooth", "background", "threshold")
+    fields: tuple[str, ...] = ("width", "words", "classes", "scale", "denoise", "smooth", "background", "threshold")
     vectors: Tensor
     owner: Tensor
 

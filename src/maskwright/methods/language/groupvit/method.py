@@ -61,7 +61,7 @@ PAPER: dict[str, Any] = {
     "weight_decay": 0.05, "clip": 5.0, "drop_path": 0.1, "steps": 210_000,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": PAPER | {"batch": 32, "scale_min": 0.4, "recipe": "none", "lr": 0.0, "drop_path": 0.0, "steps": 600},
+    "small": PAPER | {"batch": 32, "scale_min": 0.4, "recipe": "none", "lr": 0.0, "drop_path": 0.0, "steps": 400},
     "paper": PAPER,
     "zero_shot": PAPER | {"steps": 0},
 }
@@ -209,6 +209,9 @@ class GroupVit(WordMethod):
         made = self.assembled(GroupEncoder(tower), None, classifier, preprocess)
         made.provenance = tower.provenance
         if self.steps:
-            made.provenance = made.provenance.replace(source=f"file: {FILES[0]} in {TOWERS} of its run")
+            began = start_of(context).provenance
+            made.provenance = made.provenance.replace(
+                source=f"file: {FILES[0]} in {TOWERS} of its run", license=began.license
+            )
         made.extra[WORDS] = word_record(tower.name, c.words)
         return made

@@ -91,7 +91,8 @@ class ContrastTraining(DrawnTraining):
         self.text, self.multi = text_towers(pair)
         if pair.file is None:
             self.image = ImageTower(tower.shape)
-        for k, block in enumerate(blocks := [b for stage in self.image.encoder.layers for b in stage.blocks]):
+        stages: Any = self.image.encoder.layers
+        for k, block in enumerate(blocks := [b for stage in stages for b in stage.blocks]):
             chance = c.drop_path * k / max(1, len(blocks) - 1)
             block.drop_path1 = block.drop_path2 = DropPath(chance) if chance else nn.Identity()
         self.modules = {"image": self.image, "text": self.text, "multi": self.multi}

@@ -9,7 +9,7 @@ of the joint space, (h, w) grid of patches.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -266,7 +266,8 @@ class GroupViT(nn.Module):
     def start(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, 3, H, W) to tokens with positions (B, N, D), resized bicubically to the grid, and (h, w)."""
         tokens, grid = self.patch_embed(x)
-        place, side = self.pos_embed, round(self.pos_embed.shape[1] ** 0.5)
+        place: Tensor = self.pos_embed
+        side = round(place.shape[1] ** 0.5)
         if grid != (side, side):
             place = place.reshape(1, side, side, -1).permute(0, 3, 1, 2)
             place = F.interpolate(place, grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
@@ -330,6 +331,7 @@ class TextEncoder(nn.Module):
         self.ln_final = nn.LayerNorm(width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
+        block: Any
         for block in self.blocks:
             # CLIP's: deviations that keep the residual's size over the layers.
             deep = (width * 2 * shape.layers) ** -0.5
