@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from maskwright.accel import switch
@@ -62,6 +64,8 @@ def network_graph(segmenter: Segmenter, multiple: int, fixed: tuple[int, int] | 
         }
     with switch.using(False), torch.no_grad(), _quiet():
         try:
+            if fixed is None:
+                fix_padding(network, multiple)
             # Traced here and not by torch.onnx, because libraries compute otherwise where they know of ONNX.
             traced = torch.export.export(network, (torch.zeros(1, 3, *sides),), dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(
@@ -147,6 +151,59 @@ def _shares(n: int, bins: int, like: Tensor) -> Tensor:
     inside = ((cells + 1) * bins > i * n) & (cells * bins < (i + 1) * n)
     share = inside.to(like.dtype)
     return share / share.sum(1, keepdim=True)
+
+
+class FixedSame(nn.Module):
+    """timm's `Conv2dSame` where the stride divides the input's sides: its padding is then the same for all of them.
+
+    As a function of the size it becomes a formula in a formula from layer to layer, over which a tracer sits minutes.
+
+    Args:
+        conv: whose weights it has.
+    """
+
+    def __init__(self, conv: Conv2dSame) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        sides: list[int] = []
+        for k, s, d in zip(conv.kernel_size[::-1], self.stride[::-1], self.dilation[::-1], strict=True):
+            whole = max((k - 1) * d + 1 - s, 0)
+            sides += [whole // 2, whole - whole // 2]
+        self.pads = tuple(sides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W), H and W multiples of the stride, to (B, E, H / stride, W / stride)."""
+        return F.conv2d(F.pad(x, self.pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def fix_padding(network: nn.Module, multiple: int) -> None:
+    """Puts `FixedSame` in the place of convolutions whose input's sides are multiples of their stride whatever the
+    image, as an input of an odd number of multiples shows; in place."""
+    found: dict[str, bool] = {}
+    hooks = []
+
+    def seen(name: str, conv: Conv2dSame) -> Any:
+        def look(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            fits = all(n % s == 0 for n, s in zip(given[0].shape[-2:], conv.stride, strict=True))
+            found[name] = found.get(name, True) and fits
+
+        return look
+
+    for name, module in network.named_modules():
+        if isinstance(module, Conv2dSame):
+            hooks.append(module.register_forward_pre_hook(seen(name, module)))
+    if not hooks:
+        return
+    odd = -(-EXAMPLE[0] // multiple) // 2 * 2 + 1
+    try:
+        network(torch.zeros(1, 3, odd * multiple, (odd + 2) * multiple))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in (name for name, fits in found.items() if fits):
+        above, _, own = name.rpartition(".")
+        setattr(network.get_submodule(above), own, FixedSame(network.get_submodule(name)))  # type: ignore[arg-type]
 
 
 def stand_in(module: nn.Module) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tests.models.towers.tiny import config
+from timm.layers import Conv2dSame
 from torch import nn
 
 from maskwright.accel import switch
@@ -211,6 +214,27 @@ def test_pooling_by_products_is_torchs(n):
         torch.testing.assert_close(tracing.AnyPool(bins)(x), F.adaptive_avg_pool2d(x, bins))
 
 
+@pytest.mark.parametrize("kernel, stride, dilation", [(3, 2, 1), (5, 2, 1), (3, 1, 2), (1, 2, 1), (7, 4, 1)])
+def test_fixed_padding_is_timms_where_the_stride_divides(kernel, stride, dilation):
+    conv = Conv2dSame(4, 6, kernel, stride, dilation=dilation)
+    fixed = tracing.FixedSame(conv)
+    for size in ((8, 12), (20, 44)):
+        x = torch.randn(2, 4, *size)
+        torch.testing.assert_close(fixed(x), conv(x))
+
+
+def test_padding_is_fixed_only_where_it_is_so_for_all_sizes():
+    """A side of 8 n is even three times; behind that its padding depends on n."""
+    chain = nn.Sequential(*(Conv2dSame(3, 3, 3, 2) for _ in range(4)))
+    before = copy.deepcopy(chain)
+    with torch.no_grad():
+        tracing.fix_padding(chain, 8)
+        assert [type(m) for m in chain] == [*3 * [tracing.FixedSame], Conv2dSame]
+        for size in ((8, 16), (24, 40)):
+            x = torch.randn(1, 3, *size)
+            torch.testing.assert_close(chain(x), before(x))
+
+
 # ---------------------------------------------------------------------- whole models
 
 
@@ -295,9 +319,9 @@ AUXILIARY = {"FCNHead", "DDRNetAux"}
 """Heads for training alone, which no saved model holds."""
 
 
-def network(name: str) -> Segmenter:
+def network(name: str, encoder: str = "") -> Segmenter:
     torch.manual_seed(0)
-    encoder = ENCODERS.get(name, ENCODERS.get(NETWORKS[name].encoder))
+    encoder = encoder or ENCODERS.get(name, ENCODERS.get(NETWORKS[name].encoder, ""))
     net = build_network(name, build_backbone(encoder, "random") if encoder else None, 3)
     return segmenter(net.encoder, net.decoder, net.classifier, 3, multiple_of=net.multiple_of)
 
@@ -309,6 +333,14 @@ def test_networks_agree(name, tmp_path):
     assert done.largest <= checking.TOLERANCE
     # Untrained networks are sure of nothing: that pixels keep their ids says more of their logits.
     assert max(p.unequal for p in done.parity) <= 1e-3
+
+
+@pytest.mark.slow
+def test_the_backbone_that_comes_without_a_hub_is_exported_soon(tmp_path):
+    """Its padding depends on the size; as a formula it kept the tracer for minutes."""
+    start = time.process_time()
+    done = Model(network("deeplabv3plus", "tf_efficientnet_lite0")).export(tmp_path / "m.onnx")
+    assert done.largest <= checking.TOLERANCE and time.process_time() - start < 60
 
 
 def named() -> Model:

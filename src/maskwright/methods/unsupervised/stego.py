@@ -445,8 +445,9 @@ class Stego(FrozenMethod):
         seconds = seconds_of(read)
         x = torch.cat(rows)
         if c.readout.by == "kmeans" and len(x) >= self.context.classes:
-            again = {"init": "kmeans++", "iterations": c.clusters.iterations, "seed": self.context.seed}
-            seconds += c.clusters.restarts * seconds_of(lambda: kmeans(x, self.context.classes, **again))
+            most = c.clusters.iterations
+            start = seconds_of(lambda: kmeans(x, self.context.classes, iterations=most, seed=self.context.seed))
+            seconds += c.clusters.restarts * start
         return super().seconds_behind() + seconds * images / tried
 
     def embedding(self) -> Sequential:
