@@ -43,7 +43,8 @@ class Boxes(NamedTuple):
 
 def overlap_boxes(views: Sequence[Sequence[View]]) -> Boxes:
     """The boxes of the V crops of each photograph; crops are neither mirrored nor turned."""
-    first, second = [], []
+    first: list[tuple[float, ...]] = []
+    second: list[tuple[float, ...]] = []
     for crops in views:
         for g in range(GLOBAL):
             for crop in crops:

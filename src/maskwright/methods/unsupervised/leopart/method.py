@@ -232,7 +232,7 @@ class Leopart(Method):
         """Clusters and which of them are foreground."""
         centers = self.clustered(self.rows("cbfe"), self.config.cbfe.count, 2)
         ids = self.everywhere(lambda i: self.ids(i, centers))
-        masks = self.everywhere(lambda i: on_grid(self.maps(i), self.reduced[i].shape[1:]))
+        masks = [on_grid(self.maps(i), (x.shape[0], x.shape[1])) for i, x in enumerate(ids)]
         precisions = cluster_precisions(ids, masks, len(centers))
         cut = self.cut(precisions, ids)
         kept = np.nan_to_num(precisions) >= cut.threshold
@@ -326,7 +326,7 @@ class Leopart(Method):
 
     def segmenter(self) -> Segmenter:
         """The student's encoder, PCA, and clusters as classes."""
-        shape = {"centers": "KE", "class_of": ("i", "K"), "background": ("i", "1")}
+        shape: dict[str, str | tuple[str, str]] = {"centers": "KE", "class_of": ("i", "K"), "background": ("i", "1")}
         t = self.context.run.tensors("cluster", CLUSTERS, shape)
         gate, foreground = self.gate()
         classifier = ForegroundClusters(
