@@ -85,6 +85,7 @@ def test_a_run_on_given_objects(done, found):
     assert len(np.unique(mask[mask > 0])) <= 1, "a photograph's object has one cluster"
 
 
+@pytest.mark.slow
 def test_the_key_network_is_an_average(data, found, tmp_path):
     """theta_k <- m theta_k + (1 - m) theta_q before the step; with m = 1 it is the network as it began."""
     train(data, tmp_path / "a", 1, {"objects": str(found)})
@@ -94,6 +95,7 @@ def test_the_key_network_is_an_average(data, found, tmp_path):
     assert not torch.equal(three, parts_of(tmp_path / "b")["module.network"]["decoder.head.weight"])
 
 
+@pytest.mark.slow
 def test_ablations(data, found, tmp_path):
     """Without a queue, without a saliency head, without contrast on the encoder's features."""
     store = {"objects": str(found)}
@@ -110,6 +112,9 @@ def test_ablations(data, found, tmp_path):
     deep = model.segmenter.decoder.deep
     assert deep > 32 and model.segmenter.classifier.width == deep
     assert steps_of(tmp_path / "b")[0]["loss"] == pytest.approx(steps_of(tmp_path / "b")[0]["saliency"])
+
+
+def test_options_that_contradict_each_other():
     for settings, told in (
         ({"crops.batch": 1}, "batch=1"),
         ({"readout.of": "encoder", "saliency.head": False}, "without a saliency head"),
