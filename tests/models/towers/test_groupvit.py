@@ -16,6 +16,7 @@ from torch import Tensor
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.build import build_backbone, choose_backbone
 from maskwright.models.joining import backbone_of
+from maskwright.models.networks.build import build_network
 from maskwright.models.parts.table import build_part, check_loadable
 from maskwright.models.towers.groupvit.files import MULTI, find_group_pair, transformers_names, wanted, write_pair
 from maskwright.models.towers.groupvit.network import TextEncoder
@@ -181,6 +182,8 @@ def test_a_tower_is_a_backbone_and_its_parts_are_built_again(tmp_path):
     found = backbone_of(encoder)
     assert found is not None and found[0] is tower
     assert classifier.size((1024, 1024)) == (2048, 2048), "less where all classes' maps would be too large"
+    with pytest.raises(MaskwrightError, match="a segmentation network on groupvit"):
+        build_network("auto", tower, 3)
     with pytest.raises(ValueError, match="multiples of the patch"):
         tower.dense(torch.randn(1, 3, 30, 32))
 
