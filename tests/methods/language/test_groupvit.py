@@ -111,7 +111,7 @@ def test_masks_are_those_of_the_formula(place):
     assert model.predict(path).mask.shape == (48, 64)
 
 
-def test_trained_towers_are_taken_as_they_are_or_further(place, tmp_path):
+def test_trained_towers_are_taken_as_they_are(place, tmp_path):
     towers = place / "run" / "towers"
     taken = train(
         place, tmp_path / "taken", "disc;square", {"preset": "zero_shot"}, backbone="auto", weights=towers, steps=None
@@ -121,11 +121,16 @@ def test_trained_towers_are_taken_as_they_are_or_further(place, tmp_path):
     assert np.array_equal(taken.predict(path).confidence, named.predict(path).confidence)
     record = json.loads((tmp_path / "taken" / "run.json").read_text())
     assert not any(record["labels_read"]["train"].values()) and record["backbone"]["labels_seen"] == "image captions"
+    with pytest.raises(MaskwrightError, match="text tower is not in it"):
+        train(place, tmp_path / "model", backbone="auto", weights=place / "run", steps=2)
+
+
+@pytest.mark.slow
+def test_trained_towers_learn_further(place, tmp_path):
+    towers = place / "run" / "towers"
     train(place, tmp_path / "further", backbone="groupvit", weights=towers, steps=2)
     notes = json.loads((tmp_path / "further" / "run.json").read_text())["notes"]
     assert any(note.startswith("Learning rate 5e-05") for note in notes), "slower than from nothing"
-    with pytest.raises(MaskwrightError, match="text tower is not in it"):
-        train(place, tmp_path / "model", backbone="auto", weights=place / "run", steps=2)
 
 
 def test_what_cannot_be_done_is_one_line(place, tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.build import build_backbone, choose_backbone
 from maskwright.models.joining import backbone_of
+from maskwright.models.networks.build import build_network
 from maskwright.models.parts.table import build_part, check_loadable
 from maskwright.models.towers.groupvit.files import MULTI, find_group_pair, transformers_names, wanted, write_pair
 from maskwright.models.towers.groupvit.network import TextEncoder
@@ -66,20 +67,19 @@ def as_the_authors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_both_official_layouts_give_the_same_tensors(tmp_path, half):
+def test_both_official_layouts_give_the_same_tensors(tmp_path):
+    """The authors' in fp16 under an entry of its own, transformers' in fp32."""
     tensors = random_tensors()
     theirs = as_the_authors(tensors)
     assert {"img_encoder.layers.0.downsample.assign.q_proj.weight", "text_encoder.ln_final.weight"} <= theirs.keys()
-    torch.save({"model": {k: v.half() if half else v for k, v in theirs.items()}, "epoch": 30}, tmp_path / "theirs.pth")
+    torch.save({"model": {k: v.half() for k, v in theirs.items()}, "epoch": 30}, tmp_path / "theirs.pth")
     write_pair(tmp_path / "hf", TINY, tensors)
-    for name, place in ((TINY.text(), tmp_path / "theirs.pth"), ("groupvit", tmp_path / "hf")):
-        found = find_group_pair(name, str(place))
+    for name, place, near in ((TINY.text(), "theirs.pth", 1e-3), ("groupvit", "hf", 0.0)):
+        found = find_group_pair(name, str(tmp_path / place))
         assert found.shape == TINY
         read = found.without_tensors().tensors()
         assert read.keys() == tensors.keys()
-        tolerance = 1e-3 if half and place.suffix else 0.0
-        assert all(torch.allclose(read[k].float(), v.float(), atol=tolerance) for k, v in tensors.items())
+        assert all(torch.allclose(read[k].float(), v.float(), atol=near) for k, v in tensors.items())
 
 
 def test_names_are_those_of_transformers():
@@ -182,6 +182,8 @@ def test_a_tower_is_a_backbone_and_its_parts_are_built_again(tmp_path):
     found = backbone_of(encoder)
     assert found is not None and found[0] is tower
     assert classifier.size((1024, 1024)) == (2048, 2048), "less where all classes' maps would be too large"
+    with pytest.raises(MaskwrightError, match="a segmentation network on groupvit"):
+        build_network("auto", tower, 3)
     with pytest.raises(ValueError, match="multiples of the patch"):
         tower.dense(torch.randn(1, 3, 30, 32))
 

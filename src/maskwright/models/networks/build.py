@@ -104,6 +104,11 @@ def build_network(
     """
     if type(classes) is not int or classes < 1:
         raise MaskwrightError(f"{classes!r} classes", "a whole number of at least 1")
+    if backbone is not None and backbone.groups and not brings_encoder(name):
+        raise MaskwrightError(
+            f"a segmentation network on {backbone.name}, which sorts patches into groups", "another backbone",
+            "leave --backbone out; methods on frozen features, as kmeans, can stand on it",
+        )  # fmt: skip
     if name == "auto":
         return _auto(backbone, classes, dict(options or {}), weights)
     if name not in NETWORKS:

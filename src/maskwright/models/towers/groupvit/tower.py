@@ -18,7 +18,7 @@ from maskwright.models.towers.groupvit.network import Grouped, GroupViT, ImageTo
 from maskwright.models.towers.groupvit.shape import GroupShape
 
 CAPTIONS = "image captions"
-LICENSE = "NVIDIA Source Code License (non-commercial)"
+LICENSE = "that of the authors' repository, for non-commercial use"
 
 
 class GroupTower(Backbone):
