@@ -81,6 +81,11 @@ def test_saved_and_loaded_equal_bit_for_bit(saved, no_network):
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 
+def test_the_file_has_the_rights_of_any_file(saved):
+    (saved.parent / "plain").touch()
+    assert saved.stat().st_mode == (saved.parent / "plain").stat().st_mode
+
+
 def test_saving_twice_keeps_what_was_known(saved, tmp_path):
     again = tmp_path / "again.safetensors"
     save_bundle(again, load_bundle(saved))

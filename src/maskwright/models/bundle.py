@@ -99,7 +99,10 @@ def save_bundle(path: str | Path, segmenter: Segmenter, extra: Mapping[str, Any]
     metadata[CHECKSUM] = checksum(tensors, metadata)
     try:
         with atomic_write(path) as beside:
+            beside.touch()
+            rights = beside.stat().st_mode
             save_file(tensors, beside, metadata)
+            beside.chmod(rights)  # its writer makes a file that nobody else may read, as a server would
     except SafetensorError as error:  # what its writer makes of a full disk
         raise MaskwrightError(f"cannot write {path} ({error})", "a writable folder with space") from error
     return path

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from tests.models.towers.tiny import config
 from timm.layers import Conv2dSame
 from torch import nn
 
@@ -299,6 +298,8 @@ def relit() -> Segmenter:
 
 def words(attention: str, **more: Any) -> Segmenter:
     """MaskCLIP's tower and vocabulary, with keys that vote."""
+    from tests.models.towers.tiny import config  # its package takes seconds to import
+
     tower = build_clip(TowerShape.of(config(), "tiny").text(), "random")
     encoder = JointEncoder(tower, attention, keys="smooth" in more)
     vectors = F.normalize(torch.randn(4, tower.joint_width), dim=1)
