@@ -93,7 +93,7 @@ def reworded(
 
 
 def _text_tower(
-    encoder: JointEncoder | GroupEncoder, name: str, weights: str | None
+    encoder: JointEncoder | ProxyEncoder | GroupEncoder, name: str, weights: str | None
 ) -> tuple[Callable[[], Texts], str]:
     """What makes the text tower of a model's image tower, and the hash of the file that both come from."""
     if isinstance(encoder, GroupEncoder):

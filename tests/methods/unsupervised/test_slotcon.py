@@ -27,6 +27,12 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Networks that tests make have the same weights each time."""
+    torch.manual_seed(0)
+
+
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
