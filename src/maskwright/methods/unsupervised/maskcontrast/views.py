@@ -45,8 +45,10 @@ class ObjectViews(NamedTuple):
 
     def as_input(self, normalise: Callable[[Tensor], Tensor], device: torch.device) -> ObjectViews:
         """The views on a device, their pixels as a network takes them."""
-        masks = {n: to_device(getattr(self, n), device) for n in ("mask_q", "mask_k")}
-        return self._replace(q=normalise(self.q), k=normalise(self.k), **masks)
+        return self._replace(
+            q=normalise(self.q), k=normalise(self.k),
+            mask_q=to_device(self.mask_q, device), mask_k=to_device(self.mask_k, device),
+        )  # fmt: skip
 
 
 def accepted(
