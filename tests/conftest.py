@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -27,12 +27,18 @@ settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers share the tests by file, and those of the contract suite, the longest file, by method."""
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        method = params.get("name", "") if item.path.name == "test_contract.py" else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path}:{method}"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers share the tests by file, and those of the contract suite, the longest file, by method: what a module's
+    fixtures train is then trained once. Marks of groups would say the same, but pytest 9 hides them from xdist."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            return f"{file}[{test.partition('[')[2]}" if file.endswith("test_contract.py") else file
+
+    return ByFile(config, log)
 
 
 CommandResult = tuple[int, str, str]
