@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "network_options": "", "crop": 160, "batch": 8, "long_side": 320, "queue": 64,
         "momentum": 0.99, "optimizer": "adamw", "lr": 0.0, "encoder_lr": None, "weight_decay": None,
-        "norm_images": 64, "steps": 400,
+        "norm_images": 64, "steps": 300,
     },
     "paper": PAPER,
     "paper_supervised": PAPER | {"batch": 64, "queue": 128, "freeze": 0.47, "steps": 6600},
