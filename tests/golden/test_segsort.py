@@ -50,7 +50,7 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return v, own, torch.tensor([0, 1, 0, 2, 1, 0, 5])
 
 
-@pytest.mark.parametrize("kappa", [1.0, 10.0, 16.0])
+@pytest.mark.parametrize("kappa", [1.0, 16.0])
 @pytest.mark.parametrize("rows", [0, 6])
 def test_loss_and_its_gradient(kappa, rows):
     """In float32 and float64; also where a label's only other segments are in the memory."""

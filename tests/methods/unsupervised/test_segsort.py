@@ -90,6 +90,7 @@ def places(data, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_regions_between_given_contours(data, places, tmp_path):
     train(data, tmp_path / "a", 1, {"regions": str(places / "soft")}, **{"regions.threshold": 0.3})
     made = Proposals(tmp_path / "a" / "regions" / "proposals")
