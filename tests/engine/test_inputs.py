@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from tests.conftest import write_tiny_folder
 
 from maskwright import api, cli
@@ -25,6 +26,7 @@ from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods import TABLE
 from maskwright.methods.unsupervised.kmeans import KMeans
+from maskwright.models.backbones.build import build_backbone
 from maskwright.models.backbones.dense import Backbone
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.proposals.making import propose
@@ -167,6 +169,14 @@ def test_a_backbone_by_its_name(shared):
     found = [open_inputs(Guided.inputs, {"teacher": f"{BACKBONE}@random"}, seed)["teacher"] for seed in (0, 0, 1)]
     assert isinstance(found[0].thing, Backbone) and found[0].labels_read is None
     assert found[0].hash == found[1].hash != found[2].hash, "random weights are a function of the seed"
+
+
+def test_a_backbone_with_a_file_of_weights(tmp_path):
+    """A file's ending is not taken for the ending of a model's file."""
+    made = build_backbone(BACKBONE, "random")
+    save_file({k: v.contiguous() for k, v in made.model.state_dict().items()}, tmp_path / "w.safetensors")
+    one = open_inputs(Guided.inputs, {"teacher": f"{BACKBONE}@{tmp_path / 'w.safetensors'}"}, 0)["teacher"]
+    assert isinstance(one.thing, Backbone) and one.hash == made.key
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,8 @@ def _network(name: str, place: str, seed: int) -> Input:
         path /= MODEL
     if path.is_file():
         return saved_network(name, path)
-    if os.sep in place.partition("@")[0] or path.suffix:
+    backbone, at, _ = place.partition("@")
+    if os.sep in backbone or (path.suffix and not at):
         raise _no_place(name, f"{place} does not exist", "network")
     return _backbone(name, place, seed)
 
