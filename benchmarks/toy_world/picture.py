@@ -15,7 +15,7 @@ from benchmarks.toy_world.table import truth_of
 from maskwright import api
 from maskwright.data.masking.masks import read_mask
 
-SHOWN = ("scene-maskclip", "scene-maskclip-values", "scene-maskclip-plus")
+SHOWN = ("scene-maskclip-values", "scene-naclip", "scene-reco")
 PALETTE = np.array([*COLOURS.values(), (230, 130, 40), (60, 200, 210), *GROUNDS.values()], np.uint8)
 """Striped things orange, spotted ones turquoise, all others in their own colours."""
 

@@ -108,7 +108,7 @@ def test_word_head_is_the_best_dot_product():
     x = draw(2, 6, 2, 3, seed=1)
     found, places = head(x), inner(x)
     for b, c, i, j in np.ndindex(2, 3, 2, 3):
-        expected = max(float(places[b, :, i, j] @ vectors[p]) for p in range(4) if owner[p] == c)
+        expected = max(float(places[b, :, i, j].detach() @ vectors[p]) for p in range(4) if owner[p] == c)
         assert float(found[b, c, i, j]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     twin = build_part(json.loads(json.dumps(head.spec())))
     twin.load_state_dict(head.state_dict())
