@@ -9,8 +9,10 @@ from PIL import Image
 from tests.conftest import write_tiny_folder
 
 from maskwright.data.folders.folder import Readers, open_folder
+from maskwright.data.masking.masks import write_mask
 from maskwright.data.pictures.images import read_image
 from maskwright.data.training.labels import LabelMap, LabelStore
+from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sources import BothLabels, MaskLabels, StoredLabels, read_view
 from maskwright.data.training.views import View
 from maskwright.errors import MaskwrightError
@@ -63,6 +65,14 @@ def test_store_and_both(data, tmp_path):
     assert both.indices == [0, 1, 2]
     assert float(both.read(1).confidence.min()) == 1 and abs(float(both.read(2).confidence.max()) - 0.5) < 1e-4
     assert data.ledger.counts()["train"]["masks"] == 1
+
+
+def test_stored_labels_of_another_size_are_refused(data, tmp_path):
+    """Somebody's folder of regions at half the size: one line, not an error inside the training."""
+    for name in data.names:
+        write_mask(tmp_path / "half" / f"{name}.png", np.zeros((24, 32), np.uint8))
+    with pytest.raises(MaskwrightError, match="are 24x32"):
+        StoredLabels(data, Proposals(tmp_path / "half")).read(0)
 
 
 def test_a_view_reads_the_same_pixels_through_any_reader(data):

@@ -91,6 +91,16 @@ def test_levels_as_outputs(run, data, tmp_path):
     assert refused.exit_code == 2 or isinstance(refused.exception, MaskwrightError)
 
 
+def test_graphs_of_equal_nodes_have_a_gradient():
+    """The deviation that starts the decoder is 0 there, and a root has none."""
+    levels = Hierarchy(8, 4, 2, 2, 8, 1, 0.0, 10)
+    for slots in (1, 3):
+        nodes = torch.randn(2, 1, 8).expand(2, slots, 8).clone().requires_grad_()
+        found = levels.groups(nodes, torch.zeros(2, slots, 8), torch.zeros(2, slots, dtype=torch.bool))
+        torch.stack([g.assignment.square().sum() for g in found.values()]).sum().backward()
+        assert nodes.grad is not None and bool(nodes.grad.isfinite().all())
+
+
 def test_pixels_of_a_segment_are_of_one_group():
     torch.manual_seed(0)
     part = LevelClassifier(

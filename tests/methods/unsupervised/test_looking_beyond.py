@@ -10,11 +10,13 @@ import torch
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
+from maskwright.data.training.proposals import Proposals
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond import labelling as Lb
 from maskwright.methods.unsupervised.looking_beyond.losses import assign_margin, cross_image_contrast, draw_pixels
+from maskwright.methods.unsupervised.looking_beyond.method import check_links, with_counts
 from maskwright.methods.unsupervised.looking_beyond.options import PRESETS, LabelOptions, LookingBeyondConfig
 from maskwright.methods.unsupervised.looking_beyond.training import linking
 from maskwright.ops.label_quality import label_counts, label_quality
@@ -78,6 +80,22 @@ def test_labels_of_features_that_are_classes():
     assert 4 <= len(parts.unique()) <= 24
     with pytest.raises(ValueError, match="no pixel"):
         label_quality(np.zeros((2, 2)))
+
+
+def test_labels_that_are_not_linked_are_judged_photograph_by_photograph():
+    first, second = np.array([[5, 0], [0, 7]]), np.array([[0, 5, 0], [7, 0, 0]])
+    none = np.zeros((0, 0), np.int64)
+    apart = with_counts(with_counts(none, first, False), second, False)
+    assert apart.tolist() == [[5, 0, 0], [0, 7, 0], [0, 5, 0], [7, 0, 0]] and label_quality(apart)["purity"] == 1
+    joined = with_counts(with_counts(none, first, True), second, True)
+    assert joined.tolist() == [[5, 5, 0], [7, 7, 0]] and label_quality(joined)["purity"] == 0.5
+
+
+def test_regions_of_single_photographs_are_no_labels_of_all(tmp_path):
+    for holds in ("regions", "soft"):
+        with pytest.raises(MaskwrightError, match=f"holds {holds}"):
+            check_links(Proposals.begin(tmp_path / holds, holds, "somebody", "none"))
+    check_links(Proposals.begin(tmp_path / "objects", "objects", "somebody", "none"))
 
 
 # --------------------------------------------------------------------- what is drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from maskwright.evaluate.protocols import evaluate_arrays
 from maskwright.methods.unsupervised.redo import networks as N
 from maskwright.methods.unsupervised.redo.losses import composites, recovery_loss
 from maskwright.methods.unsupervised.redo.method import RedoConfig
-from maskwright.methods.unsupervised.redo.training import CentralSquare
+from maskwright.methods.unsupervised.redo.training import CentralSquare, RedoTraining, Shares
 from maskwright.models.parts.regions import RegionClassifier, RegionEncoder
 from maskwright.models.parts.table import build_part
 
@@ -154,6 +155,20 @@ def test_a_region_that_vanishes_begins_everything_anew(data, tmp_path):
     assert record["provenance"]["labels_seen"] == "none" and len(model.classes) == 2
 
 
+def test_many_regions_are_small_and_have_not_vanished():
+    """Of twelve equal regions each has a twelfth of the pixels, less than a tenth."""
+    began = []
+    for share, regions in ((1 / 12, 12), (0.01, 12), (0.099, 2), (0.101, 2)):
+        shares = Shares(regions)
+        shares.add(torch.full((1, regions, 2, 2), share))
+        training = SimpleNamespace(
+            config=configure(RedoConfig, {"restart.every": 1}), context=SimpleNamespace(classes=regions), steps=100,
+            shares=shares, restart=lambda step, least: began.append(round(least, 3)),
+        )  # fmt: skip
+        RedoTraining.before_step(training, 1)
+    assert began == [0.01, 0.099]
+
+
 def test_what_cannot_be(data, tmp_path):
     paper = configure(RedoConfig, {"preset": "paper"})
     assert (paper.crops.size, paper.networks.width, paper.rates.masks) == (128, 64, 1e-5)
@@ -161,5 +176,7 @@ def test_what_cannot_be(data, tmp_path):
     for wrong, told in (({"crops.size": 48}, "16, 32"), ({"mask_width": 6}, "multiple of 4")):
         with pytest.raises(MaskwrightError, match=told):
             configure(RedoConfig, wrong)
+    with pytest.raises(MaskwrightError, match="one region"):
+        train(data, tmp_path / "single", classes=1)
     with pytest.raises(MaskwrightError, match="at least 2 for redo"):
         train(write_tiny_folder(tmp_path / "one", count=1), tmp_path / "a")

@@ -107,8 +107,19 @@ class StoredLabels:
             raise MaskwrightError(f"{store.folder} has labels of none of the images", "at least one")
 
     def read(self, i: int) -> LabelMap:
-        """Labels (H, W) of image `i`."""
-        return self.store.read(self.data.items[i].name)
+        """Labels (H, W) of image `i`.
+
+        Raises:
+            MaskwrightError: they are missing, damaged, or of another size than the image.
+        """
+        name, (height, width) = self.data.items[i].name, self.data.size(i)
+        found = self.store.read(name)
+        if found.size != (height, width):
+            raise MaskwrightError(
+                f"the labels of {name} in {self.store.folder} are {found.size[0]}x{found.size[1]}",
+                f"{height}x{width} as its photograph", "make them again at that size",
+            )  # fmt: skip
+        return found
 
 
 class BothLabels:

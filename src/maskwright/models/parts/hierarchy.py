@@ -27,6 +27,8 @@ LEVELS = ("segments", "fine", "coarse")
 """What a photograph falls into, from many parts to few."""
 FAINT = 1e-6
 """Share of a group that has none, so that logits are finite."""
+TINY = 1e-16
+"""Variance of nodes, at least."""
 
 
 class Groups(NamedTuple):
@@ -142,7 +144,8 @@ def mean_and_deviation(x: Tensor, padding: Tensor | None) -> Tensor:
     inside = (~padding)[:, :, None].to(x.dtype)
     count = inside.sum(1)
     mean = (x * inside).sum(1) / count
-    return torch.cat((mean, ((x * inside - mean[:, None]).square().sum(1) / (count + 1)).sqrt()), 1)
+    variance = (x * inside - mean[:, None]).square().sum(1) / (count + 1)
+    return torch.cat((mean, variance.clamp(min=TINY).sqrt()), 1)  # of equal nodes a root has no gradient
 
 
 class Hierarchy(Part):

@@ -72,6 +72,26 @@ FEWEST = 4
 """Positions of the photographs for each cluster, at least."""
 
 
+def check_links(store: Proposals) -> None:
+    """Raises `MaskwrightError` where ids of a store mean something within one photograph alone, or are none."""
+    if store.holds in ("regions", "soft"):
+        raise MaskwrightError(
+            f"--input {INPUT}: {store.folder} holds {store.holds}", "labels that mean the same in all photographs",
+            "give masks of a model or clusters, or leave it out",
+        )  # fmt: skip
+
+
+def with_counts(total: np.ndarray, one: np.ndarray, linked: bool) -> np.ndarray:
+    """Counts (K, C) with those of one photograph more: its labels are those of the others, or further ones where they
+    are not linked."""
+    k, c = total.shape[0], max(total.shape[1], one.shape[1])
+    rows, first = (max(k, len(one)), 0) if linked else (k + len(one), k)
+    counts = np.zeros((rows, c), np.int64)
+    counts[:k, : total.shape[1]] = total
+    counts[first : first + len(one), : one.shape[1]] += one
+    return counts
+
+
 class LookingBeyond(CropMethod):
     """Labels that link photographs, contrast between their pixels, clusters."""
 
@@ -92,6 +112,8 @@ class LookingBeyond(CropMethod):
     def __init__(self, config: LookingBeyondConfig, context: Any) -> None:
         super().__init__(config, context)
         self.given = INPUT in context.inputs
+        if self.given:
+            check_links(context.input(INPUT))
         if self.given and config.labels.by != "clusters":
             raise MaskwrightError(
                 f"--input {INPUT} and labels.by={config.labels.by}", "one of the two", "leave one out"
@@ -198,9 +220,7 @@ class LookingBeyond(CropMethod):
         with data.ledger.purpose("evaluate"):
             for found in gather_objects([self._counts(i) for i in share(masked)]):
                 for one in found:
-                    size = np.maximum(counts.shape, one.shape)
-                    counts = np.pad(counts, [(0, int(n - m)) for n, m in zip(size, counts.shape)])
-                    counts[: one.shape[0], : one.shape[1]] += one
+                    counts = with_counts(counts, one, self.linked)
         figures = label_quality(counts)
         self.context.note(
             "Auxiliary labels against masks: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()) + "."

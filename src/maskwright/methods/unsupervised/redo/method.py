@@ -28,6 +28,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.redo.networks import doublings
@@ -89,8 +90,9 @@ class RestartOptions:
     """When everything begins anew."""
 
     below: float = option(
-        0.1, "share of the pixels below which the smallest region has vanished; 0: never", low=0, high=0.5, main=True
-    )
+        0.1, "share of the pixels below which the smaller of two regions has vanished, of K regions 2 / K of it; 0: "
+        "never", low=0, high=0.5, main=True,
+    )  # fmt: skip
     every: int = option(None, "steps between two looks (preset)", low=1)
     until: float = option(0.2, "share of the steps after which there is none", low=0, high=1)
 
@@ -141,6 +143,11 @@ class Redo(Method):
     classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "clusters"
     Config: ClassVar[type] = RedoConfig
     config: RedoConfig
+
+    def __init__(self, config: RedoConfig, context: Context) -> None:
+        super().__init__(config, context)
+        if context.classes < 2:
+            raise MaskwrightError("one region", "at least 2: the rest of the photograph is one", "give --classes")
 
     @classmethod
     def backbone_unused(cls, config: Any) -> str:

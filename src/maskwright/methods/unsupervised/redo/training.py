@@ -143,8 +143,8 @@ class RedoTraining(DrawnTraining):
         r = self.config.restart
         if not r.below or step == 0 or step % r.every:
             return
-        least = float(self.shares.take().min())
-        if least < r.below and step <= r.until * self.steps:
+        least, regions = float(self.shares.take().min()), self.context.classes
+        if least < r.below * 2 / regions and step <= r.until * self.steps:
             self.restart(step, least)
 
     def restart(self, step: int, least: float) -> None:
