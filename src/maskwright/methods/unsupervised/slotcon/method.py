@@ -34,6 +34,7 @@ from maskwright.data.training.two_crops import TwoCropStream
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import rank, share
+from maskwright.engine.loop import cosine_value
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.slotcon.losses import (
     Center,
@@ -43,7 +44,6 @@ from maskwright.methods.unsupervised.slotcon.losses import (
     grouping_loss,
     inverse_augment,
     slot_loss,
-    teacher_momentum,
     warm_cosine,
     winners,
 )
@@ -138,7 +138,7 @@ class SlotConTraining(CropTraining):
         """The average follows before it is asked, as the authors' does."""
         if step == 0 and self.config.groups.start == "kmeans":
             self.begin()
-        self.teacher.update(self.network, teacher_momentum(step, self.steps, self.config.teacher.momentum))
+        self.teacher.update(self.network, cosine_value(self.config.teacher.momentum, 1.0, step, self.steps))
 
     def grouped(self, network: Any, x: Tensor) -> Grouped:
         """Slots and scores of crops (B, 3, S, S)."""
