@@ -145,7 +145,8 @@ def test_presets_say_what_the_papers_commands_say():
     assert (first.levels.which, second.levels.which, second.levels.start) == ("regions", "fine+coarse", 0)
     assert (second.crops.size, second.crops.batch, second.steps, second.segments.grid) == (448, 48, 20_000, 4)
     assert (second.levels.fine, second.levels.coarse, second.dim, second.hidden) == (8, 4, 128, 2048)
-    assert second.optimizer.lr * second.optimizer.encoder_lr == pytest.approx(8e-3)
+    assert (first.optimizer.lr, second.optimizer.lr, second.levels.rate) == (1e-1, 8e-3, 10)
+    assert first.optimizer.encoder_lr == second.optimizer.encoder_lr == 1, "the embedding learns as fast as the encoder"
     with pytest.raises(MaskwrightError, match="coarse=9"):
         configure(HSGConfig, {"levels.coarse": 9})
     with pytest.raises(MaskwrightError, match="dim=30"):

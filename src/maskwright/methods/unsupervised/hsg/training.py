@@ -44,6 +44,7 @@ class LevelOptions:
     fine: int = option(8, "fine groups of a photograph, at most", low=2, high=256, main=True)
     coarse: int = option(4, "coarse groups, at most", low=2, high=256)
     start: float = option(None, "share of the steps on whole regions alone, before levels (preset)", low=0, high=1)
+    rate: float = option(None, "factor on the head's learning rate for them (preset)", low=0, high=100)
     heads: int = option(4, "of attention in the transformers", low=1, high=64)
     inner: int = option(256, "width inside their layers", low=1, high=8192)
     layers: int = option(2, "of encoder and decoder each", low=1, high=12)
@@ -109,7 +110,7 @@ class HSGTraining(SegmentTraining):
         photographs.jitter = photometric(c.recipe)
         self.streams["u"] = Repeated(photographs, VIEWS)
         levels = new_levels(c.levels, c.dim)
-        self.levels: Hierarchy | None = None if levels is None else self.learn_too("levels", levels)
+        self.levels: Hierarchy | None = None if levels is None else self.learn_too("levels", levels, c.levels.rate)
         self.start = round(c.levels.start * steps)
         self.health = ClusteringHealth(c.levels.fine, steps, context.note)
         if c.schedule == "steps":
