@@ -29,7 +29,17 @@ from typing import Any, ClassVar
 
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.engine.config import fill_from_preset, option, part
-from maskwright.methods.unsupervised.hsg.training import HSGTraining, LevelOptions, LossOptions, hsg_network, new_levels
+from maskwright.engine.context import Context
+from maskwright.engine.distributed import world_size
+from maskwright.errors import MaskwrightError
+from maskwright.methods.unsupervised.hsg.training import (
+    LEAST,
+    HSGTraining,
+    LevelOptions,
+    LossOptions,
+    hsg_network,
+    new_levels,
+)
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.hierarchy import Hierarchy, LevelClassifier
 from maskwright.models.segmenter import Segmenter
@@ -109,6 +119,15 @@ class HSG(SegmentMethod):
     says: ClassVar[str] = "an embedding of regions in two views, and of fine and coarse groups of them"
     layout: ClassVar[Layout] = "centred"
     config: HSGConfig
+
+    def __init__(self, config: HSGConfig, context: Context) -> None:
+        super().__init__(config, context)
+        least = LEAST * world_size()
+        if config.levels.which != "regions" and config.crops.batch < least:
+            raise MaskwrightError(
+                f"crops.batch={config.crops.batch} with levels", f"at least {least}, {LEAST} a process",
+                f"add --set crops.batch={least}, or levels.which=regions",
+            )  # fmt: skip
 
     def network(self) -> Network:
         """The trained network, its classifier the layers to the embedding."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from maskwright.methods.unsupervised.hsg.method import HSGConfig
 
 VIEWS = 2
+LEAST = 2
+"""Photographs of a process's batch, at least, for levels."""
 DECAYS, GAMMA, WARM = (0.32, 0.56, 0.75), 0.1, 100
 """Of the schedule by steps: where on the way the rate becomes a tenth, and steps until it is whole."""
 
@@ -137,7 +139,8 @@ class HSGTraining(SegmentTraining):
         found = find_segments(v, u.y, grid, c.segments.iterations, self.layout)
         region = region_loss(found, c.loss.concentration)
         figures = segment_figures(found)
-        if levels is None or not len(found.mu):
+        # The transformers' batch norms have no statistics of a single graph.
+        if levels is None or len((found.crop // 2).unique()) < LEAST:
             return {"loss": region, "region": region, **figures}
         terms = self.grouped_terms(found, levels, (v.shape[2], v.shape[3]), len(v))
 
