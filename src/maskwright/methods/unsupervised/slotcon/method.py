@@ -57,9 +57,8 @@ from maskwright.models.tensors import save_tensors
 from maskwright.recipes.clustering import cluster_rows
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.ema import EMATeacher
-from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
 from maskwright.recipes.training.method import CropMethod
-from maskwright.recipes.training.network import make_network, make_preprocess, make_segmenter, retake, trained_network
+from maskwright.recipes.training.network import make_network, make_segmenter, network_rows, trained_network
 from maskwright.recipes.training.training import CropTraining
 
 CENTERS = "centers.safetensors"
@@ -216,19 +215,10 @@ class SlotCon(CropMethod):
         untrained = slotcon_network(context, self.config)
         return trained_network(context, self.config, folder, self.result, network=untrained)
 
-    @torch.no_grad()
     def cluster(self, folder: Path) -> None:
-        """Centres (K, d) of features of whole photographs, under the batch-norm statistics that will be kept."""
+        """Centres (K, d) of features of whole photographs."""
         c, context = self.config, self.context
-        network = self.network().to(context.device)
-        preprocess = make_preprocess(c, network)
-        retake(context, c, network, preprocess, range(len(context.data)))
-
-        def features(x: Tensor) -> Tensor:
-            return network.decode(network.features(x)).float()
-
-        with as_it_stands(network):
-            rows = live_rows(context, features, preprocess, 0, c.readout.rows)
+        rows = network_rows(context, c, self.network(), c.readout.rows)
         centers = cluster_rows(context, rows, c.clusters).centers
         if context.run.writes:
             save_tensors(folder / CENTERS, {"centers": centers.float().cpu()})
