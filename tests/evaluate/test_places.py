@@ -57,6 +57,12 @@ def test_a_mixture_by_a_slow_count():
     assert found.chance == pytest.approx(usual / (6 * 24 * 32))
 
 
+def test_chance_is_no_worse_than_a_guess():
+    """Two halves of other clusters: the most frequent one of each is rare in the other."""
+    found = place_share([np.full((8, 8), k) for k in (0, 1, 0, 1)], 2)
+    assert found.accuracy == 0 and found.chance == 0.5 and found.explained == 0
+
+
 def test_what_cannot_be_told():
     assert place_share([bands(8, 8, 2)] * 3, 2) is None
     assert place_share([bands(8, 8, 1)] * 8, 1) is None

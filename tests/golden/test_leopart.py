@@ -12,10 +12,11 @@ from tests.golden.cases import Case, read_cases
 from tests.golden.formulas import as64, draw
 
 from maskwright.data.training.views import View
+from maskwright.engine.loop import cosine_value
 from maskwright.methods.unsupervised.leopart import foreground as Fg
 from maskwright.methods.unsupervised.leopart import losses as L
 from maskwright.methods.unsupervised.leopart.options import CbfeOptions
-from maskwright.methods.unsupervised.leopart.training import cosine_value, projection_head
+from maskwright.methods.unsupervised.leopart.training import projection_head
 from maskwright.ops import matching
 from maskwright.ops.clustering.sinkhorn import sinkhorn
 from maskwright.ops.graphs.communities import co_occurrence, codelength, map_equation_modules, mutual_graph

@@ -13,6 +13,7 @@ from tests.golden.formulas import as64, draw, generator, softmax, unit
 
 from maskwright.data.training.two_crops import shared_boxes
 from maskwright.data.training.views import View
+from maskwright.engine.loop import cosine_value
 from maskwright.methods.unsupervised.slotcon import losses as L
 from maskwright.models.parts.projector import Projector
 from maskwright.recipes.pretraining.lars import LARS
@@ -166,7 +167,7 @@ def test_the_whole_objective_of_the_authors(cases, name):
     """With the teacher's update before it is used, and the centre's after."""
     case, s, i = cases[name], cases[name].settings, cases[name].input
     leaves = {n: i[n].clone().requires_grad_() for n in ("view1", "view2", "projector_q", "prototype_q")}
-    a = L.teacher_momentum(s["step"], s["total_steps"], s["teacher_momentum_base"])
+    a = cosine_value(s["teacher_momentum_base"], 1.0, s["step"], s["total_steps"])
     assert a == pytest.approx(s["teacher_momentum"], rel=1e-9)
     k_of = {n: a * i[f"{n}_k"] + (1 - a) * i[f"{n}_q"] for n in ("projector", "prototype")}
     close(k_of["projector"], case.output["projector_k_after"], "projector_k")

@@ -349,6 +349,11 @@ def cosine(steps: int, final: float = 0.0, warmup: int = 0) -> Callable[[int], f
     return factor
 
 
+def cosine_value(first: float, last: float, step: int, steps: int) -> float:
+    """From first to last along half a cosine, never quite there: the value of step 0 to steps - 1."""
+    return last + (first - last) * cosine(steps)(step)
+
+
 def poly(steps: int, power: float = 0.9) -> Callable[[int], float]:
     """Polynomial decay (1 - t/T)^power of the segmentation literature."""
     return lambda step: (1 - min(step, steps - 1) / steps) ** power

@@ -31,7 +31,7 @@ class Places:
     Attributes:
         accuracy: share of the pixels whose cluster their place in the frame predicts, in photographs that the
             prediction was not fitted to.
-        chance: share that the most frequent cluster predicts, in the same way.
+        chance: share that the most frequent cluster predicts, in the same way; at least 1 / K, which any guess gets.
         photographs: N.
     """
 
@@ -108,4 +108,5 @@ def place_share(masks: Sequence[np.ndarray], clusters: int, grid: tuple[int, int
         right += float(judged[np.arange(len(judged)), best].sum())
         usual += float(judged[:, common].sum())
     total = float(halves.sum())
-    return Places(right / total, usual / total, len(masks)) if total > 0 else None
+    # Of few photographs the most frequent cluster of one half may be rare in the other.
+    return Places(right / total, max(usual / total, 1 / clusters), len(masks)) if total > 0 else None

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.conftest import write_tiny_folder
 from typer.testing import CliRunner
 
 import maskwright as mw
 from maskwright.cli import app
 from maskwright.data.masking.masks import read_mask
+from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.streams import Repeated
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.hsg.method import HSGConfig
+from maskwright.methods.unsupervised.hsg.training import HSGTraining
 from maskwright.models.parts.heads import CosineClassifier, LinearClassifier, Sequential
 from maskwright.models.parts.hierarchy import Hierarchy, LevelClassifier
 from maskwright.models.parts.segments import EmbeddingHead, SegmentPrototypes
@@ -139,13 +143,28 @@ def test_the_baseline_has_no_levels(data, tmp_path):
     assert mw.load(tmp_path / "fine").segmenter.classifier.hierarchy.levels == ("segments", "fine")
 
 
+def test_levels_need_two_photographs_in_a_step(data, tmp_path):
+    with pytest.raises(MaskwrightError, match="=1 with levels"):
+        train(data, tmp_path / "one", **{"crops.batch": 1})
+    training = SimpleNamespace(
+        config=configure(HSGConfig, {"segments.grid": 2}), levels=Hierarchy(8, 4, 2, 2, 8, 1, 0.0, 10).train(), start=0,
+        layout="centred", embed=lambda x: F.normalize(x, dim=1),
+    )  # fmt: skip
+    ids, there = torch.zeros(4, 8, 8, dtype=torch.int64), torch.zeros(4, 8, 8, dtype=torch.bool)
+    there[:2] = True  # the other photograph has no region in view
+    views = SimpleNamespace(weak=torch.randn(4, 8, 8, 8), y=LabelMap(ids, torch.ones(4, 8, 8), there))
+    terms = HSGTraining.losses(training, {"u": views}, 0)
+    assert terms["loss"] == terms["region"] and "fine" not in terms
+
+
 def test_presets_say_what_the_papers_commands_say():
     first, second = (configure(HSGConfig, {"preset": name}) for name in ("paper_regions", "paper"))
     assert (first.crops.size, first.crops.batch, first.steps, first.segments.grid) == (224, 128, 350_000, 1)
     assert (first.levels.which, second.levels.which, second.levels.start) == ("regions", "fine+coarse", 0)
     assert (second.crops.size, second.crops.batch, second.steps, second.segments.grid) == (448, 48, 20_000, 4)
     assert (second.levels.fine, second.levels.coarse, second.dim, second.hidden) == (8, 4, 128, 2048)
-    assert second.optimizer.lr * second.optimizer.encoder_lr == pytest.approx(8e-3)
+    assert (first.optimizer.lr, second.optimizer.lr, second.levels.rate) == (1e-1, 8e-3, 10)
+    assert first.optimizer.encoder_lr == second.optimizer.encoder_lr == 1, "the embedding learns as fast as the encoder"
     with pytest.raises(MaskwrightError, match="coarse=9"):
         configure(HSGConfig, {"levels.coarse": 9})
     with pytest.raises(MaskwrightError, match="dim=30"):

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tests.conftest import write_tiny_folder
 
 import maskwright as mw
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.masking.masks import write_mask
 from maskwright.data.training.crops import multi_crop
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
@@ -151,6 +154,13 @@ def test_the_largest_gap_of_precisions_and_what_is_given():
         configure(LeopartConfig, {"oracle_threshold": True, "cbfe.threshold": 0.3})
 
 
+def test_the_oracle_has_a_cut_of_few_clusters():
+    maps, truth = [np.array([[0, 0, 1, 1]])], [np.array([[False, False, True, True]])]
+    for options in (CbfeOptions(), CbfeOptions(cut_min=0.6, cut_max=0.6), CbfeOptions(cut_min=1.0, cut_max=1.0)):
+        cut = Fg.oracle_cut(np.array([0.1, 0.9]), maps, truth, options)
+        assert cut.how == "oracle" and cut.iou == 1 and cut.threshold == pytest.approx(0.9)
+
+
 def test_precision_is_a_mean_over_photographs_not_cells():
     ids = [np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])]
     masks = [np.array([[True, False, False, False]]), np.array([[True, True, False, False]])]
@@ -177,6 +187,33 @@ def test_who_says_what_is_foreground():
     ):
         with pytest.raises(MaskwrightError, match=says):
             who(by, cls, given)
+
+
+def test_what_a_store_says_is_foreground(tmp_path):
+    """Of classes all but those called background, of somebody's ids all but 0; regions say nothing."""
+    folder = mw.open_folder(write_tiny_folder(tmp_path / "tiny", count=1))
+    name, (h, w) = folder.names[0], folder.size(0)
+    notes: list[str] = []
+    context = SimpleNamespace(data=folder, note=notes.append)
+    ids = np.zeros((h, w), np.uint8)
+    ids[: h // 2] = 1
+    ids[: h // 4] = 20
+
+    def share(store: Proposals) -> float:
+        return float(Fg.stored_maps(context, store)(0).mean())
+
+    table = ClassTable.numbered(21)
+    table = ClassTable(("thing", "background", *table.names[2:]), table.colors)
+    classes = Proposals.begin(tmp_path / "classes", "classes", "a run", "masks", table)
+    classes.write(name, LabelMap.from_mask(ids), folder.items[0].image)
+    assert share(classes) == pytest.approx(0.75)
+    write_mask(tmp_path / "ids" / f"{name}.png", ids)
+    assert share(Proposals(tmp_path / "ids")) == pytest.approx(0.5) and "taken for ids" in notes[-1]
+    (tmp_path / "grey").mkdir()
+    Image.fromarray(ids * 10).save(tmp_path / "grey" / f"{name}.png")
+    assert share(Proposals(tmp_path / "grey")) == pytest.approx((200 / 4 + 10 / 4) / 255) and "grey" in notes[-1]
+    with pytest.raises(MaskwrightError, match="regions"):
+        Fg.stored_maps(context, Proposals.begin(tmp_path / "regions", "regions", "slic", "none"))
 
 
 def chain() -> np.ndarray:
@@ -274,6 +311,14 @@ def test_a_run_by_an_input_without_cbfe_and_one_without_communities(data, tmp_pa
     model = train(data, tmp_path / "oracle", inputs=inputs, **oracle)
     assert record_of(tmp_path / "oracle")["labels_read"]["select"]["masks"] == 8
     assert Leopart.reads_masks(configure(LeopartConfig, oracle)) and len(model.classes) == 3
+
+
+def test_one_class_is_refused_and_does_not_run_for_ever(data, tmp_path):
+    with pytest.raises(MaskwrightError, match="class 0 among them"):
+        mw.train(
+            data, "leopart", out=tmp_path / "one", classes=1, backbone="test_vit", weights="random", steps=1,
+            device="cpu", settings=SMALL | {"cbfe.use": False}, progress=Progress(quiet=True), report=False,
+        )  # fmt: skip
 
 
 def test_presets_and_official_checkpoints(tmp_path):

@@ -176,7 +176,7 @@ def test_what_cannot_be(data, tmp_path):
     for wrong, told in (({"crops.size": 48}, "16, 32"), ({"mask_width": 6}, "multiple of 4")):
         with pytest.raises(MaskwrightError, match=told):
             configure(RedoConfig, wrong)
-    with pytest.raises(MaskwrightError, match="one region"):
+    with pytest.raises(MaskwrightError, match="1 region"):
         train(data, tmp_path / "single", classes=1)
     with pytest.raises(MaskwrightError, match="at least 2 for redo"):
         train(write_tiny_folder(tmp_path / "one", count=1), tmp_path / "a")

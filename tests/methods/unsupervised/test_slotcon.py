@@ -10,6 +10,7 @@ from tests.conftest import write_tiny_folder
 
 import maskwright as mw
 from maskwright.engine.config import configure
+from maskwright.engine.loop import cosine_value
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.slotcon import losses as L
@@ -87,8 +88,8 @@ def test_a_perfect_match_of_one_prototype_costs_little_and_a_wrong_one_much():
 def test_winners_and_momentum():
     scores = torch.tensor([[3.0, 1, 2], [0, 2, 9], [1, 1, 1]]).view(1, 3, 1, 3)
     assert L.winners(scores).tolist() == [[True, True, False]]
-    assert L.teacher_momentum(0, 100, 0.99) == pytest.approx(0.99)
-    assert L.teacher_momentum(100, 100, 0.99) == 1.0
+    assert cosine_value(0.99, 1.0, 0, 100) == pytest.approx(0.99)
+    assert cosine_value(0.99, 1.0, 100, 100) == 1.0
 
 
 def test_a_projector_is_the_same_for_places_and_rows_and_survives_its_spec():

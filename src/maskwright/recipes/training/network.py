@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from maskwright.data.trust.artefacts import Damage, parse_json
 from maskwright.engine.checkpoint import load_part, stage_parts
 from maskwright.engine.loop import CHECKPOINT
@@ -13,6 +16,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network, build_network
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
+from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
 from maskwright.recipes.training.norm_statistics import evenly, retake_statistics
 from maskwright.recipes.training.options import CropConfig
 
@@ -91,6 +95,27 @@ def retake(
         kept,
         context.progress if shown else None,
     )
+
+
+@torch.no_grad()
+def network_rows(context: Context, config: CropConfig, network: Network, per_image: int) -> Tensor:
+    """Rows of the decoder's map of whole photographs, for clustering, under the batch-norm statistics that the
+    segmenter will have.
+
+    Args:
+        context: of the run.
+        config: options.
+        network: as it was trained; moved to the device.
+        per_image: rows of a photograph.
+
+    Returns:
+        float32 (N, E) of this process's share, on the device.
+    """
+    network = network.to(context.device)
+    preprocess = make_preprocess(config, network)
+    retake(context, config, network, preprocess, range(len(context.data)))
+    with as_it_stands(network):
+        return live_rows(context, lambda x: network.decode(network.features(x)).float(), preprocess, 0, per_image)
 
 
 def make_segmenter(

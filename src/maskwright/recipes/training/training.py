@@ -112,16 +112,18 @@ class CropTraining(DrawnTraining):
         data, mean = self.context.data if data is None else data, self.preprocess.mean
         return Stream(data, indices, order, self.crops, mean, labels, change, strong_views, choose=choose)
 
-    def learn_too(self, name: str, module: nn.Module) -> Any:
+    def learn_too(self, name: str, module: nn.Module, rate: float = 1.0) -> Any:
         """A module of the method's own that the network's optimiser trains; biases and norms are not decayed.
 
         Args:
             name: in `modules`, and so in the checkpoint.
             module: with parameters that the network does not hold.
+            rate: factor on the head's learning rate.
         """
         module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.modules[name] = module
-        add_module(self.optimizers["network"], module, self.config.optimizer.lr, self.config.optimizer.weight_decay)
+        o = self.config.optimizer
+        add_module(self.optimizers["network"], module, rate * o.lr, o.weight_decay)
         return module
 
 

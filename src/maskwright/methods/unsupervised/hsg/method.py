@@ -12,8 +12,8 @@ Deviates: all beside SegSort's deviations of regions, read-out and bank (`segsor
 join after a share of the steps (`levels.start`); the authors' two are `preset=paper_regions`, then `preset=paper
 --weights RUN`, which keeps encoder and decoder. `paper` stands on DeepLab v3 of stride 16 in place of a plain dilated
 network. A graph has as many slots as the largest of its batch (the authors' second setting; 256 in the first, where
-more crash). Learned positions cover maps of any size. Void pixels take no part in the votes. What is predicted has no
-regions: k-means alone.
+more crash). Biases learn as fast as weights, the authors' twice as fast. Learned positions cover maps of any size. Void
+pixels take no part in the votes. What is predicted has no regions: k-means alone.
 
 What the original gets wrong: positives are found by subtraction, which loses them in float32; the number of edges is
 counted twice in the modularity; edges are not symmetric; padding enters the batch norms, the deviation that starts the
@@ -29,7 +29,17 @@ from typing import Any, ClassVar
 
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.engine.config import fill_from_preset, option, part
-from maskwright.methods.unsupervised.hsg.training import HSGTraining, LevelOptions, LossOptions, hsg_network, new_levels
+from maskwright.engine.context import Context
+from maskwright.engine.distributed import world_size
+from maskwright.errors import MaskwrightError
+from maskwright.methods.unsupervised.hsg.training import (
+    LEAST,
+    HSGTraining,
+    LevelOptions,
+    LossOptions,
+    hsg_network,
+    new_levels,
+)
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.hierarchy import Hierarchy, LevelClassifier
 from maskwright.models.segmenter import Segmenter
@@ -43,18 +53,18 @@ from maskwright.recipes.training.training import CropTraining
 
 PAPER: dict[str, Any] = {
     "network": "deeplabv3", "hidden": 2048, "crop": 448, "batch": 48, "long_side": 640, "scale_min": 0.5,
-    "scale_max": 1.5, "optimizer": "sgd", "lr": 8e-2, "encoder_lr": 0.1, "weight_decay": 1e-4, "schedule": "steps",
-    "which": "fine+coarse", "start": 0.0, "segments.grid": 4, "steps": 20_000,
+    "scale_max": 1.5, "optimizer": "sgd", "lr": 8e-3, "encoder_lr": 1.0, "weight_decay": 1e-4, "schedule": "steps",
+    "which": "fine+coarse", "start": 0.0, "rate": 10.0, "segments.grid": 4, "steps": 20_000,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "hidden": 0, "crop": 160, "batch": 4, "long_side": 480, "optimizer": "adamw", "lr": 1e-3,
-        "encoder_lr": 0.3, "weight_decay": 0.01, "schedule": "poly", "start": 0.25, "steps": 300,
+        "encoder_lr": 0.3, "weight_decay": 0.01, "schedule": "poly", "start": 0.25, "rate": 1.0,
+        "steps": 300,
     },
     "paper": PAPER,
     "paper_regions": PAPER | {
-        "crop": 224, "batch": 128, "lr": 1e-1, "encoder_lr": 1.0, "which": "regions", "segments.grid": 1,
-        "steps": 350_000,
+        "crop": 224, "batch": 128, "lr": 1e-1, "which": "regions", "segments.grid": 1, "steps": 350_000,
     },
 }  # fmt: skip
 """By flat names. `small` finishes on two cores; the others are COCO on ResNet-50: first regions alone, from nothing,
@@ -109,6 +119,15 @@ class HSG(SegmentMethod):
     says: ClassVar[str] = "an embedding of regions in two views, and of fine and coarse groups of them"
     layout: ClassVar[Layout] = "centred"
     config: HSGConfig
+
+    def __init__(self, config: HSGConfig, context: Context) -> None:
+        super().__init__(config, context)
+        least = LEAST * world_size()
+        if config.levels.which != "regions" and config.crops.batch < least:
+            raise MaskwrightError(
+                f"crops.batch={config.crops.batch} with levels", f"at least {least}, {LEAST} a process",
+                f"add --set crops.batch={least}, or levels.which=regions",
+            )  # fmt: skip
 
     def network(self) -> Network:
         """The trained network, its classifier the layers to the embedding."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from maskwright.methods.unsupervised.hsg.method import HSGConfig
 
 VIEWS = 2
+LEAST = 2
+"""Photographs of a process's batch, at least, for levels."""
 DECAYS, GAMMA, WARM = (0.32, 0.56, 0.75), 0.1, 100
 """Of the schedule by steps: where on the way the rate becomes a tenth, and steps until it is whole."""
 
@@ -44,6 +46,7 @@ class LevelOptions:
     fine: int = option(8, "fine groups of a photograph, at most", low=2, high=256, main=True)
     coarse: int = option(4, "coarse groups, at most", low=2, high=256)
     start: float = option(None, "share of the steps on whole regions alone, before levels (preset)", low=0, high=1)
+    rate: float = option(None, "factor on the head's learning rate for them (preset)", low=0, high=100)
     heads: int = option(4, "of attention in the transformers", low=1, high=64)
     inner: int = option(256, "width inside their layers", low=1, high=8192)
     layers: int = option(2, "of encoder and decoder each", low=1, high=12)
@@ -109,7 +112,7 @@ class HSGTraining(SegmentTraining):
         photographs.jitter = photometric(c.recipe)
         self.streams["u"] = Repeated(photographs, VIEWS)
         levels = new_levels(c.levels, c.dim)
-        self.levels: Hierarchy | None = None if levels is None else self.learn_too("levels", levels)
+        self.levels: Hierarchy | None = None if levels is None else self.learn_too("levels", levels, c.levels.rate)
         self.start = round(c.levels.start * steps)
         self.health = ClusteringHealth(c.levels.fine, steps, context.note)
         if c.schedule == "steps":
@@ -136,7 +139,8 @@ class HSGTraining(SegmentTraining):
         found = find_segments(v, u.y, grid, c.segments.iterations, self.layout)
         region = region_loss(found, c.loss.concentration)
         figures = segment_figures(found)
-        if levels is None or not len(found.mu):
+        # The transformers' batch norms have no statistics of a single graph.
+        if levels is None or len((found.crop // 2).unique()) < LEAST:
             return {"loss": region, "region": region, **figures}
         terms = self.grouped_terms(found, levels, (v.shape[2], v.shape[3]), len(v))
 

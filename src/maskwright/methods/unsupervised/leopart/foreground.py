@@ -22,6 +22,7 @@ from maskwright.methods.unsupervised.leopart.options import CbfeOptions, Foregro
 from maskwright.models.preprocess import Preprocess
 from maskwright.recipes.frozen.features import frozen_features
 from maskwright.recipes.proposals.making import propose
+from maskwright.recipes.proposals.objects import StoredObjects
 from maskwright.recipes.proposals.spectral_objects import spectral_object
 
 if TYPE_CHECKING:
@@ -93,17 +94,13 @@ def propose_foreground(
 
 
 def stored_maps(context: Context, store: Proposals) -> ForegroundMaps:
-    """The foreground that a store holds: soft maps, or what has an id above 0; of a folder without a record grey
-    values, or ids where these are 0 and 1."""
-    names, data = context.data.names, context.data
+    """The foreground that a store holds: soft maps as they are, else the objects of `StoredObjects`."""
+    data, objects = context.data, StoredObjects(context, store, 0.5)
 
     def read(i: int) -> Tensor:
-        if store.holds in (None, "soft"):
-            values = store.soft(names[i], data.size(i)).values
-            # Grey values up to 1 of 255 are ids of a mask, not a map.
-            return (values > 0).float() if store.holds is None and float(values.max()) < 1.5 / 255 else values
-        labels = store.read(names[i], data.size(i))
-        return ((labels.ids > 0) & labels.valid).float()
+        if objects.grey:
+            return store.soft(data.names[i], data.size(i)).values
+        return torch.from_numpy(objects.mask(i)).float()
 
     return read
 
@@ -174,7 +171,8 @@ def cut_ious(
         options: of the cuts.
     """
     order, rows = np.argsort(precisions, kind="stable"), []
-    for k in range(int(options.cut_min * len(order)), int(options.cut_max * len(order))):
+    first = min(int(options.cut_min * len(order)), len(order) - 1)  # one cut at least, of few clusters too
+    for k in range(first, max(first + 1, int(options.cut_max * len(order)))):
         kept = np.zeros(len(order), bool)
         kept[order[k:]] = True
         ious = []

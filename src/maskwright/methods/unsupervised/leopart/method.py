@@ -102,8 +102,8 @@ class Leopart(Method):
                 f"--input {INPUT} with foreground.use=false and cbfe.use=false", "a use", "leave it out"
             )
         self.searcher = searcher(config.communities.by) if config.communities.use else ""
-        if config.cbfe.use and context.classes < 2:
-            raise MaskwrightError(f"--classes {context.classes}, background among them", "at least 2", "ask for more")
+        if (config.cbfe.use or config.communities.use) and context.classes < 2:
+            raise MaskwrightError(f"--classes {context.classes}, class 0 among them", "at least 2", "ask for more")
 
     @classmethod
     def reads_masks(cls, config: LeopartConfig) -> bool:

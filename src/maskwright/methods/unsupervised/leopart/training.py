@@ -18,7 +18,7 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.proposals import SoftMap
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import reducer, world_size
-from maskwright.engine.loop import Indices, Training, cosine
+from maskwright.engine.loop import Indices, Training, cosine, cosine_value
 from maskwright.methods.unsupervised.leopart.foreground import ForegroundMaps
 from maskwright.methods.unsupervised.leopart.losses import (
     GLOBAL,
@@ -130,11 +130,6 @@ class Drawn(NamedTuple):
     crops: Crops
     boxes: Boxes
     foreground: Tensor | None
-
-
-def cosine_value(first: float, last: float, step: int, steps: int) -> float:
-    """From first to last along half a cosine, never quite there: the value of step 0 to steps - 1."""
-    return last + (first - last) * cosine(steps)(step)
 
 
 class LeopartTraining(Training):

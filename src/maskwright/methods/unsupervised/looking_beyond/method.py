@@ -61,9 +61,8 @@ from maskwright.recipes.frozen.features import (
     projection,
 )
 from maskwright.recipes.proposals.making import PROPOSALS, propose
-from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
 from maskwright.recipes.training.method import CropMethod
-from maskwright.recipes.training.network import make_preprocess, make_segmenter, retake
+from maskwright.recipes.training.network import make_segmenter, network_rows
 from maskwright.recipes.training.training import CropTraining
 
 DICTIONARY, CENTERS, QUALITY = "dictionary.safetensors", "centers.safetensors", "quality.json"
@@ -244,19 +243,10 @@ class LookingBeyond(CropMethod):
             self.context.note("Preset paper: no number of the paper's own could be had; all of them are guesses.")
         return LookingBeyondTraining(self.context, self.config, steps, self.auxiliary, self.linked)
 
-    @torch.no_grad()
     def cluster(self, folder: Path) -> None:
-        """Centroids (C, E) of whole photographs, under the batch-norm statistics that the segmenter will have."""
+        """Centroids (C, E) of whole photographs."""
         c, context = self.config, self.context
-        network = self.network().to(context.device)
-        preprocess = make_preprocess(c, network)
-        retake(context, c, network, preprocess, range(len(context.data)))
-
-        def embed(x: Tensor) -> Tensor:
-            return network.decode(network.features(x)).float()
-
-        with as_it_stands(network):
-            rows = F.normalize(live_rows(context, embed, preprocess, 0, c.rows), dim=1)
+        rows = F.normalize(network_rows(context, c, self.network(), c.rows), dim=1)
         found = cluster_rows(context, rows, c.clusters)
         told = collapse(clustering_health(found.labels.cpu(), context.classes), context.classes)
         if told is not None:

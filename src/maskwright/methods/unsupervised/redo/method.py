@@ -147,7 +147,7 @@ class Redo(Method):
     def __init__(self, config: RedoConfig, context: Context) -> None:
         super().__init__(config, context)
         if context.classes < 2:
-            raise MaskwrightError("one region", "at least 2: the rest of the photograph is one", "give --classes")
+            raise MaskwrightError(f"{context.classes} region", "at least 2: all else is one", "give --classes 2")
 
     @classmethod
     def backbone_unused(cls, config: Any) -> str:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.engine.distributed import all_reduce_sum, rank, world_size
+from maskwright.engine.loop import cosine
 from maskwright.ops.roi_align import roi_align
 
 EPS = 1e-6
@@ -163,18 +164,8 @@ class Center(nn.Module):
         self.value.mul_(self.momentum).add_(mean, alpha=1 - self.momentum)
 
 
-def teacher_momentum(step: int, steps: int, start: float) -> float:
-    """1 - (1 - start) (cos(pi t / T) + 1) / 2: from `start` to 1."""
-    return 1 - (1 - start) * (math.cos(math.pi * step / steps) + 1) / 2
-
-
 def warm_cosine(steps: int, warm: int, final: float) -> Callable[[int], float]:
     """Factor on the rate: a hundredth to 1 over the first `warm` steps, then a cosine towards `final`."""
 
-    def factor(step: int) -> float:
-        if step < warm:
-            return 0.01 + 0.99 * step / warm
-        t = (step - warm) / max(1, steps - warm)
-        return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, t))) / 2
-
-    return factor
+    falling = cosine(steps - warm, final)
+    return lambda step: 0.01 + 0.99 * step / warm if step < warm else falling(step - warm)

@@ -34,6 +34,7 @@ from maskwright.data.training.two_crops import TwoCropStream
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import rank, share
+from maskwright.engine.loop import cosine_value
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.slotcon.losses import (
     Center,
@@ -43,7 +44,6 @@ from maskwright.methods.unsupervised.slotcon.losses import (
     grouping_loss,
     inverse_augment,
     slot_loss,
-    teacher_momentum,
     warm_cosine,
     winners,
 )
@@ -57,9 +57,8 @@ from maskwright.models.tensors import save_tensors
 from maskwright.recipes.clustering import cluster_rows
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.ema import EMATeacher
-from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
 from maskwright.recipes.training.method import CropMethod
-from maskwright.recipes.training.network import make_network, make_preprocess, make_segmenter, retake, trained_network
+from maskwright.recipes.training.network import make_network, make_segmenter, network_rows, trained_network
 from maskwright.recipes.training.training import CropTraining
 
 CENTERS = "centers.safetensors"
@@ -138,7 +137,7 @@ class SlotConTraining(CropTraining):
         """The average follows before it is asked, as the authors' does."""
         if step == 0 and self.config.groups.start == "kmeans":
             self.begin()
-        self.teacher.update(self.network, teacher_momentum(step, self.steps, self.config.teacher.momentum))
+        self.teacher.update(self.network, cosine_value(self.config.teacher.momentum, 1.0, step, self.steps))
 
     def grouped(self, network: Any, x: Tensor) -> Grouped:
         """Slots and scores of crops (B, 3, S, S)."""
@@ -216,19 +215,10 @@ class SlotCon(CropMethod):
         untrained = slotcon_network(context, self.config)
         return trained_network(context, self.config, folder, self.result, network=untrained)
 
-    @torch.no_grad()
     def cluster(self, folder: Path) -> None:
-        """Centres (K, d) of features of whole photographs, under the batch-norm statistics that will be kept."""
+        """Centres (K, d) of features of whole photographs."""
         c, context = self.config, self.context
-        network = self.network().to(context.device)
-        preprocess = make_preprocess(c, network)
-        retake(context, c, network, preprocess, range(len(context.data)))
-
-        def features(x: Tensor) -> Tensor:
-            return network.decode(network.features(x)).float()
-
-        with as_it_stands(network):
-            rows = live_rows(context, features, preprocess, 0, c.readout.rows)
+        rows = network_rows(context, c, self.network(), c.readout.rows)
         centers = cluster_rows(context, rows, c.clusters).centers
         if context.run.writes:
             save_tensors(folder / CENTERS, {"centers": centers.float().cpu()})
