@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -100,6 +101,7 @@ def main() -> None:
     """Climbs the ladder on each data set and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=",".join(SETS), help="data sets, joined by commas")
+    parser.add_argument("--only", default="*", help="rows, as patterns joined by commas: named, own-3, anew-3, ...")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
@@ -118,6 +120,8 @@ def main() -> None:
         rows = [(NAMED, 0), *((row, n) for n in RUNGS for row in ("own", "anew"))]
         for row, count in rows:
             folder = runs / (f"{row}-{count}" if count else row)
+            if not any(fnmatch(folder.name, pattern) for pattern in options.only.split(",")):
+                continue
             if not (folder / "scores.json").exists():
                 progress.say(f"== {name}, {folder.name}")
                 if count:

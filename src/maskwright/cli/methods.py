@@ -78,13 +78,15 @@ def paper(method: type[Method]) -> str:
 
 
 def table(chosen: list[type[Method]], width: int) -> Iterator[str]:
-    """One line a method, the sentence cut at a word where the terminal is narrow."""
+    """One line a method, the sentence cut at a word where the terminal is narrow. Beside other labels names go
+    without saying."""
     rows = [("method", "labels", "paper", "what it does")]
-    rows += [(m.name, labels_needed(m), paper(m), m.summary) for m in chosen]
+    rows += [(m.name, "captions" if "captions" in m.needs else labels_needed(m), paper(m), m.summary) for m in chosen]
     columns = [max(len(row[k]) for row in rows) for k in range(3)]
-    room = width - sum(columns) - 3 * 2
+    gap = " " * (2 if width > 80 else 1)
+    room = width - sum(columns) - 3 * len(gap)
     for *cells, says in rows:
-        yield "  ".join([*(c.ljust(n) for c, n in zip(cells, columns)), shortened(says, room)])
+        yield gap.join([*(c.ljust(n) for c, n in zip(cells, columns)), shortened(says, room)])
     yield ""
     yield "maskwright methods NAME: its options to know; --all: all of them; --json"
 
