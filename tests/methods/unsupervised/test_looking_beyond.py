@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond import labelling as Lb
 from maskwright.methods.unsupervised.looking_beyond.losses import assign_margin, cross_image_contrast, draw_pixels
-from maskwright.methods.unsupervised.looking_beyond.method import check_links, with_counts
+from maskwright.methods.unsupervised.looking_beyond.method import LookingBeyond, check_links, with_counts
 from maskwright.methods.unsupervised.looking_beyond.options import PRESETS, LabelOptions, LookingBeyondConfig
 from maskwright.methods.unsupervised.looking_beyond.training import linking
 from maskwright.ops.label_quality import label_counts, label_quality
@@ -96,6 +97,17 @@ def test_regions_of_single_photographs_are_no_labels_of_all(tmp_path):
         with pytest.raises(MaskwrightError, match=f"holds {holds}"):
             check_links(Proposals.begin(tmp_path / holds, holds, "somebody", "none"))
     check_links(Proposals.begin(tmp_path / "objects", "objects", "somebody", "none"))
+
+
+def test_photographs_without_given_labels_are_told(monkeypatch):
+    notes: list[str] = []
+    method = object.__new__(LookingBeyond)
+    method.config, method.given = configure(LookingBeyondConfig, {}), True
+    method.context = SimpleNamespace(data=range(3), note=notes.append)
+    method.auxiliary = SimpleNamespace(indices=[0, 2])
+    monkeypatch.setattr("maskwright.methods.unsupervised.looking_beyond.method.LookingBeyondTraining", print)
+    method.training(1)
+    assert notes == ["1 photographs without labels are left out of the training."]
 
 
 # --------------------------------------------------------------------- what is drawn

@@ -95,7 +95,7 @@ class ForegroundOptions:
 class CbfeOptions:
     """Cluster-based foreground extraction."""
 
-    use: bool = option(True, "class 0 is background, by clusters; false: everything is clustered (ablation)", main=True)
+    use: bool = option(True, "background is found by clusters; false: everything is clustered (ablation)", main=True)
     count: int = option(None, "clusters that are foreground or not (preset)", low=2)
     threshold: float | None = option(
         None, "least share of a cluster in the foreground masks; none: the largest gap", low=0, high=1

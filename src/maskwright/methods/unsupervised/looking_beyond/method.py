@@ -239,6 +239,8 @@ class LookingBeyond(CropMethod):
 
     def training(self, steps: int) -> CropTraining:
         """On the auxiliary labels."""
+        if left := len(self.context.data) - len(self.auxiliary.indices):
+            self.context.note(f"{left} photographs without labels are left out of the training.")
         if self.config.preset == "paper":
             self.context.note("Preset paper: no number of the paper's own could be had; all of them are guesses.")
         return LookingBeyondTraining(self.context, self.config, steps, self.auxiliary, self.linked)
