@@ -66,14 +66,18 @@ def load(path: str | Path, device: str = "cpu") -> Model:
 
 
 def weights_of(model: str | Path) -> str | None:
-    """The weights that the run of a model was given, where its folder still says so and they still lie there.
+    """The towers that the run of a model trained, or else the weights that it was given, where its folder still says so
+    and they still lie there.
 
     Args:
         model: `model.safetensors` of a run, or the run's folder.
     """
     from maskwright.engine.config_file import CONFIG, said_in
+    from maskwright.models.towers.groupvit.files import TOWERS, holds_group_pair
 
     folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    if holds_group_pair(folder / TOWERS):
+        return str(folder / TOWERS)
     said = said_in(folder / CONFIG, "weights") if (folder / CONFIG).is_file() else None
     return said if isinstance(said, str) and Path(said).exists() else None
 

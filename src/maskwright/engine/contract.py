@@ -6,7 +6,7 @@ The loop, the command line and the contract tests know methods only by what stan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -154,6 +154,14 @@ class Method(ABC):
                 "a vision transformer",
                 "give --backbone dinov2_small or dino_small16, or leave it out",
             )
+
+    @classmethod  # noqa: B027
+    def check_classes(cls, config: Any, names: Sequence[str]) -> None:
+        """Refuses class names that the method can do nothing with, before the run's folder is made.
+
+        Raises:
+            MaskwrightError: with the name; here none is refused.
+        """
 
     @classmethod
     def labels_needed(cls, config: Any) -> frozenset[str]:

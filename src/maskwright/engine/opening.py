@@ -59,6 +59,7 @@ def open_run(request: RunRequest) -> Context:
     cls, config, bar = request.method, request.config, request.progress
     RunFolder.check(request.folder, resume=request.resume)
     images, sources, table, why_classes = _data_and_classes(request)
+    cls.check_classes(config, table.names)
     fabric = make_fabric(request.device)
     bar.quiet, bar.heard = bar.quiet or fabric.global_rank > 0, bar.heard and fabric.global_rank == 0
     inputs = open_inputs(cls.inputs_taken(config), request.inputs, request.seed)

@@ -13,6 +13,7 @@ from tests.conftest import write_tiny_folder
 from tests.models.towers.test_groupvit import TINY
 
 import maskwright as mw
+from maskwright.api.opening import weights_of
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.captioned import CaptionStream, content_words
 from maskwright.data.training.sampler import Sampler
@@ -131,6 +132,10 @@ def test_trained_towers_learn_further(place, tmp_path):
     train(place, tmp_path / "further", backbone="groupvit", weights=towers, steps=2)
     notes = json.loads((tmp_path / "further" / "run.json").read_text())["notes"]
     assert any(note.startswith("Learning rate 5e-05") for note in notes), "slower than from nothing"
+    # For other names it asks the towers that it left, not those that it began with.
+    found = weights_of(tmp_path / "further" / "model.safetensors")
+    assert found == str(tmp_path / "further" / "towers")
+    assert mw.load(tmp_path / "further").with_names("disc", found).classes.names == ("disc",)
 
 
 def test_what_cannot_be_done_is_one_line(place, tmp_path):

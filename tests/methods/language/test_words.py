@@ -141,9 +141,10 @@ def typed(place, tmp_path, monkeypatch, capfd):
         (("--names", "road," + "word " * 400), "tokens long"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_exit_code_2(typed, more, said):
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(typed, more, said, tmp_path):
     code, told = typed(*more)
     assert code == 2 and said in told.splitlines()[-1], told
+    assert (tmp_path / "run").exists() == (said == "tokens long"), "names are mended, and --out is free"
 
 
 def test_without_the_extra_or_the_weights_the_line_says_what_to_install(typed, place, tmp_path, monkeypatch):

@@ -182,6 +182,7 @@ def test_names_of_tags_and_what_stands_behind_them():
     found, behind = tag_words(("birds", "tvmonitor", "river|stream"), "ground", NameOptions())
     assert found.words == (("bird avian",), ("tvmonitor screen",), ("river", "stream"))
     assert set(behind) == set(BEHIND) - {"river"} and any("bird as bird avian" in said for said in found.said)
+    assert tag_words(("trees",), None, NameOptions(behind=("Trees", "Skies")))[1] == ("sky",)
     assert "background" not in tag_words(("cat",), "background", NameOptions())[1]
     assert tag_words(("cat",), "mud", NameOptions(clearer=False, behind=("sky",)))[1] == ("sky", "mud")
     with pytest.raises(MaskwrightError, match=r"names\.behind"):

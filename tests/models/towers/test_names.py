@@ -12,7 +12,7 @@ from maskwright.models.towers.names import BACKGROUND_WORDS, class_words, plain_
 from maskwright.models.towers.pairs import find_pair
 from maskwright.models.towers.prompts import IMAGENET, SCENE, TEMPLATES
 from maskwright.models.towers.text import TextTower
-from maskwright.models.towers.vocabulary import embed_words
+from maskwright.models.towers.vocabulary import Vocabulary, embed_words, most_alike
 
 
 def test_templates_are_those_of_the_papers():
@@ -28,6 +28,7 @@ def test_templates_are_those_of_the_papers():
         ("boxes", "box"), ("potatoes", "potato"), ("shoes", "shoe"), ("people", "person"), ("horses", "horse"),
         ("glass", "glass"), ("grass", "grass"), ("bus", "bus"), ("buses", "bus"), ("stairs", "stairs"),
         ("tennis", "tennis"), ("gas", "gas"), ("a red  car", "a red car"), ("leaves", "leaf"), ("Straße", "strasse"),
+        ("lenses", "lens"), ("canvases", "canvas"),
     ],
 )  # fmt: skip
 def test_words(name, word):
@@ -55,7 +56,7 @@ def test_the_background_is_a_list_of_words_or_a_threshold():
         class_words(["background"])
 
 
-@pytest.mark.parametrize("name", ["class 3", "1", "cluster_0", "Class-12", "label 7", "#4", "region5"])
+@pytest.mark.parametrize("name", ["class 3", "1", "cluster_0", "Class-12", "label 7", "#4", "region5", "__", "?"])
 def test_names_that_say_nothing_are_refused(name):
     with pytest.raises(MaskwrightError, match=r"says nothing.*--names"):
         class_words(["road", name])
@@ -68,6 +69,13 @@ def test_empty_and_equal_words_are_refused():
         class_words(["Car", "road", "cars"])
     with pytest.raises(MaskwrightError, match="twice"):
         class_words(["car|cars", "road"])
+    with pytest.raises(MaskwrightError, match="same word"):
+        class_words(["background", "Background", "car"])
+
+
+def test_words_of_the_background_are_written_as_those_of_classes():
+    words = class_words(["trees", "background"], background=["Trees", "Tall_Hedges"]).words
+    assert words == (("tree",), ("tall hedge",))
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +94,15 @@ def test_a_word_is_the_mean_of_its_sentences(tower):
         torch.testing.assert_close(vector.double(), mean / mean.norm(), rtol=1e-5, atol=1e-6)
     one = embed_words(tower, class_words(["sky"]), TEMPLATES["name"])
     torch.testing.assert_close(one.vectors, tower.encode(["sky"]))
+
+
+def test_the_two_most_alike_words_are_of_different_classes():
+    v = torch.nn.functional.normalize(torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    owner = torch.tensor([0, 0, 1, 2, 2, 3, 3])
+    wanted = max(float(v[i] @ v[j]) for i in range(7) for j in range(7) if owner[i] != owner[j])
+    for chunk in (1, 3, 100):
+        assert most_alike(Vocabulary(v, owner), chunk) == pytest.approx(wanted)
+    assert most_alike(Vocabulary(v, torch.zeros_like(owner))) is None
 
 
 def test_chunks_change_nothing_but_rounding(tower):

@@ -40,6 +40,8 @@ def test_auto_takes_towers_that_are_given(tmp_path, capsys):
         (folder / file).unlink()
     write_folder(tmp_path / "towers", config())
     assert words_at_hand(NAMES, True, weights=tmp_path / "towers") == ("maskclip", "")
+    file = tmp_path / "towers" / "open_clip_model.safetensors"  # which is no GroupViT's
+    assert words_at_hand(NAMES, True, weights=file) == ("maskclip", "")
     given = {"names": "road,sky", "device": "cpu", "report": False, "settings": {"words.short_side": 64}}
     model = mw.train(folder, out=tmp_path / "words", weights=tmp_path / "towers", **given)
     assert model.segmenter.extra["method"]["name"] == "maskclip" and model.classes.names == ("road", "sky")

@@ -24,7 +24,7 @@ Legend: B photographs, T tags, P background words, E channels of the joint space
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -227,8 +227,9 @@ def tag_words(names: tuple[str, ...], ground: str | None, options: NameOptions) 
     """
     found = class_words(names, singular=options.singular)
     own = {word for words in found.words for word in words}
-    also = [] if ground is None or plain_word(ground) == BACKGROUND else [plain_word(ground, options.singular)]
-    behind = tuple(dict.fromkeys(w for b in (*options.behind, *also) if (w := b.strip()) and w not in own))
+    also = () if ground is None or plain_word(ground) == BACKGROUND else (ground,)
+    others = (plain_word(b, options.singular) for b in (*options.behind, *also))
+    behind = tuple(dict.fromkeys(w for w in others if w and w not in own))
     if not behind:
         raise MaskwrightError(
             "no word for what stands behind the tags", "some that are no tag", "--set names.behind=sky,wall"
@@ -274,6 +275,11 @@ class ClipEs(TagMethod):
                 f"clip_es on {tower.name}, a ResNet", "a vision transformer", "give --backbone clip:ViT-B-16"
             )
         return tower
+
+    @classmethod
+    def check_classes(cls, config: Any, names: Sequence[str]) -> None:
+        """Refuses names that are no words; raises as `class_words`."""
+        class_words([name for name in names if plain_word(name) != BACKGROUND], singular=config.names.singular)
 
     def stages(self) -> list[Stage]:
         """Tags and their names; no classifier is trained. Then as ever."""

@@ -31,8 +31,9 @@ _ONE = frozenset((
 _LEAVES = {
     "people": "person", "men": "man", "women": "woman", "children": "child", "leaves": "leaf", "shelves": "shelf",
     "knives": "knife", "wolves": "wolf", "halves": "half", "loaves": "loaf", "calves": "calf", "mice": "mouse",
-    "geese": "goose", "feet": "foot", "teeth": "tooth", "oxen": "ox", "movies": "movie", "cookies": "cookie",
+    "geese": "goose", "feet": "foot", "teeth": "tooth", "oxen": "ox", "cookies": "cookie",
     "pies": "pie", "ties": "tie", "shoes": "shoe", "canoes": "canoe", "toes": "toe", "axes": "axe", "buses": "bus",
+    "lenses": "lens", "gases": "gas", "canvases": "canvas", "movies": "movie",
 }  # fmt: skip
 
 
@@ -84,13 +85,15 @@ def class_words(
                 f"class {number} has the name {shown(name)!r}, with an empty word", "words, with | between synonyms",
                 "--names 'road|street,sky'",
             )  # fmt: skip
-        if parts[0].strip("_").casefold() == BACKGROUND and len(parts) == 1:
+        if len(parts) == 1 and plain_word(parts[0]) == BACKGROUND:
+            if place is not None:
+                raise _same(place, called[place], number, parts[0], BACKGROUND)
             place = number
             words.append(())
             continue
         own = []
         for part in parts:
-            if _NO_NAME.fullmatch(part):
+            if _NO_NAME.fullmatch(part) or not any(c.isalnum() for c in part):
                 raise MaskwrightError(
                     f"class {number} is called {shown(part)!r}, which says nothing of how it looks",
                     "a name in words, as 'road'",
@@ -101,12 +104,7 @@ def class_words(
                 shorter.append(f"{shown(part)} as {shown(word)}")
             if word in owner:
                 first, before = owner[word]
-                raise MaskwrightError(
-                    f"classes {first} ({shown(before)}) and {number} ({shown(part)}) are the same word, {shown(word)!r}"
-                    if first != number else f"class {number} has the word {shown(word)!r} twice",
-                    "words of its own for each class",
-                    "rename one of them",
-                )  # fmt: skip
+                raise _same(first, before, number, part, word)
             owner[word] = (number, part)
             own.append(word)
         words.append(tuple(own))
@@ -117,8 +115,18 @@ def class_words(
     if not any(words):
         raise MaskwrightError("no class but background", "at least one class with a name", "--names road,sky")
     if place is not None:
-        said.append(_background(words, place, owner, tuple(background), threshold))
+        others = tuple(plain_word(b, singular) for b in background)
+        said.append(_background(words, place, owner, others, threshold))
     return ClassWords(tuple(called), tuple(words), place, tuple(said))
+
+
+def _same(first: int, before: str, number: int, part: str, word: str) -> MaskwrightError:
+    return MaskwrightError(
+        f"classes {first} ({shown(before)}) and {number} ({shown(part)}) are the same word, {shown(word)!r}"
+        if first != number else f"class {number} has the word {shown(word)!r} twice",
+        "words of its own for each class",
+        "rename one of them",
+    )  # fmt: skip
 
 
 def _background(
@@ -131,7 +139,7 @@ def _background(
     """Gives the background its words, if it has any, and says what it is."""
     if threshold > 0:
         return f"Background (class {place}): where no class has a probability of {threshold:g}."
-    left = tuple(dict.fromkeys(word for b in background if (word := b.strip()) and word not in owner))
+    left = tuple(dict.fromkeys(word for word in background if word and word not in owner))
     if not left:
         raise MaskwrightError(
             "a class called background, and no word for it that is no other class", "words, or a threshold",

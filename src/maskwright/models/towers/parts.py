@@ -147,7 +147,10 @@ class VocabularyClassifier(Part):
         if self.background is not None:
             cosines[:, self.background].clamp_(min=REMOVED)
         if self.denoise:
-            cosines = denoise_prompts(cosines, self.denoise, self.scale)
+            left = denoise_prompts(cosines, self.denoise, self.scale)
+            if self.background is None:  # else a picture without a sure class is background
+                left = torch.where((left == REMOVED).all(1, keepdim=True), cosines, left)
+            cosines = left
         logits = cosines * self.scale
         floor = threshold_logit(words * self.scale, self.threshold) if self.background is not None else None
         if self.smooth:

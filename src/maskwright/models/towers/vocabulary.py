@@ -5,6 +5,7 @@ Legend: P words, C classes, M sentences around a word, E channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,21 @@ def ensemble(embeddings: Tensor, units: bool = True) -> Tensor:
     """Embeddings of words in several sentences, (P, M, E), as one vector a word (P, E): each of unit length, unless
     `units` says otherwise, then their mean, of unit length."""
     return F.normalize((F.normalize(embeddings, dim=-1) if units else embeddings).mean(1), dim=-1)
+
+
+def most_alike(found: Vocabulary, chunk: int = 1024) -> float | None:
+    """The greatest cosine of two words of different classes; None where all words are of one class.
+
+    Args:
+        found: the words.
+        chunk: words that are compared with all at once; memory grows with it.
+    """
+    highest = -math.inf
+    for start in range(0, len(found.owner), chunk):
+        some, own = found.vectors[start : start + chunk], found.owner[start : start + chunk]
+        cosines = (some @ found.vectors.T).masked_fill_(own[:, None] == found.owner, -math.inf)
+        highest = max(highest, float(cosines.max()))
+    return highest if highest > -math.inf else None
 
 
 def check_words(tower: Texts, classes: ClassWords, templates: Sequence[str]) -> None:

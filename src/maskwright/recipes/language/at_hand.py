@@ -56,7 +56,7 @@ def words_at_hand(
             lacking = lacking or f"the {'weights' if name.startswith(tower) else 'backbone'} asked for know no words"
             continue
         try:
-            find(name, None if weights is None else str(weights))
+            find(name, None if weights is None else str(weights)).tensors()  # a file of another kind is no such pair
         except MaskwrightError as error:
             lacking = f"{error.found}: {error.repair}"
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.engine.config import option, part
 from maskwright.engine.contract import Method, Stage
 from maskwright.models.towers.names import ClassWords
-from maskwright.recipes.language.words import STAGE, WordOptions, embedded_vocabulary, read_classes
+from maskwright.recipes.language.words import STAGE, WordOptions, embedded_vocabulary, read_classes, words_of
 
 
 @dataclass(kw_only=True)
@@ -30,6 +31,11 @@ class WordMethod(Method):
     backbones: ClassVar[Any] = "joint"
     Config: ClassVar[type] = WordConfig
     config: Any
+
+    @classmethod
+    def check_classes(cls, config: Any, names: Sequence[str]) -> None:
+        """Refuses names that are no words; raises as `class_words`."""
+        words_of(names, config.words)
 
     @cached_property
     def class_words(self) -> ClassWords:

@@ -5,6 +5,7 @@ Legend: P words, E channels of the joint space.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +26,7 @@ from maskwright.models.towers.names import BACKGROUND_WORDS, ClassWords, class_w
 from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
 from maskwright.models.towers.prompts import TEMPLATES
 from maskwright.models.towers.text import Texts, TextTower
-from maskwright.models.towers.vocabulary import Vocabulary, embed_words
+from maskwright.models.towers.vocabulary import Vocabulary, embed_words, most_alike
 from maskwright.predict.words import WORDS
 
 if TYPE_CHECKING:
@@ -70,16 +71,21 @@ class WordOptions:
     chunk: int = option(256, "texts through the text tower at once; memory grows with it", low=1)
 
 
+def words_of(names: Sequence[str], options: WordOptions) -> ClassWords:
+    """Class names as words; raises as `class_words`."""
+    background = options.background
+    return class_words(
+        names, singular=options.singular, background=background.words, threshold=background.threshold
+    )  # fmt: skip
+
+
 def read_classes(context: Context, options: WordOptions) -> ClassWords:
     """The run's class names as words; what is changed of them is said.
 
     Raises:
         MaskwrightError: as `class_words`.
     """
-    found = class_words(
-        context.table.names, singular=options.singular, background=options.background.words,
-        threshold=options.background.threshold,
-    )  # fmt: skip
+    found = words_of(context.table.names, options)
     for sentence in found.said:
         context.note(sentence)
     return found
@@ -116,9 +122,8 @@ def embedded_vocabulary(
     found = embed_classes(context, classes, options, text)
     if context.run.writes:
         save_tensors(folder / VOCABULARY, {"vectors": found.vectors, "owner": found.owner})
-    alike = (found.vectors @ found.vectors.T).masked_fill(found.owner[:, None] == found.owner[None], -1)
-    if alike.numel() > 1 and float(alike.max()) > -1:
-        context.run.log(STAGE, 0, {"most_alike_words": float(alike.max())})
+    if (alike := most_alike(found)) is not None:
+        context.run.log(STAGE, 0, {"most_alike_words": alike})
 
 
 def joint_encoder(method: Method, attention: str, rest: bool, std: float = 5.0, *, keys: bool = False) -> JointEncoder:

@@ -34,7 +34,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.methods.language.groupvit.training import ContrastTraining, start_of
 from maskwright.models.preprocess import MAX_SIDE, Preprocess
 from maskwright.models.segmenter import Segmenter
-from maskwright.models.towers.groupvit.files import FILES, MULTI, write_pair
+from maskwright.models.towers.groupvit.files import FILES, MULTI, TOWERS, write_pair
 from maskwright.models.towers.groupvit.network import LENGTH
 from maskwright.models.towers.groupvit.parts import GroupClassifier, GroupEncoder
 from maskwright.models.towers.groupvit.shape import GROUPVIT
@@ -55,7 +55,7 @@ from maskwright.recipes.language.words import (
     word_record,
 )
 
-TRAIN, TOWERS = "train", "towers"
+TRAIN = "train"
 PAPER: dict[str, Any] = {
     "batch": 4096, "scale_min": 0.08, "recipe": "slotcon_2", "lr": 1.6e-3, "final": 0.025, "warmup": 2 / 30,
     "weight_decay": 0.05, "clip": 5.0, "drop_path": 0.1, "steps": 210_000,

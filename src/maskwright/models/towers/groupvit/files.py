@@ -27,6 +27,8 @@ from maskwright.models.towers.groupvit.shape import GROUPVIT, HUB, USUAL, GroupS
 
 CONFIG = "config.json"
 FILES = ("model.safetensors", "pytorch_model.bin")
+TOWERS = "towers"
+"""Folder of a run in which a training leaves both towers."""
 IMAGE, TEXT = "image.", "text."
 """Prefixes of the two towers' tensors under our names."""
 MULTI = "multi_log_scale"
