@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,3 +203,10 @@ def test_heads_come_back(deep, saliency):
             build_part(spec)
     with pytest.raises(MaskwrightError):
         build_part({"kind": "ObjectClusters", "width": 3, "dim": 2, "clusters": 2, "threshold": 0.5, "temperature": 0})
+
+
+def test_more_clusters_than_photographs_are_refused_before_the_training():
+    method = object.__new__(M.MaskContrast)
+    method.config, method.context = configure(M.MaskContrastConfig, {}), SimpleNamespace(classes=40, data=range(3))
+    with pytest.raises(MaskwrightError, match="39 clusters of objects and 3 photographs"):
+        method.stages()

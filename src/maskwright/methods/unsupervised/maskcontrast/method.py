@@ -212,10 +212,15 @@ class MaskContrast(CropMethod):
         """Objects, train, cluster, and a linear probe where one is asked for.
 
         Raises:
-            MaskwrightError: fewer than two clusters.
+            MaskwrightError: fewer than two clusters, or more than there can be objects.
         """
         if self.context.classes < 2:
             raise MaskwrightError("one cluster", "at least 2: the background is one", "give --classes")
+        if self.context.classes - 1 > len(self.context.data):
+            raise MaskwrightError(
+                f"{self.context.classes - 1} clusters of objects and {len(self.context.data)} photographs",
+                "at least as many photographs, each of which has one object", "ask for fewer with --classes",
+            )  # fmt: skip
         probe = Stage("linear_probe", "fit", self.linear_probe, "a linear probe on what was learned, with masks")
         return [
             Stage("objects", "label", self.objects, "the object mask of each photograph"),
