@@ -37,6 +37,9 @@ class Row:
         deranged: each name stands for another class than its own.
         inputs: second networks; RUNS stands for the folder of all runs.
         steps: of what trains.
+        backbone, weights: of the run; RUNS as in `inputs`.
+        split: the scenes that it sees.
+        clusters: as many as there are names, matched one to one; the names are not read.
     """
 
     method: str = "maskclip"
@@ -45,8 +48,15 @@ class Row:
     deranged: bool = False
     inputs: dict[str, str] = field(default_factory=dict)
     steps: int | None = None
+    backbone: str = "clip"
+    weights: str = "RUNS/towers"
+    split: str = "few"
+    clusters: bool = False
 
 
+GROUPS = "groupvit:image=64/patch=8/width=96/heads=3/depths=2+2+1/groups=16+8/embed=64/hidden=192/words=64/layers=2"
+"""A GroupViT of about the size of the two towers."""
+NEW = {"backbone": GROUPS, "weights": "random"}
 VALUES = {"last_block.rest": False}
 PLUS = VALUES | {
     "plus.train": True, "student.network.name": "unet", "student.crops.size": 64, "student.crops.batch": 16,
@@ -80,6 +90,10 @@ ROWS = {
     "scene-maskclip-plus": Row(names="scene", settings=PLUS, inputs=STUDENT, steps=400),
     "scene-reco": Row("reco", RECO | {"context": ""}, names="scene"),
     "scene-naclip": Row("clip_seg", {"variant": "naclip"}, names="scene"),
+    "groupvit": Row(
+        "groupvit", {"crops.batch": 64, "crops.scale_min": 0.6, "optimizer.lr": 1e-3}, steps=1400, split="train", **NEW
+    ),
+    "groupvit-start_kmeans": Row("kmeans", {"features.short_side": 64}, clusters=True, **NEW),
     "kinds-maskclip-values": Row(names="kinds", settings=VALUES),
     "kinds-maskclip-values-deranged": Row(names="kinds", settings=VALUES, deranged=True),
 }
@@ -107,12 +121,13 @@ def run(name: str, seed: int, folder: Path) -> None:
     row, place = ROWS[name], folder.parent
     names = VOCABULARIES[row.names]
     given = shuffled(names) if row.deranged else names
-    short = {"words.short_side": 64}
+    short = {} if row.clusters else {"words.short_side": 64}
     inputs = {k: v.replace("RUNS", str(place)) for k, v in row.inputs.items()}
     model = api.train(
-        place / "scenes", row.method, names=given, split="few", backbone="clip", weights=str(place / "towers"),
-        out=folder / "run", seed=seed, settings=short | row.settings, inputs=inputs or None,
-        steps=row.steps, device="cpu", resume=True,
+        place / "scenes", row.method, names=None if row.clusters else given, split=row.split,
+        classes=len(names) if row.clusters else None, backbone=row.backbone,
+        weights=row.weights.replace("RUNS", str(place)), out=folder / "run", seed=seed,
+        settings=short | row.settings, inputs=inputs or None, steps=row.steps, device="cpu", resume=True,
         report=False,
     )  # fmt: skip
     held = api.open_folder(place / "scenes").split("test")
@@ -120,7 +135,10 @@ def run(name: str, seed: int, folder: Path) -> None:
     pairs = [
         (read_mask(folder / "masks" / f"{n}.png"), truth_of(held.mask(i), row.names)) for i, n in enumerate(held.names)
     ]
-    write_json(folder / "scores.json", evaluate_arrays(pairs, names, ignore=255).to_json())
+    write_json(
+        folder / "scores.json",
+        evaluate_arrays(pairs, names, "hungarian" if row.clusters else "direct", ignore=255).to_json(),
+    )
 
 
 def lines(runs: Path, seed: int) -> Iterator[str]:
