@@ -101,7 +101,10 @@ def test_a_request_to_stop_is_an_interrupt(data, tmp_path):
         "def slow(*args):\n"
         "    import time; print('step', flush=True); time.sleep(0.05); return real(*args)\n"
         "loop.seed_step = slow\n"
-        "cli.main()"
+        "try:\n"
+        "    cli.main()\n"
+        "finally:\n"
+        "    import signal; print('alarm in', signal.getitimer(signal.ITIMER_REAL)[0])"
     )
     command = [
         "train", data, "--method", "supervised", "--weights", "random", "--backbone", "mobilenetv3_small_050",
@@ -112,8 +115,9 @@ def test_a_request_to_stop_is_an_interrupt(data, tmp_path):
     )
     assert process.stdout.readline() == "step\n", process.stderr.read()
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    told, said = process.communicate(timeout=60)
     assert process.returncode == 2 and status(tmp_path / "run") == "interrupted"
+    assert told.splitlines()[-1] == "alarm in 0.0", "a process that is slow to go would die of it"
     assert said.splitlines()[-1] == "maskwright: interrupted; repeat the command, a training with --resume"
     assert "Traceback" not in said
 

@@ -69,7 +69,10 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         _end_like_an_interrupt(number)
     try:
-        code = app(prog_name="maskwright", standalone_mode=False)
+        try:
+            code = app(prog_name="maskwright", standalone_mode=False)
+        finally:
+            _wait_no_more()
     except MaskwrightError as error:
         _stop(str(error))
     except KeyboardInterrupt:
@@ -109,6 +112,12 @@ def _end_like_an_interrupt(number: signal.Signals) -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(number, interrupt)
+
+
+def _wait_no_more() -> None:
+    """Takes back the alarm of a request to end: it would kill a process that takes longer to go."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _stop(line: str) -> NoReturn:

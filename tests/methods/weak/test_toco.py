@@ -348,7 +348,7 @@ def test_a_convolutional_backbone_is_refused_before_anything_is_written(data, tm
     with pytest.raises(MaskwrightError, match=r"toco on the convolutional.*vision transformer.*--backbone"):
         run(data, tmp_path / "run", backbone="mobilenetv3_small_050")
     assert not (tmp_path / "run").exists()
-    assert all(mw.METHODS[name].backbones in ("any", "vit", "joint") for name in mw.METHODS)
+    assert all(mw.METHODS[name].backbones in ("any", "vit", "joint", "groups") for name in mw.METHODS)
     assert mw.METHODS["cam"].backbones == "any" and mw.METHODS["toco"].backbones == "vit"
 
 
