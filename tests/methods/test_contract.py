@@ -89,7 +89,7 @@ OWN: dict[str, dict[str, object]] = {
 """What makes methods small that have more than common parts."""
 STEPS = 8
 NAMES = sorted(TABLE)
-WHOLE = {"kmeans", "stego", "primaps", "maskclip", "supervised", "cam", "dacs"}
+WHOLE = {"kmeans", "stego", "maskclip", "supervised", "cam", "dacs"}
 """One method of each kind: a clustering, words, heads on frozen features, networks on masks, tags, two domains
 with a teacher. The default run asks these everything. Of the others it leaves out what takes trainings of its own,
 which `-m slow` asks them."""

@@ -17,8 +17,8 @@ from maskwright import api
 from maskwright.engine import distributed, loop
 from maskwright.errors import MaskwrightError
 
-USUAL = ("supervised", "stego", "seam")
-"""A training on masks, one on features, one on tags; the others are slow."""
+USUAL = ("supervised", "stego")
+"""A training on masks, one on features; the others are slow."""
 
 
 def cases(names=NAMES, usual=USUAL):
