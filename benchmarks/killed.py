@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.records import data_root, weights_root
-from maskwright.engine.loop import CHECKPOINT
+from maskwright.engine.checkpoint import CHECKPOINT
 
 SEMI = (
     "supervised", "mean_teacher", "cct", "cac", "cps", "st_plus_plus", "adv_semi", "u2pl", "reco_semi", "unimatch",

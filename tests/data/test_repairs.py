@@ -182,7 +182,7 @@ def test_missing_predictions_and_masks_are_counted_and_named(tmp_path: Path, mon
 
 def test_a_source_whose_masks_are_asked_about_is_mended_by_the_printed_command(tmp_path: Path, monkeypatch) -> None:
     from maskwright import api
-    from maskwright.engine.contract import LABELLED_SOURCE
+    from maskwright.engine.needs import LABELLED_SOURCE
     from maskwright.engine.streams import understood_source
 
     root = write_set(tmp_path / "source", lambda i, t: grey(255 * t))

@@ -12,11 +12,10 @@ from tests.engine.toys import PlainFabric, Toy, equal, train
 
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.masking.classes import ClassTable
-from maskwright.engine import loop
+from maskwright.engine import resuming
 from maskwright.engine.ahead import Batches, read_ahead
-from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
+from maskwright.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from maskwright.engine.context import Context
-from maskwright.engine.loop import CHECKPOINT
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
 from maskwright.errors import MaskwrightError
@@ -68,7 +67,7 @@ def test_killed_at_every_checkpoint_and_resumed_with_another_number(tmp_path, pl
         if len(calls) == number + 1:
             raise Killed
 
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(resuming, "save_checkpoint", save)
     with pytest.raises(Killed):
         train(Toy(STEPS), tmp_path, workers=workers, checkpoint_every=1)
     monkeypatch.undo()

@@ -10,8 +10,7 @@ from torch import nn
 
 from maskwright.data.training.sampler import Sampler
 from maskwright.engine import context as C
-from maskwright.engine.checkpoint import save_checkpoint
-from maskwright.engine.loop import CHECKPOINT
+from maskwright.engine.checkpoint import CHECKPOINT, save_checkpoint
 from maskwright.engine.progress import Progress
 from maskwright.engine.seeding import seed_step
 from maskwright.errors import MaskwrightError

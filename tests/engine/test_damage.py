@@ -16,8 +16,7 @@ from tests.engine.toys import Toy, equal, train
 import maskwright as mw
 from maskwright.data.folders.folder import open_folder
 from maskwright.engine.cache import FeatureCache, read_features, write_features
-from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
-from maskwright.engine.loop import CHECKPOINT
+from maskwright.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.models.bundle import load_bundle

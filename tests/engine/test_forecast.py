@@ -11,11 +11,11 @@ import torch
 from tests.engine.toys import Toy, train
 
 from maskwright.app import montage, pictures
-from maskwright.engine import contract
 from maskwright.engine.config import configure
 from maskwright.engine.contract import Stage
-from maskwright.engine.forecast import Forecast, Pace, fitted, sizes
+from maskwright.engine.forecast import SHOWN, SHOWN_OF_CLUSTERS, Forecast, Pace, fitted
 from maskwright.engine.progress import Progress, duration
+from maskwright.engine.sizes import sizes
 from maskwright.methods import METHODS
 from maskwright.ops.clustering.kmeans import kmeans
 
@@ -208,7 +208,7 @@ def test_what_follows_the_steps_is_left_room_for():
     method.config = METHODS["supervised"].Config()
     method.context = SimpleNamespace(data=Photographs([(720, 960)] * 80))  # and 80 more show what clusters are
     assert method.tail() == pytest.approx((64 + 48 + 80) * 720 * 960 / (3 * 4 * 256 * 256))
-    assert (contract.SHOWN, contract.SHOWN_OF_CLUSTERS) == (pictures.COUNT, montage.COUNT), "as the report has them"
+    assert (SHOWN, SHOWN_OF_CLUSTERS) == (pictures.COUNT, montage.COUNT), "as the report has them"
     clock, said = Clock(), []
     forecast = Forecast("train", 100, said.append, clock=clock, tail=50)
     for done in range(1, 9):

@@ -20,8 +20,9 @@ from maskwright import api, cli
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
-from maskwright.engine.contract import InputNeed, Stage
+from maskwright.engine.contract import Stage
 from maskwright.engine.inputs import check_inputs, inputs_as_written, named_inputs, open_inputs
+from maskwright.engine.needs import InputNeed
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods import TABLE

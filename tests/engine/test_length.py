@@ -8,28 +8,32 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
-from tests.engine.toys import Toy, equal, train
+from tests.engine.toys import PlainFabric, Toy, equal
 
 import maskwright as mw
 from maskwright import cli
 from maskwright.cli import program
 from maskwright.data.folders.folder import open_folder
-from maskwright.engine import loop
-from maskwright.engine.checkpoint import load_checkpoint
+from maskwright.data.trust.ledger import Ledger
+from maskwright.engine import loop, resuming
+from maskwright.engine.checkpoint import CHECKPOINT, load_checkpoint
 from maskwright.engine.config import configure
 from maskwright.engine.config_file import read_config
+from maskwright.engine.context import Context
 from maskwright.engine.length import Length
-from maskwright.engine.loop import CHECKPOINT
 from maskwright.engine.opening import open_run
 from maskwright.engine.progress import Progress
+from maskwright.engine.records import RunFolder
 from maskwright.engine.request import RunRequest
 from maskwright.engine.run import run_method
+from maskwright.engine.schedules import Rates
 from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS
 
@@ -54,7 +58,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def often(monkeypatch):
     """A checkpoint behind every second step."""
-    monkeypatch.setattr(loop, "every", lambda steps: 2)
+    monkeypatch.setattr(resuming, "every", lambda steps: 2)
 
 
 @pytest.fixture
@@ -105,12 +109,18 @@ def test_a_stage_ends_where_its_checkpoint_is(tmp_path):
         if (place, step) == ("losses", 5):
             raise Killed
 
+    given = Context(
+        data=SimpleNamespace(ledger=Ledger()), table=None, seed=1, steps=None, fabric=PlainFabric(),
+        run=RunFolder(tmp_path), cache=None, backbone=None, progress=Progress(quiet=True),
+    )  # fmt: skip
+    folder = given.run.stage_folder("toy")
     with pytest.raises(Killed):
-        train(Toy(7, hook=kill), tmp_path)
-    before = load_checkpoint(tmp_path / "toy" / CHECKPOINT)
+        given.fit(Toy(7, hook=kill), "toy", folder, 7, checkpoint_every=2)
+    before = load_checkpoint(folder / CHECKPOINT)
     still = Toy(7)
-    run = train(still, tmp_path, as_it_stands=True)
-    assert run.kept == ("toy", 4, 7) and before["step"] == 4
+    given.timing.as_it_stands = True
+    given.fit(still, "toy", folder, 7)
+    assert given.run.kept == ("toy", 4, 7) and before["step"] == 4 and given.timing.reached == {"toy": (4, 7)}
     assert equal(load_checkpoint(tmp_path / "toy" / CHECKPOINT), before)
     assert equal(still.body.state_dict(), before["parts"]["module.body"])
 
@@ -123,14 +133,14 @@ def test_a_longer_run_goes_on_by_the_longer_schedule(data, tmp_path, stop, often
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     supervised(data, whole, steps=4)
     rates: list[float] = []
-    real = loop._set_rates
 
-    def note(training: Any, base: Any, step: int) -> None:
-        real(training, base, step)
-        rates.append(training.optimizers["network"].param_groups[0]["lr"] / base["network"][0])
+    class Noted(Rates):
+        def set(self, step: int) -> None:
+            super().set(step)
+            rates.append(self._training.optimizers["network"].param_groups[0]["lr"] / self._initial["network"][0])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_set_rates", note)
+        patch.setattr(loop, "Rates", Noted)
         supervised(data, whole, steps=8, resume=True, progress=Progress())
     assert rates == pytest.approx([(1 - t / 8) ** 0.9 for t in range(4, 8)])
     assert "Lengthened from 4 to 8 steps" in capfd.readouterr().err
@@ -349,7 +359,7 @@ def minutes_run(data: Path, out: Path, seconds_a_step: float, monkeypatch, **mor
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "update", slow)
         context = open_run(request)
-        context.clock, context.began = clock, clock.now
+        context.timing.clock, context.timing.began = clock, clock.now
         try:
             run_method(cls, config, context)
         finally:

@@ -14,9 +14,10 @@ import torch
 from tests.engine.toys import PlainFabric, Toy, equal, train
 from torch import nn
 
-from maskwright.engine import loop
-from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
-from maskwright.engine.loop import CHECKPOINT, Training, cosine, poly
+from maskwright.engine import loop, resuming
+from maskwright.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from maskwright.engine.loop import Training
+from maskwright.engine.schedules import cosine, poly
 from maskwright.errors import MaskwrightError, ask_to_stop, may_wait
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -99,7 +100,7 @@ def test_killed_around_a_checkpoint(tmp_path, uninterrupted, monkeypatch, when, 
         if len(calls) == number + 1:
             raise Killed
 
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(resuming, "save_checkpoint", save)
     with pytest.raises(Killed):
         train(Toy(STEPS), tmp_path)
     monkeypatch.undo()
@@ -177,7 +178,7 @@ def test_the_loss_falls(tmp_path):
 
 def test_by_default_few_lines_and_few_checkpoints(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(loop, "save_checkpoint", lambda path, state: saved.append(state["step"]))
+    monkeypatch.setattr(resuming, "save_checkpoint", lambda path, state: saved.append(state["step"]))
     run = train(Toy(430), tmp_path, 430, checkpoint_every=None, log_every=None)
     assert saved == [50, 100, 150, 200, 250, 300, 350, 400, 430]
     assert [m["step"] for m in run.metrics()] == [*range(0, 430, 2), 429]
@@ -196,13 +197,13 @@ def test_slow_steps_are_saved_by_the_clock(tmp_path, uninterrupted, monkeypatch)
             Clock.now += 25.0
 
     saved = []
-    monkeypatch.setattr(loop, "time", Clock)
+    monkeypatch.setattr(resuming, "time", Clock)
 
     def save(path, state):
         saved.append(state["step"])
         save_checkpoint(path, state)
 
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(resuming, "save_checkpoint", save)
     train(Toy(STEPS, hook=tick), tmp_path, checkpoint_every=100)
     assert saved == [3, 6, 7]
     assert equal(load_checkpoint(tmp_path / "toy" / CHECKPOINT), uninterrupted[0])

@@ -16,10 +16,10 @@ from tests.engine.two_domains import DayAndNight, TwoDomains, TwoDomainsConfig, 
 
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.masking.classes import ClassTable
-from maskwright.engine import stages
 from maskwright.engine.classes import object_table
 from maskwright.engine.context import Context
-from maskwright.engine.contract import StreamNeed
+from maskwright.engine.ledgers import Ledgers
+from maskwright.engine.needs import StreamNeed
 from maskwright.engine.opening import open_run
 from maskwright.engine.request import RunRequest
 from maskwright.engine.streams import Source
@@ -378,7 +378,7 @@ def test_a_killed_and_resumed_run_counts_the_same_labels_and_ends_in_the_same_we
 
     with monkeypatch.context() as patch:
         patch.setattr(TwoDomainsTraining, "losses", killed)
-        patch.setattr(stages, "_save_ledger", lambda context: None)  # a kill leaves no time for it
+        patch.setattr(Ledgers, "save", lambda *_: None)  # a kill leaves no time for it
         with pytest.raises(Killed):
             run(two(target, source, tmp_path / "killed"))
     assert not (tmp_path / "killed" / "ledger.json").exists()

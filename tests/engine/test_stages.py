@@ -12,7 +12,8 @@ from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import LEDGER, RunFolder
-from maskwright.engine.stages import DONE, run_stages
+from maskwright.engine.resuming import DONE
+from maskwright.engine.stages import run_stages
 
 
 class Failed(Exception):

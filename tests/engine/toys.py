@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.data.training.sampler import Sampler
-from maskwright.engine.loop import Training, cosine, fit
+from maskwright.engine.loop import Training, fit
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
+from maskwright.engine.schedules import cosine
 from maskwright.recipes.banks import FeatureBank
 from maskwright.recipes.ema import EMATeacher
 

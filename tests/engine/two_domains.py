@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data.training.sampler import Sampler
-from maskwright.engine.checkpoint import load_part, stage_parts
+from maskwright.engine.checkpoint import CHECKPOINT, load_part, stage_parts
 from maskwright.engine.config import option
 from maskwright.engine.context import Context
-from maskwright.engine.contract import Method, Stage, StreamNeed
-from maskwright.engine.loop import CHECKPOINT, Training
+from maskwright.engine.contract import Method, Stage
+from maskwright.engine.loop import Training
+from maskwright.engine.needs import StreamNeed
 from maskwright.engine.opening import open_run
 from maskwright.engine.progress import Progress
 from maskwright.engine.request import RunRequest

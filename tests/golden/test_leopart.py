@@ -12,7 +12,7 @@ from tests.golden.cases import Case, read_cases
 from tests.golden.formulas import as64, draw
 
 from maskwright.data.training.views import View
-from maskwright.engine.loop import cosine_value
+from maskwright.engine.schedules import cosine_value
 from maskwright.methods.unsupervised.leopart import foreground as Fg
 from maskwright.methods.unsupervised.leopart import losses as L
 from maskwright.methods.unsupervised.leopart.options import CbfeOptions

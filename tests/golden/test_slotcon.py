@@ -13,7 +13,7 @@ from tests.golden.formulas import as64, draw, generator, softmax, unit
 
 from maskwright.data.training.two_crops import shared_boxes
 from maskwright.data.training.views import View
-from maskwright.engine.loop import cosine_value
+from maskwright.engine.schedules import cosine_value
 from maskwright.methods.unsupervised.slotcon import losses as L
 from maskwright.models.parts.projector import Projector
 from maskwright.recipes.pretraining.lars import LARS

@@ -16,11 +16,11 @@ from tests.conftest import write_tiny_folder
 from tests.models.towers.tiny import register
 
 import maskwright as mw
-from maskwright.engine import loop
+from maskwright.engine import loop, resuming
 from maskwright.engine.config import describe
-from maskwright.engine.contract import StreamNeed
+from maskwright.engine.needs import StreamNeed
 from maskwright.engine.progress import Progress
-from maskwright.engine.stages import DONE
+from maskwright.engine.resuming import DONE
 from maskwright.errors import MaskwrightError
 from maskwright.methods import TABLE
 from maskwright.predict.model import Model
@@ -292,7 +292,7 @@ def test_saved_model_predicts_what_the_trained_one_did(name, trained, data):
 def test_interrupted_at_any_checkpoint_and_resumed_gives_the_same_weights(name, finished, data, tmp_path, monkeypatch):
     """Stopped right after each checkpoint of each training stage, and at the start of each stage; now and then reading
     ahead, now and then not, as the uninterrupted run did."""
-    real_fit, real_save = loop.fit, loop.save_checkpoint
+    real_fit, real_save = loop.fit, resuming.save_checkpoint
     saved: list[int] = []
 
     def frequent(training, **options):
@@ -305,7 +305,7 @@ def test_interrupted_at_any_checkpoint_and_resumed_gives_the_same_weights(name, 
             raise KeyboardInterrupt
 
     monkeypatch.setattr("maskwright.engine.context.fit", frequent)
-    monkeypatch.setattr(loop, "save_checkpoint", interrupting)
+    monkeypatch.setattr(resuming, "save_checkpoint", interrupting)
     folder = tmp_path / "run"
     for attempt in range(20):
         try:

@@ -14,7 +14,7 @@ from tests.pretend_gpu import PretendGPU
 
 import maskwright as mw
 from maskwright import api
-from maskwright.engine import distributed, loop
+from maskwright.engine import distributed, loop, resuming
 from maskwright.errors import MaskwrightError
 
 USUAL = ("supervised", "stego")
@@ -43,7 +43,7 @@ def data(tmp_path_factory) -> Path:
 def test_trains_goes_on_elsewhere_predicts_and_suggests(name, workers, data, tmp_path, monkeypatch):
     """Begun on the GPU, stopped at the first checkpoint, finished on the CPU; the other way round for the other number
     of threads that read ahead."""
-    real_fit, real_save = loop.fit, loop.save_checkpoint
+    real_fit, real_save = loop.fit, resuming.save_checkpoint
     stopped: list[int] = []
 
     def stop(path, state):
@@ -55,7 +55,7 @@ def test_trains_goes_on_elsewhere_predicts_and_suggests(name, workers, data, tmp
     monkeypatch.setattr(
         "maskwright.engine.context.fit", lambda t, **options: real_fit(t, **(options | {"checkpoint_every": 2}))
     )
-    monkeypatch.setattr(loop, "save_checkpoint", stop)
+    monkeypatch.setattr(resuming, "save_checkpoint", stop)
     first, second = ("cuda", "cpu") if workers else ("cpu", "cuda")
     folder = tmp_path / "run"
     with PretendGPU() as gpu:

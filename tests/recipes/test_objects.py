@@ -15,8 +15,8 @@ from maskwright.app.stage_view import stage_views
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals, SoftMap
-from maskwright.engine.contract import InputNeed
 from maskwright.engine.inputs import Input, open_inputs
+from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.recipes.proposals import objects as O
 

@@ -304,8 +304,8 @@ def _make_run(
     from maskwright.data.masking.cluster_map import MAP, masks_beside
     from maskwright.data.trust.artefacts import write_record
     from maskwright.data.trust.files import write_bytes
+    from maskwright.engine.ending import recorded
     from maskwright.engine.records import FINISHED, LEDGER, MODEL, RunFolder, now
-    from maskwright.engine.run import recorded
     from maskwright.predict.model import Model
     from maskwright.predict.naming import with_naming
 

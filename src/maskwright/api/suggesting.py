@@ -96,8 +96,7 @@ def suggest(
 
 def other_network(model: Model, run: Path) -> Segmenter | None:
     """The network beside the kept one that the newest training stage with one left in its checkpoint, if any."""
-    from maskwright.engine.checkpoint import load_checkpoint
-    from maskwright.engine.loop import CHECKPOINT
+    from maskwright.engine.checkpoint import CHECKPOINT, load_checkpoint
     from maskwright.predict.suggest import second_network
 
     found = list(run.glob(f"*/{CHECKPOINT}")) if run.is_dir() else []

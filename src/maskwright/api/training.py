@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
-    from maskwright.engine.contract import Method
     from maskwright.engine.inputs import Given
     from maskwright.engine.progress import Progress
-    from maskwright.engine.records import RunFolder
-    from maskwright.engine.run import Pages
     from maskwright.engine.streams import Place
     from maskwright.predict.model import Model
 
+from maskwright.api.call import write_call
 from maskwright.api.opening import opened
 
 
@@ -89,121 +87,54 @@ def train(
     """
     from maskwright.data.masking.classes import given_names
     from maskwright.engine.ahead import read_ahead
-    from maskwright.engine.config import configure, options
-    from maskwright.engine.devices import on_cpu
-    from maskwright.engine.event_log import EventLog, check_log
-    from maskwright.engine.inputs import inputs_as_written, named_inputs, record_of
+    from maskwright.engine.config import configure
+    from maskwright.engine.event_log import check_log, log_events
+    from maskwright.engine.inputs import named_inputs
     from maskwright.engine.opening import open_run
     from maskwright.engine.progress import Progress
     from maskwright.engine.request import RunRequest
     from maskwright.engine.run import run_method
-    from maskwright.engine.start import own_model, own_network
-    from maskwright.engine.streams import SOURCE, open_sources, sources_as_written
-    from maskwright.methods import TABLE, find_method
-    from maskwright.methods.choosing import choose, settings_of
-    from maskwright.recipes.language.at_hand import words_at_hand
+    from maskwright.engine.start import own_settings
+    from maskwright.engine.streams import SOURCE, open_sources
+    from maskwright.methods import find_method
+    from maskwright.methods.choosing import settle
 
     check_log(log)
     bar = progress or Progress.of_this_process()
     images = opened(data, labels, void, range)
-    if split is not None:
-        images = images.split(split)
-    if labeled is not None:
-        images = images.labeled(labeled)
+    images = images if split is None else images.split(split)
+    images = images if labeled is None else images.labeled(labeled)
     sources, places = open_sources(source, beside=images), named_inputs(inputs)
-    reason, chosen, choice = "", {}, None
-    begun = record_of(Path(out)).get("method", {}).get("name") if resume and out is not None else None
-    if method == "auto" and begun in TABLE:
-        method, reason = begun, f"{begun}, with which the run was begun"
-        chosen = settings_of(begun, images.labels_present(), len(images))
-    elif method == "auto":
-        choice = choose(
-            images.labels_present(), len(images), SOURCE in sources, cpu=on_cpu(device), steps=steps, minutes=minutes,
-            words=lambda: words_at_hand(
-                given_names(names) if names is not None else images.classes.names if images.classes else (),
-                images.labels_present()["captions"] > 0, backbone, weights,
-            ),
-        )  # fmt: skip
-        method, reason = choice.method, choice.reason
-        chosen = dict(choice.settings)
-    if reason:
-        bar.say(f"Method: {reason}.")
-    cls = find_method(method)
-    own = own_model(weights)
-    network = own_network(own) if own is not None else {}
-    known = {o.name for o in options(cls.Config) if o.used}
-    taken = {name: value for name, value in network.items() if name in known}
-    config = configure(cls.Config, {**chosen, **taken, **(settings or {}), **more})
-    if reason and SOURCE not in cls.streams_taken(config):
+    known = None if names is None else given_names(names)
+    choice = settle(
+        method, images, resumed=out if resume else None, source=SOURCE in sources, names=known, backbone=backbone,
+        weights=weights, device=device, steps=steps, minutes=minutes,
+    )  # fmt: skip
+    if choice.reason:
+        bar.say(f"Method: {choice.reason}.")
+    cls = find_method(choice.method)
+    config = configure(cls.Config, {**choice.settings, **own_settings(weights, cls.Config), **(settings or {}), **more})
+    if choice.reason and SOURCE not in cls.streams_taken(config):
         sources.pop(SOURCE, None)  # the reason says so
     request = RunRequest(
-        data=images, method=cls, config=config, out=out, sources=sources, inputs=places, split=split,
-        labeled=labeled, classes=classes,
-        names=None if names is None else given_names(names), backbone=backbone, weights=weights, steps=steps,
-        minutes=minutes, seed=seed, device=device, resume=resume, as_it_stands=as_it_stands, reason=reason,
-        progress=bar,
+        data=images, method=cls, config=config, out=out, sources=sources, inputs=places, split=split, labeled=labeled,
+        classes=classes, names=known, backbone=backbone, weights=weights, steps=choice.steps_of(config, steps),
+        minutes=minutes, most_steps=choice.most_steps, seed=seed, device=device, resume=resume,
+        as_it_stands=as_it_stands, reason=choice.reason, progress=bar,
     )  # fmt: skip
-    if choice is not None and choice.steps is not None and not sets_steps(cls, config):
-        request.steps = choice.steps
-    request.most_steps = None if choice is None else choice.most_steps
     workers = read_ahead(workers)
     context = open_run(request)
     context.workers = workers
     try:
-        call = {
-            "method": cls.name, "data": data, "source": sources_as_written(source, sources) or None,
-            "input": inputs_as_written(places) or None, "split": split,
-            "labeled": labeled, "classes": classes, "names": None if request.names is None else list(request.names),
-            "backbone": backbone, "weights": weights, "steps": context.steps, "minutes": context.minutes, "seed": seed,
-            "device": device, "log": log,
-        }  # fmt: skip
-        _write_call(context.run, call, images, config)
-        if log is not None and context.run.writes:
-            context.run.log_events(EventLog(context.run.path))
-        model = run_method(cls, config, context, _pages() if report else None)
-        if report and cls.classes_found(config) == "clusters":
-            bar.say(_what_clusters_want(context.run.path))
+        write_call(context, request, data=data, source=source, log=log)
+        log_events(context.run, log)
+        if not report:
+            return run_method(cls, config, context)
+        from maskwright.app.run_pages import PAGES, what_clusters_want
+
+        model = run_method(cls, config, context, PAGES)
+        if cls.classes_found(config) == "clusters":
+            bar.say(what_clusters_want(context.run.path))
         return model
     finally:
-        if context.run.events is not None:
-            context.run.events.close()
         context.run.release()
-
-
-def sets_steps(method: type[Method], config: Any) -> bool:
-    """Whether options of the method say how many steps it has, so that nothing else decides."""
-    return method.own_steps(config, 1) != method.own_steps(method.Config(), 1)
-
-
-def _write_call(run: RunFolder, call: dict[str, Any], images: Dataset, config: Any) -> None:
-    """Leaves what was asked for in the run's folder, in the form that repeats it; its paths hold from anywhere."""
-    from maskwright.engine.config import nested
-    from maskwright.engine.config_file import CONFIG, lasting, write_config
-    from maskwright.engine.run import recorded
-
-    names = {"split": images.split_names, "labeled": images.split_names, "weights": ("package", "random")}
-    for key in ("data", "split", "labeled", "weights"):
-        given = call[key]
-        place = given if isinstance(given, str | Path | None) else given.root
-        call[key] = place if str(place) in names.get(key, ()) else lasting(place)
-    if run.writes:
-        with recorded(run):
-            write_config(run.path / CONFIG, call | images.reading.arguments(), nested(config))
-
-
-def _what_clusters_want(run: Path) -> str:
-    """The one line on how clusters become classes."""
-    from maskwright.app.montage import MONTAGE, naming_command
-    from maskwright.data.masking.cluster_map import MAP
-
-    return f"clusters: see {run / MONTAGE}, fill in the column name of {run / MAP}, then {naming_command(run)}"
-
-
-def _pages() -> Pages:
-    """What makes a run's pictures and its page."""
-    from maskwright.app.montage import write_clusters
-    from maskwright.app.pictures import write_previews
-    from maskwright.app.report import write_report
-    from maskwright.engine.run import Pages
-
-    return Pages(write_previews, write_report, write_clusters)

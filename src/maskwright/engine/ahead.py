@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from maskwright.data.trust.ledger import Notes, note_all, set_aside
+from maskwright.engine.distributed import rank
+from maskwright.engine.seeding import generator
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
@@ -81,6 +83,19 @@ class Batches:
         self._waiting: deque[_Drawn] = deque()
         self._used: dict[str, Any] | None = None
         self._pool: ThreadPoolExecutor | None = None
+
+    @classmethod
+    def of(cls, training: Training, steps: range, stage: str, seed: int, workers: int | None = None) -> Batches:
+        """Those of a stage of a run: what is random in one is a function of the run's seed, stage, step and process.
+
+        Args:
+            training: draws them.
+            steps: that are left.
+            stage: its name.
+            seed: of the run.
+            workers: threads; None: as `read_ahead` says.
+        """
+        return cls(training, steps, lambda step: generator(seed, stage, "batch", step, rank()), read_ahead(workers))
 
     def __enter__(self) -> Batches:
         if self._workers:

@@ -25,6 +25,8 @@ from maskwright.data.trust.artefacts import Damage, file_checksum
 from maskwright.data.trust.files import temporary_beside
 from maskwright.errors import MaskwrightError
 
+CHECKPOINT = "checkpoint.pt"
+"""Its name in the folder of a training stage."""
 TRAILER = b"maskwright crc32 %08x\n"
 TRAILER_BYTES = len(TRAILER % 0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +15,16 @@ from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sampler import Sampler
 from maskwright.engine import seeding
 from maskwright.engine.cache import FeatureCache, FeatureStore
-from maskwright.engine.checkpoint import load_part, stage_parts
+from maskwright.engine.checkpoint import CHECKPOINT, load_part, stage_parts
 from maskwright.engine.distributed import barrier, rank, share, world_size
-from maskwright.engine.forecast import Forecast, Pace
 from maskwright.engine.ledgers import TARGET, Ledgers
-from maskwright.engine.loop import CHECKPOINT, Training, fit, time_steps
+from maskwright.engine.loop import Training, fit
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
+from maskwright.engine.resuming import restore
+from maskwright.engine.timing import Timed, Timing, time_steps
 from maskwright.models.parts.table import check_modules
 
-AS_IT_STANDS = "As it stands"
-"""How the note of a run begins whose model was made before its last step."""
 FEATURES = ".features"
 """Folder of a run for features that the cache could not take; gone when the run is finished."""
 
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
     from maskwright.data.folders.folder import Dataset
     from maskwright.data.masking.classes import ClassTable
-    from maskwright.engine.contract import Stage
     from maskwright.engine.inputs import Input
     from maskwright.engine.start import Start
     from maskwright.models.backbones.build import Backbone
@@ -45,10 +42,6 @@ if TYPE_CHECKING:
     from maskwright.models.segmenter import Segmenter
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class Timed(Exception):
-    """A stage's first steps are timed; it is not trained."""
 
 
 @dataclass
@@ -71,16 +64,7 @@ class Context:
         progress: how work shows itself.
         notes: sentences for the report.
         workers: threads that read ahead while a stage trains; None: as `engine.ahead.read_ahead` says.
-        minutes: the time that the run may take, where its steps are still to be fitted into it.
-        most_steps: more are of no use in that time; None: as many as fit.
-        as_it_stands: no step is made any more; the model is made of what the last checkpoint holds.
-        clock: seconds, for forecasts.
-        began: when the run was opened, on that clock.
-        later: the stages behind the one that runs.
-        tail: what comes behind the last training, in steps of it.
-        config: options of the method, for what makes a run shorter.
-        reached: steps that training stages have made, and their steps in all, by name.
-        pace: where steps are only timed, what times them.
+        timing: how long the run may take, and what is told of it.
     """
 
     data: Dataset
@@ -97,16 +81,7 @@ class Context:
     progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
     workers: int | None = None
-    minutes: float | None = None
-    most_steps: int | None = None
-    as_it_stands: bool = False
-    clock: Callable[[], float] = time.monotonic
-    began: float = 0.0
-    later: Sequence[Stage] = ()
-    tail: float = 0.0
-    config: Any = None
-    reached: dict[str, tuple[int, int]] = field(default_factory=dict)
-    pace: Pace | None = None
+    timing: Timing = field(default_factory=Timing)
 
     @property
     def streams(self) -> dict[str, Dataset]:
@@ -227,29 +202,19 @@ class Context:
             Timed: instead of training, where the pace alone is asked for.
         """
         check_modules(training.modules.values())
-        if self.pace is not None:
-            time_steps(
-                training, name=name, seed=self.seed, fabric=self.fabric, enough=self.pace.enough, workers=self.workers
-            )
+        timing = self.timing
+        given: dict[str, Any] = {"name": name, "seed": self.seed, "fabric": self.fabric, "workers": self.workers}
+        if timing.pace is not None:
+            time_steps(training, enough=timing.pace.enough, **given)
             raise Timed
         training.extra = {**training.extra, "ledger": self.ledgers}
-        forecast = Forecast(name, steps, self.progress.say, self.later, self.config, self.clock, self.tail)
-        fit(
-            training,
-            name=name,
-            steps=steps,
-            seed=self.seed,
-            fabric=self.fabric,
-            run=self.run,
-            folder=folder,
-            progress=self.progress,
-            as_it_stands=self.as_it_stands,
-            after=forecast.after,
-            **({"workers": self.workers} | options),
-        )
-        kept = self.run.kept
-        if kept is not None and kept[0] == name:
-            self.reached[name] = kept[1:]
+        if timing.as_it_stands:
+            self.run.kept = (name, restore(training, folder / CHECKPOINT, self.progress), steps)
+        else:
+            after = timing.forecast(name, steps, self.progress.say).after
+            given |= {"steps": steps, "run": self.run, "folder": folder, "progress": self.progress, "after": after}
+            fit(training, **(given | options))
+        timing.arrived(name, self.run.kept)
 
     def note(self, sentence: str, *, said: bool = False) -> None:
         """Says a sentence, unless it was `said` already, and adds it to the report, once."""

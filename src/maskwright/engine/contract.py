@@ -11,22 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from maskwright.errors import MaskwrightError
+from maskwright.engine.needs import LABELLED_SOURCE, InputNeed, StreamNeed, check_backbone
 from maskwright.models.parts.table import check_parts_of
 from maskwright.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from maskwright.data.masking.classes import ClassTable
     from maskwright.engine.context import Context
-    from maskwright.models.backbones.dense import Backbone
     from maskwright.models.parts.part import Part
     from maskwright.models.preprocess import Preprocess
 
 StageKind = Literal["train", "fit", "label"]
-SHOWN = 48
-"""Photographs that a report shows, at most."""
-SHOWN_OF_CLUSTERS = 96
-"""Photographs that are looked at to show what each cluster is, at most."""
 
 
 @dataclass(frozen=True)
@@ -47,45 +42,6 @@ class Stage:
     run: Callable[[Path], None]
     says: str
     steps: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamNeed:
-    """What a method takes of one named data set beside the run's own.
-
-    Attributes:
-        says: what it is for, in a few words.
-        labels: the kinds of labels that it reads there and that each image must have, out of `masks`, `tags`,
-            `captions`; all others are hidden from it.
-        required: whether it cannot run without.
-    """
-
-    says: str
-    labels: frozenset[str] = frozenset()
-    required: bool = True
-
-
-LABELLED_SOURCE = StreamNeed(says="a fully labelled folder of another domain", labels=frozenset({"masks"}))
-"""What the data set called `source` is, where a method says no more than that it needs it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputNeed:
-    """What a method takes that another training made.
-
-    Attributes:
-        says: what it is for, in a few words.
-        kind: `network`: a saved model, a run, or the name of a backbone with weights; `proposals`: a folder of masks,
-            regions or maps named as the images, or a run with a stage that made one.
-        required: whether the method cannot run without.
-        networks: of proposals, whether a network that makes them will do too: a model, a run that has one and no
-            proposals, or an ONNX file.
-    """
-
-    says: str
-    kind: Literal["network", "proposals"]
-    required: bool = True
-    networks: bool = False
 
 
 class Method(ABC):
@@ -123,37 +79,10 @@ class Method(ABC):
     Config: ClassVar[type]
 
     def __init__(self, config: Any, context: Context) -> None:
-        self.check_backbone(context.backbone)
+        check_backbone(type(self), context.backbone)
         check_parts_of(type(self))
         self.config = config
         self.context = context
-
-    @classmethod
-    def check_backbone(cls, backbone: Backbone) -> None:
-        """Refuses a backbone that the method cannot stand on.
-
-        Raises:
-            MaskwrightError: a convolutional network where only a vision transformer will do, or a network without words
-                where only one with them will.
-        """
-        if cls.backbones == "joint" and not backbone.joint_width:
-            raise MaskwrightError(
-                f"{cls.name} on the backbone {backbone.name}, whose features have no words",
-                "an image tower that was trained with a text tower",
-                "give --backbone clip:ViT-B-16, or --backbone clip --weights FOLDER, or leave it out",
-            )
-        if cls.backbones == "groups" and not backbone.groups:
-            raise MaskwrightError(
-                f"{cls.name} on the backbone {backbone.name}, which sorts no patches into groups",
-                "a GroupViT",
-                "give --backbone groupvit, or --backbone groupvit --weights FOLDER, or leave it out",
-            )
-        if cls.backbones == "vit" and not backbone.is_vit:
-            raise MaskwrightError(
-                f"{cls.name} on the convolutional backbone {backbone.name}",
-                "a vision transformer",
-                "give --backbone dinov2_small or dino_small16, or leave it out",
-            )
 
     @classmethod  # noqa: B027
     def check_classes(cls, config: Any, names: Sequence[str]) -> None:
@@ -235,13 +164,6 @@ class Method(ABC):
         """What comes behind the last training besides, seconds, by trying a part of it on this machine: what no step
         says, as a clustering. Asked once where `--minutes` chooses the steps; it changes nothing of the run."""
         return 0.0
-
-    @property
-    def photographs_shown(self) -> int:
-        """How many whole photographs the report's pictures need: previews, and what shows the clusters."""
-        images = len(self.context.data)
-        clusters = self.classes_found(self.config) == "clusters"
-        return min(SHOWN, images) + (min(SHOWN_OF_CLUSTERS, images) if clusters else 0)
 
     @abstractmethod
     def stages(self) -> list[Stage]:

@@ -18,6 +18,8 @@ from maskwright.errors import MaskwrightError, unknown
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from maskwright.engine.records import RunFolder
+
 LOGS = "logs"
 KINDS = ("tensorboard",)
 """What `--log` takes."""
@@ -93,3 +95,9 @@ class EventLog:
     def _place(self, stage: str) -> Path:
         # `metrics.jsonl` may be another's: no name in it leads out of the folder that is emptied.
         return self.folder / (re.sub(r"[^\w.-]+", "_", stage).strip(".") or "stage")
+
+
+def log_events(run: RunFolder, kind: str | None) -> None:
+    """From here on a run's records go to its `logs` as events too, where that was asked for, until it is released."""
+    if kind is not None and run.writes:
+        run.log_events(EventLog(run.path))

@@ -6,15 +6,14 @@ taken to be as fast; what fits or labels without gradients is foretold when it r
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from maskwright.engine.config import options
 from maskwright.engine.progress import LONG, duration
+from maskwright.engine.sizes import sizes
 
 if TYPE_CHECKING:
     from maskwright.engine.contract import Method, Stage
@@ -26,23 +25,10 @@ FEWEST = 10
 """Steps that are made however short the time is."""
 WARM = 1
 """Steps whose pace says nothing yet: the first one meets cold caches and chooses kernels."""
-SIZES = re.compile(r"(side|size|batch|restarts|max_rows|scales|images)$")
-"""Last names of options that decide how long something takes."""
-MOST_SIZES = 4
-
-
-def sizes(config: Any) -> str:
-    """The options that make a run shorter, with their values: "crops.size=256, crops.batch=4"; empty without any."""
-    if not is_dataclass(config):
-        return ""
-    found = [o for o in options(type(config)) if o.used and SIZES.search(o.path[-1])]
-    found.sort(key=lambda o: not o.main)
-    given = [f"{o.name}={_written(o.of(config))}" for o in found if o.of(config)]
-    return ", ".join(given[:MOST_SIZES])
-
-
-def _written(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+SHOWN = 48
+"""Photographs that a report shows, at most."""
+SHOWN_OF_CLUSTERS = 96
+"""Photographs that are looked at to show what each cluster is, at most."""
 
 
 @dataclass
@@ -134,6 +120,13 @@ class Fitted:
     def record(self) -> dict[str, Any]:
         """What a run's record tells of it."""
         return {"steps": self.steps, "seconds_a_step": self.pace, "timed": self.timed, "spent": round(self.spent, 1)}
+
+
+def photographs_shown(method: Method) -> int:
+    """How many whole photographs the report's pictures need: previews, and what shows the clusters."""
+    images = len(method.context.data)
+    clusters = method.classes_found(method.config) == "clusters"
+    return min(SHOWN, images) + (min(SHOWN_OF_CLUSTERS, images) if clusters else 0)
 
 
 class Pace:

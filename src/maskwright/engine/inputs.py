@@ -26,8 +26,8 @@ from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import Damage, parse_record
 from maskwright.engine.config_file import lasting
 from maskwright.engine.records import MODEL, RECORD, SHAPE, RunFolder
+from maskwright.engine.resuming import DONE
 from maskwright.engine.seeding import derive
-from maskwright.engine.stages import DONE
 from maskwright.errors import MaskwrightError
 from maskwright.models import bundle
 from maskwright.models.backbones.build import build_backbone
@@ -36,7 +36,8 @@ from maskwright.models.onnx_network import OnnxNetwork
 from maskwright.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
-    from maskwright.engine.contract import InputNeed, Method
+    from maskwright.engine.contract import Method
+    from maskwright.engine.needs import InputNeed
 
 Given = Mapping[str, str | Path] | Iterable[str] | None
 """Inputs as they are given: a table of places by name, or one or several texts "NAME=PLACE"."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskwright.data.trust.artefacts import parse_record, unreadable, write_record
 from maskwright.data.trust.ledger import KINDS, PURPOSES, Ledger
+from maskwright.engine.distributed import gather_objects
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
@@ -72,3 +75,29 @@ class Ledgers:
             Ledger().merge(part)  # all of them are looked at before the first is added
         for name, part in found.items():
             self.ledgers[name].merge(part)
+
+    def join(self) -> None:
+        """Adds what all processes read."""
+        for other in gather_objects(self.state_dict()):
+            self.load_state_dict(other)
+
+    def save(self, path: Path, writes: bool) -> None:
+        """Writes the state into a file, where this process writes."""
+        if writes:
+            write_record(path, self.state_dict())
+
+    def restore(self, path: Path) -> None:
+        """Adds what an earlier process of the run saved; nothing where it saved nothing.
+
+        Raises:
+            MaskwrightError: the file is damaged, or of other streams.
+        """
+        if not path.exists():
+            return
+        try:
+            self.load_state_dict(parse_record(path.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise unreadable(
+                path, error, "the record of which labels the run read",
+                "choose another --out: what was read is not known",
+            ) from error  # fmt: skip

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskwright.engine.checkpoint import CHECKPOINT
 from maskwright.engine.config_file import CONFIG, amend_config
-from maskwright.engine.context import AS_IT_STANDS, Timed
 from maskwright.engine.distributed import barrier, broadcast_object, world_size
 from maskwright.engine.forecast import FEWEST, RESERVE, Fitted, Pace, fitted, steps_for_each
-from maskwright.engine.loop import CHECKPOINT
+from maskwright.engine.timing import Timed
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
     from maskwright.engine.contract import Method, Stage
+
+AS_IT_STANDS = "As it stands"
+"""How the note of a run begins whose model was made before its last step."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def reopen(context: Context, stages: Sequence[Stage], done: dict[str, dict[str, 
             f"run that is done, the learning rate first, is as in a run of {one['to']}; the weights are not those of "
             "such a run from its start."
         )
-    if context.as_it_stands:
+    if context.timing.as_it_stands:
         return
     for place, stage in enumerate(stages):
         record = done[stage.name]
@@ -111,7 +114,7 @@ def must_be_there(context: Context, stages: Sequence[Stage], done: Mapping[str, 
     Raises:
         MaskwrightError: one has not begun; the command that goes on is named.
     """
-    for stage in stages:
+    for stage in stages if context.timing.as_it_stands else ():
         begun = done[stage.name] is not None or (context.run.path / stage.name / CHECKPOINT).exists()
         if stage.kind == "train" and not begun:
             raise _not_begun(context, stage.name)
@@ -153,24 +156,25 @@ def fit_steps(method: Method, stage: Stage, left: Sequence[str]) -> None:
         stage: the training that is timed.
         left: names of the stages that are not done.
     """
-    context, minutes = method.context, method.context.minutes
+    context, timing = method.context, method.context.timing
+    minutes = timing.minutes
     assert minutes is not None
     read = {name: ledger.state_dict() for name, ledger in context.ledgers.ledgers.items()}
-    context.pace = pace = Pace(context.clock, 60 * minutes * RESERVE, None if world_size() == 1 else 1 + FEWEST // 2)
+    timing.pace = pace = Pace(timing.clock, 60 * minutes * RESERVE, None if world_size() == 1 else 1 + FEWEST // 2)
     try:
         stage.run(context.run.path / stage.name)
     except Timed:
         pass
     finally:
-        context.pace = None
+        timing.pace = None
         for name, ledger in context.ledgers.ledgers.items():
             ledger.load_state_dict(read[name])
     behind = method.seconds_behind()
-    spent = context.clock() - context.began
+    spent = timing.clock() - timing.began
     found: Fitted = broadcast_object(
-        fitted(minutes, spent, pace, steps_for_each(method, left), context.most_steps, context.tail, behind)
+        fitted(minutes, spent, pace, steps_for_each(method, left), timing.most_steps, timing.tail, behind)
     )
-    context.steps, context.minutes = found.steps, None
+    context.steps, timing.minutes = found.steps, None
     context.run.save(steps=found.steps, minutes={"asked": minutes, **found.record()})
     if context.run.writes:
         amend_config(context.run.path / CONFIG, steps=found.steps, minutes=None)

@@ -16,11 +16,13 @@ from maskwright.data.trust.photographs import IMAGES, write_photographs
 from maskwright.engine.cache import FeatureCache
 from maskwright.engine.classes import class_table, in_run_classes, known_table, object_table
 from maskwright.engine.config import configure, flat, nested
-from maskwright.engine.context import AS_IT_STANDS, Context
+from maskwright.engine.context import Context
 from maskwright.engine.devices import make_fabric
+from maskwright.engine.ending import recorded
 from maskwright.engine.inputs import open_inputs
 from maskwright.engine.ledgers import TARGET, Ledgers
-from maskwright.engine.length import Length
+from maskwright.engine.length import AS_IT_STANDS, Length
+from maskwright.engine.needs import check_backbone
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import (
     RUNNING,
@@ -33,6 +35,7 @@ from maskwright.engine.records import (
 from maskwright.engine.seeding import derive
 from maskwright.engine.start import WEIGHTS, Start, open_start, start_backbone
 from maskwright.engine.streams import apart, prepare_source, understood_source
+from maskwright.engine.timing import Timing
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.scores import hash_names
 from maskwright.models.backbones.build import architecture_of, build_backbone, default_backbone
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
     from maskwright.models.backbones.dense import Backbone
 
 from maskwright.engine.request import RunRequest
-from maskwright.engine.run import recorded
 
 
 def open_run(request: RunRequest) -> Context:
@@ -70,7 +72,7 @@ def open_run(request: RunRequest) -> Context:
     backbone, why_backbone = find_backbone(
         request.backbone_name, request.weights, bar, request.seed, cls.backbones, unused, start, cls.name
     )
-    cls.check_backbone(backbone)
+    check_backbone(cls, backbone)
     reads = cls.reads_masks(config)
     digest = hash_names(i.name for i in images.items if i.mask) if request.labeled or reads else ""
     needs = cls.labels_needed(config)
@@ -132,11 +134,13 @@ def open_run(request: RunRequest) -> Context:
         start=start,
         progress=bar,
         notes=[note for note in run.record.get("notes", []) if not note.startswith(AS_IT_STANDS)],
-        minutes=request.minutes if run.record["steps"] is None else None,
-        most_steps=request.most_steps,
-        as_it_stands=request.as_it_stands,
-        began=began,
-        config=config,
+        timing=Timing(
+            minutes=request.minutes if run.record["steps"] is None else None,
+            most_steps=request.most_steps,
+            as_it_stands=request.as_it_stands,
+            began=began,
+            config=config,
+        ),
     )
     if request.minutes is not None and run.record["steps"] is not None:
         bar.say(f"--minutes: this run has {run.record['steps']} steps since its start; --steps lengthens it")

@@ -269,7 +269,10 @@ class RunFolder:
             pass  # a file system without locks: better no guard than no run
 
     def release(self) -> None:
-        """Lets other processes go on with the run."""
+        """Lets other processes go on with the run, and ends its events."""
+        if self.events is not None:
+            self.events.close()
+            self.events = None
         self._lock.release(force=True)
 
     @staticmethod

@@ -15,7 +15,8 @@ from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
-    from maskwright.engine.contract import Method, StreamNeed
+    from maskwright.engine.contract import Method
+    from maskwright.engine.needs import StreamNeed
 
 
 @dataclass(kw_only=True)

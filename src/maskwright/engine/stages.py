@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from maskwright.data.trust.artefacts import Damage, parse_record, unreadable, write_record
-from maskwright.engine.distributed import barrier, gather_objects
-from maskwright.engine.forecast import sizes
+from maskwright.engine.distributed import barrier
 from maskwright.engine.length import fit_steps, must_be_there, must_have_begun, reopen
 from maskwright.engine.records import LEDGER, Stopwatch
+from maskwright.engine.resuming import read_done, write_done
+from maskwright.engine.sizes import shorter, too_large
 from maskwright.errors import MaskwrightError, stop_if_asked
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
-    from maskwright.engine.contract import Method
-
-DONE = "stage.json"
-SHAPE = {"name": str, "kind": str, "says": str, "seconds": float, "steps?": int, "of?": int}
+    from maskwright.engine.contract import Method, Stage
 
 
 def run_stages(method: Method, context: Context) -> None:
@@ -31,117 +25,64 @@ def run_stages(method: Method, context: Context) -> None:
     A stage is done when its folder holds `stage.json`, which is written last. The ledger is saved with it, and when it
     fails, so that a resumed run still knows what was read before.
     """
-    run = context.run
-    _restore_ledger(context)
+    run, say = context.run, context.progress.say
+    context.ledgers.restore(run.path / LEDGER)
     stages = method.stages()
-    done = {stage.name: _done(context, run.path / stage.name / DONE) for stage in stages}
+    done = {stage.name: read_done(run.path / stage.name, say) for stage in stages}
     reopen(context, stages, done)
-    if context.as_it_stands:
-        must_be_there(context, stages, done)
-    run.record["stages"] = [record for record in done.values() if record is not None]
-    run.save(**context.ledgers.record())
+    must_be_there(context, stages, done)
+    _record(context, done)
     for number in range(1, len(stages) + 1):
         stage = stages[number - 1]
-        folder = run.stage_folder(stage.name)
+        run.stage_folder(stage.name)
         stop_if_asked()
         barrier()
         if done[stage.name] is not None:
-            context.progress.say(f"[{number}/{len(stages)}] {stage.name}: already done")
+            say(f"[{number}/{len(stages)}] {stage.name}: already done")
             continue
-        context.progress.say(f"[{number}/{len(stages)}] {stage.name}: {stage.says}")
+        say(f"[{number}/{len(stages)}] {stage.name}: {stage.says}")
         watch = Stopwatch()
-        context.later, context.tail = stages[number:], method.tail()
-        context.progress.shorter = _shorter(method.config)
-        if stage.kind == "train" and context.minutes is not None and context.steps is None and stage.steps:
+        context.timing.enter(stages[number:], method)
+        context.progress.shorter = shorter(method.config)
+        if context.timing.chooses_steps(stage, context.steps):
             fit_steps(method, stage, [s.name for s in stages if done[s.name] is None])
             stages = method.stages()
             stage = stages[number - 1]
-        if stage.kind != "train":  # the loop knows from which step on to forget
-            run.forget_metrics(stage.name, 0)
-        try:
-            stage.run(folder)
-        except BaseException as error:
-            with contextlib.suppress(MaskwrightError):  # on a full disk the first error is the one to tell
-                _save_ledger(context)
-            if isinstance(error, torch.OutOfMemoryError):
-                raise _too_large(stage.name, method.config) from error
-            raise
-        _join_ledgers(context)
-        record: dict[str, Any] = {
-            "name": stage.name,
-            "kind": stage.kind,
-            "says": stage.says,
-            "seconds": round(watch.seconds, 3),
-        }
-        if stage.name in context.reached:
-            record["steps"], record["of"] = context.reached[stage.name]
-            must_have_begun(context, stage.name, record["steps"], record["of"])
-        _save_ledger(context)
-        if run.writes:
-            write_record(folder / DONE, record)
-        done[stage.name] = record
-        run.record["stages"] = [r for r in done.values() if r is not None]
-        run.save(**context.ledgers.record())
+        done[stage.name] = _run(stage, method, context, watch)
+        _record(context, done)
     barrier()
 
 
-def _shorter(config: Any) -> str:
-    less = sizes(config)
-    return f"Shorter: smaller values by --set (now {less}), or fewer photographs." if less else ""
-
-
-def _too_large(stage: str, config: Any) -> MaskwrightError:
-    """The error of a stage that does not fit into a GPU: which options make it smaller, and where they stand."""
-    sizes = [f"{k}={v}" for k, v in _leaves(config) if isinstance(v, int) and v > 1 and re.search("batch|crop|side", k)]
-    now = f" (now {', '.join(sizes)})" if sizes else ""
-    return MaskwrightError(
-        f"stage {stage} does not fit into the GPU's memory{now}", "a smaller batch or crop",
-        "lower one of them by --set under another --out, or add --device cpu",
-    )  # fmt: skip
-
-
-def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Options and their values, those of parts by their dotted names."""
-    if not is_dataclass(config):
-        return []
-    found: list[tuple[str, Any]] = []
-    for one in fields(config):
-        value, name = getattr(config, one.name), prefix + one.name
-        found += _leaves(value, f"{name}.") if is_dataclass(value) else [(name, value)]
-    return found
-
-
-def _join_ledgers(context: Context) -> None:
-    """Puts what all processes read into the run's ledgers."""
-    ledgers = context.ledgers
-    for other in gather_objects(ledgers.state_dict()):
-        ledgers.load_state_dict(other)
-
-
-def _save_ledger(context: Context) -> None:
-    if context.run.writes:
-        write_record(context.run.path / LEDGER, context.ledgers.state_dict())
-
-
-def _done(context: Context, path: Path) -> dict[str, Any] | None:
-    """What a stage recorded when it was done; None where it is not. A damaged record counts as none: the stage's
-    artefacts are found again, or made again, which gives the same."""
+def _run(stage: Stage, method: Method, context: Context, watch: Stopwatch) -> dict[str, Any]:
+    """Runs one stage and leaves its record, which is given."""
+    run, folder = context.run, context.run.path / stage.name
+    if stage.kind != "train":  # the loop knows from which step on to forget
+        run.forget_metrics(stage.name, 0)
     try:
-        return parse_record(path.read_bytes(), SHAPE)
-    except FileNotFoundError:
-        return None
-    except (OSError, Damage) as error:
-        context.progress.say(f"{path} cannot be read ({error}); its stage runs again")
-        return None
+        stage.run(folder)
+    except BaseException as error:
+        with contextlib.suppress(MaskwrightError):  # on a full disk the first error is the one to tell
+            context.ledgers.save(run.path / LEDGER, run.writes)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise too_large(stage.name, method.config) from error
+        raise
+    context.ledgers.join()
+    record: dict[str, Any] = {
+        "name": stage.name,
+        "kind": stage.kind,
+        "says": stage.says,
+        "seconds": round(watch.seconds, 3),
+    }
+    if stage.name in context.timing.reached:
+        record["steps"], record["of"] = context.timing.reached[stage.name]
+        must_have_begun(context, stage.name, record["steps"], record["of"])
+    context.ledgers.save(run.path / LEDGER, run.writes)
+    if run.writes:
+        write_done(folder, record)
+    return record
 
 
-def _restore_ledger(context: Context) -> None:
-    saved = context.run.path / LEDGER
-    if not saved.exists():
-        return
-    try:
-        context.ledgers.load_state_dict(parse_record(saved.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise unreadable(
-            saved, error, "the record of which labels the run read", "choose another --out: what was read is not known"
-        ) from error
+def _record(context: Context, done: dict[str, dict[str, Any] | None]) -> None:
+    """The run's record tells which stages are done and what was read."""
+    context.run.record["stages"] = [record for record in done.values() if record is not None]
+    context.run.save(**context.ledgers.record())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from maskwright.engine.config import options
 from maskwright.engine.inputs import Input, record_of, saved_network
 from maskwright.engine.records import MODEL, RunFolder
 from maskwright.engine.seeding import derive
@@ -69,13 +70,26 @@ def own_model(weights: str | Path | None) -> Path | None:
     raise MaskwrightError(f"--weights {path} is a folder without a {MODEL}", "a run, a model, or a file of weights")
 
 
-def own_network(path: Path) -> dict[str, Any]:
-    """The network that the run beside a model trained, as settings by their whole names; empty where unknown."""
-    part = (record_of(path.parent).get("options") or {}).get("network")
+def own_settings(weights: str | Path | None, config: type) -> dict[str, Any]:
+    """The network that the run trained whose model is given as weights, as settings by their whole names.
+
+    Args:
+        weights: as of `train`.
+        config: options of the method that goes on from it; those that it has not are left out.
+
+    Returns:
+        The settings; none where the weights are something else, or where it is not known.
+
+    Raises:
+        MaskwrightError: as `own_model`.
+    """
+    path = own_model(weights)
+    part = None if path is None else (record_of(path.parent).get("options") or {}).get("network")
     if not isinstance(part, Mapping):
         return {}
     found = {f"network.{key}": part.get(key) for key in ("name", "options")}
-    return {key: value for key, value in found.items() if isinstance(value, str) and value not in ("", "auto")}
+    known = {o.name for o in options(config) if o.used}
+    return {k: v for k, v in found.items() if k in known and isinstance(v, str) and v not in ("", "auto")}
 
 
 @dataclass

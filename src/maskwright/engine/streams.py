@@ -22,8 +22,9 @@ from maskwright.data.folders.readers import Item
 from maskwright.data.layouts import layout_of, open_data
 from maskwright.data.trust.ledger import Ledger
 from maskwright.engine.config_file import lasting
-from maskwright.engine.contract import Method, StreamNeed
+from maskwright.engine.contract import Method
 from maskwright.engine.ledgers import TARGET
+from maskwright.engine.needs import StreamNeed
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 

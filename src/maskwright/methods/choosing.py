@@ -6,13 +6,19 @@ given goes above all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from maskwright.engine.devices import on_cpu
+from maskwright.engine.inputs import record_of
 from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS, TABLE
-from maskwright.recipes.language.at_hand import Words
+from maskwright.recipes.language.at_hand import Words, words_at_hand
+
+if TYPE_CHECKING:
+    from maskwright.data.folders.folder import Dataset
 
 PREFERENCES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("source", "there is a labelled source folder", ("dacs", "source_only")),
@@ -53,6 +59,52 @@ class Choice:
     settings: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
     most_steps: int | None = None
+
+    def steps_of(self, config: Any, asked: int | None) -> int | None:
+        """The steps of a run with these options: those asked for, or fewer than the method's own, unless an option of
+        the method says how many it has; None: the method's own."""
+        own = METHODS[self.method].own_steps
+        says = own(config, 1) != own(METHODS[self.method].Config(), 1)
+        return asked if self.steps is None or says else self.steps
+
+
+def settle(
+    method: str,
+    images: Dataset,
+    *,
+    resumed: str | Path | None,
+    source: bool,
+    names: Sequence[str] | None,
+    backbone: str,
+    weights: str | Path | None,
+    device: str,
+    steps: int | None,
+    minutes: float | None,
+) -> Choice:
+    """The method that was asked for; of `auto`, the one that a resumed run was begun with, or what `choose` picks.
+
+    Args:
+        method: a name, or `auto`.
+        images: of the run.
+        resumed: the folder of the run that is resumed; None: a new one.
+        source: whether a labelled source folder is given.
+        names: class names that are given.
+        backbone, weights, device, steps, minutes: as of `train`.
+
+    Raises:
+        MaskwrightError: when there is no image.
+    """
+    if method != "auto":
+        return Choice(method, "")
+    labels, count = images.labels_present(), len(images)
+    begun = None if resumed is None else record_of(Path(resumed)).get("method", {}).get("name")
+    if begun in TABLE:
+        return Choice(begun, f"{begun}, with which the run was begun", settings_of(begun, labels, count))
+    known = names if names is not None else images.classes.names if images.classes else ()
+    return choose(
+        labels, count, source, cpu=on_cpu(device), steps=steps, minutes=minutes,
+        words=lambda: words_at_hand(known, labels["captions"] > 0, backbone, weights),
+    )  # fmt: skip
 
 
 def choose(

@@ -14,7 +14,7 @@ from tests.models.towers.tiny import config, write_folder
 
 import maskwright as mw
 from maskwright.data.training.labels import LabelStore
-from maskwright.engine import loop
+from maskwright.engine import loop, resuming
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.models.parts.heads import LinearClassifier
@@ -74,7 +74,7 @@ def test_a_network_learns_the_towers_masks_and_then_its_own(place, done):
 
 @pytest.mark.slow
 def test_killed_at_each_checkpoint_it_ends_in_the_same_weights(place, done, tmp_path, monkeypatch):
-    real_fit, real_save, saved = loop.fit, loop.save_checkpoint, []
+    real_fit, real_save, saved = loop.fit, resuming.save_checkpoint, []
 
     def interrupting(path, state):
         real_save(path, state)
@@ -83,7 +83,7 @@ def test_killed_at_each_checkpoint_it_ends_in_the_same_weights(place, done, tmp_
             raise KeyboardInterrupt
 
     monkeypatch.setattr("maskwright.engine.context.fit", lambda t, **o: real_fit(t, **(o | {"checkpoint_every": 1})))
-    monkeypatch.setattr(loop, "save_checkpoint", interrupting)
+    monkeypatch.setattr(resuming, "save_checkpoint", interrupting)
     for _ in range(12):
         try:
             train(place, tmp_path / "run", resume=True)

@@ -14,7 +14,7 @@ from torch import nn
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
 from maskwright.data.training.streams import Views
-from maskwright.engine import loop
+from maskwright.engine import resuming
 from maskwright.engine.config import configure
 from maskwright.methods.supervised import SupervisedConfig
 from maskwright.recipes.training.training import NetworkTraining
@@ -65,7 +65,7 @@ def labels_of(b: int, h: int, w: int, classes: int, seed: int = 0) -> LabelMap:
 
 def check_resumes(context: Any, make: Callable[[], Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that learns is in the checkpoint: stopped after two of five steps it ends in the same weights."""
-    save, ends = loop.save_checkpoint, []
+    save, ends = resuming.save_checkpoint, []
     for stopped in (False, True):
         place = folder / str(stopped)
         place.mkdir()
@@ -75,10 +75,10 @@ def check_resumes(context: Any, make: Callable[[], Any], folder: Path, monkeypat
                 save(path, state)
                 raise KeyboardInterrupt
 
-            monkeypatch.setattr(loop, "save_checkpoint", stop)
+            monkeypatch.setattr(resuming, "save_checkpoint", stop)
             with pytest.raises(KeyboardInterrupt):
                 context.fit(make(), "train", place, 5, checkpoint_every=2)
-            monkeypatch.setattr(loop, "save_checkpoint", save)
+            monkeypatch.setattr(resuming, "save_checkpoint", save)
         t = make()
         context.fit(t, "train", place, 5, checkpoint_every=2)
         ends.append({f"{m}.{k}": v for m, part in t.modules.items() for k, v in part.state_dict().items()})

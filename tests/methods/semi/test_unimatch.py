@@ -19,7 +19,7 @@ from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
 from maskwright.data.training.streams import Views
-from maskwright.engine import loop
+from maskwright.engine import loop, resuming
 from maskwright.engine.config import configure
 from maskwright.engine.opening import open_run
 from maskwright.engine.progress import Progress
@@ -395,7 +395,7 @@ def test_killed_and_resumed_to_the_same_weights(tmp_path, monkeypatch, version, 
 
     model = run(tmp_path / "whole")
     assert model.predict(np.zeros((41, 50, 3), np.uint8)).mask.shape == (41, 50)
-    real_fit, real_save, stops = loop.fit, loop.save_checkpoint, []
+    real_fit, real_save, stops = loop.fit, resuming.save_checkpoint, []
 
     def stopping(path, state):
         real_save(path, state)
@@ -404,7 +404,7 @@ def test_killed_and_resumed_to_the_same_weights(tmp_path, monkeypatch, version, 
             raise KeyboardInterrupt
 
     monkeypatch.setattr("maskwright.engine.context.fit", lambda t, **o: real_fit(t, **(o | {"checkpoint_every": 2})))
-    monkeypatch.setattr(loop, "save_checkpoint", stopping)
+    monkeypatch.setattr(resuming, "save_checkpoint", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed")
     run(tmp_path / "killed", resume=True)

@@ -10,8 +10,8 @@ from tests.conftest import write_tiny_folder
 
 import maskwright as mw
 from maskwright.engine.config import configure
-from maskwright.engine.loop import cosine_value
 from maskwright.engine.progress import Progress
+from maskwright.engine.schedules import cosine_value
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.slotcon import losses as L
 from maskwright.methods.unsupervised.slotcon.options import SlotConConfig

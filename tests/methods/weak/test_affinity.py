@@ -12,8 +12,7 @@ from tests.conftest import write_tiny_folder
 
 import maskwright as mw
 from maskwright.data.training.labels import LabelStore
-from maskwright.engine.checkpoint import load_checkpoint
-from maskwright.engine.loop import CHECKPOINT
+from maskwright.engine.checkpoint import CHECKPOINT, load_checkpoint
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.recipes.tags.maps import CamStore

@@ -18,7 +18,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS
 from maskwright.methods.semi.st_plus_plus import RetrainTraining, STPlusPlusConfig
 from maskwright.methods.semi.unimatch import FixMatchTraining, UniMatchConfig
-from maskwright.recipes.consistency.options import RampOptions, SemiConfig, TeacherOptions
+from maskwright.recipes.consistency.options import RampOptions, SemiConfig
 from maskwright.recipes.consistency.parts import (
     Ramp,
     Teacher,
@@ -29,6 +29,7 @@ from maskwright.recipes.consistency.parts import (
     unlabeled_images,
     unlabeled_stream,
 )
+from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training import training as training_module
 from maskwright.recipes.training.training import NetworkTraining
 

@@ -14,9 +14,9 @@ from tests.engine.toys import equal, train
 from torch import Tensor, nn
 
 from maskwright.data.training.sampler import Sampler
-from maskwright.engine import loop
-from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
-from maskwright.engine.loop import CHECKPOINT, Training
+from maskwright.engine import resuming
+from maskwright.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from maskwright.engine.loop import Training
 from maskwright.engine.seeding import generator, seed_step
 from maskwright.errors import MaskwrightError
 from maskwright.models.parts.encoder import BackboneEncoder
@@ -169,7 +169,7 @@ def test_killed_at_every_checkpoint(tmp_path, monkeypatch, uninterrupted, kind, 
         if len(calls) == number + 1:
             raise Killed
 
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(resuming, "save_checkpoint", save)
     with pytest.raises(Killed):
         train(kind(), tmp_path, STEPS, checkpoint_every=1)
     monkeypatch.undo()

@@ -17,8 +17,8 @@ from maskwright.methods import METHODS
 from maskwright.ops.graphs.walk import affinity_from_edges, local_feature_affinity, random_walk
 from maskwright.recipes.tags import walking
 from maskwright.recipes.tags.maps import ImageCams
-from maskwright.recipes.tags.options import WalkConfig
 from maskwright.recipes.tags.pairs import pair_bounds, power_at, sure_by_power, sure_by_threshold, sure_labels
+from maskwright.recipes.tags.walk_options import WalkConfig
 from maskwright.recipes.tags.walking import Walk, walk_length, walk_with_boundaries, walk_with_features
 
 

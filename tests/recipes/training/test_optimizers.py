@@ -8,7 +8,8 @@ from torch import nn
 
 from maskwright.engine.config import configure
 from maskwright.recipes.training.optimizers import make_optimizer, parameter_groups
-from maskwright.recipes.training.options import NetworkConfig, OptimizerOptions, resolved
+from maskwright.recipes.training.options import NetworkConfig, OptimizerOptions
+from maskwright.recipes.training.rates import resolved
 
 
 class Net(nn.Module):

@@ -37,12 +37,12 @@ from torch import Tensor
 from maskwright.data.training.sources import Labels
 from maskwright.engine.config import option, part
 from maskwright.ops.losses.seg_losses import reduce_pixels
+from maskwright.recipes.adaptation import SourceMethod, TargetConfig
 from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
 from maskwright.recipes.adversarial.discriminators import PixelDiscriminator, check_side
-from maskwright.recipes.consistency.options import RampOptions, TargetConfig
+from maskwright.recipes.consistency.options import RampOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp
 from maskwright.recipes.training.forward import Output, upsample
-from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.training import NetworkTraining
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.losses.thresholds import mrent, mrkld, mrl2
-from maskwright.recipes.consistency.options import TargetConfig
+from maskwright.recipes.adaptation import SourceMethod, TargetConfig
 from maskwright.recipes.consistency.parts import SECOND, joined
 from maskwright.recipes.self_training.labelling import LABELS, THRESHOLDS, Labelling
 from maskwright.recipes.self_training.options import rounds_on_target, share_before_rounds, steps_of_all
@@ -59,10 +59,9 @@ from maskwright.recipes.self_training.priors import PlaceCounts
 from maskwright.recipes.self_training.rounds import round_steps
 from maskwright.recipes.self_training.soft_labels import SoftStore, SoftStream, SoftTarget, SoftViews, soft_loss
 from maskwright.recipes.training.forward import precision_of
-from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.network import make_segmenter, trained_network
-from maskwright.recipes.training.options import resolved
 from maskwright.recipes.training.rare_classes import Mining, mined_classes
+from maskwright.recipes.training.rates import resolved
 from maskwright.recipes.training.training import NetworkTraining, train_network
 
 REGULARISERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mrkld": mrkld, "mrent": mrent, "mrl2": mrl2}

@@ -53,11 +53,12 @@ from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.losses.feature_distance import class_cells, feature_distance
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.ops.transfer import to_device
-from maskwright.recipes.consistency.options import RampOptions, TargetConfig, TeacherOptions, UnlabeledOptions
+from maskwright.recipes.adaptation import SourceMethod, TargetConfig
+from maskwright.recipes.consistency.options import RampOptions, UnlabeledOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp, Teacher, pseudo_labels
+from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.forward import Output
-from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.norm_statistics import train_norms
 from maskwright.recipes.training.rare_classes import RareClasses, RareOptions
 from maskwright.recipes.training.training import NetworkTraining

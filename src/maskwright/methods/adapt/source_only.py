@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from maskwright.recipes.training.method import SourceMethod
+from maskwright.recipes.adaptation import SourceMethod
 from maskwright.recipes.training.options import NetworkConfig
 
 

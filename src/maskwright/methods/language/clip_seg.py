@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from maskwright.engine.config import option, part
-from maskwright.engine.contract import InputNeed
+from maskwright.engine.needs import InputNeed
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.towers.beside import ProxyEncoder
 from maskwright.models.towers.parts import JointEncoder

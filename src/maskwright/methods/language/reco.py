@@ -41,7 +41,8 @@ from torch import Tensor
 
 from maskwright.data.folders.folder import Dataset
 from maskwright.engine.config import option, part
-from maskwright.engine.contract import InputNeed, Stage, StreamNeed
+from maskwright.engine.contract import Stage
+from maskwright.engine.needs import InputNeed, StreamNeed
 from maskwright.models.parts.class_vectors import Scores
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter

@@ -38,8 +38,9 @@ from maskwright.data.training.streams import Views
 from maskwright.engine.config import option, part
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.consistency.options import NO_TEACHER, RampOptions, SemiConfig, TeacherOptions, UnlabeledOptions
+from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import Ramp, note_unmixed, pseudo_labels, unlabeled_stream
+from maskwright.recipes.consistency.teacher_options import NO_TEACHER, TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.forward import Forward
 from maskwright.recipes.training.method import NetworkMethod

@@ -37,8 +37,9 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, class_mask, complex_mask, cut_out, mix, partner
 from maskwright.engine.config import option, part
 from maskwright.ops.losses.seg_losses import cross_entropy, kl_divergence, mse_probs
-from maskwright.recipes.consistency.options import SemiConfig, TeacherOptions
+from maskwright.recipes.consistency.options import SemiConfig
 from maskwright.recipes.consistency.parts import Ramp, Teacher, note_unmixed, pseudo_labels, unlabeled_stream
+from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
 from maskwright.recipes.training.training import NetworkTraining

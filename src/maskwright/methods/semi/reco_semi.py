@@ -51,7 +51,7 @@ from maskwright.ops.losses.region_contrast import (
     similarity_weights,
 )
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.consistency.options import SemiConfig, TeacherOptions, UnlabeledOptions
+from maskwright.recipes.consistency.options import SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import (
     Ramp,
     Teacher,
@@ -62,6 +62,7 @@ from maskwright.recipes.consistency.parts import (
     unlabeled_stream,
 )
 from maskwright.recipes.consistency.representation import Represent, RepresentationHead, labels_at
+from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
 from maskwright.recipes.training.training import NetworkTraining

@@ -60,7 +60,7 @@ from maskwright.ops.losses.region_contrast import as_rows, class_means, draw_que
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.ops.losses.thresholds import entropy_masks
 from maskwright.recipes.consistency.class_banks import ClassBanks
-from maskwright.recipes.consistency.options import RampOptions, SemiConfig, TeacherOptions, UnlabeledOptions
+from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import (
     Ramp,
     Teacher,
@@ -72,6 +72,7 @@ from maskwright.recipes.consistency.parts import (
     unlabeled_stream,
 )
 from maskwright.recipes.consistency.representation import Represent, RepresentationHead, labels_at
+from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
 from maskwright.recipes.training.training import NetworkTraining

@@ -39,7 +39,7 @@ from maskwright.data.training.mixing import MASKS, mix
 from maskwright.engine.config import option, part
 from maskwright.ops.channel_dropout import channel_dropout, complementary_dropout
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.consistency.options import SemiConfig, TeacherOptions
+from maskwright.recipes.consistency.options import SemiConfig
 from maskwright.recipes.consistency.parts import (
     Ramp,
     Teacher,
@@ -48,6 +48,7 @@ from maskwright.recipes.consistency.parts import (
     share_confident,
     unlabeled_stream,
 )
+from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.forward import Output, upsample
 from maskwright.recipes.training.method import NetworkMethod

@@ -43,7 +43,8 @@ from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, share
-from maskwright.engine.loop import Indices, Training, cosine
+from maskwright.engine.loop import Indices, Training
+from maskwright.engine.schedules import cosine
 from maskwright.engine.seeding import derive
 from maskwright.engine.shown import Shown
 from maskwright.models.backbones.dense import autocast

@@ -42,7 +42,8 @@ from maskwright.models.parts.class_vectors import ClassVectors, Scores
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network
-from maskwright.recipes.training.options import NetworkOptions, PresetConfig, preset_option
+from maskwright.recipes.training.options import NetworkOptions
+from maskwright.recipes.training.presets import PresetConfig, preset_option
 from maskwright.recipes.training.training import CropTraining
 
 PAPER: dict[str, Any] = {

@@ -57,7 +57,8 @@ from maskwright.recipes.self_training.rounds import Rounds, as_it_stands, live_r
 from maskwright.recipes.self_training.running_clusters import RunningClusters
 from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network, make_preprocess, make_segmenter, retake
-from maskwright.recipes.training.options import NetworkOptions, PresetConfig, preset_option
+from maskwright.recipes.training.options import NetworkOptions
+from maskwright.recipes.training.presets import PresetConfig, preset_option
 from maskwright.recipes.training.training import CropTraining
 
 PAPER: dict[str, Any] = {

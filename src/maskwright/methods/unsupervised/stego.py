@@ -40,7 +40,8 @@ from torch import Tensor, nn
 from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
-from maskwright.engine.loop import Indices, Training, cosine
+from maskwright.engine.loop import Indices, Training
+from maskwright.engine.schedules import cosine
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.heads import CosineClassifier, L2Norm, Projection, Sequential, StegoHead

@@ -42,7 +42,8 @@ from maskwright.models.networks.cam import VARIANTS as MAPS
 from maskwright.models.networks.cam import activation_maps
 from maskwright.models.networks.irn import VARIANTS
 from maskwright.recipes.tags.method import TagMethod
-from maskwright.recipes.tags.options import MapOptions, WalkConfig, WalkOptions
+from maskwright.recipes.tags.options import MapOptions
+from maskwright.recipes.tags.walk_options import WalkConfig, WalkOptions
 from maskwright.recipes.tags.walking import STEPS, Walk
 
 

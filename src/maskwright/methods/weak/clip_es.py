@@ -51,6 +51,7 @@ from maskwright.recipes.tags.method import TagMethod
 from maskwright.recipes.tags.options import ClassifierOptions, MapOptions, SeedOptions, TagsConfig
 from maskwright.recipes.tags.seeding import make_seeds
 from maskwright.recipes.tags.seeds import seeds_by_power
+from maskwright.recipes.tags.showing import Way
 from maskwright.recipes.tags.thresholds import Threshold
 
 BEHIND = (
@@ -326,5 +327,5 @@ class ClipEs(TagMethod):
             return seeds_by_power(cams, ground, alpha=s.alpha, sure=s.sure, image=image)
 
         known = Threshold(0.5, f"where the background's (1 - max)^{s.alpha:g} has more, before the CRF")
-        way = self.way(self.label_store)
+        way = Way.of(self, self.label_store)
         make_seeds(self.context, s, way, folder, known, label)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from maskwright.data.training.augment import PRESETS
 from maskwright.engine.config import option, part
-from maskwright.errors import MaskwrightError
 from maskwright.recipes.training.options import NetworkConfig, NormOptions
 
 
@@ -22,38 +21,6 @@ class UnlabeledOptions:
 
 
 @dataclass(kw_only=True)
-class TeacherOptions:
-    """The EMA teacher."""
-
-    ema: float = option(
-        0.99, "greatest momentum of the EMA teacher; min(1 - 1/(n + 1), ema) at update n", low=0, high=1
-    )
-    buffers: str = option(
-        "ema", "the teacher's batch-norm statistics: averaged, copied or its own", choices=("ema", "copy", "own"),
-        old="ema_buffers",
-    )  # fmt: skip
-    mode: str = option("eval", "batch norm of the network that labels", choices=("eval", "train"), old="teacher_mode")
-    final: str = option("student", "the network that is kept: student or teacher", choices=("student", "teacher"))
-
-    @property
-    def kept(self) -> str:
-        """Name in a training's `modules` of the network that is kept."""
-        return "teacher" if self.final == "teacher" else "network"
-
-    def check(self) -> None:
-        """Raises `MaskwrightError` on a teacher that would label with the statistics it began with."""
-        if self.buffers == "own" and self.mode == "eval":
-            raise MaskwrightError(
-                "ema_buffers=own with teacher_mode=eval: statistics that nothing ever moves", "teacher_mode=train",
-                "or take ema_buffers=ema",
-            )  # fmt: skip
-
-
-NO_TEACHER = ("ema", "buffers", "final")
-"""Options of a teacher that methods whose student labels have no use for: what is left is the mode in which it does."""
-
-
-@dataclass(kw_only=True)
 class RampOptions:
     """lambda(t), the weight of the unsupervised loss."""
 
@@ -62,17 +29,6 @@ class RampOptions:
         0.0, "share of the steps over which the weight grows as exp(-5 (1 - t)^2)", low=0, high=1, old="ramp_up"
     )
     start: float = option(0.0, "share of the steps before the unsupervised loss sets in", low=0, high=1)
-
-
-@dataclass(kw_only=True)
-class TargetConfig(NetworkConfig):
-    """Options of methods that look at a labelled source and an unlabelled target side by side."""
-
-    norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all")
-    target: UnlabeledOptions = part(
-        UnlabeledOptions, without=("images", "strong"),
-        says={"batch": "crops of the target in a step; 0: as many as of the source"},
-    )  # fmt: skip
 
 
 @dataclass(kw_only=True)

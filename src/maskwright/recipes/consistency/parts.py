@@ -26,7 +26,8 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.streams import Joined, Stream
 from maskwright.engine.distributed import world_size
-from maskwright.recipes.consistency.options import RampOptions, SemiConfig, TeacherOptions
+from maskwright.recipes.consistency.options import RampOptions, SemiConfig
+from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.training.forward import Forward, Output
 from maskwright.recipes.training.training import NetworkTraining

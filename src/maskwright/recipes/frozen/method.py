@@ -15,6 +15,7 @@ import torch
 
 from maskwright.engine.config import option, part
 from maskwright.engine.contract import Method, Stage
+from maskwright.engine.forecast import photographs_shown
 from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.parts.part import Part
 from maskwright.predict.inference import predict_mask
@@ -68,7 +69,7 @@ class FrozenMethod(Method):
 
     def seconds_behind(self) -> float:
         """The photographs that the report shows, by the time that one takes under a head of the same width."""
-        return self.photographs_shown * self.seconds_a_photograph()
+        return photographs_shown(self) * self.seconds_a_photograph()
 
     def seconds_a_photograph(self) -> float:
         """How long the backbone takes for one photograph of middle size, with a mask of as many classes."""

@@ -22,8 +22,9 @@ import torch
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import StoredLabels
 from maskwright.engine.config import option, part
-from maskwright.engine.contract import InputNeed, Stage
+from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, share
+from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import Backbone
 from maskwright.models.networks.build import Network, build_network
@@ -35,7 +36,8 @@ from maskwright.recipes.self_training.labelling import LABELS, Labelling
 from maskwright.recipes.self_training.rounds import round_steps
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.network import make_segmenter, network_options, trained_network
-from maskwright.recipes.training.options import NetworkConfig, resolved
+from maskwright.recipes.training.options import NetworkConfig
+from maskwright.recipes.training.rates import resolved
 from maskwright.recipes.training.training import NetworkTraining
 
 PSEUDO, STUDENT = "pseudo", "student"

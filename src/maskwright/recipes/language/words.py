@@ -222,6 +222,6 @@ def word_record(tower: str, options: WordOptions) -> dict[str, Any]:
 
 
 def tower_of(context: Context) -> ClipTower:
-    """The run's backbone, which `Method.check_backbone` made sure is a tower."""
+    """The run's backbone, which `check_backbone` made sure is a tower."""
     assert isinstance(context.backbone, ClipViT | ClipResNet)
     return context.backbone

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data.training.sources import MaskLabels
-from maskwright.engine.contract import InputNeed, Stage
+from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import gather_objects, rank, share, world_size
+from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.heads import CosineClassifier, LinearClassifier, Sequential

@@ -16,7 +16,7 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.training.views import View
-from maskwright.engine.contract import InputNeed
+from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.ops.refinement.regions import gradient_contours, merge_regions
 from maskwright.ops.refinement.superpixels import slic

@@ -17,7 +17,8 @@ from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.training.views import View
 from maskwright.models.networks.irn import AffinityNet, BoundaryNet
 from maskwright.ops.graphs.pair_affinity import affinity_loss, boundary_affinity, feature_affinity, pair_labels
-from maskwright.recipes.tags.training import TagTraining, sgd
+from maskwright.recipes.tags.network import sgd
+from maskwright.recipes.tags.training import TagTraining
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context

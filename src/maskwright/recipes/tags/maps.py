@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,9 +22,13 @@ from maskwright.data.folders.folder import Dataset
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.trust.artefacts import Damage, read_arrays, unreadable, write_arrays
 from maskwright.data.trust.files import file_for
+from maskwright.engine.distributed import barrier, share
 from maskwright.models.preprocess import Preprocess
 from maskwright.ops.cam import fuse_flips, fuse_scales, normalize_cam, resize_maps
 from maskwright.ops.memory import PixelBudget
+
+if TYPE_CHECKING:
+    from maskwright.engine.context import Context
 
 MAPS = "maps"
 """Folder of the maps in a stage's."""
@@ -221,3 +225,11 @@ def infer_cams(
             done += len(chunk)
             if advance is not None:
                 advance(done)
+
+
+def write_cams(context: Context, targets: TagTargets, inference: MultiScale, store: CamStore) -> None:
+    """Class maps of all tagged images of a run, by all of its processes, shown as progress; as `infer_cams`."""
+    mine = share(targets.indices(context.data))
+    with context.progress.task("cams", len(mine)) as task:
+        infer_cams(context.data, mine, targets, inference, store, task.advance_to)
+    barrier()

@@ -24,17 +24,17 @@ from torch import Tensor
 
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import Labels, StoredLabels
-from maskwright.data.training.tag_targets import TagTargets, find_targets
+from maskwright.data.training.tag_targets import TagTargets
 from maskwright.engine.contract import Method, Stage
-from maskwright.engine.distributed import barrier, share
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.segmenter import Segmenter
-from maskwright.recipes.tags.maps import MAPS, CamStore, MultiScale, infer_cams
+from maskwright.recipes.tags.maps import MAPS, CamStore, MultiScale, write_cams
 from maskwright.recipes.tags.network import load_trained, make_cam_network, tag_preprocess, tag_steps
 from maskwright.recipes.tags.options import TagsConfig
 from maskwright.recipes.tags.seeding import make_seeds
 from maskwright.recipes.tags.showing import Way
-from maskwright.recipes.tags.telling import note_targets
+from maskwright.recipes.tags.targets import read_targets
+from maskwright.recipes.tags.telling import note_stride
 from maskwright.recipes.tags.training import TagTraining
 from maskwright.recipes.tags.walking import Walk
 from maskwright.recipes.training.forward import precision_of
@@ -119,25 +119,15 @@ class TagMethod(Method):
 
     def read_targets(self, folder: Path) -> TagTargets:
         """Reads the tags into the first stage's folder, for all stages behind it."""
-        context, c = self.context, self.config.tags
-        targets = find_targets(context.data, context.table, from_masks=c.from_masks, background=c.background)
-        note_targets(context, targets)
-        if context.run.writes:
-            targets.save(folder)
-        barrier()
-        self.__dict__["targets"] = targets
+        self.__dict__["targets"] = targets = read_targets(self.context, self.config.tags, folder)
         return targets
 
     def classify(self, folder: Path) -> None:
         """Reads the tags and trains on them; the artefacts are both."""
-        context, c = self.context, self.config
-        targets = self.read_targets(folder)
-        steps, wanted = tag_steps(context, c), c.classifier.output_stride
-        training = self.trainer(context, c, targets, steps)
-        stride = training.network.stride
-        if wanted and stride > wanted:
-            context.note(f"Maps: one cell is {stride} pixels; the backbone cannot be dilated to {wanted}.")
-        context.fit(training, "classify", folder, steps)
+        steps = tag_steps(self.context, self.config)
+        training = self.trainer(self.context, self.config, self.read_targets(folder), steps)
+        note_stride(self.context, training.network.stride, self.config.classifier.output_stride)
+        self.context.fit(training, "classify", folder, steps)
 
     def network(self) -> Any:
         """The classifier, untrained."""
@@ -178,13 +168,7 @@ class TagMethod(Method):
 
     def cams(self, folder: Path) -> None:
         """Maps of all tagged images; the artefact is a file an image."""
-        context = self.context
-        network = self.trained()
-        mine = share(self.targets.indices(context.data))
-        inference = self.inference(network)
-        with context.progress.task("cams", len(mine)) as task:
-            infer_cams(context.data, mine, self.targets, inference, CamStore(folder / MAPS), task.advance_to)
-        barrier()
+        write_cams(self.context, self.targets, self.inference(self.trained()), CamStore(folder / MAPS))
 
     # ---------------------------------------------------------------------- seeds
 
@@ -193,18 +177,10 @@ class TagMethod(Method):
         """The pseudo masks."""
         return LabelStore(self.folder("seeds"), self.context.table)
 
-    def way(self, labels: LabelStore) -> Way:
-        """What lies on the way to pseudo masks."""
-        context, walk = self.context, self.walk
-        return Way(
-            data=context.data, table=context.table, targets=self.targets, labels=labels, maps=self.raw_store,
-            walked=None if walk is None else walk.store, sure=None if walk is None else walk.label_store,
-        )  # fmt: skip
-
     def seeds(self, folder: Path) -> None:
         """Chooses the threshold and writes label maps; the folder is a dataset of its own."""
         known = None if self.walk is None else self.walk.threshold(self.targets)
-        make_seeds(self.context, self.config.seeds, self.way(LabelStore(folder, self.context.table)), folder, known)
+        make_seeds(self.context, self.config.seeds, Way.of(self, LabelStore(folder, self.context.table)), folder, known)
 
     # ---------------------------------------------------------------------- retrain
 

@@ -1,4 +1,4 @@
-"""The classifier of tags: untrained, as a stage left it, and what it takes in."""
+"""The classifier of tags: untrained, as a stage left it, what it takes in, and its optimiser."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from maskwright.data.training.tag_targets import TagTargets
-from maskwright.engine.checkpoint import load_part, stage_parts
-from maskwright.engine.loop import CHECKPOINT
+from maskwright.engine.checkpoint import CHECKPOINT, load_part, stage_parts
 from maskwright.models.networks.cam import CamNetwork
 from maskwright.models.preprocess import Preprocess
 
@@ -25,6 +25,24 @@ def make_cam_network(context: Context, config: Any, targets: TagTargets) -> CamN
     """An untrained classifier on a copy of the run's backbone."""
     c = config.classifier
     return CamNetwork(context.backbone, len(targets), c.output_stride or None, c.dropout, frozen_stages=c.freeze)
+
+
+def tag_optimizer(options: Any, network: Any) -> torch.optim.Optimizer:
+    """The optimiser of a classifier, over its network's groups.
+
+    Args:
+        options: `ClassifierOptions`.
+        network: with `groups(lr, encoder_lr, weight_decay)`.
+    """
+    groups = network.groups(options.lr, options.encoder_lr, options.weight_decay)
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=options.lr)
+    return sgd(groups, options.lr, options.momentum)
+
+
+def sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> torch.optim.Optimizer:
+    """SGD over parameter groups, Nesterov's where there is momentum."""
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
 
 
 def tag_preprocess(context: Context, config: Any, multiple_of: int) -> Preprocess:

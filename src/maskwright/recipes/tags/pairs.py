@@ -20,8 +20,8 @@ from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.ops.cam import with_background
 from maskwright.ops.refinement.crf import CRF_SETTINGS, dense_crf
 from maskwright.recipes.tags.maps import CamStore, ImageCams
-from maskwright.recipes.tags.options import PairOptions
 from maskwright.recipes.tags.seeds import seed_labels
+from maskwright.recipes.tags.walk_options import PairOptions
 
 
 def power_at(threshold: float) -> float:

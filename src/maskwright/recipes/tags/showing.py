@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from maskwright.predict.sheet import heat_colors
 from maskwright.predict.writers import boundaries, overlay
 from maskwright.recipes.tags.maps import CamStore, ImageCams
 from maskwright.recipes.tags.thresholds import Threshold, labelled_share, largest_values
+
+if TYPE_CHECKING:
+    from maskwright.recipes.tags.method import TagMethod
 
 SIDE = 280
 """Pixels of a picture's longer side."""
@@ -65,6 +69,15 @@ class Way:
     maps: CamStore | None = None
     walked: CamStore | None = None
     sure: LabelStore | None = None
+
+    @classmethod
+    def of(cls, method: TagMethod, labels: LabelStore) -> Way:
+        """That of a method's run, to these pseudo masks."""
+        context, walk = method.context, method.walk
+        return cls(
+            data=context.data, table=context.table, targets=method.targets, labels=labels, maps=method.raw_store,
+            walked=None if walk is None else walk.store, sure=None if walk is None else walk.label_store,
+        )  # fmt: skip
 
     @property
     def last(self) -> CamStore:

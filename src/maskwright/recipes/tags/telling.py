@@ -32,6 +32,12 @@ def note_targets(context: Context, targets: TagTargets) -> None:
         )
 
 
+def note_stride(context: Context, stride: int, wanted: int) -> None:
+    """Tells the report of maps that are coarser than was asked for (0: as the network is)."""
+    if wanted and stride > wanted:
+        context.note(f"Maps: one cell is {stride} pixels; the backbone cannot be dilated to {wanted}.")
+
+
 def note_threshold(context: Context, threshold: Threshold, targets: TagTargets) -> None:
     """Tells the report where background ends, or labels end, and why."""
     value, why = threshold

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from maskwright.data.training.augment import Photometric
 from maskwright.data.training.streams import CropRecipe, Stream, Streams
 from maskwright.data.training.tag_targets import TagTargets
-from maskwright.engine.loop import poly
+from maskwright.engine.schedules import poly
 from maskwright.models.backbones.dense import autocast
-from maskwright.recipes.tags.network import Make, make_cam_network, tag_preprocess
+from maskwright.recipes.tags.network import Make, make_cam_network, tag_optimizer, tag_preprocess
 from maskwright.recipes.training.drawing import DrawnTraining
 from maskwright.recipes.training.forward import precision_of
 
@@ -84,12 +84,8 @@ class TagTraining(DrawnTraining):
         return -(-self.config.classifier.size // m) * m
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """The classifier's optimiser, over the network's groups."""
-        c = self.config.classifier
-        groups = self.network.groups(c.lr, c.encoder_lr, c.weight_decay)
-        if c.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr=c.lr)
-        return sgd(groups, c.lr, c.momentum)
+        """The classifier's."""
+        return tag_optimizer(self.config.classifier, self.network)
 
     def stream(self) -> Stream:
         """The tagged photographs, cropped as the options say."""
@@ -117,8 +113,3 @@ class TagTraining(DrawnTraining):
         with self.autocast():
             out = self.network(x.weak)
         return {"loss": multi_label_soft_margin(out.scores, x.t)}
-
-
-def sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> torch.optim.Optimizer:
-    """SGD over parameter groups, Nesterov's where there is momentum."""
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)

@@ -36,7 +36,7 @@ from maskwright.recipes.training.forward import precision_of
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
-    from maskwright.recipes.tags.options import WalkConfig
+    from maskwright.recipes.tags.walk_options import WalkConfig
 
 BETA = {"irn": 20.0, "psa": 8.0}
 """Exponents of the affinity. IRN's code has 10, for boundaries that ten times as many crops have sharpened."""

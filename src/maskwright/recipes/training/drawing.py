@@ -5,8 +5,7 @@ Legend: B batch, S crop side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +13,6 @@ from torch import Tensor
 from maskwright.data.training.streams import Streams
 from maskwright.engine.loop import Training
 from maskwright.models.preprocess import Preprocess
-
-
-class Drawn(Protocol):
-    """What a stream draws: `Views`, or `Pairs` of them."""
-
-    def as_input(self: D, normalise: Callable[[Tensor], Tensor], device: torch.device) -> D: ...
-
-
-D = TypeVar("D", bound=Drawn)
 
 
 class DrawnTraining(Training):
@@ -39,15 +29,15 @@ class DrawnTraining(Training):
     device: torch.device
 
     def batch(self, indices: Any, random: torch.Generator) -> dict[str, Any]:
-        """Views of each stream, on the CPU."""
+        """Views of each stream, or pairs of them, on the CPU."""
         return self.streams.draw(indices, random)
 
     def on_device(self, batch: Any) -> Any:
-        """Views and pairs as the network's input."""
+        """What was drawn, with its pixels normalised, on the device."""
         return {name: self.prepared(drawn) for name, drawn in batch.items()}
 
-    def prepared(self, drawn: D) -> D:
-        """Views, or pairs of them, with their pixels normalised, on the device."""
+    def prepared(self, drawn: Any) -> Any:
+        """The views of one stream as the network's input."""
         return drawn.as_input(self.normalise, self.device)
 
     def normalise(self, x: Tensor) -> Tensor:

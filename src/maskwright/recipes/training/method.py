@@ -1,9 +1,7 @@
-"""Methods with one training stage, whose result is a network: `NetworkMethod` on masks, `SourceMethod` on those of
-another domain, `CropMethod` without labels."""
+"""Methods with one training stage, whose result is a network: `NetworkMethod` on masks, `CropMethod` without labels."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,6 +12,7 @@ from maskwright.models.networks.build import Network, brings_encoder
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.training.network import make_segmenter, trained_network
 from maskwright.recipes.training.selection import hold_out
+from maskwright.recipes.training.tail import steps_of_photographs
 from maskwright.recipes.training.training import CropTraining, NetworkTraining
 
 
@@ -63,14 +62,8 @@ class CropMethod(Method):
         return int(config.steps)
 
     def tail(self) -> float:
-        """Photographs for batch-norm statistics, for the report, and for a clustering. A step passes each of its pixels
-        forward and back, which costs three times a pass forward."""
-        c, data = self.config, self.context.data
-        looked = list(range(0, len(data), max(1, len(data) // 16)))
-        shrunk = [min(1.0, c.crops.long_side / max(data.size(i))) ** 2 * math.prod(data.size(i)) for i in looked]
-        norms = min(c.norms.images, len(data))
-        photographs = norms + self.photographs_shown + (norms + len(data) if self.clusters_behind else 0)
-        return photographs * sum(shrunk) / len(shrunk) / (3 * c.crops.batch * c.crops.size**2)
+        """Photographs for batch-norm statistics, for the report, and for a clustering."""
+        return steps_of_photographs(self, clusters=self.clusters_behind)
 
     @property
     def steps(self) -> int:
@@ -124,15 +117,3 @@ class NetworkMethod(CropMethod):
     def segmenter(self) -> Segmenter:
         """The last iterate, or the one that held-out images chose."""
         return make_segmenter(self.context, self.config, self.network(), self.name, self.seen(), self.labels().data)
-
-
-class SourceMethod(NetworkMethod):
-    """One that learns from the masks of a labelled source; no label of the run's own photographs, the target, is
-    read."""
-
-    family: ClassVar[str] = "adapt"
-    needs: ClassVar[frozenset[str]] = frozenset({"source"})
-
-    def labels(self) -> Labels:
-        """The source's masks."""
-        return MaskLabels(self.context.data_of("source"), self.context.classes)

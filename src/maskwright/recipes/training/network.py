@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from maskwright.data.trust.artefacts import Damage, parse_json
-from maskwright.engine.checkpoint import load_part, stage_parts
-from maskwright.engine.loop import CHECKPOINT
+from maskwright.engine.checkpoint import CHECKPOINT, load_part, stage_parts
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network, build_network
 from maskwright.models.preprocess import Preprocess

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from dataclasses import dataclass
 
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import option, part
 from maskwright.errors import MaskwrightError
-from maskwright.models.networks.build import brings_encoder
 from maskwright.models.preprocess import MAX_LONG_SIDE
 from maskwright.recipes.training.optimizers import OPTIMIZERS
-
-if TYPE_CHECKING:
-    from maskwright.engine.context import Context
-    from maskwright.models.backbones.dense import Backbone
 
 
 @dataclass(kw_only=True)
@@ -136,73 +129,3 @@ class NetworkConfig(CropConfig):
     holdout: float = option(
         0.0, "share of the labelled images held out to choose the iterate; 0: the last", low=0, high=0.9
     )
-
-
-def preset_option(presets: Mapping[str, object]) -> Any:
-    """The option `preset` of a method that has these, `small` among them."""
-    return option("small", "sets the other options' defaults", choices=tuple(presets), main=True)
-
-
-@dataclass(kw_only=True)
-class PresetConfig(CropConfig):
-    """Options of methods without labels whose presets say how photographs are seen and weights move. Those without a
-    value of their own take the preset's, those that are given win.
-
-    Attributes:
-        presets: options by flat names, by the preset's name.
-        preset: which; `preset_option` of a method's own.
-    """
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-
-    preset: str = preset_option({"small": {}})
-    crops: CropOptions = part(
-        CropOptions, without=("sample",), size=None, batch=None, long_side=None, scale_min=None, scale_max=None,
-        says={"batch": "photographs in a step", "scale_min": "least random scale of a crop"},
-    )  # fmt: skip
-    optimizer: OptimizerOptions = part(OptimizerOptions, lr=None)
-    schedule: str = option(None, "of the learning rate (preset)", choices=("poly", "constant"))
-    steps: int = option(None, "optimiser steps where --steps does not say (preset)", low=1, main=True)
-
-    def __post_init__(self) -> None:
-        fill_from_preset(self, self.presets.get(self.preset, {}))
-
-
-C = TypeVar("C", bound=CropConfig)
-
-
-def learns_vit(network: NetworkOptions, backbone: Backbone) -> bool:
-    """Whether the network that will be trained has a vision transformer as its encoder."""
-    return backbone.is_vit and not brings_encoder(network.name)
-
-
-def starts_pretrained(network: NetworkOptions, backbone: Backbone) -> bool:
-    """Whether the encoder that will be trained starts from weights that learned something."""
-    untrained = brings_encoder(network.name) or backbone.provenance.source == "random"
-    return bool(network.weights) or not untrained
-
-
-def resolved(config: C, context: Context, backbone: Backbone | None = None) -> C:
-    """The configuration with its rates and decay decided; those that it says already stay.
-
-    AdamW by default, also on a convolutional network, where papers have SGD and schedules of many epochs: with a dozen
-    masks and 800 steps it was ahead of SGD on photographs that were not trained on (docs/semi.md). A vision transformer
-    has UniMatch V2's rates. An encoder of random weights learns as fast as the head.
-
-    Args:
-        config: options.
-        context: of the run.
-        backbone: that the network stands on; the run's if None.
-    """
-    o, backbone = config.optimizer, context.backbone if backbone is None else backbone
-    sgd, is_vit = o.name == "sgd", learns_vit(config.network, backbone)
-    lr = 0.01 if sgd else (2e-4 if is_vit else 1e-3)
-    slower = 1 / 40 if is_vit else 0.3
-    share = slower if not sgd and starts_pretrained(config.network, backbone) else 1.0
-    decided = replace(
-        o,
-        lr=o.lr or lr,
-        encoder_lr=share if o.encoder_lr is None else o.encoder_lr,
-        weight_decay=(1e-4 if sgd else 0.01) if o.weight_decay is None else o.weight_decay,
-    )
-    return replace(config, optimizer=decided)

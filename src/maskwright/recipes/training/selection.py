@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
 from maskwright.models.preprocess import Preprocess
 from maskwright.recipes.training.criteria import IGNORE
+
+if TYPE_CHECKING:
+    from maskwright.recipes.training.training import NetworkTraining
 
 LOOKS = 10
 """How often the held-out images are looked at in a run."""
@@ -109,33 +112,21 @@ class Selection:
             self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
         return score
 
-    def after_step(
-        self,
-        kept: nn.Module,
-        step: int,
-        steps: int,
-        device: torch.device,
-        note: Callable[[str], None],
-        prepare: Callable[[Any], None],
-    ) -> None:
+    def after_step(self, training: NetworkTraining, step: int) -> None:
         """Looks at the held-out images after one of `LOOKS` evenly spaced steps, and says at the last what was kept.
 
         Args:
-            kept: the network that is kept.
+            training: whose kept network is judged, with the batch-norm statistics that it will have.
             step: that was made.
-            steps: of the stage.
-            device: where the network is.
-            note: says a sentence, and adds it to the report.
-            prepare: gives a copy of the network the batch-norm statistics that the kept network will have.
         """
-        if not every(steps, LOOKS)(step):
+        if not every(training.steps, LOOKS)(step):
             return
-        judged = copy.deepcopy(kept)
-        prepare(judged)
-        self.look(kept, step, device, judged)
-        if step + 1 == steps:
+        judged = copy.deepcopy(training.kept)
+        training.with_statistics(judged)
+        self.look(training.kept, step, training.device, judged)
+        if step + 1 == training.steps:
             (best, score), last = self.best_score, self.scores[-1][1]
-            note(
+            training.context.note(
                 f"Held-out images ({len(self.held)}): mIoU {100 * score:.1f} at step {best + 1}, which is kept; "
                 f"{100 * last:.1f} at the last step."
             )

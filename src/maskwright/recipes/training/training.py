@@ -20,15 +20,16 @@ from torch import Tensor, nn
 
 from maskwright.data.training.sampler import Sampler
 from maskwright.data.training.sources import Labels
-from maskwright.data.training.streams import Change, CropChoice, CropRecipe, Order, Stream, Streams
-from maskwright.engine.loop import poly
+from maskwright.data.training.streams import CropRecipe, Order, Stream, Streams
+from maskwright.engine.schedules import poly
 from maskwright.models.networks.build import Network
 from maskwright.recipes.training.criteria import SupervisedLoss, class_aware_chances
 from maskwright.recipes.training.drawing import DrawnTraining
 from maskwright.recipes.training.forward import Forward, precision_of
 from maskwright.recipes.training.network import make_network, make_preprocess, retake
 from maskwright.recipes.training.optimizers import add_module, make_optimizer
-from maskwright.recipes.training.options import NetworkConfig, resolved
+from maskwright.recipes.training.options import NetworkConfig
+from maskwright.recipes.training.rates import resolved
 from maskwright.recipes.training.selection import Selection, hold_out
 
 if TYPE_CHECKING:
@@ -88,14 +89,7 @@ class CropTraining(DrawnTraining):
         return Forward(network, self.device, precision, freeze_norm=self.config.norms.freeze, dropout=dropout)
 
     def order(self, n: int, batch: int, seed: int = 0, chances: np.ndarray | None = None) -> Sampler:
-        """Which of n images come next.
-
-        Args:
-            n: images.
-            batch: of them in a step, over all processes.
-            seed: added to the run's, so that two streams have orders of their own.
-            chances: how often each comes (n,); None: all alike.
-        """
+        """Which of n images come next, as `Context.sampler` says."""
         return self.context.sampler(n, batch, seed, chances)
 
     def stream(
@@ -103,14 +97,13 @@ class CropTraining(DrawnTraining):
         indices: Sequence[int],
         order: Order,
         labels: Labels | None = None,
-        change: Change | None = None,
-        strong_views: int = 0,
         data: Dataset | None = None,
-        choose: CropChoice | None = None,
+        **more: Any,
     ) -> Stream:
-        """A stream of the run's images (or of another data set's), cropped as the configuration says."""
-        data, mean = self.context.data if data is None else data, self.preprocess.mean
-        return Stream(data, indices, order, self.crops, mean, labels, change, strong_views, choose=choose)
+        """A stream of the run's images (or of another data set's), cropped as the configuration says; `more` as of
+        `Stream`."""
+        data = self.context.data if data is None else data
+        return Stream(data, indices, order, self.crops, self.preprocess.mean, labels, **more)
 
     def learn_too(self, name: str, module: nn.Module, rate: float = 1.0) -> Any:
         """A module of the method's own that the network's optimiser trains; biases and norms are not decayed.
@@ -143,24 +136,13 @@ class NetworkTraining(CropTraining):
         labels: where labels come from, and of which data set.
         steps: of the stage.
         name: of the labelled stream.
-        stage: the stage's name, part of the seed of the initial weights.
-        dropout: whether dropout is on while the network learns; methods whose learning pass also labels turn it off.
-        network: the network to train; built from the configuration if None.
+        options: further arguments of `CropTraining`.
     """
 
     def __init__(
-        self,
-        context: Context,
-        config: Any,
-        labels: Labels,
-        steps: int,
-        *,
-        name: str = "x",
-        stage: str = "train",
-        dropout: bool = True,
-        network: Network | None = None,
+        self, context: Context, config: Any, labels: Labels, steps: int, *, name: str = "x", **options: Any
     ) -> None:
-        super().__init__(context, config, steps, stage=stage, dropout=dropout, network=network)
+        super().__init__(context, config, steps, **options)
         c = self.config
         self.labels, self.held = hold_out(labels, c.holdout, context.generator("holdout"))
         self.kept: nn.Module = self.network
@@ -183,7 +165,7 @@ class NetworkTraining(CropTraining):
     def after_step(self, step: int) -> None:
         """Looks at the held-out images, where there are any."""
         if self.selection is not None:
-            self.selection.after_step(self.kept, step, self.steps, self.device, self.context.note, self.with_statistics)
+            self.selection.after_step(self, step)
 
     def with_statistics(self, network: Any) -> None:
         """Gives a copy of the network the batch-norm statistics that the kept network will have."""

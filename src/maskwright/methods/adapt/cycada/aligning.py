@@ -20,7 +20,7 @@ from maskwright.models.networks.build import Network
 from maskwright.recipes.adversarial.adversary import Adversary, take_step
 from maskwright.recipes.adversarial.replay import AccuracyGate, accuracy
 from maskwright.recipes.consistency.parts import SECOND
-from maskwright.recipes.training.options import resolved
+from maskwright.recipes.training.rates import resolved
 from maskwright.recipes.training.training import NetworkTraining
 
 if TYPE_CHECKING:

@@ -29,9 +29,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from maskwright.data.training.sources import Labels
-from maskwright.engine.checkpoint import load_part, stage_parts
+from maskwright.engine.checkpoint import CHECKPOINT, load_part, stage_parts
 from maskwright.engine.contract import Stage
-from maskwright.engine.loop import CHECKPOINT
 from maskwright.methods.adapt.cycada.aligning import AlignTraining
 from maskwright.methods.adapt.cycada.generating import TO_TARGET, GeneratorTraining
 from maskwright.methods.adapt.cycada.networks import Generator
@@ -45,8 +44,8 @@ from maskwright.methods.adapt.cycada.translating import (
     translate_all,
 )
 from maskwright.models.networks.build import Network
+from maskwright.recipes.adaptation import SourceMethod
 from maskwright.recipes.training.forward import precision_of
-from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.network import make_preprocess, retake, trained_network
 from maskwright.recipes.training.training import train_network
 

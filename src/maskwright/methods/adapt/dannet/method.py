@@ -41,7 +41,8 @@ from maskwright.data.training.streams import Views
 from maskwright.data.training.twins import TwinStream
 from maskwright.data.trust.files import write_text
 from maskwright.engine.config import option, part
-from maskwright.engine.contract import Stage, StreamNeed
+from maskwright.engine.contract import Stage
+from maskwright.engine.needs import StreamNeed
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.dannet.discriminator import OutputDiscriminator
 from maskwright.methods.adapt.dannet.losses import (
@@ -56,11 +57,11 @@ from maskwright.methods.adapt.dannet.losses import (
 from maskwright.methods.adapt.dannet.pairs import find_pairs, static_classes, table_of, told
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.relighting import Relighting, RelitEncoder, WeightedClassifier
+from maskwright.recipes.adaptation import SourceMethod, TargetConfig
 from maskwright.recipes.adversarial.adversary import Adversary, least_squares, take_step
-from maskwright.recipes.consistency.options import RampOptions, TargetConfig, UnlabeledOptions
+from maskwright.recipes.consistency.options import RampOptions, UnlabeledOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp
 from maskwright.recipes.training.criteria import SupervisedLoss, pixel_counts
-from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.network import make_network, trained_network
 from maskwright.recipes.training.optimizers import add_module
 from maskwright.recipes.training.options import LossOptions

@@ -45,8 +45,9 @@ from maskwright.data.training.proposals import Proposals, SoftMap
 from maskwright.data.training.sources import Labels, StoredLabels
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.config import option, part
-from maskwright.engine.contract import LABELLED_SOURCE, InputNeed, Stage, StreamNeed
+from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, gather_objects, share
+from maskwright.engine.needs import LABELLED_SOURCE, InputNeed, StreamNeed
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.uda_sod.composing import (
     COMPOSITES,
@@ -72,10 +73,10 @@ from maskwright.methods.adapt.uda_sod.uncertainty import (
 from maskwright.models.networks.build import Network
 from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_probs
+from maskwright.recipes.adaptation import SourceMethod
 from maskwright.recipes.self_training.options import rounds_on_target, share_before_rounds, steps_of_all
 from maskwright.recipes.self_training.rounds import round_steps
 from maskwright.recipes.training.forward import precision_of
-from maskwright.recipes.training.method import SourceMethod
 from maskwright.recipes.training.network import make_segmenter, trained_network
 from maskwright.recipes.training.options import CropOptions, NetworkConfig, NormOptions
 

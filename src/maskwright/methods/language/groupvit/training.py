@@ -18,7 +18,7 @@ from maskwright.data.training.captioned import Captioned, CaptionStream
 from maskwright.data.training.streams import Streams
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import gather_rows, rank, world_size
-from maskwright.engine.loop import cosine
+from maskwright.engine.schedules import cosine
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.preprocess import Preprocess
@@ -44,7 +44,7 @@ class Scale(nn.Module):
 
 
 def start_of(context: Context) -> GroupTower:
-    """The run's backbone, which `Method.check_backbone` made sure is a GroupViT."""
+    """The run's backbone, which `check_backbone` made sure is a GroupViT."""
     assert isinstance(context.backbone, GroupTower)
     return context.backbone
 

@@ -39,8 +39,9 @@ from maskwright.data.masking.label_rules import ignore_of
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.context import Context
-from maskwright.engine.contract import InputNeed, Method, Stage
+from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import gather_objects, share
+from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.leopart.communities import find_communities, searcher
 from maskwright.methods.unsupervised.leopart.foreground import (

@@ -18,7 +18,8 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.proposals import SoftMap
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import reducer, world_size
-from maskwright.engine.loop import Indices, Training, cosine, cosine_value
+from maskwright.engine.loop import Indices, Training
+from maskwright.engine.schedules import cosine, cosine_value
 from maskwright.methods.unsupervised.leopart.foreground import ForegroundMaps
 from maskwright.methods.unsupervised.leopart.losses import (
     GLOBAL,

@@ -40,8 +40,9 @@ from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
-from maskwright.engine.contract import InputNeed, Stage
+from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import gather_objects, share
+from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond.labelling import labelled, own_superpixels
 from maskwright.methods.unsupervised.looking_beyond.options import LookingBeyondConfig

@@ -38,8 +38,9 @@ from torch import Tensor
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.sources import StoredLabels
 from maskwright.engine.config import fill_from_preset, option, part
-from maskwright.engine.contract import InputNeed, Stage
+from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, gather_objects, reducer
+from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.maskcontrast.training import MaskContrastTraining, salient_network
 from maskwright.models.networks.build import Network

@@ -47,7 +47,8 @@ from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import share
-from maskwright.engine.loop import Training, cosine
+from maskwright.engine.loop import Training
+from maskwright.engine.schedules import cosine
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.judging import is_other
 from maskwright.methods.unsupervised.pass_.labelling import PixelNames, Threshold, choose_threshold, oracle_threshold

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.engine.distributed import all_reduce_sum, rank, world_size
-from maskwright.engine.loop import cosine
+from maskwright.engine.schedules import cosine
 from maskwright.ops.roi_align import roi_align
 
 EPS = 1e-6

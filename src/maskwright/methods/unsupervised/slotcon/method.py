@@ -34,7 +34,7 @@ from maskwright.data.training.two_crops import TwoCropStream
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import rank, share
-from maskwright.engine.loop import cosine_value
+from maskwright.engine.schedules import cosine_value
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.slotcon.losses import (
     Center,

@@ -43,8 +43,9 @@ from maskwright.engine.config import option, part
 from maskwright.methods.weak.seam.network import SeamNetwork, SeamOutput
 from maskwright.ops.cam import background_power, keep_tagged, normalize_cam, suppress_non_maximal
 from maskwright.recipes.tags.method import TagMethod
-from maskwright.recipes.tags.options import ClassifierOptions, MapOptions, WalkConfig
+from maskwright.recipes.tags.options import ClassifierOptions, MapOptions
 from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin
+from maskwright.recipes.tags.walk_options import WalkConfig
 from maskwright.recipes.tags.walking import STEPS, Walk
 
 GRID = 4

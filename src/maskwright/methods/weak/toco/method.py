@@ -59,7 +59,7 @@ from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.tags.method import TagMethod
 from maskwright.recipes.tags.network import tag_preprocess, tag_steps
 from maskwright.recipes.tags.options import ClassifierOptions, MapOptions, TagsConfig
-from maskwright.recipes.tags.showing import what_is_shown
+from maskwright.recipes.tags.showing import Way, what_is_shown
 from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin
 from maskwright.recipes.training.optimizers import add_module
 
@@ -489,7 +489,7 @@ class Toco(TagMethod):
                 labels.write(item.name, self.mask_of(segmenter, i), item.image)
         barrier()
         if context.run.writes:
-            what_is_shown(replace(self.way(labels), maps=None), judge=self.config.seeds.judge).write(folder)
+            what_is_shown(replace(Way.of(self, labels), maps=None), judge=self.config.seeds.judge).write(folder)
         barrier()
 
     def mask_of(self, segmenter: Segmenter, i: int) -> LabelMap:

@@ -1,0 +1,45 @@
+"""Options of a method that decide how long its work takes and how much memory it needs, for what is said of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import is_dataclass
+from typing import Any
+
+from maskwright.engine.config import options
+from maskwright.errors import MaskwrightError
+
+SIZES = re.compile(r"(side|size|batch|restarts|max_rows|scales|images)$")
+"""Last names of options that decide how long something takes."""
+MOST_SIZES = 4
+
+
+def sizes(config: Any) -> str:
+    """The options that make a run shorter, with their values: "crops.size=256, crops.batch=4"; empty without any."""
+    if not is_dataclass(config):
+        return ""
+    found = [o for o in options(type(config)) if o.used and SIZES.search(o.path[-1])]
+    found.sort(key=lambda o: not o.main)
+    given = [f"{o.name}={_written(o.of(config))}" for o in found if o.of(config)]
+    return ", ".join(given[:MOST_SIZES])
+
+
+def _written(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def shorter(config: Any) -> str:
+    """The sentence on what makes a long stage shorter; empty where nothing does."""
+    less = sizes(config)
+    return f"Shorter: smaller values by --set (now {less}), or fewer photographs." if less else ""
+
+
+def too_large(stage: str, config: Any) -> MaskwrightError:
+    """The error of a stage that does not fit into a GPU: which options make it smaller, and where they stand."""
+    given = [(o.name, o.of(config)) for o in options(type(config)) if o.used] if is_dataclass(config) else []
+    less = [f"{k}={v}" for k, v in given if isinstance(v, int) and v > 1 and re.search("batch|crop|side", k)]
+    now = f" (now {', '.join(less)})" if less else ""
+    return MaskwrightError(
+        f"stage {stage} does not fit into the GPU's memory{now}", "a smaller batch or crop",
+        "lower one of them by --set under another --out, or add --device cpu",
+    )  # fmt: skip
