@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from maskwright.engine.contract import Method
 
 DONE = "stage.json"
+ONE_VALUE = "more than 1 value per channel"
+"""What torch's batch norm says of a single value a channel."""
 SHAPE = {"name": str, "kind": str, "says": str, "seconds": float, "steps?": int, "of?": int}
 
 
@@ -65,6 +67,8 @@ def run_stages(method: Method, context: Context) -> None:
                 _save_ledger(context)
             if isinstance(error, torch.OutOfMemoryError):
                 raise _too_large(stage.name, method.config) from error
+            if isinstance(error, ValueError) and ONE_VALUE in str(error):
+                raise _too_small(stage.name, method.config) from error
             raise
         _join_ledgers(context)
         record: dict[str, Any] = {
@@ -92,12 +96,25 @@ def _shorter(config: Any) -> str:
 
 def _too_large(stage: str, config: Any) -> MaskwrightError:
     """The error of a stage that does not fit into a GPU: which options make it smaller, and where they stand."""
-    sizes = [f"{k}={v}" for k, v in _leaves(config) if isinstance(v, int) and v > 1 and re.search("batch|crop|side", k)]
-    now = f" (now {', '.join(sizes)})" if sizes else ""
     return MaskwrightError(
-        f"stage {stage} does not fit into the GPU's memory{now}", "a smaller batch or crop",
+        f"stage {stage} does not fit into the GPU's memory{_sizes_now(config, 2)}", "a smaller batch or crop",
         "lower one of them by --set under another --out, or add --device cpu",
     )  # fmt: skip
+
+
+def _too_small(stage: str, config: Any) -> MaskwrightError:
+    """The error of a stage whose batches are one place of one crop to some batch norm: no variance can be had of it."""
+    return MaskwrightError(
+        f"stage {stage} leaves a batch norm one value a channel, which has no variance{_sizes_now(config, 1)}",
+        "a larger batch or crop", "raise one of them by --set under another --out",
+    )  # fmt: skip
+
+
+def _sizes_now(config: Any, least: int) -> str:
+    """The options that decide how large a batch is, with their values, where these are no smaller."""
+    numbers = [(k, v) for k, v in _leaves(config) if type(v) is int and v >= least]
+    sizes = [f"{k}={v}" for k, v in numbers if re.search("batch|crop|side", k)]
+    return f" (now {', '.join(sizes)})" if sizes else ""
 
 
 def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -25,14 +25,12 @@ class CropMethod(Method):
         trainer: its training, called with (context, config, steps).
         says: one sentence for the progress line.
         result: name in the training's `modules` of the network that is kept.
-        clusters_behind: whether whole photographs pass once more behind the training, for statistics and a clustering.
     """
 
     family: ClassVar[str] = "unsupervised"
     classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "clusters"
     trainer: ClassVar[Callable[..., CropTraining]] = CropTraining
     says: ClassVar[str] = ""
-    clusters_behind: ClassVar[bool] = False
     config: Any
 
     @classmethod
@@ -63,13 +61,15 @@ class CropMethod(Method):
         return int(config.steps)
 
     def tail(self) -> float:
-        """Photographs for batch-norm statistics, for the report, and for a clustering. A step passes each of its pixels
-        forward and back, which costs three times a pass forward."""
+        """Photographs for batch-norm statistics, for the report, and once more, all of them, where a stage behind the
+        training fits something to what it left. A step passes each of its pixels forward and back, which costs three
+        times a pass forward."""
         c, data = self.config, self.context.data
         looked = list(range(0, len(data), max(1, len(data) // 16)))
         shrunk = [min(1.0, c.crops.long_side / max(data.size(i))) ** 2 * math.prod(data.size(i)) for i in looked]
         norms = min(c.norms.images, len(data))
-        photographs = norms + self.photographs_shown + (norms + len(data) if self.clusters_behind else 0)
+        fits = self.stages()[-1].kind == "fit"
+        photographs = norms + self.photographs_shown + (norms + len(data) if fits else 0)
         return photographs * sum(shrunk) / len(shrunk) / (3 * c.crops.batch * c.crops.size**2)
 
     @property

@@ -126,8 +126,9 @@ class Leopart(Method):
         return int(self.context.steps or self.config.steps)
 
     def tail(self) -> float:
-        """A pass over all photographs, about what a step of as many crops costs."""
-        return len(self.context.data) / self.config.crops.batch
+        """A pass over all photographs and one over those that the report shows, each about what a step of as many crops
+        costs."""
+        return (len(self.context.data) + self.photographs_shown) / self.config.crops.batch
 
     def stages(self) -> list[Stage]:
         """Foreground, train, reduce, cbfe, cluster; those that are not needed are left out."""

@@ -159,6 +159,12 @@ class Redo(Method):
         """The option `steps`."""
         return int(config.steps)
 
+    def tail(self) -> float:
+        """Photographs whose borders are looked at, and those that the report shows. A step passes the mask network
+        forward and back, which costs three times a pass forward, and the other players besides."""
+        looked = min(LOOKED, len(self.context.data)) if self.context.classes == 2 else 0
+        return (looked + self.photographs_shown) / (3 * self.config.crops.batch)
+
     def stages(self) -> list[Stage]:
         """Train; of two regions, find out which is the foreground."""
         steps = int(self.context.steps or self.config.steps)
