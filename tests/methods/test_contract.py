@@ -28,7 +28,7 @@ from maskwright.predict.model import Model
 PARTS = {
     "crops.size": 32, "crops.batch": 4, "precision": "fp32", "ramp.start": 0.0, "features.short_side": 64,
     "clusters.restarts": 2, "head.batch": 4, "head.hidden": 16, "classifier.size": 32, "classifier.batch": 4,
-    "maps.scales": (0.5, 1.0),
+    "maps.scales": (0.5, 1.0), "student.crops.size": 32, "student.crops.batch": 4, "student.precision": "fp32",
 }  # fmt: skip
 """What makes the parts of any method small, by the options' whole names; losses that set in later raise the total."""
 OWN: dict[str, dict[str, object]] = {
