@@ -95,8 +95,8 @@ with a teacher. The default run asks these everything. Of the others it leaves o
 which `-m slow` asks them."""
 KILLED = WHOLE | {"adv_semi", "cbst"}
 """And those that the default run stops at every checkpoint: players against each other, rounds of trainings."""
-SIBLINGS = {"grad_cam", "grad_cam_pp", "cyclegan"}
-"""Methods that another of the table holds whole (`cam`, `cycada`), asked by `-m slow` alone."""
+SIBLINGS = {"grad_cam", "grad_cam_pp", "cyclegan", "source_only"}
+"""Methods that another of the table holds whole (`cam`, `cycada`, `dacs`), asked by `-m slow` alone."""
 
 
 def names_but(asked: set[str]) -> list[Any]:
