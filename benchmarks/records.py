@@ -70,13 +70,27 @@ def add_options(parser: argparse.ArgumentParser, runs: str) -> None:
     """Which rows and seeds of a table are run, on what, and where they go; `runs` is the default folder."""
     parser.add_argument("--only", default="*", help="rows, as patterns joined by commas")
     parser.add_argument("--seeds", default="0", help="seeds of the rows that get several; the others get the first")
-    parser.add_argument("--crop", type=int, default=192, help="of the segmentation network's training")
+    add_training_options(parser, runs)
+
+
+def add_training_options(
+    parser: argparse.ArgumentParser, runs: str, crop: int = 192, backbone: str = "mobilenetv2_100"
+) -> None:
+    """How a segmentation network is trained, where the runs go and what is kept of them, with their defaults."""
+    parser.add_argument("--crop", type=int, default=crop, help="of the segmentation network's training")
     parser.add_argument("--batch", type=int, default=4, help="of the segmentation network's training")
-    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--backbone", default=backbone)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
     parser.add_argument("--runs", type=Path, default=Path(runs))
-    parser.add_argument("--keep", type=Path, help="copies the runs' records there")
+    parser.add_argument("--keep", type=Path, help="copies the runs' records there, and what is made of them")
+
+
+def begun(options: argparse.Namespace) -> Progress:
+    """Sets torch's threads as `add_training_options` was told, and shows what comes."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return Progress()
 
 
 def run_rows(
@@ -93,9 +107,7 @@ def run_rows(
         kept: what the folders of kept records begin with.
         run: trains and judges a row with a seed in a folder.
     """
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    progress, seeds = Progress(), [int(s) for s in options.seeds.split(",")]
+    progress, seeds = begun(options), [int(s) for s in options.seeds.split(",")]
     for name in rows:
         if not any(fnmatch.fnmatch(name, p) for p in options.only.split(",")):
             continue

@@ -15,12 +15,9 @@ import json
 from fnmatch import fnmatch
 from pathlib import Path
 
-import torch
-
-from benchmarks.records import data_root, keep
+from benchmarks.records import add_training_options, begun, data_root, keep
 from maskwright import api
 from maskwright.data.trust.files import write_json, write_text
-from maskwright.engine.progress import Progress
 
 SETS = {"camvid": 27, "dubai_aerial": 15}
 """Data set -> clusters of the lowest rung."""
@@ -103,18 +100,10 @@ def main() -> None:
     parser.add_argument("--data", default=",".join(SETS), help="data sets, joined by commas")
     parser.add_argument("--only", default="*", help="rows, as patterns joined by commas: named, own-3, anew-3, ...")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--backbone", default="tf_efficientnet_lite0")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
-    parser.add_argument("--runs", type=Path, default=Path("runs/rungs"))
-    parser.add_argument("--keep", type=Path, help="copies the runs' records there")
+    add_training_options(parser, "runs/rungs", crop=128, backbone="tf_efficientnet_lite0")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    progress = Progress()
+    progress = begun(options)
     for name in options.data.split(","):
         runs, data = options.runs / name, data_root() / name
         rows = [(NAMED, 0), *((row, n) for n in RUNGS for row in ("own", "anew"))]

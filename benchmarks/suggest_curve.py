@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.plot import deviation, draw, save
-from benchmarks.records import data_root, keep, spread, weights_root
+from benchmarks.records import add_training_options, begun, data_root, keep, spread, weights_root
 from maskwright import api
 from maskwright.data.trust.files import write_json, write_text
-from maskwright.engine.progress import Progress
 
 STRATEGIES = ("random", "entropy", "margin", "coreset", "mixed", "disagreement")
 Curve = dict[int, list[float]]
@@ -151,21 +149,13 @@ def main() -> None:
     parser.add_argument("--method", default="supervised")
     parser.add_argument("--set", action="append", default=[], help="an option of the method, key=value")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--crop", type=int, default=192)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--backbone", default="mobilenetv2_100")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
-    parser.add_argument("--runs", type=Path, default=Path("runs/suggest"))
-    parser.add_argument("--keep", type=Path, help="copy the rounds' records, the table and the curve here")
+    add_training_options(parser, "runs/suggest")
     options = parser.parse_args()
     strategies = options.by.split(",")
     if odd := [s for s in strategies if s not in STRATEGIES]:
         parser.error(f"unknown strategy {odd[0]!r}; one of {', '.join(STRATEGIES)}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
     title = f"test mIoU, {options.method}, {options.steps} steps, {options.count} photographs a round"
-    progress = Progress()
+    progress = begun(options)
     for seed in (int(s) for s in options.seeds.split(",")):
         for number in range(options.rounds + 1):
             for strategy in strategies:

@@ -200,14 +200,24 @@ def test_what_follows_the_steps_is_left_room_for():
 
     method = object.__new__(METHODS["supervised"])
     method.config = METHODS["supervised"].Config()
-    method.context = SimpleNamespace(data=Photographs([(720, 960)] * 367))
+    method.context = SimpleNamespace(data=Photographs([(720, 960)] * 367), steps=None)
     assert method.tail() == pytest.approx(112 * 720 * 960 / (3 * 4 * 256 * 256))
-    method.context = SimpleNamespace(data=Photographs([(2048, 1024)] * 5))  # half as large, and only five
+    method.context = SimpleNamespace(data=Photographs([(2048, 1024)] * 5), steps=None)  # half as large, and only five
     assert method.tail() == pytest.approx(10 * 1024 * 512 / (3 * 4 * 256 * 256))
     method = object.__new__(METHODS["iic"])
     method.config = METHODS["supervised"].Config()
-    method.context = SimpleNamespace(data=Photographs([(720, 960)] * 80))  # and 80 more show what clusters are
+    method.context = SimpleNamespace(data=Photographs([(720, 960)] * 80), steps=None)  # 80 more show clusters
     assert method.tail() == pytest.approx((64 + 48 + 80) * 720 * 960 / (3 * 4 * 256 * 256))
+    for name, settings, passes in (  # photographs that pass behind the last step, for each of its crops
+        ("slotcon", {}, 64 + 48 + 80), ("slotcon", {"readout.by": "clusters"}, 64 + 48 + 80 + 64 + 80),
+        ("picie", {}, 64 + 48 + 80 + 64 + 80), ("redo", {}, 80 + 48 + 80), ("leopart", {}, 3 * (80 + 48 + 80)),
+    ):  # fmt: skip
+        method = object.__new__(METHODS[name])
+        method.config = configure(METHODS[name].Config, settings)
+        method.by = method.searcher = ""
+        side = method.config.crops.size
+        method.context = SimpleNamespace(data=Photographs([(side, side)] * 80), steps=None, classes=2)
+        assert method.tail() == pytest.approx(passes / (3 * method.config.crops.batch)), name
     assert (SHOWN, SHOWN_OF_CLUSTERS) == (pictures.COUNT, montage.COUNT), "as the report has them"
     clock, said = Clock(), []
     forecast = Forecast("train", 100, said.append, clock=clock, tail=50)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.engine.toys import PlainFabric, Toy
 
 from maskwright.data.folders.folder import open_folder
@@ -14,6 +15,7 @@ from maskwright.engine.progress import Progress
 from maskwright.engine.records import LEDGER, RunFolder
 from maskwright.engine.resuming import DONE
 from maskwright.engine.stages import run_stages
+from maskwright.errors import MaskwrightError
 
 
 class Failed(Exception):
@@ -54,6 +56,14 @@ def context(data: Path, out: Path, resume: bool = False, **options) -> Context:
         run=RunFolder.start(out, {"seed": 0}, resume=resume), cache=None, backbone=None,
         progress=Progress(quiet=True), **options,
     )  # fmt: skip
+
+
+def test_one_value_a_channel_is_one_line(tiny_folder, tmp_path):
+    method = Scripted(context(tiny_folder, tmp_path / "run"))
+    norm = torch.nn.BatchNorm2d(2)
+    method.stages = lambda: [Stage("train", "train", lambda folder: norm(torch.zeros(1, 2, 1, 1)), "normalises")]
+    with pytest.raises(MaskwrightError, match=r"stage train leaves a batch norm one value a channel.*larger batch or"):
+        run_stages(method, method.context)
 
 
 def test_all_stages_in_order(tiny_folder, tmp_path):

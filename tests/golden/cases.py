@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -33,3 +34,13 @@ def read_cases(root: Path, paper: str) -> dict[str, Case]:
             case = cases.setdefault(name, Case(name, json.loads(settings[name])))
             getattr(case, kind)[tensor] = file.get_tensor(key)
     return cases
+
+
+def close(found: Tensor, expected: Tensor, what: str = "", *, rel: float = 1e-5, least: float = 1e-2) -> None:
+    """Equal to `rel` of the largest entry, which counts as `least` where it is smaller: a loss near 0 is only known to
+    the rounding of a logarithm near 1."""
+    scale = max(least, float(expected.abs().max()))
+    told = f"{what}: " if what else ""
+    torch.testing.assert_close(
+        found.double(), expected.double(), rtol=rel, atol=rel * scale, msg=lambda m: f"{told}{m}"
+    )

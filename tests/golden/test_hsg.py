@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tests.golden.cases import Case, read_cases
+from tests.golden.cases import close as near
 from tests.golden.formulas import as64, draw, unit
 
 from maskwright.data.training.labels import LabelMap
@@ -92,14 +94,12 @@ def test_order_and_levels():
 # --------------------------------------------------------------------- the authors' own code
 
 
+close = partial(near, rel=1e-7)
+
+
 @pytest.fixture(scope="module")
 def cases(golden_root) -> dict[str, Case]:
     return read_cases(golden_root, "hsg")
-
-
-def close(found: torch.Tensor, expected: torch.Tensor, rel: float = 1e-7) -> None:
-    scale = max(1e-2, float(expected.abs().max()))
-    torch.testing.assert_close(found.double(), expected.double(), rtol=rel, atol=rel * scale)
 
 
 RENAMED = (
@@ -157,7 +157,7 @@ def test_pixels_against_segments(cases):
         single = segment_contrast(
             i["embedding"], i["own_segment"], i["prototype"], i["prototype_label"], concentration=kappa
         )
-        close(single, case.output["loss"], 1e-5)
+        close(single, case.output["loss"], rel=1e-5)
 
 
 @pytest.mark.data
@@ -260,4 +260,4 @@ def test_votes_majorities_and_rates(cases):
     case = cases["lr_step"]
     factor = stepped(case.settings["max_iter"], case.settings["warmup"])
     ours = torch.tensor([case.settings["base"] * factor(t) for t in case.input["iteration"].tolist()])
-    close(ours, case.output["lr"], 1e-6)
+    close(ours, case.output["lr"], rel=1e-6)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from tests.golden.cases import Case, read_cases
+from tests.golden.cases import close as near
 from tests.golden.formulas import as64, draw
 
 from maskwright.evaluate.protocols import evaluate_arrays
@@ -36,15 +39,12 @@ def test_composites_and_both_losses_by_loops():
 # --------------------------------------------------------------------- the authors' own code
 
 
+close = partial(near, least=1.0)
+
+
 @pytest.fixture(scope="module")
 def cases(golden_root) -> dict[str, Case]:
     return read_cases(golden_root, "redo")
-
-
-def close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
-    """Equal to 1e-5 of the largest entry."""
-    scale = max(1.0, float(theirs.abs().max()))
-    torch.testing.assert_close(ours.to(theirs), theirs, rtol=1e-5, atol=1e-5 * scale, msg=lambda m: f"{what}: {m}")
 
 
 def given(case: Case) -> dict[str, torch.Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tests.golden.cases import Case, read_cases
+from tests.golden.cases import close as near
 from tests.golden.formulas import as64, draw, generator, softmax, unit
 
 from maskwright.data.training.two_crops import shared_boxes
@@ -78,15 +80,12 @@ def test_without_a_shared_prototype_there_is_no_slot_loss(anchors):
 # --------------------------------------------------------------------- the authors' own code
 
 
+close = partial(near, least=1.0)
+
+
 @pytest.fixture(scope="module")
 def cases(golden_root) -> dict[str, Case]:
     return read_cases(golden_root, "slotcon")
-
-
-def close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
-    """Equal to 1e-5 of the largest entry."""
-    scale = max(1.0, float(theirs.abs().max()))
-    torch.testing.assert_close(ours.float(), theirs, rtol=1e-5, atol=1e-5 * scale, msg=lambda m: f"{what}: {m}")
 
 
 def predictor_of(case: Case) -> Projector:

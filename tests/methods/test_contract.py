@@ -28,7 +28,7 @@ from maskwright.predict.model import Model
 PARTS = {
     "crops.size": 32, "crops.batch": 4, "precision": "fp32", "ramp.start": 0.0, "features.short_side": 64,
     "clusters.restarts": 2, "head.batch": 4, "head.hidden": 16, "classifier.size": 32, "classifier.batch": 4,
-    "maps.scales": (0.5, 1.0),
+    "maps.scales": (0.5, 1.0), "student.crops.size": 32, "student.crops.batch": 4, "student.precision": "fp32",
 }  # fmt: skip
 """What makes the parts of any method small, by the options' whole names; losses that set in later raise the total."""
 OWN: dict[str, dict[str, object]] = {
@@ -95,8 +95,8 @@ with a teacher. The default run asks these everything. Of the others it leaves o
 which `-m slow` asks them."""
 KILLED = WHOLE | {"adv_semi", "cbst"}
 """And those that the default run stops at every checkpoint: players against each other, rounds of trainings."""
-SIBLINGS = {"grad_cam", "grad_cam_pp", "cyclegan"}
-"""Methods that another of the table holds whole (`cam`, `cycada`), asked by `-m slow` alone."""
+SIBLINGS = {"grad_cam", "grad_cam_pp", "cyclegan", "source_only"}
+"""Methods that another of the table holds whole (`cam`, `cycada`, `dacs`), asked by `-m slow` alone."""
 
 
 def names_but(asked: set[str]) -> list[Any]:

@@ -14,78 +14,41 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
+from tests.methods.test_contract import backbone_for, beside, classes_for, settings_for
+from tests.models.towers.tiny import config, write_folder
 
 from maskwright.methods import METHODS
 
-STEPS = 120
+STEPS = 90
+"""Of a stage; its first checkpoint is at step 50."""
 
 
-OPTIONS = {
-    "stego": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
-    "deep_spectral": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
-    "primaps": ("--backbone", "tf_efficientnet_lite0", "--set", "short_side=64", "--set", "batch=4"),
-    "picie": (
-        "--backbone",
-        "mobilenetv3_small_050",
-        "--set",
-        "crops.size=32",
-        "--set",
-        "crops.batch=2",
-        "--set",
-        "rounds.every=30",
-    ),
-    "dacs": ("--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2"),
-    "advent": ("--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2"),
-    "dannet": (
-        "--backbone",
-        "mobilenetv3_small_050",
-        "--set",
-        "crops.size=32",
-        "--set",
-        "crops.batch=2",
-        "--set",
-        "d_width=4",
-        "--set",
-        "light.width=4",
-        "--set",
-        "static.classes=ground,square",
-        "--set",
-        "ramp.start=0.4",
-    ),
-    "cbst": (
-        "--backbone",
-        "mobilenetv3_small_050",
-        "--set",
-        "crops.size=32",
-        "--set",
-        "crops.batch=2",
-        "--set",
-        "rounds=1",
-        "--set",
-        "source_share=0.2",
-    ),
-    "cyclegan": (
-        "--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2",
-        "--set", "generators.width=4", "--set", "generators.blocks=1", "--set", "generators.side=32",
-    ),
-    "uda_sod": (
-        "--backbone", "mobilenetv3_small_050", "--set", "crops.size=32", "--set", "crops.batch=2",
-        "--set", "rounds=1", "--set", "composites.count=8",
-    ),
-}  # fmt: skip
-"""What makes a method's run small."""
+OWN: dict[str, dict[str, object]] = {
+    "picie": {"rounds.every": 30},
+    "dannet": {"ramp.start": 0.4},
+    "redo": {"restart.every": 20},
+    "hsg": {"levels.start": 0.5},
+    "cbst": {"source_share": 0.05},
+    "uda_sod": {"source_share": 0.05},
+    "maskclip": {"plus.train": True, "plus.share": 0.05},
+    "reco": {"plus.train": True, "plus.rounds": 0},
+}
+"""What differs from the small runs of the contract suite: parts that set in, or look back, in the middle."""
 
 
 def command(data: Path, out: Path, method: str, *more: str) -> list[str]:
-    """A training; of a method that takes other data sets, on those in the folders beside its data."""
-    taken = METHODS[method].streams_taken(METHODS[method].Config())
-    wanted = [name for name, need in taken.items() if need.required]
-    source = [word for name in wanted for word in ("--source", f"{name}={data.with_name(name)}")]
-    classes = "2" if METHODS[method].classes_from == "objects" else "3"
+    """A training; of a method that takes other data sets, on those in the folders beside its data, and of one that
+    takes a tower, on the one in the folder beside it."""
+    source = [word for name, need in beside(method).items() if need.required
+              for word in ("--source", f"{name}={data.with_name(name)}")]  # fmt: skip
+    towers = METHODS[method].backbones == "joint"
+    backbone, weights = ("clip", data.with_name("towers")) if towers else (backbone_for(method), "random")
+    given = [word for k, v in (settings_for(method) | OWN.get(method, {})).items()
+             for word in ("--set", f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}")]  # fmt: skip
     return [
-        sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method, "--classes", classes,
-        "--out", str(out), "--weights", "random", "--steps", str(STEPS), "--device", "cpu", *OPTIONS[method], *source,
-        *more,
+        sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method,
+        "--classes", str(classes_for(method)), "--out", str(out), "--backbone", backbone, "--weights", str(weights),
+        "--steps", str(STEPS), "--device", "cpu", *given, *source, *more,
     ]  # fmt: skip
 
 
@@ -103,32 +66,34 @@ def last_step(out: Path, stage: str) -> int:
     return max(steps)
 
 
-@pytest.mark.parametrize(
-    ("method", "stage"),
-    [
-        ("stego", "distill"), pytest.param("dacs", "train", marks=pytest.mark.slow),
-        pytest.param("cbst", "round_1", marks=pytest.mark.slow),
-        pytest.param("advent", "train", marks=pytest.mark.slow),
-        pytest.param("dannet", "train", marks=pytest.mark.slow),
-        pytest.param("uda_sod", "round_1", marks=pytest.mark.slow),
-        pytest.param("deep_spectral", "self_train", marks=pytest.mark.slow),
-        pytest.param("primaps", "em", marks=pytest.mark.slow), pytest.param("picie", "train", marks=pytest.mark.slow),
-        pytest.param("cyclegan", "generators", marks=pytest.mark.slow),
-    ],
+LONG = (
+    ("dacs", "train"), ("cbst", "round_1"), ("advent", "train"), ("dannet", "train"), ("uda_sod", "round_1"),
+    ("deep_spectral", "self_train"), ("primaps", "em"), ("picie", "train"), ("cyclegan", "generators"),
+    ("looking_beyond", "train"), ("segsort", "train"), ("hsg", "train"), ("maskcontrast", "train"), ("redo", "train"),
+    ("slotcon", "train"), ("leopart", "train"), ("maskclip", "student_1"), ("reco", "student"), ("groupvit", "train"),
+    ("clip_es", "retrain"),
 )  # fmt: skip
+"""Methods and the stage in which they are killed."""
+
+
+@pytest.mark.parametrize(
+    ("method", "stage"), [("stego", "distill"), *(pytest.param(*one, marks=pytest.mark.slow) for one in LONG)]
+)
 def test_kill_and_resume(method, stage, tmp_path):
     data = write_tiny_folder(tmp_path / "tiny")
-    for name in METHODS[method].streams_taken(METHODS[method].Config()):
+    for name in beside(method):
         write_tiny_folder(tmp_path / name)
+    if METHODS[method].backbones == "joint":
+        write_folder(tmp_path / "towers", config())
     environment = os.environ | {"MASKWRIGHT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
 
     process = subprocess.Popen(command(data, tmp_path / "killed", method), **quiet)
-    deadline = time.monotonic() + 120
-    while last_step(tmp_path / "killed", stage) < 70:  # past the first checkpoint, at step 50
+    deadline = time.monotonic() + 900
+    while last_step(tmp_path / "killed", stage) < 54:  # past the first checkpoint
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert last_step(tmp_path / "killed", stage) < STEPS - 1
@@ -142,7 +107,6 @@ def test_kill_and_resume(method, stage, tmp_path):
     assert record["status"] == "finished" and len(record["resumed"]) == 1
     whole = json.loads((tmp_path / "whole" / "run.json").read_text())
     assert record["labels_read"] == whole["labels_read"], "the ledger is that of an uninterrupted run"
-    steps = [
-        json.loads(t)["step"] for t in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines() if stage in t
-    ]
+    lines = [json.loads(t) for t in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    steps = [m["step"] for m in lines if m["stage"] == stage]
     assert steps == sorted(set(steps))

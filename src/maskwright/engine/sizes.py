@@ -12,6 +12,8 @@ from maskwright.errors import MaskwrightError
 SIZES = re.compile(r"(side|size|batch|restarts|max_rows|scales|images)$")
 """Last names of options that decide how long something takes."""
 MOST_SIZES = 4
+ONE_VALUE = "more than 1 value per channel"
+"""What torch's batch norm says of a single value a channel."""
 
 
 def sizes(config: Any) -> str:
@@ -36,10 +38,22 @@ def shorter(config: Any) -> str:
 
 def too_large(stage: str, config: Any) -> MaskwrightError:
     """The error of a stage that does not fit into a GPU: which options make it smaller, and where they stand."""
-    given = [(o.name, o.of(config)) for o in options(type(config)) if o.used] if is_dataclass(config) else []
-    less = [f"{k}={v}" for k, v in given if isinstance(v, int) and v > 1 and re.search("batch|crop|side", k)]
-    now = f" (now {', '.join(less)})" if less else ""
     return MaskwrightError(
-        f"stage {stage} does not fit into the GPU's memory{now}", "a smaller batch or crop",
+        f"stage {stage} does not fit into the GPU's memory{_now(config, 2)}", "a smaller batch or crop",
         "lower one of them by --set under another --out, or add --device cpu",
     )  # fmt: skip
+
+
+def too_small(stage: str, config: Any) -> MaskwrightError:
+    """The error of a stage whose batches are one place of one crop to some batch norm: no variance can be had of it."""
+    return MaskwrightError(
+        f"stage {stage} leaves a batch norm one value a channel, which has no variance{_now(config, 1)}",
+        "a larger batch or crop", "raise one of them by --set under another --out",
+    )  # fmt: skip
+
+
+def _now(config: Any, least: int) -> str:
+    """The options that decide how large a batch is, with their values, where these are no smaller."""
+    given = [(o.name, o.of(config)) for o in options(type(config)) if o.used] if is_dataclass(config) else []
+    found = [f"{k}={v}" for k, v in given if type(v) is int and v >= least and re.search("batch|crop|side", k)]
+    return f" (now {', '.join(found)})" if found else ""

@@ -11,7 +11,7 @@ from maskwright.engine.distributed import barrier
 from maskwright.engine.length import fit_steps, must_be_there, must_have_begun, reopen
 from maskwright.engine.records import LEDGER, Stopwatch
 from maskwright.engine.resuming import read_done, write_done
-from maskwright.engine.sizes import shorter, too_large
+from maskwright.engine.sizes import ONE_VALUE, shorter, too_large, too_small
 from maskwright.errors import MaskwrightError, stop_if_asked
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def _run(stage: Stage, method: Method, context: Context, watch: Stopwatch) -> di
             context.ledgers.save(run.path / LEDGER, run.writes)
         if isinstance(error, torch.OutOfMemoryError):
             raise too_large(stage.name, method.config) from error
+        if isinstance(error, ValueError) and ONE_VALUE in str(error):
+            raise too_small(stage.name, method.config) from error
         raise
     context.ledgers.join()
     record: dict[str, Any] = {

@@ -302,6 +302,7 @@ def test_weight_zero_is_supervised_training(semi_context, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in b)
 
 
-@pytest.mark.parametrize("counts", ["one", pytest.param("vat:1,noise:2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", ["one", "vat:1,noise:2"])
 def test_interrupted_and_resumed(semi_context, counts, tmp_path, monkeypatch):
     check_resumes(semi_context, lambda: training(semi_context, counts=counts), tmp_path, monkeypatch)

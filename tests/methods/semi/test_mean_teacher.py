@@ -245,7 +245,8 @@ def test_nothing_is_asked_in_padding_and_in_the_hole(semi_context, monkeypatch, 
     assert loss(nowhere, valid) != pytest.approx(plain, rel=1e-2)
 
 
-@pytest.mark.parametrize("perturb", ["cutmix", pytest.param("classmix", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("perturb", ["cutmix", "classmix"])
 def test_interrupted_and_resumed_while_the_teacher_is_followed(semi_context, perturb, tmp_path, monkeypatch):
     asked, losses = [], MeanTeacherTraining.losses
 

@@ -377,12 +377,9 @@ def test_the_first_update_of_the_teacher_copies(vit_context):
     assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("version", "backbone", "part"),
-    [
-        ("v2", VIT, "teacher"),
-        pytest.param("fixmatch", "tf_efficientnet_lite0", "network", marks=pytest.mark.slow),
-    ],
+    ("version", "backbone", "part"), [("v2", VIT, "teacher"), ("fixmatch", "tf_efficientnet_lite0", "network")]
 )
 def test_killed_and_resumed_to_the_same_weights(tmp_path, monkeypatch, version, backbone, part):
     data = write_tiny_folder(tmp_path / "tiny")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import steps_of, trainer
 from typer.testing import CliRunner
 
 import maskwright as mw
@@ -18,7 +18,6 @@ from maskwright.data.masking.masks import read_mask
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.streams import Repeated
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.hsg.method import HSGConfig
 from maskwright.methods.unsupervised.hsg.training import HSGTraining
@@ -31,17 +30,7 @@ SMALL = {
     "crops.size": 32, "crops.batch": 4, "precision": "fp32", "clusters.restarts": 2, "dim": 16, "levels.fine": 3,
     "levels.coarse": 2, "levels.inner": 16, "segments.grid": 2, "readout.grid": 3,
 }  # fmt: skip
-
-
-def train(data, out, steps: int = 2, **settings):
-    return mw.train(
-        data, "hsg", out=out, classes=3, backbone="mobilenetv3_small_050", weights="random", steps=steps,
-        device="cpu", settings=SMALL | settings, progress=Progress(quiet=True), report=False,
-    )  # fmt: skip
-
-
-def steps_of(out) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+train = trainer("hsg", SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -6,27 +6,15 @@ import json
 
 import pytest
 import torch
-from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import trainer
 
 import maskwright as mw
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised import iic as I
 
 SMALL = {"crops.size": 32, "crops.batch": 4, "precision": "fp32", "information.displacement": 1}
-
-
-def train(data, out, steps: int, **settings):
-    return mw.train(
-        data, "iic", out=out, classes=3, backbone="mobilenetv3_small_050", weights="random", steps=steps, device="cpu",
-        settings=SMALL | settings, progress=Progress(quiet=True), report=False,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny")
+train = trainer("iic", SMALL)
 
 
 def test_presets_say_what_the_papers_commands_say():

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import parts_of, trainer
 
 import maskwright as mw
 from maskwright.data.masking.classes import ClassTable
@@ -38,22 +39,11 @@ SMALL = {
     "head.prototypes": 4, "head.queue": 16, "features.short_side": 64, "clusters.restarts": 1, "cbfe.count": 8,
     "communities.count": 8, "communities.grid": 0, "precision": "fp32", "optimizer.freeze_norm": True,
 }  # fmt: skip
-
-
-def train(data, out, steps: int = 2, backbone: str = "test_vit", inputs=None, **settings):
-    return mw.train(
-        data, "leopart", out=out, classes=3, backbone=backbone, weights="random", steps=steps, device="cpu",
-        inputs=inputs, settings=SMALL | settings, progress=Progress(quiet=True), report=False,
-    )  # fmt: skip
+train = trainer("leopart", SMALL, backbone="test_vit")
 
 
 def record_of(out) -> dict:
     return json.loads((out / "run.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +272,7 @@ def test_a_run_by_attention(attended):
     assert not record["labels_read"]["select"].get("masks")
     store = Proposals(attended / "foreground" / "proposals")
     assert store.holds == "objects" and store.says == "leopart, by attention" and len(store) == 8
-    parts = torch.load(attended / "train" / "checkpoint.pt", weights_only=True)["parts"]
+    parts = parts_of(attended)
     network, teacher = parts["module.network"], parts["module.teacher"]
     norms = teacher["module.prototypes.weight"].norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(4), rtol=0, atol=1e-2)

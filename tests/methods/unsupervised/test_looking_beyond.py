@@ -8,12 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import steps_of, trainer
 
 import maskwright as mw
 from maskwright.data.training.proposals import Proposals
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond import labelling as Lb
 from maskwright.methods.unsupervised.looking_beyond.losses import assign_margin, cross_image_contrast, draw_pixels
@@ -27,26 +26,11 @@ SMALL = {
     "labels.count": 6, "labels.superpixels": 20, "labels.side": 64, "contrast.hidden": 8, "contrast.width": 8,
     "contrast.anchors": 8,
 }  # fmt: skip
-
-
-def train(data, out, steps: int = 2, backbone: str = "mobilenetv3_small_050", inputs=None, **settings):
-    return mw.train(
-        data, "looking_beyond", out=out, classes=3, backbone=backbone, weights="random", steps=steps, device="cpu",
-        inputs=inputs, settings=SMALL | settings, progress=Progress(quiet=True), report=False,
-    )  # fmt: skip
-
-
-def steps_of(out) -> list[dict]:
-    return [m for m in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if m["stage"] == "train"]
+train = trainer("looking_beyond", SMALL)
 
 
 def stages_of(out) -> list[str]:
     return [s["name"] for s in json.loads((out / "run.json").read_text())["stages"]]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny")
 
 
 # --------------------------------------------------------------------- labels

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import parts_of, steps_of, trainer
 
 import maskwright as mw
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.maskcontrast import method as M
 from maskwright.methods.unsupervised.maskcontrast.training import freeze_first
@@ -26,26 +25,7 @@ from maskwright.models.parts.salient_objects import ObjectClusters, SalientDecod
 from maskwright.models.parts.table import build_part
 
 SMALL = {"crops.size": 32, "crops.batch": 4, "precision": "fp32", "contrast.queue": 6, "clusters.restarts": 2}
-
-
-def train(data, out, steps: int, inputs=None, **settings):
-    return mw.train(
-        data, "maskcontrast", out=out, inputs=inputs, classes=3, backbone="mobilenetv3_small_050", weights="random",
-        steps=steps, device="cpu", settings=SMALL | settings, progress=Progress(quiet=True), report=False,
-    )  # fmt: skip
-
-
-def parts_of(out) -> dict:
-    return torch.load(out / "train" / "checkpoint.pt", weights_only=True)["parts"]
-
-
-def steps_of(out) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny")
+train = trainer("maskcontrast", SMALL)
 
 
 @pytest.fixture(scope="module")

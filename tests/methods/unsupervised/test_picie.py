@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -10,37 +9,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import parts_of, steps_of, trainer
 
 import maskwright as mw
 from maskwright.data.training.views import View
 from maskwright.data.training.warped import WarpedPairs
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised import picie as P
 
 SMALL = {"crops.size": 32, "crops.batch": 4, "precision": "fp32", "rounds.rows": 40}
-
-
-def train(data, out, steps: int, **settings):
-    return mw.train(
-        data, "picie", out=out, classes=3, backbone="mobilenetv3_small_050", weights="random", steps=steps,
-        device="cpu", settings=SMALL | settings, progress=Progress(quiet=True), report=False,
-    )  # fmt: skip
-
-
-def parts_of(out) -> dict:
-    return torch.load(out / "train" / "checkpoint.pt", weights_only=True)["parts"]
-
-
-def steps_of(out) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny")
+train = trainer("picie", SMALL)
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import parts_of, steps_of, trainer
 
-import maskwright as mw
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.protocols import evaluate_arrays
 from maskwright.methods.unsupervised.redo import networks as N
@@ -26,6 +25,7 @@ TINY = {
     "crops.size": 16, "crops.batch": 4, "networks.width": 2, "networks.judge_width": 8, "networks.mask_width": 8,
     "networks.mask_blocks": 1, "networks.noise": 4, "restart.below": 0.0,
 }  # fmt: skip
+train = trainer("redo", TINY, classes=2)
 
 
 @pytest.fixture(autouse=True)
@@ -129,28 +129,16 @@ def test_squares_are_central():
     np.testing.assert_allclose(view.corners().numpy(), [[12, 0], [52, 0], [52, 40], [12, 40]], atol=1e-9)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_folder(tmp_path_factory.mktemp("redo") / "tiny")
-
-
-def train(data, out, steps=2, classes=2, **settings):
-    return mw.train(
-        data, "redo", out=out, classes=classes, backbone="mobilenetv3_small_050", weights="random", steps=steps,
-        device="cpu", settings=TINY | settings, report=False, progress=Progress(quiet=True),
-    )  # fmt: skip
-
-
 def test_a_region_that_vanishes_begins_everything_anew(data, tmp_path):
     """Every look restarts: no region of two has more than half. Then the foreground is what touches the border less."""
     restarted = {"restart.below": 0.5, "restart.every": 2, "restart.until": 1.0}
     model = train(data, tmp_path / "run", steps=5, **restarted)
-    lines = [json.loads(t) for t in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = steps_of(tmp_path / "run")
     assert [m["restarts"] for m in lines] == [0, 0, 1, 1, 2]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert sum("begin anew" in n for n in record["notes"]) == 2
     assert any("touches the border less" in n for n in record["notes"])
-    left = torch.load(tmp_path / "run" / "train" / "checkpoint.pt", weights_only=True)["parts"]
+    left = parts_of(tmp_path / "run")
     assert all(int(s["step"]) == 1 for s in left["optimizer.discriminator"]["state"].values()), "it remembers one step"
     assert record["provenance"]["labels_seen"] == "none" and len(model.classes) == 2
 

@@ -9,34 +9,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import parts_of, trainer
 
 import maskwright as mw
 from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals, SoftMap
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.segsort import SegSortConfig
 from maskwright.recipes.segments.training import find_segments, segment_figures
 
 SMALL = {"crops.size": 32, "crops.batch": 4, "precision": "fp32", "clusters.restarts": 2}
-
-
-def train(data, out, steps: int = 2, inputs=None, classes=3, **settings):
-    return mw.train(
-        data, "segsort", out=out, classes=classes, backbone="mobilenetv3_small_050", weights="random", steps=steps,
-        device="cpu", settings=SMALL | settings, progress=Progress(quiet=True), report=False, inputs=inputs,
-    )  # fmt: skip
+train = trainer("segsort", SMALL)
 
 
 def record(out) -> dict:
     return json.loads((out / "run.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny")
 
 
 def test_segments_are_regions_of_each_crop_cut_by_k_means():
@@ -121,7 +110,7 @@ def test_given_regions_are_taken_as_they_are(data, places, tmp_path, place, says
 def test_the_memory_fills_and_raises_the_loss(data, tmp_path):
     for memory in (0, 30):
         train(data, tmp_path / f"{memory}", 2, **{"loss.memory": memory})
-    parts = torch.load(tmp_path / "30" / "train" / "checkpoint.pt", weights_only=True)["parts"]
+    parts = parts_of(tmp_path / "30")
     assert int(parts["module.memory"]["count"]) == 30
     torch.testing.assert_close(parts["module.memory"]["rows"].norm(dim=1), torch.ones(30))
     losses = {

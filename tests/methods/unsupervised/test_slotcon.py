@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import parts_of, steps_of, trainer
 
-import maskwright as mw
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.engine.schedules import cosine_value
@@ -26,6 +26,7 @@ TINY = {
     "clusters.restarts": 2,
     "precision": "fp32",
 }
+train = trainer("slotcon", TINY)
 
 
 @pytest.fixture(autouse=True)
@@ -102,30 +103,14 @@ def test_a_projector_is_the_same_for_places_and_rows_and_survives_its_spec():
     assert torch.equal(again.eval()(x), head.eval()(x))
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_folder(tmp_path_factory.mktemp("slotcon") / "tiny")
-
-
-def train(data, out, steps=2, classes=3, **settings):
-    return mw.train(
-        data, "slotcon", out=out, classes=classes, backbone="mobilenetv3_small_050", weights="random", steps=steps,
-        device="cpu", settings=TINY | settings, report=False, progress=Progress(quiet=True),
-    )  # fmt: skip
-
-
-def figures(run) -> list[dict]:
-    return [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_ablations_and_features_that_are_clustered(data, tmp_path):
     """More prototypes than clusters, k-means of the features; no slots, no centre."""
     settings = {"groups.count": 5, "readout.by": "clusters", "loss.slots": False, "loss.centring": False}
     model = train(data, tmp_path / "run", **settings, **{"teacher.keep": "student"})
     assert model.segmenter.classifier.classes == 3
-    lines = figures(tmp_path / "run")
+    lines = steps_of(tmp_path / "run")
     assert all("slot" not in m and m["loss"] == m["group"] for m in lines)
-    left = torch.load(tmp_path / "run" / "train" / "checkpoint.pt", weights_only=True)["parts"]
+    left = parts_of(tmp_path / "run")
     assert not left["module.center"]["value"].any()
     prototypes = left["module.network"]["classifier.centers"]
     assert len(prototypes) == 5
@@ -133,16 +118,25 @@ def test_ablations_and_features_that_are_clustered(data, tmp_path):
     torch.testing.assert_close(lengths, torch.full((5,), 8.0).sqrt(), atol=0.05, rtol=0)
 
 
+def test_a_photograph_left_over_begins_with_both_its_views_and_single_places_are_told(tmp_path):
+    """Maps of one place: the last of three photographs in twos is alone where the first prototypes are found."""
+    three = write_tiny_folder(tmp_path / "three", count=3)
+    small = {"crops.size": 16, "network.name": "auto"}
+    with pytest.raises(MaskwrightError, match=r"one value a channel.*crops\.size=16, crops\.batch=1.*raise one"):
+        train(three, tmp_path / "one", steps=1, **small, **{"crops.batch": 1})
+    train(three, tmp_path / "two", steps=1, **small, **{"crops.batch": 2})
+
+
 @pytest.mark.slow
 def test_lars_as_published_and_the_teacher_follows(data, tmp_path):
     settings = {"optimizer.name": "lars", "optimizer.lr": 0.5, "schedule": "cosine", "warm": 1.0, "start": "random"}
     train(data, tmp_path / "run", steps=6, **settings)
-    left = torch.load(tmp_path / "run" / "train" / "checkpoint.pt", weights_only=True)["parts"]
+    left = parts_of(tmp_path / "run")
     teacher, student = left["module.teacher"], left["module.network"]
     moved = [k for k in student if not torch.equal(teacher[f"module.{k}"], student[k])]
     assert any(k.startswith("encoder") for k in moved) and "classifier.centers" in moved
     assert left["module.center"]["value"].any()
-    assert all("slot" in m and m["shared"] == 1.0 for m in figures(tmp_path / "run"))
+    assert all("slot" in m and m["shared"] == 1.0 for m in steps_of(tmp_path / "run"))
 
 
 def test_what_cannot_be(data, tmp_path):

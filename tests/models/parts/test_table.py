@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from torch import nn
 import maskwright
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.build import build_backbone
+from maskwright.models.parts import table
 from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.parts.heads import CosineClassifier, Identity, L2Norm, LinearClassifier, Sequential
 from maskwright.models.parts.part import Part
@@ -43,7 +45,7 @@ def every_part() -> list[type[Part]]:
         below = left.pop().__subclasses__()
         left += below
         found += [p for p in below if p.__module__.startswith("maskwright.") and not p.__name__.startswith("_")]
-    return found
+    return [p for p in found if not inspect.isabstract(p)]
 
 
 def test_the_table_names_every_part_and_nothing_else():
@@ -102,6 +104,20 @@ def test_checking_changes_nothing_and_draws_nothing():
     check_loadable(CosineClassifier(torch.ones(3, 4)))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_what_a_spec_gives_is_built_once_and_stays_without_random_numbers(monkeypatch):
+    built, real = [], table.build_part
+    monkeypatch.setattr(table, "build_part", lambda spec: built.append(spec["kind"]) or real(spec))
+    table._shapes_from.cache_clear()
+    for _ in range(2):
+        check_loadable(LinearClassifier(8, 3))
+    check_loadable(LinearClassifier(8, 4))
+    assert built == ["LinearClassifier"] * 2, "one for each spec"
+    draws = nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.trunc_normal_, nn.init.xavier_normal_
+    with table._Unfilled():
+        assert not any(draw(torch.zeros(3, 3)).any() for draw in draws)
+    assert all(draw(torch.zeros(3, 3)).any() for draw in draws)
 
 
 def test_parts_are_found_wherever_they_are_in_a_training():

@@ -422,7 +422,6 @@ class Picie(CropMethod):
     Config: ClassVar[type] = PicieConfig
     trainer: ClassVar[type[CropTraining]] = PicieTraining
     says: ClassVar[str] = "rounds of clusters, and a network that fits them from two views"
-    clusters_behind: ClassVar[bool] = True
     config: PicieConfig
 
     def stages(self) -> list[Stage]:

@@ -5,19 +5,17 @@ Legend: B images, K clusters, d width of local features, (h, w) map size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.errors import MaskwrightError
-from maskwright.models.parts.part import Part, check_argument
-from maskwright.models.parts.table import build_part
+from maskwright.models.parts.behind_decoder import BehindDecoder
+from maskwright.models.parts.part import Part
 
 
-class ClassVectors(Part):
+class ClassVectors(BehindDecoder):
     """Scores V_k(p) = <L_p, H_k> of local features L with K vectors H of the same photograph.
 
     L is a 1x1 convolution of a decoder's map, H a linear layer of the mean of the deepest map: a photograph that is
@@ -33,6 +31,7 @@ class ClassVectors(Part):
     """
 
     numbers = ("width", "deep", "classes", "dim")
+    switch = "unit_length"
 
     def __init__(self, decoder: Part, width: int, deep: int, classes: int, dim: int, unit_length: bool = False) -> None:
         super().__init__()
@@ -41,26 +40,6 @@ class ClassVectors(Part):
         self.decoder = decoder
         self.local = nn.Conv2d(self.width, self.dim, 1)
         self.vectors = nn.Linear(self.deep, self.classes * self.dim)
-
-    def spec(self) -> dict[str, Any]:
-        """The decoder's spec and the arguments."""
-        numbers = {name: getattr(self, name) for name in self.numbers}
-        return {"kind": "ClassVectors", "decoder": self.decoder.spec(), **numbers, "unit_length": self.unit_length}
-
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
-        """Builds the decoder inside, and this behind it.
-
-        Raises:
-            MaskwrightError: an incomplete spec, numbers out of range, and as the decoder does.
-        """
-        given = {k: v for k, v in spec.items() if k not in ("kind", "decoder")}
-        whole = {"decoder", *given} == {"decoder", *cls.numbers, "unit_length"} and "decoder" in spec
-        if not whole or not all(type(given[n]) is int and given[n] > 0 for n in cls.numbers):
-            raise MaskwrightError("part ClassVectors is incomplete", "decoder, width, deep, classes, dim, unit_length")
-        for name, value in given.items():
-            check_argument("ClassVectors", name, value)
-        return cls(build_part(spec["decoder"]), **given)
 
     def both(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The encoder's maps to L (B, d, h, w) and H (B, K, d)."""

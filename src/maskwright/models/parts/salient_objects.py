@@ -6,16 +6,15 @@ Legend: B images, D width of pixel embeddings, E components kept, K clusters wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.errors import MaskwrightError
-from maskwright.models.parts.part import Part, check_argument
-from maskwright.models.parts.table import build_part
+from maskwright.models.parts.behind_decoder import BehindDecoder
+from maskwright.models.parts.part import Part
 
 THRESHOLD = 0.5
 """Saliency above which a pixel is object. The authors' network has no sigmoid, so this is of the logit."""
@@ -35,7 +34,7 @@ def object_vectors(e: Tensor, s: Tensor, threshold: float = THRESHOLD) -> Tensor
     return F.normalize(torch.einsum("bdhw,bhw->bd", e, s * (s > threshold)), dim=1)
 
 
-class SalientDecoder(Part):
+class SalientDecoder(BehindDecoder):
     """A decoder's map to pixel embeddings and, as the last channel, how salient a pixel is.
 
     Args:
@@ -48,6 +47,8 @@ class SalientDecoder(Part):
     """
 
     numbers = ("width", "dim", "deep")
+    may_be_0 = ("deep",)
+    switch = "saliency"
 
     def __init__(self, decoder: Part, width: int, dim: int, deep: int = 0, saliency: bool = True) -> None:
         super().__init__()
@@ -55,26 +56,6 @@ class SalientDecoder(Part):
         self.decoder = decoder
         self.head = nn.Conv2d(self.width, self.dim, 1)
         self.salient = nn.Conv2d(self.width, 1, 1, bias=False) if self.saliency else None
-
-    def spec(self) -> dict[str, Any]:
-        """The decoder's spec and the arguments."""
-        numbers = {name: getattr(self, name) for name in self.numbers}
-        return {"kind": "SalientDecoder", "decoder": self.decoder.spec(), **numbers, "saliency": self.saliency}
-
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
-        """Builds the decoder inside, and the heads behind it.
-
-        Raises:
-            MaskwrightError: an incomplete spec, numbers out of range, and as the decoder does.
-        """
-        given = {k: v for k, v in spec.items() if k not in ("kind", "decoder")}
-        whole = set(given) == {*cls.numbers, "saliency"} and "decoder" in spec
-        if not whole or not all(type(given[n]) is int and given[n] >= (n != "deep") for n in cls.numbers):
-            raise MaskwrightError("part SalientDecoder is incomplete", "decoder, width, dim, deep, saliency")
-        for name, value in given.items():
-            check_argument("SalientDecoder", name, value)
-        return cls(build_part(spec["decoder"]), **given)
 
     @property
     def out(self) -> int:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.parts.part import MAX_DEPTH, Part
@@ -138,9 +141,30 @@ def check_known(part: type[nn.Module]) -> None:
         )
 
 
+class _Unfilled(TorchFunctionMode):
+    """New tensors stay without random numbers: on the device without memory each draw is a program of its own."""
+
+    draws = frozenset({Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_})
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.draws:
+            return args[0] if args else kwargs["tensor"]  # torch's own initialisers hand it on by name
+        return func(*args, **kwargs)
+
+
+@lru_cache(maxsize=256)
+def _shapes_from(spec: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of a part that is built from its spec, JSON, without memory; no random number is drawn."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _Unfilled():
+        return {name: tuple(value.shape) for name, value in build_part(json.loads(spec)).state_dict().items()}
+
+
 def check_loadable(part: nn.Module) -> None:
-    """Refuses a part that could not be built again from its spec. It is built once without memory; no weight changes
-    and no random number is drawn.
+    """Refuses a part that could not be built again from its spec. What the spec gives is built once in a process,
+    without memory; no weight changes and no random number is drawn.
 
     Args:
         part: as it stands in a network, with the parts inside it.
@@ -155,16 +179,14 @@ def check_loadable(part: nn.Module) -> None:
     assert isinstance(part, Part)  # the table names nothing else
     kind = type(part).__name__
     try:
-        spec = json.loads(json.dumps(part.spec()))
+        spec = json.dumps(part.spec(), sort_keys=True)
     except (TypeError, ValueError, AttributeError) as error:
         raise MaskwrightError(
             f"part {kind} has no spec ({error})", "JSON values: its `fields` as attributes"
         ) from error
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        twin = build_part(spec).state_dict()
-    own = part.state_dict()
+    own, twin = {name: tuple(value.shape) for name, value in part.state_dict().items()}, _shapes_from(spec)
     for name in sorted(own.keys() | twin.keys()):
-        shapes = [tuple(state[name].shape) if name in state else None for state in (own, twin)]
+        shapes = own.get(name), twin.get(name)
         if shapes[0] != shapes[1]:
             raise MaskwrightError(
                 f"part {kind}: tensor {name} has shape {shapes[0]}, and {shapes[1]} when it is built from its spec",

@@ -73,7 +73,6 @@ class SegmentMethod(CropMethod):
 
     inputs: ClassVar[Mapping[str, InputNeed]] = INPUTS
     layout: ClassVar[Layout] = "corner"
-    clusters_behind: ClassVar[bool] = True
 
     @classmethod
     def labels_needed(cls, config: Any) -> frozenset[str]:

@@ -24,14 +24,12 @@ class CropMethod(Method):
         trainer: its training, called with (context, config, steps).
         says: one sentence for the progress line.
         result: name in the training's `modules` of the network that is kept.
-        clusters_behind: whether whole photographs pass once more behind the training, for statistics and a clustering.
     """
 
     family: ClassVar[str] = "unsupervised"
     classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "clusters"
     trainer: ClassVar[Callable[..., CropTraining]] = CropTraining
     says: ClassVar[str] = ""
-    clusters_behind: ClassVar[bool] = False
     config: Any
 
     @classmethod
@@ -62,8 +60,8 @@ class CropMethod(Method):
         return int(config.steps)
 
     def tail(self) -> float:
-        """Photographs for batch-norm statistics, for the report, and for a clustering."""
-        return steps_of_photographs(self, clusters=self.clusters_behind)
+        """Photographs for batch-norm statistics, for the report, and for what a stage behind the training fits."""
+        return steps_of_photographs(self, fitted=self.stages()[-1].kind == "fit")
 
     @property
     def steps(self) -> int:

@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from maskwright.engine.contract import Method
 
 
-def steps_of_photographs(method: Method, clusters: bool = False) -> float:
+def steps_of_photographs(method: Method, fitted: bool = False) -> float:
     """So many steps of the training cost as much as the whole photographs that pass through the network behind it.
 
-    These are for batch-norm statistics, for the report, and for a clustering. A step passes each of its pixels forward
+    These are for batch-norm statistics, for the report, and for what is fitted to what the training left. A step passes each of its pixels forward
     and back, which costs three times a pass forward.
 
     Args:
         method: with a `CropConfig`.
-        clusters: whether all photographs pass once more, for statistics and a clustering.
+        fitted: whether all photographs pass once more, for statistics and what is fitted.
     """
     c, data = method.config, method.context.data
     looked = list(range(0, len(data), max(1, len(data) // 16)))
     shrunk = [min(1.0, c.crops.long_side / max(data.size(i))) ** 2 * math.prod(data.size(i)) for i in looked]
     norms = min(c.norms.images, len(data))
-    photographs = norms + photographs_shown(method) + (norms + len(data) if clusters else 0)
+    photographs = norms + photographs_shown(method) + (norms + len(data) if fitted else 0)
     return photographs * sum(shrunk) / len(shrunk) / (3 * c.crops.batch * c.crops.size**2)

@@ -41,6 +41,7 @@ from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import gather_objects, share
+from maskwright.engine.forecast import photographs_shown
 from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.leopart.communities import find_communities, searcher
@@ -127,8 +128,9 @@ class Leopart(Method):
         return int(self.context.steps or self.config.steps)
 
     def tail(self) -> float:
-        """A pass over all photographs, about what a step of as many crops costs."""
-        return len(self.context.data) / self.config.crops.batch
+        """A pass over all photographs and one over those that the report shows, each about what a step of as many crops
+        costs."""
+        return (len(self.context.data) + photographs_shown(self)) / self.config.crops.batch
 
     def stages(self) -> list[Stage]:
         """Foreground, train, reduce, cbfe, cluster; those that are not needed are left out."""

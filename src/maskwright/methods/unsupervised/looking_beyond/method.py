@@ -106,7 +106,6 @@ class LookingBeyond(CropMethod):
         INPUT: InputNeed(says="auxiliary labels of a weak segmenter", kind="proposals", required=False)
     }
     Config: ClassVar[type] = LookingBeyondConfig
-    clusters_behind: ClassVar[bool] = True
     config: LookingBeyondConfig
 
     def __init__(self, config: LookingBeyondConfig, context: Any) -> None:

@@ -201,7 +201,6 @@ class MaskContrast(CropMethod):
     }
     Config: ClassVar[type] = MaskContrastConfig
     says: ClassVar[str] = "object pixels that pick their own object among others"
-    clusters_behind: ClassVar[bool] = True
     config: MaskContrastConfig
 
     @classmethod

@@ -30,6 +30,7 @@ import torch
 from maskwright.engine.config import fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
+from maskwright.engine.forecast import photographs_shown
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.redo.networks import doublings
 from maskwright.methods.unsupervised.redo.training import RedoTraining
@@ -158,6 +159,12 @@ class Redo(Method):
     def own_steps(cls, config: Any, images: int) -> int:
         """The option `steps`."""
         return int(config.steps)
+
+    def tail(self) -> float:
+        """Photographs whose borders are looked at, and those that the report shows. A step passes the mask network
+        forward and back, which costs three times a pass forward, and the other players besides."""
+        looked = min(LOOKED, len(self.context.data)) if self.context.classes == 2 else 0
+        return (looked + photographs_shown(self)) / (3 * self.config.crops.batch)
 
     def stages(self) -> list[Stage]:
         """Train; of two regions, find out which is the foreground."""

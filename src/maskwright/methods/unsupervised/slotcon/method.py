@@ -125,8 +125,9 @@ class SlotConTraining(CropTraining):
             mine = share(chunk.tolist())
             if mine:
                 u = self.prepared(self.streams["u"].draw(mine, random))
+                x = u.u1 if len(mine) > 1 else torch.cat((u.u1, u.u2))  # one place of one view has no variance
                 with self.student.autocast():
-                    z = self.network.decode(self.network.features(u.u1))
+                    z = self.network.decode(self.network.features(x))
                 rows.append(z.float().permute(0, 2, 3, 1).flatten(0, 2))
         found = cluster_rows(context, torch.cat(rows), c.clusters, self.network.classes, shown=False)
         for network in (self.network, self.teacher.module):
