@@ -41,8 +41,9 @@ from maskwright.models.backbones.dense import autocast
 from maskwright.models.tensors import save_tensors
 from maskwright.models.towers.image import ClipViT
 from maskwright.models.towers.names import BACKGROUND, ClassWords, class_words, plain_word
+from maskwright.models.towers.other_text import text_tower
 from maskwright.models.towers.prompts import TEMPLATES
-from maskwright.models.towers.text import Texts, TextTower
+from maskwright.models.towers.text import Texts
 from maskwright.models.towers.vocabulary import embed_words
 from maskwright.ops.attention_affinity import attention_transition, spread_in_boxes
 from maskwright.ops.cam import grad_cam, normalize_cam
@@ -299,7 +300,7 @@ class ClipEs(TagMethod):
         for sentence in (*tags.said, f"Against the tags count: {', '.join(behind)}."):
             context.note(sentence)
         context.initialise("names")  # for a text tower whose weights are drawn
-        vectors = embedded(TextTower(pair), tags, behind, self.config.names.prompts)
+        vectors = embedded(text_tower(pair), tags, behind, self.config.names.prompts)
         if context.run.writes:
             save_tensors(folder / WORDS, vectors)
 
