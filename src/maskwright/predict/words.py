@@ -13,7 +13,7 @@ from maskwright.models.towers.beside import ProxyEncoder
 from maskwright.models.towers.groupvit.files import find_group_pair
 from maskwright.models.towers.groupvit.parts import GroupEncoder
 from maskwright.models.towers.groupvit.text import GroupText
-from maskwright.models.towers.names import class_words
+from maskwright.models.towers.names import class_words, one_for_all
 from maskwright.models.towers.other_text import text_tower
 from maskwright.models.towers.pairs import find_pair
 from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
@@ -90,7 +90,7 @@ def reworded(
         segmenter.provenance, segmenter.method, segmenter.notes,
     ).eval()  # fmt: skip
     made.extra = dict(segmenter.extra)
-    return made, classes.said
+    return made, tuple(filter(None, (*classes.said, one_for_all(classes))))
 
 
 def _text_tower(

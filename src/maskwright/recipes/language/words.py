@@ -22,7 +22,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.models.towers.beside import ProxyEncoder
 from maskwright.models.towers.image import ClipResNet, ClipTower, ClipViT
-from maskwright.models.towers.names import BACKGROUND_WORDS, ClassWords, class_words
+from maskwright.models.towers.names import BACKGROUND_WORDS, ClassWords, class_words, one_for_all
 from maskwright.models.towers.other_text import text_tower
 from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
 from maskwright.models.towers.prompts import TEMPLATES
@@ -87,7 +87,7 @@ def read_classes(context: Context, options: WordOptions) -> ClassWords:
         MaskwrightError: as `class_words`.
     """
     found = words_of(context.table.names, options)
-    for sentence in found.said:
+    for sentence in filter(None, (*found.said, one_for_all(found))):
         context.note(sentence)
     return found
 
