@@ -99,9 +99,10 @@ def train(
     from maskwright.engine.run import run_method
     from maskwright.engine.start import own_model, own_network
     from maskwright.engine.streams import SOURCE, open_sources, sources_as_written
+    from maskwright.errors import MaskwrightError
     from maskwright.methods import TABLE, find_method
     from maskwright.methods.choosing import choose, settings_of
-    from maskwright.recipes.language.at_hand import words_at_hand
+    from maskwright.recipes.language.at_hand import Words, words_at_hand
 
     check_log(log)
     bar = progress or Progress.of_this_process()
@@ -117,12 +118,22 @@ def train(
         method, reason = begun, f"{begun}, with which the run was begun"
         chosen = settings_of(begun, images.labels_present(), len(images))
     elif method == "auto":
+        own_names = images.classes.names if images.classes else ()
+
+        def words() -> Words:
+            """What the class names are good for; names that were asked for and that no method can take are an error."""
+            captions = images.labels_present()["captions"] > 0
+            found = words_at_hand(own_names if names is None else given_names(names), captions, backbone, weights)
+            if names is not None and found.lacking:
+                raise MaskwrightError(
+                    f"--names, of which no method can make masks here, because {found.lacking}",
+                    "a network that knows words", "or leave --names out, and clusters are named later",
+                )  # fmt: skip
+            return found
+
         choice = choose(
             images.labels_present(), len(images), SOURCE in sources, cpu=on_cpu(device), steps=steps, minutes=minutes,
-            words=lambda: words_at_hand(
-                given_names(names) if names is not None else images.classes.names if images.classes else (),
-                images.labels_present()["captions"] > 0, backbone, weights,
-            ),
+            words=words,
         )  # fmt: skip
         method, reason = choice.method, choice.reason
         chosen = dict(choice.settings)

@@ -59,12 +59,14 @@ BEHIND = (
     "railroad", "keyboard", "helmet", "cloud", "house", "mountain", "ocean", "road", "rock", "street", "valley",
     "bridge", "sign",
 )  # fmt: skip
-"""The authors' words of VOC's background; for COCO they leave out keyboard and sign."""
+"""The authors' words of VOC's background, as their `clip_text.py` has them (commit 78e0198); for COCO they leave out
+keyboard and sign."""
 CLEARER = {
     "bird": "bird avian", "chair": "chair seat", "person": "person with clothes,people,human",
     "tvmonitor": "tvmonitor screen",
 }  # fmt: skip
-"""Names that the authors write in another way."""
+"""Names of VOC that the authors write in another way (same file); their further ones of COCO, as necktie for tie, are
+not taken."""
 SCALE = 100.0
 """CLIP's factor of cosines."""
 WORDS = "words.safetensors"

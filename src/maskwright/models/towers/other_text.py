@@ -49,19 +49,36 @@ def text_tower(pair: Pair) -> Texts:
     are drawn are drawn now, from torch's global generator.
 
     Raises:
-        MaskwrightError: as `TextTower`; transformers is needed and not installed, the tokens or the description cannot
-            be had, or the file does not fit.
+        MaskwrightError: as `check_texts` and `TextTower`; the tokens or the description cannot be had, or the file does
+            not fit.
     """
-    text = pair.config.get("text_cfg") or {}
-    if text.get("hf_model_name"):
+    if (pair.config.get("text_cfg") or {}).get("hf_model_name"):
         return _named_by_open_clip(pair)
-    if pair.theirs is None or pair.folder is None:
-        return TextTower(pair)
-    if _installed("open_clip"):
-        others = text.get("vocab_size", WORDS) != WORDS or not has_clips_tokens(pair.folder)
+    return _of_clip(pair) if _by_transformers(pair) else TextTower(pair)
+
+
+def check_texts(pair: Pair) -> None:
+    """Refuses a pair whose texts need what is not installed.
+
+    Raises:
+        MaskwrightError: with what to install.
+    """
+    if named := (pair.config.get("text_cfg") or {}).get("hf_model_name"):
+        open_clip_module()
+        transformers_module(f"the text tower of {pair.name} is {named}")
+    elif _by_transformers(pair):
+        transformers_module(f"{pair.folder} has a tokenizer of its own")
     else:
-        others = _installed("transformers")
-    return _of_clip(pair) if others else TextTower(pair)
+        open_clip_module()
+
+
+def _by_transformers(pair: Pair) -> bool:
+    """Whether a `CLIPModel` has other tokens than CLIP's, or only transformers is there to read them."""
+    if pair.theirs is None or pair.folder is None:
+        return False
+    if not _installed("open_clip"):
+        return _installed("transformers")
+    return pair.config["text_cfg"].get("vocab_size", WORDS) != WORDS or not has_clips_tokens(pair.folder)
 
 
 def _installed(module: str) -> bool:
