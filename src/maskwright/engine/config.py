@@ -320,17 +320,39 @@ def fill_from_preset(config: Any, preset: Mapping[str, Any]) -> None:
 
     Args:
         config: a configuration, or a part's; changed in place, its parts replaced.
-        preset: values by flat names.
+        preset: values by flat or whole names.
     """
     for o in options(type(config)):
-        if o.flat not in preset or o.of(config) is not None:
+        name = o.flat if o.flat in preset else o.name
+        if name not in preset or o.of(config) is not None:
             continue
         *inside, _ = o.path
-        value = preset[o.flat]
+        value = preset[name]
         for depth in range(len(inside), 0, -1):
             holder = functools.reduce(getattr, o.path[:depth], config)
             value = dataclasses.replace(holder, **{o.path[depth]: value})
         setattr(config, o.path[0], value)
+
+
+def refuse_idle(config: Any, names: Collection[str], why: str, standing: Any = None) -> None:
+    """Refuses options that were set though others leave them without a use; for a configuration's `check`.
+
+    Args:
+        config: the configuration.
+        names: of the idle options, or of parts whose options all are.
+        why: what leaves them so, as `variant=sclip`.
+        standing: the configuration of which nothing was set; the class's defaults if None.
+
+    Raises:
+        MaskwrightError: one of them has another value than where nothing was set.
+    """
+    standing = type(config)() if standing is None else standing
+    for o in options(type(config)):
+        idle = o.used and any(o.name == name or o.name.startswith(f"{name}.") for name in names)
+        if idle and o.of(config) != o.of(standing):
+            raise MaskwrightError(
+                f"{o.name}={o.of(config)} with {why}: nothing depends on it", f"{o.name} left as it is", "leave it out"
+            )
 
 
 def describe(config_class: type) -> list[dict[str, Any]]:

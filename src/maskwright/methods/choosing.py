@@ -92,7 +92,7 @@ def settle(
         backbone, weights, device, steps, minutes: as of `train`.
 
     Raises:
-        MaskwrightError: when there is no image.
+        MaskwrightError: there is no image; names are given that no method can take.
     """
     if method != "auto":
         return Choice(method, "")
@@ -100,11 +100,19 @@ def settle(
     begun = None if resumed is None else record_of(Path(resumed)).get("method", {}).get("name")
     if begun in TABLE:
         return Choice(begun, f"{begun}, with which the run was begun", settings_of(begun, labels, count))
-    known = names if names is not None else images.classes.names if images.classes else ()
-    return choose(
-        labels, count, source, cpu=on_cpu(device), steps=steps, minutes=minutes,
-        words=lambda: words_at_hand(known, labels["captions"] > 0, backbone, weights),
-    )  # fmt: skip
+    own = images.classes.names if images.classes else ()
+
+    def words() -> Words:
+        """What the class names are good for; names that were asked for and that no method can take are an error."""
+        found = words_at_hand(own if names is None else names, labels["captions"] > 0, backbone, weights)
+        if names is not None and found.lacking:
+            raise MaskwrightError(
+                f"--names, of which no method can make masks here, because {found.lacking}",
+                "a network that knows words", "or leave --names out, and clusters are named later",
+            )  # fmt: skip
+        return found
+
+    return choose(labels, count, source, cpu=on_cpu(device), steps=steps, minutes=minutes, words=words)
 
 
 def choose(

@@ -13,11 +13,12 @@ from maskwright.models.towers.beside import ProxyEncoder
 from maskwright.models.towers.groupvit.files import find_group_pair
 from maskwright.models.towers.groupvit.parts import GroupEncoder
 from maskwright.models.towers.groupvit.text import GroupText
-from maskwright.models.towers.names import class_words
+from maskwright.models.towers.names import class_words, one_for_all
+from maskwright.models.towers.other_text import text_tower
 from maskwright.models.towers.pairs import find_pair
 from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
 from maskwright.models.towers.prompts import TEMPLATES
-from maskwright.models.towers.text import Texts, TextTower
+from maskwright.models.towers.text import Texts
 from maskwright.models.towers.vocabulary import embed_words
 
 WORDS = "words"
@@ -89,7 +90,7 @@ def reworded(
         segmenter.provenance, segmenter.method, segmenter.notes,
     ).eval()  # fmt: skip
     made.extra = dict(segmenter.extra)
-    return made, classes.said
+    return made, tuple(filter(None, (*classes.said, one_for_all(classes))))
 
 
 def _text_tower(
@@ -100,7 +101,7 @@ def _text_tower(
         groups = find_group_pair(name, weights)
         return lambda: GroupText.of(groups), "" if groups.file is None else groups.file.sha256
     pair = find_pair(name, weights)
-    return lambda: TextTower(pair), "" if pair.file is None else pair.file.sha256
+    return lambda: text_tower(pair), "" if pair.file is None else pair.file.sha256
 
 
 def _checked(said: Any) -> Mapping[str, Any]:

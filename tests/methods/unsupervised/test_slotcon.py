@@ -10,7 +10,6 @@ from tests.conftest import write_tiny_folder
 from tests.methods.unsupervised.small import parts_of, steps_of, trainer
 
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.engine.schedules import cosine_value
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.slotcon import losses as L

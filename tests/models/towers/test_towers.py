@@ -178,7 +178,7 @@ def test_a_tower_of_another_build_is_refused(vit, tmp_path, change, said):
 def test_a_text_tower_of_another_width_is_refused(vit, tmp_path):
     _, model = vit
     write_folder(tmp_path, config(), tensors=model.state_dict())
-    for text, said in (({"width": 64}, "does not fit the text tower"), ({"hf_model_name": "roberta"}, "hf_model_name"),
+    for text, said in (({"width": 64}, "does not fit the text tower"), ({"tokenizer_mode": "clips"}, "tokenizer_mode"),
                        ({"vocab_size": 100}, "100 tokens")):  # fmt: skip
         (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config(**text)}))
         with pytest.raises(MaskwrightError, match=said):

@@ -17,7 +17,7 @@ from maskwright.data.masking.classes import ClassTable, read_classes
 from maskwright.data.masking.label_rules import drawn_in
 from maskwright.data.masking.masks import COLOURS_FILE
 from maskwright.data.pictures.images import IMAGE_SUFFIXES
-from maskwright.errors import MaskwrightError
+from maskwright.errors import MaskwrightError, shown
 
 
 def scan_folder(
@@ -45,9 +45,9 @@ def scan_folder(
             "put some there or name another folder",
         )
     finder = NameIndex(here.images, IMAGE_SUFFIXES)
-    tags = _labels(root / "tags.csv", read_tags, finder, problems)
-    captions = _labels(root / "captions.csv", read_captions, finder, problems)
     notices = [f.said() for f in here.findings]
+    tags = _labels(root / "tags.csv", read_tags, finder, problems, notices)
+    captions = _labels(root / "captions.csv", read_captions, finder, problems, notices)
     classes: ClassTable | None = None
     if is_regular(root / "classes.txt"):
         try:
@@ -81,8 +81,9 @@ def _labels(
     read: Callable[[Path], dict[str, tuple[str, ...]]],
     finder: NameIndex,
     problems: list[MaskwrightError] | None,
+    notices: list[str],
 ) -> dict[str, tuple[str, ...]]:
-    """{image: labels} of a table, rows of no image left out (the doctor tells of them)."""
+    """{image: labels} of a table; rows of no image are left out, which is said (the doctor says it itself)."""
     if not is_regular(path):
         return {}
     try:
@@ -97,4 +98,8 @@ def _labels(
         name = finder.find(line)
         if name is not None:
             joined[name] = joined.get(name, ()) + labels
+    lost = [line for line in rows if finder.find(line) is None]
+    if lost and problems is None:
+        first = ", ".join(shown(line) for line in lost[:3])
+        notices.append(f"{path.name} names {len(lost)} photographs of {len(rows)} that are not here, as {first}.")
     return joined

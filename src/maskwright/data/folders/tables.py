@@ -58,8 +58,10 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
 def _rows(path: Path, column: str) -> list[tuple[str, list[str]]]:
     """Rows after the header as (name, other cells)."""
     expected = f"a header line name,{column}"
+    lines = [f"{line}\n" for line in read_lines(path)]
+    _check_quotes(path, lines)
     try:
-        rows = [row for row in csv.reader(read_lines(path), skipinitialspace=True) if any(c.strip() for c in row)]
+        rows = [row for row in csv.reader(lines, skipinitialspace=True) if any(c.strip() for c in row)]
     except csv.Error as error:
         raise MaskwrightError(f"{path} is not a table: {error}", expected, "save it again as CSV") from error
     if not rows:
@@ -67,7 +69,8 @@ def _rows(path: Path, column: str) -> list[tuple[str, list[str]]]:
     head = [cell.strip().lower() for cell in rows[0]]
     if head[0] != "name" or len(head) < 2 or head[1] not in (column, column.rstrip("s")):
         shown = ",".join(rows[0])[:60]
-        mark = next((m for m in (";", "\t") if rows[0][0].partition(m)[0].strip().lower() == "name"), "")
+        first = rows[0][0]
+        mark = next((m for m in (";", "\t") if m in first and first.partition(m)[0].strip().lower() == "name"), "")
         if mark:  # as spreadsheets of some countries write it
             between = "semicolons" if mark == ";" else "tabulators"
             raise MaskwrightError(
@@ -78,7 +81,23 @@ def _rows(path: Path, column: str) -> list[tuple[str, list[str]]]:
                 "save it again as CSV with commas",
             )
         raise MaskwrightError(f"{path} begins with {shown!r}", expected, "add the header as its first line")
-    return [(row[0].strip(), row[1:]) for row in rows[1:] if row[0].strip()]
+    return [(row[0].strip(), [" ".join(c.split("\n")) for c in row[1:]]) for row in rows[1:] if row[0].strip()]
+
+
+def _check_quotes(path: Path, lines: Sequence[str]) -> None:
+    """Refuses a table in which a quote without an end takes the lines behind it for its cell."""
+    reader = csv.reader(lines, skipinitialspace=True, strict=True)
+    begins = 1
+    try:
+        for _ in reader:
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        behind = sum(bool(line.strip()) for line in lines[begins:])
+        if "unexpected end" in str(error) and behind:
+            raise MaskwrightError(
+                f"{path} has a quote on line {begins} that does not end, so the {behind} lines behind it are one cell",
+                "quotes around a whole cell, and two for one inside it", "close it or take it out",
+            ) from error  # fmt: skip
 
 
 def read_tags(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:

@@ -20,7 +20,8 @@ at 336 for retrieval, RN50x16 for attention, a DeiT-S of stylised ImageNet for f
 the run's own photographs are the archive (theirs: ImageNet); maps are multiplied on the finer of both grids and then
 enlarged; scores times `words.scale` are logits (theirs are log-probabilities, whose CRF hardly moves); synonyms, of
 which the nearest counts. ReCo+ learns whole photographs' masks with any network and optimiser of ours, and keeps the
-last iterate (theirs keeps the best on true masks). There are neither `weighted` nor `winner` references.
+last iterate (theirs keeps the best on true masks); with the paper's (`preset=paper`): AdamW for Adam, a longer side of
+640 for a shorter one of 320, no change of colours. There are neither `weighted` nor `winner` references.
 What the original gets wrong: the maximum over picture j is over pictures j to 2 j + 1 (`archive.as_released=true`).
 1 - sigmoid(cos) is never below 0.27, so context is damped, not eliminated.
 
@@ -51,7 +52,7 @@ from maskwright.models.towers.beside import RecoScores, TowerBeside
 from maskwright.models.towers.names import class_words
 from maskwright.models.towers.shape import TowerShape
 from maskwright.ops.cosegmentation import find_seeds, reference_vector, without_context, word_attention
-from maskwright.recipes.language.student import PlusOptions, StudentConfig, StudentMethod
+from maskwright.recipes.language.student import SMALL, PlusOptions, StudentConfig, StudentMethod, student_preset
 from maskwright.recipes.language.words import (
     EMBEDDED,
     STAGE,
@@ -67,6 +68,16 @@ from maskwright.recipes.language.words import (
 CONTEXT = ("tree", "sky", "building", "road", "person")
 ALSO = {"vegetation": "tree"}
 """Names that take another's vector, as in the paper."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": SMALL,
+    "paper": {
+        "student.network.name": "deeplabv3plus", "student.crops.size": 320, "student.crops.batch": 8,
+        "student.crops.long_side": 640, "student.optimizer.name": "adamw", "student.optimizer.lr": 5e-4,
+        "student.optimizer.encoder_lr": 0.1, "student.optimizer.weight_decay": 2e-4, "student.norms.images": 0,
+        "student.steps": 20_000,
+    },
+}  # fmt: skip
+"""By whole names. `paper`: ReCo+, on ResNet-101; what `reco` itself has in the paper are its defaults."""
 CONTEXT_FILE, PICTURES, REFERENCES = "context.safetensors", "pictures.safetensors", "references.safetensors"
 
 
@@ -84,6 +95,9 @@ class ArchiveOptions:
 class RecoConfig(StudentConfig):
     """Options of `reco`."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    preset: str = student_preset(PRESETS)
     words: WordOptions = part(
         WordOptions, without=("background.threshold",), main=("short_side", "prompts"), short_side=320, scale=40.0,
         says={"scale": "scores times this are logits; for confidence and the CRF"},

@@ -41,8 +41,9 @@ from maskwright.models.backbones.dense import autocast
 from maskwright.models.tensors import save_tensors
 from maskwright.models.towers.image import ClipViT
 from maskwright.models.towers.names import BACKGROUND, ClassWords, class_words, plain_word
+from maskwright.models.towers.other_text import text_tower
 from maskwright.models.towers.prompts import TEMPLATES
-from maskwright.models.towers.text import Texts, TextTower
+from maskwright.models.towers.text import Texts
 from maskwright.models.towers.vocabulary import embed_words
 from maskwright.ops.attention_affinity import attention_transition, spread_in_boxes
 from maskwright.ops.cam import grad_cam, normalize_cam
@@ -59,12 +60,14 @@ BEHIND = (
     "railroad", "keyboard", "helmet", "cloud", "house", "mountain", "ocean", "road", "rock", "street", "valley",
     "bridge", "sign",
 )  # fmt: skip
-"""The authors' words of VOC's background; for COCO they leave out keyboard and sign."""
+"""The authors' words of VOC's background, as their `clip_text.py` has them (commit 78e0198); for COCO they leave out
+keyboard and sign."""
 CLEARER = {
     "bird": "bird avian", "chair": "chair seat", "person": "person with clothes,people,human",
     "tvmonitor": "tvmonitor screen",
 }  # fmt: skip
-"""Names that the authors write in another way."""
+"""Names of VOC that the authors write in another way (same file); their further ones of COCO, as necktie for tie, are
+not taken."""
 SCALE = 100.0
 """CLIP's factor of cosines."""
 WORDS = "words.safetensors"
@@ -300,7 +303,7 @@ class ClipEs(TagMethod):
         for sentence in (*tags.said, f"Against the tags count: {', '.join(behind)}."):
             context.note(sentence)
         context.initialise("names")  # for a text tower whose weights are drawn
-        vectors = embedded(TextTower(pair), tags, behind, self.config.names.prompts)
+        vectors = embedded(text_tower(pair), tags, behind, self.config.names.prompts)
         if context.run.writes:
             save_tensors(folder / WORDS, vectors)
 

@@ -54,8 +54,8 @@ def build_backbone(
     """Builds a backbone, in evaluation mode.
 
     Args:
-        name: a short name of `BACKBONES` ("dinov2_small"), a timm name, with or without tag, `clip:NAME` or
-            `groupvit:NAME`.
+        name: a short name of `BACKBONES` ("dinov2_small"), a timm name, with or without tag, `clip:NAME`,
+            `clip:hf:OWNER/NAME` or `groupvit:NAME`.
         weights: None for the hub's (or its local cache's), "package" for those of an installed package,
             "random", or the path of a checkpoint in any format of `keymaps` (of a CLIP: of `towers.pairs`).
         output_stride: 8, 16 or 32: convolutional networks are dilated to keep at least this resolution.

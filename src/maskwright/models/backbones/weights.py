@@ -200,6 +200,24 @@ def hub_weights(repo: str, filename: str = "model.safetensors", repair: str = OT
     return read_weights_file(path, source=f"hub: {repo}")
 
 
+def hub_entry(repo: str, filename: str, what: str, repair: str) -> Path | None:
+    """As `hub_file`, of a file that a repository may lack: None where the hub says so, or without a hub the cache.
+
+    Raises:
+        MaskwrightError: the hub refuses.
+    """
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if not hub_reachable():
+        return hub_cached(repo, filename)
+    try:
+        return hub_file(repo, filename, what, repair)
+    except MaskwrightError as error:
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return None
+        raise
+
+
 def hub_file(repo: str, filename: str, what: str, repair: str, revision: str | None = None) -> Path:
     """A file of a hub repository, from the hub where it can be reached (it then is the newest), else from the cache.
 

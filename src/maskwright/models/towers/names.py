@@ -117,7 +117,26 @@ def class_words(
     if place is not None:
         others = tuple(plain_word(b, singular) for b in background)
         said.append(_background(words, place, owner, others, threshold))
+    elif threshold > 0:
+        said.append(f"No class is called background, so no pixel is, whatever the threshold of {threshold:g}.")
     return ClassWords(tuple(called), tuple(words), place, tuple(said))
+
+
+def one_for_all(found: ClassWords) -> str:
+    """A sentence where each pixel gets the same class, because no other has a word; empty elsewhere.
+
+    A background that is a threshold does not help: the probability of a single word is 1.
+    """
+    spoken = [number for number, own in enumerate(found.words) if own]
+    if len(spoken) != 1:
+        return ""
+    name = shown(found.names[spoken[0]])
+    first = f"Each pixel of each photograph will be {name}, because no other class has a word"
+    if found.background is None:
+        return f"{first}: name what else there is, as --names '{name},background'."
+    return (
+        f"{first} and one word alone has probability 1: --set words.background.threshold=0 takes background by words."
+    )
 
 
 def _same(first: int, before: str, number: int, part: str, word: str) -> MaskwrightError:

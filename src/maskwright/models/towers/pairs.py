@@ -4,7 +4,8 @@ folder, or none.
 Formats of a file: open_clip's (`.pt`, `.bin`, `.safetensors`, also with a text tower of its own prefix, with
 `state_dict` around it, with the prefixes of trainings), OpenAI's once it is no TorchScript archive, fp16 or fp32, and
 transformers' `CLIPModel`. A folder holds `open_clip_config.json` and the file, as open_clip writes them to a hub, or
-transformers' `config.json` and `model.safetensors`.
+transformers' `config.json` and `model.safetensors`, with the files of its tokenizer. A repository of a model hub is
+such a folder too (`clip:hf:OWNER/NAME`).
 """
 
 from __future__ import annotations
@@ -22,16 +23,25 @@ from torch import Tensor
 
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.backbones.keymaps import unwrap_entry
-from maskwright.models.backbones.weights import WeightsFile, hub_weights, read_weights_file
-from maskwright.models.towers.shape import CLIP, HUB_FILE, USUAL, USUAL_TAG, TowerShape
+from maskwright.models.backbones.weights import WeightsFile, hub_entry, hub_file, hub_weights, read_weights_file
+from maskwright.models.towers.shape import CLIP, HUB_FILE, HUB_NAME, USUAL, USUAL_TAG, TowerShape
 
 CONFIG = "open_clip_config.json"
+THEIRS = "config.json"
+"""The description as transformers writes it."""
 FILES = (HUB_FILE, "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+"""Tensors, open_clip's first; those behind are transformers' names."""
+PICTURES = ("preprocessor_config.json", "processor_config.json")
+"""What transformers writes of mean and standard deviation."""
+TOKENS = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
+"""Files of which any says that a folder has a tokenizer of transformers."""
+TOKEN_FILES = (*TOKENS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 OPENAI_ONLY = "input_resolution"
 """A number that OpenAI's own files hold beside the tensors, and no other."""
 INSTALL = "pip install 'maskwright[clip]'"
 GIVE = "give both towers with --backbone clip:NAME --weights FILE"
 """What to do where no hub can be reached."""
+GIVE_FOLDER = f"give both towers with --backbone {CLIP} --weights FOLDER"
 
 
 def open_clip_module() -> Any:
@@ -60,7 +70,9 @@ class Pair:
         file: what the file holds; None for weights that are drawn.
         license: of the weights.
         mean, std: of the pictures, where the description says so.
-        hub: repository whose weights they are; empty where they are no hub's.
+        hub: repository whose weights they are; empty where they are no hub's, or lie at `place`.
+        theirs: transformers' description, where it is that.
+        folder: where files of a tokenizer of transformers lie; None where there are none.
     """
 
     name: str
@@ -71,6 +83,8 @@ class Pair:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     hub: str = ""
+    theirs: Mapping[str, Any] | None = None
+    folder: Path | None = None
 
     @property
     def shape(self) -> TowerShape:
@@ -80,14 +94,17 @@ class Pair:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by the names of open_clip's `CLIP`, in fp32; read again where they were put away. Empty for
         weights that are drawn."""
+        return {} if self.file is None else clip_tensors(self.as_stored(), self.file.source)
+
+    def as_stored(self) -> dict[str, Any]:
+        """What the file holds, as it names it; read again where it was put away. Empty for weights that are drawn."""
         file = self.file
-        if file is None:
-            return {}
-        if not file.tensors:
-            file = hub_weights(self.hub, HUB_FILE, GIVE) if self.hub else read_weights_file(str(self.place))
-        if file.sha256 != self.file.sha256:  # type: ignore[union-attr]
+        if file is None or file.tensors:
+            return {} if file is None else file.tensors
+        again = hub_weights(self.hub, HUB_FILE, GIVE) if self.hub else read_weights_file(str(self.place))
+        if again.sha256 != file.sha256:
             raise MaskwrightError(f"{file.source} changed while it was read", "the same file throughout", "start again")
-        return clip_tensors(file.tensors, file.source)
+        return again.tensors
 
     def without_tensors(self) -> Pair:
         """The same, without what a file holds: a text tower is read when it is needed, and not kept in memory."""
@@ -98,14 +115,17 @@ def find_pair(name: str, weights: str | None) -> Pair:
     """Finds description and tensors.
 
     Args:
-        name: `clip`, `clip:NAME` or `clip:NAME:TAG`, by open_clip's names and tags.
+        name: `clip`, `clip:NAME` or `clip:NAME:TAG`, by open_clip's names and tags, or `clip:hf:OWNER/NAME`.
         weights: None for the hub's (or its local cache's), a file, a folder, or "random".
 
     Raises:
         MaskwrightError: unknown name or tag, no such weights, a file of another kind, or open_clip is needed and not
             installed.
     """
-    arch, _, tag = name.removeprefix(CLIP).removeprefix(":").partition(":")
+    if name.startswith(HUB_NAME) and weights in (None, "random"):
+        return _of_repository(name, drawn=weights == "random")
+    named = "" if name.startswith(HUB_NAME) else name  # what lies there describes itself
+    arch, _, tag = named.removeprefix(CLIP).removeprefix(":").partition(":")
     if weights == "random":
         return Pair(name, _listed(arch or USUAL, tag))
     if weights is None:
@@ -140,8 +160,7 @@ def find_pair(name: str, weights: str | None) -> Pair:
     if OPENAI_ONLY in unwrap_entry(file.tensors):
         config["quick_gelu"] = True
     pair = Pair(
-        name, config, place, file, str(file.metadata.get("license", "unknown")),
-        **_normalisation(described.get("preprocess_cfg")),
+        name, config, place, file, str(file.metadata.get("license", "unknown")), **_beside(described, folder)
     )  # fmt: skip
     if (
         arch
@@ -189,6 +208,41 @@ def _of_hub(name: str, arch: str, tag: str) -> Pair:
     )  # fmt: skip
 
 
+def _of_repository(name: str, drawn: bool) -> Pair:
+    """A repository of a model hub that holds what a folder may hold; with `drawn` its description alone."""
+    repo = name.removeprefix(HUB_NAME)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise MaskwrightError(
+            f"--backbone {name[:80]}", f"{HUB_NAME}OWNER/NAME", f"--backbone {HUB_NAME}openai/clip-vit-base-patch16"
+        )
+
+    def file(entry: str) -> Path | None:
+        return hub_entry(repo, entry, "towers", GIVE_FOLDER)
+
+    description = file(CONFIG) or file(THEIRS) or hub_file(repo, THEIRS, "towers", GIVE_FOLDER)
+    folder = description.parent
+    if not drawn:
+        for entry in (*PICTURES, *TOKEN_FILES):
+            file(entry)
+    described = _described(folder)
+    assert described is not None
+    if drawn:
+        return Pair(name, dict(described["model_cfg"]))
+    files = FILES[:2] if description.name == CONFIG else FILES[2:]
+    place = next((path for entry in files if (path := file(entry)) is not None), None)
+    if place is None:
+        raise MaskwrightError(f"the hub's {repo} has no weights", " or ".join(files), GIVE_FOLDER)
+    read = read_weights_file(place, source=f"hub: {repo}")
+    license = str(read.metadata.get("license", "unknown"))
+    return Pair(name, dict(described["model_cfg"]), place, read, license, **_beside(described, folder))
+
+
+def _beside(described: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a description says beside the towers' build, and whether a tokenizer lies there."""
+    tokens = folder if any((folder / file).is_file() for file in TOKENS) else None
+    return {"theirs": described.get("theirs"), "folder": tokens, **_normalisation(described.get("preprocess_cfg"))}
+
+
 def _normalisation(record: Any) -> dict[str, Any]:
     """Mean and standard deviation of a description, each None where it does not say."""
     found: dict[str, Any] = {}
@@ -201,22 +255,33 @@ def _normalisation(record: Any) -> dict[str, Any]:
 
 def holds_pair(folder: Path) -> bool:
     """Whether a folder says that it holds a pair of towers, which the weights in it are then of."""
-    return (folder / CONFIG).is_file() or (folder / "config.json").is_file()
+    return (folder / CONFIG).is_file() or (folder / THEIRS).is_file()
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
     """The description that lies in a folder, in open_clip's format; None where there is none."""
-    for name, read in ((CONFIG, _as_it_is), ("config.json", _of_transformers)):
+    for name, read in ((CONFIG, _as_it_is), (THEIRS, _of_transformers)):
         path = folder / name
         if not path.is_file():
             continue
         try:
-            return read(json.loads(path.read_text(encoding="utf-8")))
+            found = read(json.loads(path.read_text(encoding="utf-8")))
+            return found if name == CONFIG else {**found, "preprocess_cfg": _pictures(folder)}
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise MaskwrightError(
                 f"{path} describes no CLIP ({type(error).__name__}: {error})", "the description of a pair of towers",
                 "fetch it again",
             ) from error  # fmt: skip
+    return None
+
+
+def _pictures(folder: Path) -> dict[str, Any] | None:
+    """Mean and standard deviation as transformers writes them; None where it did not."""
+    for name in PICTURES:
+        if (folder / name).is_file():
+            record = json.loads((folder / name).read_text(encoding="utf-8"))
+            record = record.get("image_processor", record)
+            return {"mean": record.get("image_mean"), "std": record.get("image_std")}
     return None
 
 
@@ -236,21 +301,22 @@ def _of_transformers(record: Any) -> dict[str, Any]:
     acts = {side.get("hidden_act", "quick_gelu") for side in (vision, text)}
     if acts not in ({"quick_gelu"}, {"gelu"}):
         raise ValueError(f"hidden_act {acts}")
+    eps = [{"norm_kwargs": {"eps": float(side.get("layer_norm_eps", 1e-5))}} for side in (vision, text)]
     config = {
         "embed_dim": record.get("projection_dim", 512),
         "quick_gelu": acts == {"quick_gelu"},
         "vision_cfg": {
             "image_size": vision.get("image_size", 224), "patch_size": vision.get("patch_size", 32), "width": width,
             "layers": vision.get("num_hidden_layers", 12), "head_width": width // vision.get("num_attention_heads", 12),
-            "mlp_ratio": vision.get("intermediate_size", 3072) / width,
+            "mlp_ratio": vision.get("intermediate_size", 3072) / width, **eps[0],
         },
         "text_cfg": {
             "context_length": text.get("max_position_embeddings", 77), "vocab_size": text.get("vocab_size", 49408),
             "width": words, "heads": text.get("num_attention_heads", 8), "layers": text.get("num_hidden_layers", 12),
-            "mlp_ratio": text.get("intermediate_size", 2048) / words,
+            "mlp_ratio": text.get("intermediate_size", 2048) / words, **eps[1],
         },
     }  # fmt: skip
-    return {"model_cfg": config}
+    return {"model_cfg": config, "theirs": record}
 
 
 def _is_script(path: Path) -> bool:

@@ -14,6 +14,8 @@ from maskwright.models.parts.part import MAX_DEPTH, MAX_WIDTH
 
 CLIP = "clip"
 """Prefix of the backbones of this kind: `clip:ViT-B-16`, as open_clip names it, or `clip:vit/...`."""
+HUB_NAME = f"{CLIP}:hf:"
+"""Before the name of a repository of a model hub."""
 USUAL = "ViT-B-16"
 """The pair that is taken where no name is given."""
 USUAL_TAG = "openai"
@@ -96,7 +98,7 @@ class TowerShape:
             MaskwrightError: it is one and is damaged.
         """
         kind, *parts = text.removeprefix(f"{CLIP}:").split("/")
-        if not parts:
+        if not parts or text.startswith(HUB_NAME):
             return None
         said = dict(part.partition("=")[::2] for part in parts)
         try:

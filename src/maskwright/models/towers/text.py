@@ -1,11 +1,12 @@
-"""A text tower and its tokens: open_clip's, with the weights that belong to an image tower.
+"""A text tower and its tokens: open_clip's, with the weights that belong to an image tower. `other_text.py` has those
+of transformers, and says which a pair wants.
 
 Legend: N texts, E channels of the joint space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Texts:
     """What embeds texts.
 
     Attributes:
-        tokenizer: open_clip's.
+        tokenizer: open_clip's, or one that is asked likewise: `encode(text)` gives the tokens without those around it.
         length: tokens that are read at most.
         units: whether each of several sentences around a word gets unit length before their mean.
     """
@@ -82,7 +83,7 @@ class TextTower(Texts):
     def __init__(self, pair: Pair) -> None:
         open_clip = open_clip_module()
         config = dict(pair.config.get("text_cfg") or {})
-        odd = [key for key in ("hf_model_name", "hf_tokenizer_name", "tokenizer_mode") if config.get(key)]
+        odd = [key for key in ("hf_tokenizer_name", "tokenizer_mode") if config.get(key)]
         cleaning = dict(config.pop("tokenizer_kwargs", None) or {})
         if odd or set(cleaning) - {"clean"}:
             what = odd[0] if odd else "tokenizer_kwargs"
@@ -93,7 +94,8 @@ class TextTower(Texts):
         if config.get("vocab_size", WORDS) != WORDS:
             raise MaskwrightError(
                 f"the text tower of {pair.name} knows {config['vocab_size']} tokens", f"CLIP's {WORDS}",
-                "take another pair, as --backbone clip:ViT-B-16",
+                "take another pair, as --backbone clip:ViT-B-16" if pair.theirs is None
+                else "lay its tokenizer.json, as transformers saves it, into the folder",
             )  # fmt: skip
         length = int(config.get("context_length", 77))
         super().__init__(clip_tokens(length, **cleaning), length)
@@ -106,7 +108,7 @@ class TextTower(Texts):
             raise MaskwrightError(f"the text tower of {pair.name} cannot be built ({error})", "CLIP's own") from error
         del model.visual
         if pair.file is not None:
-            _load(model, pair)
+            load_text(model, pair, pair.tensors())
         self.model = model.eval().requires_grad_(False)
         self.causal = not config.get("no_causal_mask") and config.get("pool_type", "argmax") == "argmax"
         self.places, self.mask = self.model.positional_embedding.data, self.model.attn_mask
@@ -126,8 +128,18 @@ class TextTower(Texts):
         return found
 
 
-def _load(model: Any, pair: Pair) -> None:
-    own, given = model.state_dict(), pair.tensors()
+def load_text(model: Any, pair: Pair, given: Mapping[str, Tensor]) -> None:
+    """Gives a text tower its weights.
+
+    Args:
+        model: the text tower; what it alone has is looked at.
+        pair: whose it is.
+        given: the pair's tensors by the text tower's names.
+
+    Raises:
+        MaskwrightError: some are missing, or of another shape.
+    """
+    own = model.state_dict()
     missing = [k for k in own if k not in given and not k.startswith("logit_")]
     wrong = [k for k in own if k in given and given[k].shape != own[k].shape]
     if missing or wrong:

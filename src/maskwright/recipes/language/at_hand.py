@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from maskwright.errors import MaskwrightError
 from maskwright.models.towers.groupvit.files import find_group_pair
 from maskwright.models.towers.names import class_words
-from maskwright.models.towers.pairs import find_pair
+from maskwright.models.towers.other_text import check_texts
+from maskwright.models.towers.pairs import find_pair, open_clip_module
 
 GIVEN_ALONE = ("random", "package")
 """Weights that are those of no pair of towers."""
@@ -56,9 +57,17 @@ def words_at_hand(
             lacking = lacking or f"the {'weights' if name.startswith(tower) else 'backbone'} asked for know no words"
             continue
         try:
-            find(name, None if weights is None else str(weights)).tensors()  # a file of another kind is no such pair
+            pair = find(name, None if weights is None else str(weights))
+            pair.tensors()  # a file of another kind is no such pair
         except MaskwrightError as error:
             lacking = f"{error.found}: {error.repair}"
-        else:
-            return Words(method)
+            continue
+        try:
+            if method == "groupvit":
+                open_clip_module()  # its tokens
+            else:
+                check_texts(pair)
+        except MaskwrightError as error:  # the towers are there: what reads names is all that is lacking
+            return Words("", f"{error.found}: {error.repair}")
+        return Words(method)
     return Words("", lacking)

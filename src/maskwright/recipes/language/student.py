@@ -21,7 +21,7 @@ import torch
 
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import StoredLabels
-from maskwright.engine.config import option, part
+from maskwright.engine.config import fill_from_preset, option, part, refuse_idle
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, share
 from maskwright.engine.needs import InputNeed
@@ -41,6 +41,18 @@ from maskwright.recipes.training.rates import resolved
 from maskwright.recipes.training.training import NetworkTraining
 
 PSEUDO, STUDENT = "pseudo", "student"
+SMALL: dict[str, Any] = {
+    "student.network.name": "auto", "student.crops.size": 256, "student.crops.batch": 4,
+    "student.crops.long_side": 1024, "student.optimizer.name": "adamw", "student.optimizer.lr": 0.0,
+    "student.norms.images": 64, "student.steps": 2000,
+}  # fmt: skip
+"""The preset of any network, by whole names."""
+
+
+def student_preset(presets: Mapping[str, Any]) -> Any:
+    """The option `preset` of a method whose masks a network may learn."""
+    says = "sets the other options' defaults; papers' ones are of the network that learns, with plus.train"
+    return option("small", says, choices=tuple(presets), main=True)
 
 
 @dataclass(kw_only=True)
@@ -58,10 +70,49 @@ class PlusOptions:
 
 @dataclass(kw_only=True)
 class StudentConfig(WordConfig):
-    """Options of methods whose masks a network may learn."""
+    """Options of methods whose masks a network may learn; those without a value of their own take the preset's, those
+    that are given win.
 
+    Attributes:
+        presets: options by whole names, by the preset's name.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"small": SMALL}
+
+    preset: str = student_preset({"small": SMALL})
     plus: PlusOptions = part(PlusOptions)
-    student: NetworkConfig = part(NetworkConfig, without=("network.encoder", "holdout"))
+    student: NetworkConfig = part(
+        NetworkConfig, without=("network.encoder", "holdout"), network={"name": None}, steps=None,
+        crops={"size": None, "batch": None, "long_side": None}, optimizer={"name": None, "lr": None},
+        norms={"images": None},
+        says={
+            "network.name": "a name of the table of networks; auto: deeplabv3plus on a CNN, dpt on a ViT (preset)",
+            "crops.size": "side of the square crops, pixels; rounded up to what the network takes (preset)",
+            "crops.batch": "crops in a step (preset)",
+            "crops.long_side": "larger photographs are first scaled to this longer side, pixels (preset)",
+            "optimizer.name": "adamw, or sgd with Nesterov momentum 0.9 (preset)",
+            "optimizer.lr": "the head's rate, poly schedule; 0: adamw 1e-3, 2e-4 on a vision transformer; sgd 0.01 "
+                            "(preset)",
+            "norms.images": "whole photographs that batch-norm statistics are retaken on after the last step; 0: "
+                            "training's own (preset)",
+            "steps": "optimiser steps where --steps does not say (preset)",
+        },
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        fill_from_preset(self, self.presets.get(self.preset, {}))
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on options of a network where none learns, and on those of rounds that are none."""
+        if not self.plus.train:
+            if self.preset != "small":
+                raise MaskwrightError(
+                    f"preset={self.preset}, the settings of a network, with plus.train=false", "a network that learns",
+                    "--set plus.train=true",
+                )  # fmt: skip
+            refuse_idle(self, ("plus", "student"), "plus.train=false")
+        elif not self.plus.rounds:
+            refuse_idle(self, ("plus.share", "plus.round_lr"), "plus.rounds=0")
 
 
 class StudentMethod(WordMethod):

@@ -22,10 +22,11 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.models.towers.beside import ProxyEncoder
 from maskwright.models.towers.image import ClipResNet, ClipTower, ClipViT
-from maskwright.models.towers.names import BACKGROUND_WORDS, ClassWords, class_words
+from maskwright.models.towers.names import BACKGROUND_WORDS, ClassWords, class_words, one_for_all
+from maskwright.models.towers.other_text import text_tower
 from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
 from maskwright.models.towers.prompts import TEMPLATES
-from maskwright.models.towers.text import Texts, TextTower
+from maskwright.models.towers.text import Texts
 from maskwright.models.towers.vocabulary import Vocabulary, embed_words, most_alike
 from maskwright.predict.words import WORDS
 
@@ -86,7 +87,7 @@ def read_classes(context: Context, options: WordOptions) -> ClassWords:
         MaskwrightError: as `class_words`.
     """
     found = words_of(context.table.names, options)
-    for sentence in found.said:
+    for sentence in filter(None, (*found.said, one_for_all(found))):
         context.note(sentence)
     return found
 
@@ -111,7 +112,7 @@ def embed_classes(context: Context, classes: ClassWords, options: WordOptions, t
                 "give --backbone clip:NAME, with --weights FILE where no hub can be reached",
             )  # fmt: skip
         context.initialise(STAGE)  # for a text tower whose weights are drawn
-        text = TextTower(pair)
+        text = text_tower(pair)
     return embed_words(text, classes, TEMPLATES[options.prompts], chunk=options.chunk, track=context.progress.track)
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def steps_of_photographs(method: Method, fitted: bool = False) -> float:
     """So many steps of the training cost as much as the whole photographs that pass through the network behind it.
 
-    These are for batch-norm statistics, for the report, and for what is fitted to what the training left. A step passes each of its pixels forward
-    and back, which costs three times a pass forward.
+    These are for batch-norm statistics, for the report, and for what is fitted to what the training left. A step passes
+    each of its pixels forward and back, which costs three times a pass forward.
 
     Args:
         method: with a `CropConfig`.

@@ -54,6 +54,9 @@ def captioned(context: Context) -> list[int]:
     found = [i for i, item in enumerate(context.data.items) if item.captions]
     if left := len(context.data) - len(found):
         context.note(f"{left} of {len(context.data)} photographs have no caption and are not trained on.")
+    captions = [c for i in found for c in context.data.items[i].captions]
+    if long := sum(len(c.split()) > LENGTH - 2 for c in captions):
+        context.note(f"Of {long} of {len(captions)} captions the text tower reads the beginning, {LENGTH} tokens.")
     return found
 
 
