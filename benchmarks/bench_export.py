@@ -2,7 +2,8 @@
 
 `python -m benchmarks export` prints the ratios, `python -m benchmarks.bench_export [NAME ...]` the table of
 `docs/export.md`. Both sides go from a uint8 picture to ids and confidence at its size, on one thread. Weights are
-random, on the encoders of `bench_networks`, which costs the same.
+random, on the encoders of `bench_networks`, which costs the same. Those of `SETTLED` get the batch-norm statistics of
+four pictures first, as a training gives them at its end: without, their logits grow past what float32 holds.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from benchmarks.bench_networks import CLASSES, encoder_for, make
 from benchmarks.common import Row, one_thread, side_by_side
+from maskwright.data.folders.folder import open_folder
 from maskwright.data.masking.classes import ClassTable
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import NETWORKS
@@ -24,11 +27,14 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.predict.export.checking import picture
 from maskwright.predict.export.writing import Exported, export
 from maskwright.predict.model import Model
+from maskwright.recipes.training.norm_statistics import retake_statistics
 
 SIZE = (360, 480)
 """The picture, pixels."""
 SHORT_SIDE = 320
 """Of the network's input."""
+SETTLED = ("hrnet",)
+"""Networks whose random layers multiply: logits of 2e8, which float32 rounds by hundreds."""
 
 
 def model(name: str) -> Model:
@@ -38,7 +44,21 @@ def model(name: str) -> Model:
     preprocess = Preprocess(short_side=SHORT_SIDE, multiple_of=network.multiple_of)
     parts = network.encoder, network.decoder, network.classifier
     table = ClassTable.numbered(CLASSES)
-    return Model(Segmenter(*parts, table, preprocess, network.provenance).eval())  # type: ignore[arg-type]
+    segmenter = Segmenter(*parts, table, preprocess, network.provenance).eval()  # type: ignore[arg-type]
+    if name in SETTLED:
+        settle(segmenter)
+    return Model(segmenter)
+
+
+def settle(segmenter: Segmenter) -> None:
+    """Batch-norm statistics of the four quarters of a picture, as `train` retakes them after its last step."""
+    height, width = SIZE
+    large = picture((2 * height, 2 * width))
+    with tempfile.TemporaryDirectory() as folder:
+        for k, (top, left) in enumerate([(0, 0), (0, width), (height, 0), (height, width)]):
+            Image.fromarray(large[top : top + height, left : left + width]).save(Path(folder) / f"{k}.png")
+        data = open_folder(folder)
+        retake_statistics(segmenter, data, range(len(data)), segmenter.preprocess, torch.device("cpu"))
 
 
 def measure(name: str, folder: Path, repeats: int = 5) -> tuple[Exported, float, float]:

@@ -171,6 +171,12 @@ def test_weights_are_those_that_the_model_has(run, added, told, untold):
     assert all(t in text for t in told) and not any(t in text for t in untold)
 
 
+def test_the_time_is_that_of_stages_and_of_what_follows_them(run):
+    """Statistics and pictures took 66 s of a run of three minutes, of which the report told two."""
+    (run / "run.json").write_text(json.dumps(record() | {"seconds_after_stages": 150.0}))
+    assert "<dt>Time</dt><dd>3 min 31 s</dd>" in write_report(run).read_text()
+
+
 def test_lists_are_told_by_their_hash(run):
     (run / "run.json").write_text(json.dumps(record() | {"labeled_hash": "feed" * 16}))
     scores = json.loads((run / "scores.json").read_text()) | {"split": "held_out", "names_hash": "f00d" * 16}

@@ -57,6 +57,17 @@ def test_the_second_call_computes_nothing(cache, data):
     assert len(files(cache)) == len(data)
 
 
+def test_copies_of_a_photograph_are_computed_once(cache, tmp_path):
+    write_tiny_folder(tmp_path / "tiny", 3)
+    for i in range(3):
+        copy = tmp_path / f"tiny/images/copy_{i}.png"
+        copy.write_bytes((tmp_path / f"tiny/images/picture_{i:02d}.png").read_bytes())
+    encoder, data = CountingEncoder(), open_folder(tmp_path / "tiny")
+    store = cache.features(encoder, preprocess(), data, progress=QUIET)
+    assert encoder.images == 3 and len(store) == 6
+    assert all(torch.equal(store[i], store[i + 3]) for i in range(3))  # copy_0, ..., picture_00, ...
+
+
 def test_a_split_uses_what_the_whole_left(cache, data):
     encoder = CountingEncoder()
     store = cache.features(encoder, preprocess(), data.split("test"), progress=QUIET)

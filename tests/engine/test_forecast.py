@@ -117,7 +117,7 @@ def test_how_many_steps_fit(minutes, spent, share, most, steps):
     assert found.says.startswith(
         f"--minutes {minutes}: {steps} steps, at 2.0 s a step over 3; 100 s were spent before"[:50]
     )
-    assert ("too few to learn" in found.says) == (minutes == 1)
+    assert ("too few to learn anything: the run takes 2 min in all" in found.says) == (minutes == 1)
     assert ("more are of no use" in found.says) == (most is not None)
 
 
@@ -192,7 +192,7 @@ def test_what_follows_the_steps_is_left_room_for():
     pace = paced([20.0, *[2.0] * 50], 120)
     assert fitted(20, 100, pace, 1.0, None, 98.4).steps == int((1080 - 100 - 196.8) / 2)
     besides = fitted(20, 100, pace, 1.0, None, 98.4, 60.0)
-    assert besides.steps == int((1080 - 100 - 196.8 - 60) / 2) and "4 min are left for what follows" in besides.says
+    assert besides.steps == int((1080 - 100 - 196.8 - 60) / 2) and "4 min are needed for what follows" in besides.says
 
     class Photographs(list):
         def size(self, i: int) -> tuple[int, int]:

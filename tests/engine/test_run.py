@@ -22,6 +22,7 @@ from maskwright.engine.ledgers import Ledgers
 from maskwright.engine.needs import StreamNeed
 from maskwright.engine.opening import open_run
 from maskwright.engine.request import RunRequest
+from maskwright.engine.run import stopped
 from maskwright.engine.streams import Source
 from maskwright.errors import MaskwrightError
 from maskwright.methods.supervised import Supervised
@@ -63,6 +64,15 @@ def two(target: Path, source: Path, out: Path, **options: Any) -> RunRequest:
 
 
 # ---------------------------------------------------------------------- requests
+
+
+def test_features_that_stay_are_said_where_a_run_is_stopped(tiny_folder, tmp_path):
+    """They lie in the cache; "nothing yet, the run starts over" made people wait for the end."""
+    context = opened(open_folder(tiny_folder), tmp_path / "run", Supervised)
+    assert "kept: nothing yet" in stopped(context.run, features="features" in context.progress.begun)[0]
+    with context.progress.task("features", 3):
+        said = stopped(context.run, features="features" in context.progress.begun)[0]
+    assert said == "interrupted; kept: the features computed so far"
 
 
 def test_a_request_has_defaults(tiny_folder):

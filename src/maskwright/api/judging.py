@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
     from maskwright.data.trust.photographs import Photographs
     from maskwright.evaluate.scores import Scores
+    from maskwright.predict.kept import Record
 
 from maskwright.api.opening import opened
 from maskwright.api.training import train
@@ -28,6 +29,7 @@ def evaluate(
     range: str | Iterable[float] | None = None,
     predicted_labels: str | None = None,
     exclude_run: str | Path | Iterable[str | Path] = (),
+    by_name: bool = False,
     **options: Any,
 ) -> Scores:
     """Judges a folder of index masks.
@@ -43,6 +45,7 @@ def evaluate(
         labels, void, range: what the values of the truth mean, as for `open_folder`.
         predicted_labels: what the values of the predictions mean.
         exclude_run: photographs that this run, or these runs, were trained on are left out.
+        by_name: a predicted id is the truth's class of the same name; names are those of the run that predicted.
         options: further options of the protocol.
 
     Raises:
@@ -51,25 +54,46 @@ def evaluate(
     from maskwright.data.examining.reading import Reading
     from maskwright.data.trust.photographs import Photographs
     from maskwright.evaluate.protocols import evaluate_folder
+    from maskwright.predict.kept import Record
 
     given = [exclude_run] if isinstance(exclude_run, str | Path) else list(exclude_run)
     excluded = [Photographs.of(Path(run)) for run in given]
-    trained, notes, models = _runs_behind(Path(predictions))
+    record = Record.read(Path(predictions))
+    trained, notes, models = _runs_behind(Path(predictions), record)
     scores = evaluate_folder(
         predictions, truth, protocol=protocol, split=split, reading=Reading.parse(labels, void, range),
-        predicted=Reading.parse(predicted_labels), exclude=excluded, trained=trained, **options,
+        predicted=Reading.parse(predicted_labels), exclude=excluded, trained=trained,
+        predicted_names=_names_behind(Path(predictions), record), by_name=by_name, **options,
     )  # fmt: skip
     return replace(scores, notes=[*scores.notes, *notes], models=models)
 
 
-def _runs_behind(predictions: Path) -> tuple[list[Photographs], list[str], list[str]]:
+def _names_behind(predictions: Path, record: Record) -> list[str] | None:
+    """The class names of the runs that masks come from, in the order of their ids; None where they are not known, or
+    where the runs differ in them."""
+    from maskwright.engine.records import RECORD
+
+    files = {record.heads[made.head]["model"].get("file") for made in record.made.values()}
+    around = [str(above / RECORD) for above in predictions.resolve().parents if (above / RECORD).is_file()][:1]
+    found = {_names_of(_record_of(Path(file).parent)) if file else () for file in files or around}
+    (names,) = found if len(found) == 1 else ((),)
+    return list(names) or None
+
+
+def _names_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names that a run's record holds; none where it is of another kind."""
+    from maskwright.data.trust.artefacts import misfit
+
+    classes: Any = record.get("classes")
+    return () if misfit({"classes": classes}, {"classes": [{"name": str}]}) else tuple(c["name"] for c in classes)
+
+
+def _runs_behind(predictions: Path, record: Record) -> tuple[list[Photographs], list[str], list[str]]:
     """The runs that masks come from: those whose models `predict` recorded, and one whose folder they lie in; what is
     to be said where one cannot be had, or has another model by now; and the keys of the models."""
     from maskwright.data.trust.photographs import Photographs
     from maskwright.engine.records import RECORD, went_on_from
-    from maskwright.predict.kept import Record
 
-    record = Record.read(predictions)
     used = sorted({made.head for made in record.made.values()})
     models = {record.heads[k]["model"]["key"]: record.heads[k]["model"].get("file") for k in used}
     notes = [f"the predictions were made by {len(models)} models (predicted.jsonl)"] if len(models) > 1 else []

@@ -133,7 +133,7 @@ def _header(run: Mapping[str, Any]) -> str:
         facts.append(("Classes" if _named(classes) else "Clusters", str(len(classes))))
     if isinstance(run.get("labels_read"), Mapping):
         facts.append(("Labels read for training and selection", str(_labels_used(run))))
-    if seconds := _seconds(run):
+    if seconds := _seconds(run) + (_number(run.get("seconds_after_stages")) or 0.0):
         facts.append(("Time", _duration(seconds)))
     if run.get("device"):
         facts.append(("Device", _text(run["device"])))

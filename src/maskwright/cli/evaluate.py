@@ -27,6 +27,9 @@ def evaluate(
     exclude_run: Annotated[
         list[Path] | None, typer.Option(help="Leave out the photographs that this run was trained on; may be repeated.")
     ] = None,
+    by_name: Annotated[
+        bool, typer.Option("--by-name", help="A predicted id is the truth's class of the same name.")
+    ] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
 ) -> None:
     """Judge masks; the protocol is printed with each number."""
@@ -36,6 +39,7 @@ def evaluate(
     scores = api.evaluate(
         predictions, truth, protocol=protocol, split=split, labels=labels, void=void, range=range,
         predicted_labels=predicted_labels, allow_missing=allow_missing, exclude_run=exclude_run or (),
+        by_name=by_name,
     )  # fmt: skip
     echo(scores.table())
     if json is not None:

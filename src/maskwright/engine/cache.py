@@ -209,7 +209,8 @@ class FeatureCache:
                     f = network(x.to(device))
                 yield from zip(chunk, f)
 
-        missing = [i for i in share(range(len(data))) if found(i) is None]
+        alone = sorted({name: i for i, name in reversed(list(enumerate(names)))}.values())  # copies have one file
+        missing = [i for i in share(alone) if found(i) is None]
         if missing:
             target = folder
             with progress.task("features", len(missing)) as task:

@@ -36,23 +36,25 @@ def told(context: Context) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            for line in stopped(context.run, context.timing.later):
+            for line in stopped(context.run, context.timing.later, "features" in context.progress.begun):
                 context.progress.say(line)
             raise
 
 
-def stopped(run: RunFolder, later: Sequence[Stage] = ()) -> list[str]:
+def stopped(run: RunFolder, later: Sequence[Stage] = (), features: bool = False) -> list[str]:
     """What a run that is interrupted keeps, and the commands that go on with it or finish it, as lines.
 
     Args:
         run: its folder.
         later: the stages behind the one that was interrupted.
+        features: whether the run computed some, which stay in the cache.
     """
     at, kept = run.at, run.kept
     where = f" in stage {at[0]} at step {at[1]} of {at[2]}" if at else ""
     done = [str(stage.get("name")) for stage in run.record.get("stages", [])]
     parts = [f"step {kept[1]} of {kept[2]} in stage {kept[0]}"] if kept and kept[1] and kept[0] not in done else []
     parts += [f"stage{'s' * (len(done) > 1)} {', '.join(done)}"] if done else []
+    parts += ["the features computed so far"] if features and not parts else []
     lines = [f"interrupted{where}; kept: {' and '.join(parts) or 'nothing yet, the run starts over'}"]
     if (run.path / CONFIG).exists():
         lines.append(f"go on: {going_on(run.path)}")

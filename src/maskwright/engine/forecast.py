@@ -187,11 +187,12 @@ def fitted(
     steps = max(FEWEST, holds if most is None else min(most, holds))
     told = f"--minutes {minutes:g}: {steps} steps, at {_pace(pace.each)} over {pace.timed}"
     told += f"; {duration(spent)} were spent before" if spent >= 1 else ""
-    told += f"; {duration(follows)} are left for what follows" if follows >= 1 else ""
+    told += f"; {duration(follows)} are needed for what follows" if follows >= 1 else ""
     if share > 1.001:
         told += f"; all trainings of the run have {share:.2g} steps for each of them"
     if steps > holds:
-        told += f"; the time holds {holds}, which is too few to learn anything"
+        whole = spent + steps * pace.each * max(share, 1e-9) + follows
+        told += f"; the time holds {holds}, which is too few to learn anything: the run takes {duration(whole)} in all"
     elif steps < holds:
         told += f"; the time holds {holds}, but more are of no use here"
     return Fitted(steps, pace.each, pace.timed, spent, told + ".")

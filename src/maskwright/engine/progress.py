@@ -55,11 +55,13 @@ class Progress:
 
     Attributes:
         shorter: what makes the work that is under way shorter, as a sentence.
+        begun: the names of all work so far.
     """
 
     def __init__(self, quiet: bool = False, every: float = 10.0, heard: bool = True) -> None:
         self.quiet, self.every, self.heard, self.shorter = quiet, every, heard, ""
         self.terminal = not quiet and sys.stderr.isatty()
+        self.begun: set[str] = set()
 
     @classmethod
     def of_this_process(cls) -> Progress:
@@ -85,6 +87,7 @@ class Progress:
             done: those that were done before.
             foretells: whether a line says early how long all of it takes, where that is more than `LONG` seconds.
         """
+        self.begun.add(name)
         if self.quiet or total <= 0:
             yield Task()
             return

@@ -185,6 +185,8 @@ def evaluate_folder(
     predicted: Reading | None = None,
     exclude: Sequence[Photographs] = (),
     trained: Sequence[Photographs] = (),
+    predicted_names: Sequence[str] | None = None,
+    by_name: bool = False,
 ) -> Scores:
     """Judges a folder of index PNGs against a data set.
 
@@ -203,6 +205,9 @@ def evaluate_folder(
         predicted: what was said of the values of the predictions; nothing if None.
         exclude: photographs that these runs saw are left out, and counted in the notes.
         trained: the notes say how many of the photographs judged these runs saw.
+        predicted_names: of the predicted ids, where they are known. Under "direct" the same name must not stand at
+            another id of the truth, unless `by_name` or `predicted` says how ids are meant.
+        by_name: under "direct" a predicted id is the truth's class of the same name.
 
     Returns:
         The scores. Masks read are noted in the truth's ledger for the purpose "evaluate"; images of the truth
@@ -251,6 +256,10 @@ def evaluate_folder(
     values: dict[str, frozenset[int]] = {}
     grey: dict[str, None] = {}  # predictions that hold their ids in three equal channels
     names = _class_names_of(source, judged, classes, ignore)
+    if by_name or (chosen.name == "direct" and matching is None and predicted_names and source.classes is not None):
+        joined, said = joined_by_name(predicted_names, names, chosen, by_name, predicted or Reading())
+        matching = joined if by_name else matching
+        notes += said
     passes = 2 if chosen.name == "luss" and matching is None else 1
     done = [0]
 
@@ -271,6 +280,8 @@ def evaluate_folder(
     with ThreadPoolExecutor(1) as pool, source.ledger.purpose("evaluate"):
         scores = judge(lambda: pairs(pool), names, chosen, ignore, matching, other, notes)
     _check_predictions(values, predicted or Reading(), folder, found)
+    if by_name:
+        scores = replace(scores, matching="by name: an id is the truth's class of the same name")
     if grey:
         scores.notes.append(
             f"{len(grey)} predictions hold their ids in three equal channels and are read so ({some(list(grey))})"
@@ -278,6 +289,56 @@ def evaluate_folder(
     return replace(
         scores, split=split, names_hash=hash_names(name for name, _ in judged), labels_hash=_labels_hash(source)
     )
+
+
+def joined_by_name(
+    predicted: Sequence[str] | None, true: Sequence[str], protocol: Protocol, wanted: bool, reading: Reading
+) -> tuple[dict[int, int], list[str]]:
+    """The class of the truth for each predicted id, -1 for none, and what is to be said.
+
+    Args:
+        predicted: names of the predicted ids, where they are known.
+        true: names of the truth's classes.
+        protocol: "direct" alone has ids that are classes.
+        wanted: ids are matched by name; else they are classes as they stand.
+        reading: "ids" says that they are, whatever their names.
+
+    Raises:
+        MaskwrightError: a name that both have stands at different ids, and nothing says which counts; or names are
+            wanted and not known, or none is the same.
+    """
+    if wanted and protocol.name != "direct":
+        raise MaskwrightError(f"--by-name with --protocol {protocol.name}", "direct", "leave one of them out")
+    if not predicted:
+        raise MaskwrightError(
+            "predictions whose class names are not known", "masks that predict wrote with a run's model",
+            "leave --by-name out, or predict again",
+        )  # fmt: skip
+    places = {name.casefold(): i for i, name in enumerate(true)}
+    joined = {i: places.get(name.casefold(), -1) for i, name in enumerate(predicted)}
+    lost = [name for i, name in enumerate(predicted) if joined[i] < 0]
+    if wanted and len(lost) == len(predicted):
+        raise MaskwrightError(
+            f"no class of the predictions ({some(lost)}) is one of the truth ({some(list(true))})",
+            "names that both have", "leave --by-name out, or take a protocol that matches, as --protocol hungarian",
+        )  # fmt: skip
+    if wanted:
+        return joined, [f"not a class of the truth, and wrong where they are predicted: {some(lost)}"] if lost else []
+    moved = [i for i, place in joined.items() if place not in (-1, i)]
+    if moved and reading.how != "ids":
+        first = moved[0]
+        there = f"{true[first]} in the truth" if first < len(true) else "none of the truth's"
+        here = f"id {first} is {predicted[first]} in the predictions and {there}"
+        raise MaskwrightError(
+            f"classes in another order than the truth's: {here}",
+            "ids that mean the same",
+            "add --by-name to match them by their names, or --predicted-labels ids to judge the ids as they stand",
+        )
+    other = [i for i, name in enumerate(predicted[: len(true)]) if joined[i] != i]
+    if not other:
+        return joined, []
+    pair = f"id {other[0]} is {predicted[other[0]]} in the predictions and {true[other[0]]} in the truth"
+    return joined, [f"ids are judged as they stand, though {pair}"]
 
 
 def _labels_hash(source: Dataset) -> str:
