@@ -39,8 +39,13 @@ def told(seconds: list[float], steps: int, start: int = 0, later: tuple[Stage, .
 
 def test_after_a_few_steps_the_stage_is_foretold_once():
     """The first step takes ten times as long and counts for nothing: (2000 - 4) x 1.5 s = 49.9 min."""
-    ((done, line),) = told([15.0, *[1.5] * 40], 2000)
+    (done, line), (later, corrected) = told([15.0, *[1.5] * 40], 2000)
     assert done == 1 and "about 8 h 20 min" in line, "a step of 15 s is told at once, of what is known then"
+    assert later == 4 and corrected.startswith("Corrected, the first step was no measure: train: about 50 min for")
+    ((done, _),) = told([15.0, *[12.0] * 40], 2000)
+    assert done == 1, "as slow as the first: nothing to correct"
+    (_, (later, corrected)) = told([15.0, *[0.1] * 80], 200)
+    assert corrected == "Corrected, the first step was no measure: train: about 17 s are left." and later == 31
     ((done, line),) = told([5.0, *[1.5] * 40], 2000)
     assert done == 4
     assert line.startswith("train: about 50 min for the 1996 steps that are left, at 1.5 s a step; done about ")

@@ -29,6 +29,8 @@ SHOWN = 48
 """Photographs that a report shows, at most."""
 SHOWN_OF_CLUSTERS = 96
 """Photographs that are looked at to show what each cluster is, at most."""
+WRONG = 1.5
+"""A forecast by the first step alone is said again when the steps behind it are so many times quicker, or slower."""
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Forecast:
     tail: float = 0.0
     said: bool = False
     start: int | None = None
+    first: float | None = None
 
     def __post_init__(self) -> None:
         self.began = self.warm = self.clock()
@@ -70,17 +73,24 @@ class Forecast:
         seconds = now - self.warm
         timed = made - WARM
         # A very slow step is told at once: three of them would be a minute without a word.
-        if timed < 1 and now - self.began >= 10.0:
+        alone = timed < 1 and now - self.began >= 10.0
+        if alone:
             timed, seconds = made, now - self.began
         elif not (timed >= 3 and seconds >= 3.0) and not (timed >= 1 and seconds >= 10.0):
             return
-        self.said = True
         pace = seconds / timed
+        self.said, told = not alone, self.first
+        if told is not None and 1 / WRONG < pace / told < WRONG:
+            return
         trainings = [s for s in self.later if s.kind == "train" and s.steps]
         rest = pace * (self.steps - done)
         whole = rest + pace * (self.tail + sum(s.steps for s in trainings))
         if whole >= LONG:
-            self.say(self._line(done, pace, rest, whole, trainings))
+            self.first = pace if alone else None
+            line = self._line(done, pace, rest, whole, trainings)
+            self.say(line if told is None else f"Corrected, the first step was no measure: {line}")
+        elif told is not None:
+            self.say(f"Corrected, the first step was no measure: {self.stage}: about {duration(rest)} are left.")
 
     def _line(self, done: int, pace: float, rest: float, whole: float, trainings: Sequence[Stage]) -> str:
         until = datetime.now() + timedelta(seconds=whole)
