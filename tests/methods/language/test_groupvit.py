@@ -37,10 +37,10 @@ def place(tmp_path_factory):
     return root
 
 
-def train(root, out, names="disc;square;background", settings=None, **options):
+def train(root, out, names="disc;square;background", settings=None, base=SMALL, **options):
     given = {"backbone": TINY.text(), "weights": "random", "steps": 3} | options
     return mw.train(
-        root / "photos", "groupvit", names=names, out=out, device="cpu", settings=SMALL | (settings or {}),
+        root / "photos", "groupvit", names=names, out=out, device="cpu", settings=base | (settings or {}),
         report=False, progress=Progress(quiet=True), **given,
     )  # fmt: skip
 
@@ -115,8 +115,9 @@ def test_masks_are_those_of_the_formula(place):
 def test_trained_towers_are_taken_as_they_are(place, tmp_path):
     towers = place / "run" / "towers"
     taken = train(
-        place, tmp_path / "taken", "disc;square", {"preset": "zero_shot"}, backbone="auto", weights=towers, steps=None
-    )
+        place, tmp_path / "taken", "disc;square", {"preset": "zero_shot"}, {"words.short_side": 48}, backbone="auto",
+        weights=towers, steps=None,
+    )  # fmt: skip
     named = mw.load(place / "run").with_names("disc;square", towers)
     path = next((place / "photos" / "images").iterdir())
     assert np.array_equal(taken.predict(path).confidence, named.predict(path).confidence)
