@@ -102,7 +102,7 @@ def test_a_threshold_does_not_help_a_single_name(photos, tmp_path, maskwright):
     given = ("train", photos, *GROUPS, "--set", "crops.batch=2", "--names", "disc,background", "--out")
     code, _, told = maskwright(*given, tmp_path / "run")
     assert code == 0 and "Each pixel of each photograph will be disc" in told, told
-    repair = told.split("probability 1: ")[1].split(" gives")[0].split()
+    repair = told.split("probability 1: ")[1].split(" takes")[0].split()
     code, _, told = maskwright(*given, tmp_path / "again", *repair)
     assert code == 0 and "Each pixel" not in told, told
 
