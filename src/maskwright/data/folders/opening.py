@@ -101,5 +101,5 @@ def _labels(
     lost = [line for line in rows if finder.find(line) is None]
     if lost and problems is None:
         first = ", ".join(shown(line) for line in lost[:3])
-        notices.append(f"{path.name} names {len(lost)} photographs of {len(rows)} that are not here, as {first}.")
+        notices.append(f"{path.name}: {len(lost)} of {len(rows)} photographs that it names are not here, as {first}.")
     return joined

@@ -56,7 +56,9 @@ def captioned(context: Context) -> list[int]:
         context.note(f"{left} of {len(context.data)} photographs have no caption and are not trained on.")
     captions = [c for i in found for c in context.data.items[i].captions]
     if long := sum(len(c.split()) > LENGTH - 2 for c in captions):
-        context.note(f"Of {long} of {len(captions)} captions the text tower reads the beginning, {LENGTH} tokens.")
+        context.note(
+            f"{long} of {len(captions)} captions are longer than the {LENGTH} tokens that the text tower reads."
+        )
     return found
 
 
