@@ -152,6 +152,7 @@ def test_work_without_gradients_is_foretold_too(capsys, monkeypatch):
     [
         ([36.0, 2.0], []),
         ([36.0, 6.0], ["predict: about 78 s more for 13 of 15, at 6.0 s each."]),
+        ([40.0, *[0.02] * 7, 80.0], ["predict: about 60 s more for 6 of 15, at 10.0 s each."]),  # batches of eight
         ([70.0], ["predict: about 16 min more for 14 of 15, at 70.0 s each."]),
     ],
 )

@@ -128,7 +128,8 @@ class Progress:
 class _Foretold:
     """Says once how long a piece of work takes, after some of it.
 
-    The first item meets cold caches and compiles kernels. It counts only where nothing came behind it for a minute.
+    The first item meets cold caches and compiles kernels. It counts only where nothing came behind it for a minute. The
+    rest of its batch comes at once and tells nothing.
     """
 
     def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
@@ -147,7 +148,7 @@ class _Foretold:
             seconds, self.warm, self.warmed = now - self.start, now, made
             if seconds < LONG:
                 return
-        if made < 1 or now - self.start < SEEN:
+        if made < 1 or now - self.start < SEEN or seconds < SEEN / 2:
             return
         self.said = True
         left = seconds / made * (self.total - done)
