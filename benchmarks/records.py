@@ -35,7 +35,8 @@ def keep(folder: Path, to: Path) -> None:
         to: where they go.
     """
     root = data_root()
-    names = ("scores.json", "hungarian.json", "curve.json", "run.json", "metrics.jsonl")
+    judged = ("scores.json", "validation.json", "groups.json", "hungarian.json", "curve.json")
+    names = (*judged, "run.json", "metrics.jsonl")
     for source in (place / name for name in names for place in (folder, folder / "run")):
         if source.exists():
             to.mkdir(parents=True, exist_ok=True)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from benchmarks.toy_world.groups import GroupClusters, groups_a_picture
 from benchmarks.toy_world.scenes import CLASSES, FILLINGS, GROUNDS, KINDS, SHAPES, describe, draw_scene, write_folder
 from benchmarks.toy_world.table import VOCABULARIES, shuffled, truth_of
 from benchmarks.toy_world.two_towers import PairTraining, contrast, description, read_pairs, write_towers
 from tests.golden.formulas import as64, draw, unit
 
 import maskwright as mw
+from maskwright.data.masking.classes import ClassTable
+from maskwright.data.masking.masks import read_mask
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.towers.image import ClipViT
 from maskwright.models.towers.surgery import LastBlock
@@ -84,7 +88,7 @@ def test_contrast_pair_by_pair():
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
-    write_folder(folder, 12, 4)
+    write_folder(folder, 12, 4, validation=3)
     return folder
 
 
@@ -97,6 +101,8 @@ def training(scenes):
 def test_towers_learn_go_on_and_are_read_as_any_others(scenes, tmp_path):
     data = mw.open_folder(scenes)
     assert data.classes.names == CLASSES and len(data.split("train")) == 12 and len(data.split("test")) == 4
+    held = [set(data.split(name).names) for name in ("train", "test", "validation")]
+    assert len(held[2]) == 3 and not set.intersection(*held) and len(set.union(*held)) == 19
     whole, config = training(scenes)
     losses = [whole.update()[0] for _ in range(4)]
     assert losses[-1] < losses[0] and math.log(100) + 1e-6 >= float(whole.model.logit_scale.detach()) > 0
@@ -118,3 +124,42 @@ def test_towers_learn_go_on_and_are_read_as_any_others(scenes, tmp_path):
         torch.testing.assert_close(whole.texts(tokens), whole.model.encode_text(tokens, normalize=True))
         own = whole.model.encode_text(TextTower(tower.pair).tokenizer(["a red circle"]), normalize=True)
         torch.testing.assert_close(TextTower(tower.pair).encode(["a red circle"]), own, rtol=0.02, atol=0.02)
+
+
+class Halves(torch.nn.Module):
+    """A picture's left and right half as its two groups, whose vectors are the halves' colours; groups of a bright
+    picture have changed places."""
+
+    backbone = SimpleNamespace(groups=2)
+
+    def forward(self, x):
+        maps = torch.zeros(1, 2, 2, 4)
+        left = int(x[0].mean() > 0.5)
+        maps[0, left, :, :2] = maps[0, 1 - left, :, 2:] = 1
+        colours = torch.stack([x[0, :, :, :4].mean((1, 2)), x[0, :, :, 4:].mean((1, 2))])
+        vectors = torch.cat((colours[[left, 1 - left]], x[0].mean((1, 2))[None]))  # (G + 1, E)
+        return torch.cat((maps, vectors.flatten()[None, :, None, None].expand(1, -1, 2, 4)), 1)
+
+
+class Pictures(list):
+    names, classes = ("a", "b", "c"), ClassTable.numbered(3)
+    image = list.__getitem__
+
+
+def test_groups_are_clustered_by_what_they_are_and_not_by_their_numbers(tmp_path):
+    dark, light, grey = (60, 0, 0), (250, 240, 255), (0, 90, 60)
+    pictures = Pictures(np.zeros((4, 8, 3), np.uint8) for _ in range(3))
+    for picture, (left, right) in zip(pictures, ((dark, grey), (light, grey), (light, dark))):
+        picture[:, :4], picture[:, 4:] = left, right
+    preprocess = SimpleNamespace(apply=lambda image: torch.from_numpy(image).permute(2, 0, 1) / 255)
+    segmenter = SimpleNamespace(encoder=Halves(), preprocess=preprocess)
+    assert groups_a_picture(segmenter, pictures) == 2
+    found = GroupClusters.fitted(segmenter, pictures, 3, 0)
+    found.predict_folder(pictures, tmp_path)
+    one, two, three = (read_mask(tmp_path / f"{name}.png") for name in pictures.names)
+    for mask in (one, two, three):
+        assert mask.shape == (4, 8)
+        assert len(np.unique(mask[:, :4])) == len(np.unique(mask[:, 4:])) == 1
+    a, b, c = one[0, 0], two[0, 0], one[0, 7]
+    assert len({a, b, c}) == 3
+    assert two[0, 7] == c and three[0, 0] == b and three[0, 7] == a

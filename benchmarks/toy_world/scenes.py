@@ -149,20 +149,20 @@ def describe(scene: Scene, random: np.random.Generator) -> str:
     return caption if random.random() < 0.7 else f"a photo of {caption}"
 
 
-def write_folder(out: Path, train: int, test: int, seed: int = 0) -> None:
+def write_folder(out: Path, train: int, test: int, seed: int = 0, validation: int = 0) -> None:
     """Writes scenes as a folder: images, masks, `classes.txt`, `captions.csv` (two an image), splits `train`, `few`
-    (the first thousand of it) and `test`.
+    (the first thousand of it), `test` and `validation`, which settings may be chosen on.
 
     Args:
         out: the folder.
-        train, test: scenes of each split.
+        train, test, validation: scenes of each split.
         seed: of the drawing; scene i of a seed is always the same.
     """
     table = ClassTable(CLASSES, default_palette(len(CLASSES) + 1)[1:])
     for name in ("images", "masks", "splits"):
         (out / name).mkdir(parents=True, exist_ok=True)
     (out / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
-    rows, names = [], [f"{i:06d}" for i in range(train + test)]
+    rows, names = [], [f"{i:06d}" for i in range(train + test + validation)]
     for i, name in enumerate(names):
         random = np.random.default_rng((seed, i))
         scene = draw_scene(random)
@@ -171,8 +171,13 @@ def write_folder(out: Path, train: int, test: int, seed: int = 0) -> None:
         rows += [(name, describe(scene, random)) for _ in range(2)]
     with (out / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("name", "caption"), *rows])
-    for split, part in (("train", names[:train]), ("few", names[: min(train, 1000)]), ("test", names[train:])):
-        (out / "splits" / f"{split}.txt").write_text("".join(f"{name}\n" for name in part))
+    splits = {
+        "train": names[:train], "few": names[: min(train, 1000)], "test": names[train : train + test],
+        "validation": names[train + test :],
+    }  # fmt: skip
+    for split, part in splits.items():
+        if part:
+            (out / "splits" / f"{split}.txt").write_text("".join(f"{name}\n" for name in part))
 
 
 def main() -> None:
@@ -181,9 +186,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--train", type=int, default=16000)
     parser.add_argument("--test", type=int, default=300)
+    parser.add_argument("--validation", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    write_folder(options.out, options.train, options.test, options.seed)
+    write_folder(options.out, options.train, options.test, options.seed, options.validation)
 
 
 if __name__ == "__main__":

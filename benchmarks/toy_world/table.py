@@ -1,7 +1,8 @@
 """Names to masks in the toy world: `python -m benchmarks.toy_world.table --runs FOLDER`.
 
 FOLDER holds `scenes` and `towers`, which `scenes.py` and `two_towers.py` make. Each row is a run on the names alone; it
-predicts the held-out scenes and is judged by their exact masks. Done rows are skipped."""
+predicts the held-out scenes, and those that settings are chosen on, and is judged by their exact masks. Done rows are
+skipped."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.records import add_options, run_rows, weights_root
+from benchmarks.toy_world.groups import GroupClusters, groups_a_picture
 from benchmarks.toy_world.scenes import FILLINGS, GROUNDS, KINDS, SHAPES
 from maskwright import api
 from maskwright.data.masking.masks import read_mask
 from maskwright.data.trust.files import write_json
 from maskwright.evaluate.protocols import evaluate_arrays
+from maskwright.predict.model import Model
 
 FILLED = tuple(f"{filling} shape" for filling in FILLINGS)
 VOCABULARIES = {"fillings": FILLED, "scene": (*FILLED, *GROUNDS), "kinds": KINDS}
@@ -40,6 +43,7 @@ class Row:
         backbone, weights: of the run; RUNS as in `inputs`.
         split: the scenes that it sees.
         clusters: as many as there are names, matched one to one; the names are not read.
+        groups_of: a row of `groupvit`; nothing is trained, and its groups are clustered.
     """
 
     method: str = "maskclip"
@@ -52,10 +56,14 @@ class Row:
     weights: str = "RUNS/towers"
     split: str = "few"
     clusters: bool = False
+    groups_of: str = ""
 
 
 GROUPS = "groupvit:image=64/patch=8/width=96/heads=3/depths=2+2+1/groups=16+8/embed=64/hidden=192/words=64/layers=2"
 """A GroupViT of about the size of the two towers."""
+CAPTIONS = {
+    "crops.batch": 128, "crops.scale_min": 0.6, "optimizer.lr": 1e-3, "contrast.words": 0, "precision": "fp32",
+}  # fmt: skip
 NEW = {"backbone": GROUPS, "weights": "random"}
 VALUES = {"last_block.rest": False}
 PLUS = VALUES | {
@@ -90,8 +98,13 @@ ROWS = {
     "scene-maskclip-plus": Row(names="scene", settings=PLUS, inputs=STUDENT, steps=400),
     "scene-reco": Row("reco", RECO | {"context": ""}, names="scene"),
     "scene-naclip": Row("clip_seg", {"variant": "naclip"}, names="scene"),
-    "groupvit": Row(
+    "groupvit": Row("groupvit", CAPTIONS, steps=700, split="train", **NEW),
+    "groupvit-words": Row(
         "groupvit", {"crops.batch": 64, "crops.scale_min": 0.6, "optimizer.lr": 1e-3}, steps=1400, split="train", **NEW
+    ),
+    "groupvit-groups": Row("groupvit", clusters=True, groups_of="groupvit"),
+    "groupvit-kmeans": Row(
+        "kmeans", {"features.short_side": 64}, clusters=True, backbone="groupvit", weights="RUNS/groupvit-0/run/towers"
     ),
     "groupvit-start_kmeans": Row("kmeans", {"features.short_side": 64}, clusters=True, **NEW),
     "kinds-maskclip-values": Row(names="kinds", settings=VALUES),
@@ -116,29 +129,46 @@ def truth_of(mask: np.ndarray, names: str) -> np.ndarray:
     return np.where(ground, grounds, things).astype(np.uint8)
 
 
+JUDGED = {"validation": ("validation-masks", "validation.json"), "test": ("masks", "scores.json")}
+"""Splits, and where each run's masks and scores of them go; settings are chosen on `validation` alone."""
+
+
 def run(name: str, seed: int, folder: Path) -> None:
     """Trains, predicts and judges a row."""
     row, place = ROWS[name], folder.parent
-    names = VOCABULARIES[row.names]
+    scenes, names = api.open_folder(place / "scenes"), VOCABULARIES[row.names]
+    model: Model | GroupClusters
+    if row.groups_of:
+        own = api.load(place / f"{row.groups_of}-{seed}" / "run")
+        model = GroupClusters.fitted(own.segmenter, scenes.split(row.split), len(names), seed)
+        used = groups_a_picture(own.segmenter, scenes.split("test"))
+        write_json(folder / "groups.json", {"groups_a_picture": round(used, 3)})
+    else:
+        model = train(row, seed, folder)
+    for split, (masks, scores) in JUDGED.items():
+        held = scenes.split(split)
+        model.predict_folder(held, folder / masks)
+        pairs = [
+            (read_mask(folder / masks / f"{n}.png"), truth_of(held.mask(i), row.names))
+            for i, n in enumerate(held.names)
+        ]
+        found = evaluate_arrays(pairs, names, "hungarian" if row.clusters else "direct", ignore=255)
+        write_json(folder / scores, found.to_json())
+
+
+def train(row: Row, seed: int, folder: Path) -> Model:
+    """The row's run, in `folder`/run."""
+    place, names = folder.parent, VOCABULARIES[row.names]
     given = shuffled(names) if row.deranged else names
     short = {} if row.clusters else {"words.short_side": 64}
     inputs = {k: v.replace("RUNS", str(place)) for k, v in row.inputs.items()}
-    model = api.train(
+    return api.train(
         place / "scenes", row.method, names=None if row.clusters else given, split=row.split,
         classes=len(names) if row.clusters else None, backbone=row.backbone,
         weights=row.weights.replace("RUNS", str(place)), out=folder / "run", seed=seed,
         settings=short | row.settings, inputs=inputs or None, steps=row.steps, device="cpu", resume=True,
         report=False,
     )  # fmt: skip
-    held = api.open_folder(place / "scenes").split("test")
-    model.predict_folder(held, folder / "masks")
-    pairs = [
-        (read_mask(folder / "masks" / f"{n}.png"), truth_of(held.mask(i), row.names)) for i, n in enumerate(held.names)
-    ]
-    write_json(
-        folder / "scores.json",
-        evaluate_arrays(pairs, names, "hungarian" if row.clusters else "direct", ignore=255).to_json(),
-    )
 
 
 def lines(runs: Path, seed: int) -> Iterator[str]:
@@ -157,8 +187,9 @@ def main() -> None:
     """Runs what is asked for and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, "runs/toy")
+    parser.add_argument("--called", default="toy", help="what the folders of kept records begin with")
     options = parser.parse_args()
-    run_rows(ROWS, (), options, options.runs, "toy", run)
+    run_rows(ROWS, (), options, options.runs, options.called, run)
     print("\n".join(lines(options.runs, int(options.seeds.split(",")[0]))))
 
 

@@ -12,10 +12,11 @@ Deviates: CLIP's own mean and standard deviation (the authors' configurations gi
 weights were trained with it (theirs give GELU); key smoothing normalises each key, as the paper says (their code
 normalises each channel over the picture), and divides by the sum of |W| for a confidence, which changes no winner;
 synonyms and a background, which the paper has not; plurals are made singular. Refinements see one picture, or one tile.
-MaskCLIP+ labels whole photographs once, where the authors label each augmented crop as it is drawn; no mask marks
-pixels to leave out, where theirs drops the true 255 and chooses crops by true masks; self-training has rounds, without
-seen classes with masks; its network and optimiser are any of ours. With the paper's: Nesterov momentum, crops at the
-photographs' own scale (theirs: 512 pixels of short side), no change of colours.
+MaskCLIP+ labels whole photographs once, where the authors label each augmented crop as it is drawn; a label counts as
+much as it is sure, where theirs all count alike; no mask marks pixels to leave out, where theirs drops the true 255 and
+chooses crops by true masks; self-training has rounds, without seen classes with masks; its network and optimiser are
+any of ours. With the paper's: Nesterov momentum, crops at the photographs' own scale (theirs: 512 pixels of short
+side), no change of colours.
 
 The original's ViT keeps residual and MLP of the last block (`last_block.rest`); later papers do better without. Its
 `conf_thresh` overwrites true labels too, and `assign_label` gives a tuple where nothing is to be filled.
