@@ -29,6 +29,7 @@ from maskwright.models.networks.build import NETWORKS, build_network
 from maskwright.models.networks.vit_heads import LastMap
 from maskwright.models.parts.attended_clusters import AttendedClusters, PixelAttention
 from maskwright.models.parts.class_vectors import ClassVectors, Scores
+from maskwright.models.parts.foreground_clusters import ForegroundClusters
 from maskwright.models.parts.heads import (
     ConvDecoder,
     CosineClassifier,
@@ -40,17 +41,26 @@ from maskwright.models.parts.heads import (
     Standardize,
     StegoHead,
 )
+from maskwright.models.parts.hierarchy import Hierarchy, LevelClassifier
 from maskwright.models.parts.large_fov import TokenLargeFOV
 from maskwright.models.parts.part import Part
 from maskwright.models.parts.pretrained_head import PretrainedHead
+from maskwright.models.parts.projector import Projector
+from maskwright.models.parts.regions import RegionClassifier, RegionEncoder
 from maskwright.models.parts.relighting import Relighting, RelitEncoder, WeightedClassifier
+from maskwright.models.parts.salient_objects import ObjectClusters, SalientDecoder
+from maskwright.models.parts.segments import EmbeddingHead, NeighbourClassifier, SegmentPrototypes
 from maskwright.models.parts.sobel import SobelEncoder
 from maskwright.models.parts.table import TABLE
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.provenance import Provenance
 from maskwright.models.segmenter import Segmenter
+from maskwright.models.towers.beside import ProxyEncoder, RecoScores, TowerBeside
+from maskwright.models.towers.groupvit.parts import GroupClassifier, GroupEncoder
+from maskwright.models.towers.groupvit.shape import GroupShape
+from maskwright.models.towers.groupvit.tower import build_groupvit
 from maskwright.models.towers.image import build_clip
-from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier
+from maskwright.models.towers.parts import JointEncoder, VocabularyClassifier, WordHead
 from maskwright.models.towers.shape import TowerShape
 from maskwright.predict.export import after, before, checking, writing
 from maskwright.predict.export.graph import OPSET, Graph
@@ -307,7 +317,121 @@ def words(attention: str, **more: Any) -> Segmenter:
     return segmenter(encoder, Identity(), classifier, 3, multiple_of=tower.multiple_of)
 
 
+def unit(rows: int, width: int) -> torch.Tensor:
+    """Vectors of unit length."""
+    return F.normalize(torch.randn(rows, width), dim=1)
+
+
+def drawn(part: Any) -> Any:
+    """The part with weights so large that places differ; as they begin all are of one group or segment."""
+    for weight in part.parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=2 * weight[0].numel() ** -0.5)
+    return part
+
+
+OWNER = torch.tensor([1, 1, 2, 0])
+"""Of four words, the class of each."""
+
+
+def objects(deep: int) -> Segmenter:
+    """MaskContrast's salient objects, by embeddings or by the deepest map, enlarged."""
+    decoder = SalientDecoder(LastMap(8), 8, 6, deep)
+    nn.init.normal_(decoder.salient.weight)
+    width = deep or 6
+    clusters = ObjectClusters(torch.randn(width), torch.randn(4, width), torch.rand(4) + 0.5, torch.randn(3, 4), 0.1)
+    return segmenter(Maps(), decoder, clusters, 4)
+
+
+def foreground() -> Segmenter:
+    """Leopart's two clusterings, behind SlotCon's projector."""
+    decoder = Sequential(LastMap(8), Projector(8, 12, 6))
+    centers = torch.randn(5, 6), torch.tensor([1, 2, 1, 0, 2]), 3, torch.randn(4, 6), torch.tensor([0, 1, 1, 0])
+    return segmenter(Maps(), decoder, ForegroundClusters(*centers), 3)
+
+
+def regions() -> Segmenter:
+    """ReDO's network of two regions."""
+    encoder = RegionEncoder(8, 1)
+    return segmenter(encoder, Identity(), RegionClassifier(encoder.out, 2, 0.5, swap=True), 2)
+
+
+def learned_words() -> Segmenter:
+    """MaskCLIP+'s layer and fixed words."""
+    return segmenter(Cells(), Identity(), WordHead(LinearClassifier(8, 6), unit(4, 6), OWNER, 3), 3)
+
+
+def neighbours() -> Segmenter:
+    """SegSort's segments and the vote of a bank."""
+    vote = NeighbourClassifier(unit(9, 6), torch.arange(9) % 3, 3, 2, 3, 5)
+    return segmenter(Cells(), drawn(EmbeddingHead(8, 12, 6)), vote, 3)
+
+
+def prototypes(grid: int, layout: str) -> Segmenter:
+    """HSG's k-means on segments; of grid 0, on pixels."""
+    readout = Sequential(SegmentPrototypes(grid, 5, layout), CosineClassifier(torch.randn(3, 6), 0.5))
+    return segmenter(Cells(), drawn(EmbeddingHead(8, 12, 6)), readout, 3)
+
+
+def levels(level: str) -> Segmenter:
+    """HSG's classes, which are read of pixels, or one of the levels that a photograph falls into."""
+    hierarchy = drawn(Hierarchy(8, 4, 2, 2, 16, 1, 0.0, 5))
+    readout = Sequential(SegmentPrototypes(0, 5, "centred"), CosineClassifier(torch.randn(3, 8), 0.5))
+    part = LevelClassifier(LinearClassifier(8, 8), hierarchy, readout, 3, 5, "centred", level)
+    return segmenter(Cells(), Identity(), part, {"segments": 9, "fine": 4, "coarse": 2}.get(level, 3))
+
+
+def joint(attention: str = "value") -> JointEncoder:
+    """A small tower."""
+    from tests.models.towers.tiny import config  # its package takes seconds to import
+
+    return JointEncoder(build_clip(TowerShape.of(config(), "tiny").text(), "random"), attention)
+
+
+def beside(other: bool) -> Segmenter:
+    """ReCo's scores of two maps: of two networks, or of the tower alone."""
+    tower = joint()
+    encoder = TowerBeside(tower, Cells() if other else None, (1, 2, 1), (0, 0.1, 0))
+    width = 8 if other else tower.backbone.widths[-1]
+    scores = RecoScores(unit(3, width), unit(4, tower.width), OWNER)
+    return segmenter(encoder, scores, Scores(3, 0.1), 3, multiple_of=encoder.multiple_of)
+
+
+def proxy() -> Segmenter:
+    """ProxyCLIP: a tower whose last block attends as a second network's map says."""
+    tower = joint()
+    encoder = ProxyEncoder(tower, Cells(), (1, 2, 1), (0, 0.1, 0), 1.2, 3.0)
+    classifier = VocabularyClassifier(unit(4, tower.width), OWNER, 3, scale=10.0)
+    return segmenter(encoder, Identity(), classifier, 3, multiple_of=encoder.multiple_of)
+
+
+def groups(**more: Any) -> Segmenter:
+    """GroupViT."""
+    shape = GroupShape(image=32, patch=8, width=24, heads=2, depths=(2, 1, 1), groups=(6, 4), embed=16, hidden=32,
+                       words=64, layers=2)  # fmt: skip
+    encoder = drawn(GroupEncoder(build_groupvit(shape.text(), "random")))
+    classifier = GroupClassifier(unit(4, 16), OWNER, 3, 10.0, 4, top=2, enlarge=4, **more)
+    return segmenter(encoder, Identity(), classifier, 3, multiple_of=encoder.multiple_of)
+
+
 HEADS = {
+    "salient objects": lambda: objects(0),
+    "salient objects, deep": lambda: objects(8),
+    "foreground clusters": foreground,
+    "regions": regions,
+    "learned words": learned_words,
+    "neighbours": neighbours,
+    "pixels": lambda: prototypes(0, "corner"),
+    "segments": lambda: prototypes(3, "centred"),
+    "levels, classes": lambda: levels("classes"),
+    "levels, segments": lambda: levels("segments"),
+    "levels, fine": lambda: levels("fine"),
+    "levels, coarse": lambda: levels("coarse"),
+    "tower beside": lambda: beside(True),
+    "tower alone": lambda: beside(False),
+    "proxy": proxy,
+    "groups": groups,
+    "groups, background": lambda: groups(background=0, threshold=0.9),
     "edges and class vectors": edges,
     "relit": relit,
     "words": lambda: words("value", denoise=0.2, smooth=0.9),

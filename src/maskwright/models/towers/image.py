@@ -92,7 +92,7 @@ class ClipViT(ViTBackbone):
         """
         model: Any = self.model
         tokens, grid = self._before_last(x)
-        size = (int(features.shape[-2]), int(features.shape[-1]))
+        size = (features.shape[-2], features.shape[-1])
         places = run_last_block_by_proxy(
             model.blocks[-1], tokens, grid, proxy_weights(features, beta, gamma), size
         )  # fmt: skip

@@ -40,8 +40,8 @@ def _cells(side: int, n: int, layout: Layout) -> tuple[Tensor, int]:
     """The cell of each of `side` pixels, and how many cells there are."""
     if layout == "centred":
         return (_steps(side) * (n - 1)).round().long(), n
-    cell = -(-side // n)
-    return torch.arange(side) // cell, -(-side // cell)
+    cell = (side + n - 1) // n  # of whole numbers above 0: an exported division of one below 0 rounds to 0
+    return torch.arange(side) // cell, (side + cell - 1) // cell
 
 
 def located(v: Tensor, layout: Layout = "corner") -> Tensor:
