@@ -37,7 +37,7 @@ def train(name: str, data: Path, out: Path, steps: int) -> str:
     """Trains one method as the contract suite does, and the network behind words where there is one; the hash of its
     model."""
     plus = {"plus.train": True} if "plus.train" in options_of(name) else {}
-    run(name, data, out, steps=steps, settings=settings_for(name) | plus)
+    run(name, data, out, steps=steps, settings=settings_for(name, plus))
     return hash_of(out / "model.safetensors")
 
 

@@ -20,6 +20,8 @@ from tests.engine.encoders import CountingEncoder, preprocess
 from tests.engine.test_records import RECORD_OF
 
 import maskwright as mw
+from maskwright.app import run_pages
+from maskwright.app.run_pages import PAGES
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.trust.files import sweep, temporary_beside
 from maskwright.data.trust.remembered import cache_root
@@ -53,8 +55,8 @@ def status(run: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "where", ["maskwright.models.bundle.save_bundle", "maskwright.app.report.write_report",
-              "maskwright.app.pictures.write_previews", "maskwright.methods.unsupervised.kmeans.KMeans.cluster"],
+    "where", ["maskwright.models.bundle.save_bundle", "page", "previews", "clusters",
+              "maskwright.methods.unsupervised.kmeans.KMeans.cluster"],
 )  # fmt: skip
 @pytest.mark.parametrize("error, word", [(MaskwrightError("no room"), "failed"), (KeyboardInterrupt(), "interrupted")])
 def test_an_end_at_any_step_is_recorded(data, tmp_path, monkeypatch, where, error, word):
@@ -62,7 +64,10 @@ def test_an_end_at_any_step_is_recorded(data, tmp_path, monkeypatch, where, erro
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(where, fail)
+        if where in PAGES._fields:
+            patch.setattr(run_pages, "PAGES", PAGES._replace(**{where: fail}))
+        else:
+            patch.setattr(where, fail)
         with pytest.raises(type(error)):
             kmeans(data, tmp_path / "run", report=True)
     assert status(tmp_path / "run") == word

@@ -18,11 +18,11 @@ from maskwright.data.folders.folder import open_folder
 from maskwright.data.masking.classes import ClassTable
 from maskwright.engine.classes import object_table
 from maskwright.engine.context import Context
+from maskwright.engine.ending import stopped
 from maskwright.engine.ledgers import Ledgers
 from maskwright.engine.needs import StreamNeed
 from maskwright.engine.opening import open_run
 from maskwright.engine.request import RunRequest
-from maskwright.engine.run import stopped
 from maskwright.engine.streams import Source
 from maskwright.errors import MaskwrightError
 from maskwright.methods.supervised import Supervised

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,11 @@ def options_of(name: str) -> set[str]:
     return {o["name"] for o in describe(mw.METHODS[name].Config)}
 
 
-def settings_for(name: str) -> dict[str, object]:
-    """Those of the parts that the method holds, and its own."""
-    known = options_of(name)
-    return {k: v for k, v in PARTS.items() if k in known} | OWN.get(name, {})
+def settings_for(name: str, more: Mapping[str, object] | None = None) -> dict[str, object]:
+    """Those of the parts that the method holds, its own, and more; a student's only where one is trained."""
+    known, own = options_of(name), OWN.get(name, {}) | dict(more or {})
+    idle = "student." if not own.get("plus.train") else "\0"
+    return {k: v for k, v in PARTS.items() if k in known and not k.startswith(idle)} | own
 
 
 def classes_for(name: str) -> int:

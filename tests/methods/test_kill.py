@@ -43,7 +43,7 @@ def command(data: Path, out: Path, method: str, *more: str) -> list[str]:
               for word in ("--source", f"{name}={data.with_name(name)}")]  # fmt: skip
     towers = METHODS[method].backbones == "joint"
     backbone, weights = ("clip", data.with_name("towers")) if towers else (backbone_for(method), "random")
-    given = [word for k, v in (settings_for(method) | OWN.get(method, {})).items()
+    given = [word for k, v in settings_for(method, OWN.get(method)).items()
              for word in ("--set", f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}")]  # fmt: skip
     return [
         sys.executable, "-m", "maskwright.cli", "train", str(data), "--method", method,
