@@ -323,7 +323,7 @@ def unit(rows: int, width: int) -> torch.Tensor:
 
 
 def drawn(part: Any) -> Any:
-    """The part with weights so large that places differ; as they begin all are of one group or segment."""
+    """The part with weights so large that places differ; as they begin all are of one group or class."""
     for weight in part.parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, std=2 * weight[0].numel() ** -0.5)
@@ -375,7 +375,7 @@ def prototypes(grid: int, layout: str) -> Segmenter:
 
 def levels(level: str) -> Segmenter:
     """HSG's classes, which are read of pixels, or one of the levels that a photograph falls into."""
-    hierarchy = drawn(Hierarchy(8, 4, 2, 2, 16, 1, 0.0, 5))
+    hierarchy = Hierarchy(8, 4, 2, 2, 16, 1, 0.0, 5)
     readout = Sequential(SegmentPrototypes(0, 5, "centred"), CosineClassifier(torch.randn(3, 8), 0.5))
     part = LevelClassifier(LinearClassifier(8, 8), hierarchy, readout, 3, 5, "centred", level)
     return segmenter(Cells(), Identity(), part, {"segments": 9, "fine": 4, "coarse": 2}.get(level, 3))
