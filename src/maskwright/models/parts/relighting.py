@@ -72,7 +72,7 @@ class Relighting(Part):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) of any size to r, of the same shape."""
         height, width = x.shape[-2:]
-        below, right = (max(LEAST, -(-side // STRIDE) * STRIDE) - side for side in (height, width))
+        below, right = (max(LEAST, (side + STRIDE - 1) // STRIDE * STRIDE) - side for side in (height, width))
         if below or right:
             x = F.pad(x, (0, right, 0, below), mode="replicate")
         return torch.tanh(self.last(self.body(x)))[..., :height, :width]
