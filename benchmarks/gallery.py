@@ -3,7 +3,7 @@
 FOLDER is that of `benchmarks.unsupervised`, whose rows are named; rows that have not been run are left out, which is
 said. A row of the picture is a method, a column a photograph that no run learned from. A cluster has the colour of the
 class that the evaluation matched it to, so equal colours mean equal classes over all rows; the matching looked at the
-true masks, which the first row shows. A cluster that was matched to no class is grey."""
+true masks, which the second row shows. A cluster that was matched to no class is grey."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ def tinted(image: np.ndarray, ids: np.ndarray, classes: ClassTable) -> Image.Ima
     """A photograph under a mask, `WIDTH` wide; pixels of no class are grey."""
     pixels = overlay(image, ids, classes, 0.65)
     grey = (0.35 * image + 0.65 * np.array(UNMATCHED)).astype(np.uint8)
-    pixels = np.where((ids >= len(classes))[..., None], grey, pixels)
+    return small(np.where((ids >= len(classes))[..., None], grey, pixels))
+
+
+def small(pixels: np.ndarray) -> Image.Image:
+    """A picture uint8 (H, W, 3), `WIDTH` wide."""
     picture = Image.fromarray(pixels)
     return picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
 
@@ -59,7 +63,7 @@ def main() -> None:
     else:
         chosen = [round(i) for i in np.linspace(0, len(data) - 1, 6)[1:-1]]
     images = [data.image(i) for i in chosen]
-    rows = [("photograph", [Image.fromarray(i).resize(tinted(i, i[..., 0] * 0, data.classes).size) for i in images])]
+    rows = [("photograph", [small(i) for i in images])]
     rows.append(("true mask", [tinted(p, data.mask(i), data.classes) for p, i in zip(images, chosen)]))
     for name in options.rows:
         folder = options.runs / f"{name}-0"

@@ -118,8 +118,8 @@ def options_of(name: str) -> set[str]:
 def settings_for(name: str, more: Mapping[str, object] | None = None) -> dict[str, object]:
     """Those of the parts that the method holds, its own, and more; a student's only where one is trained."""
     known, own = options_of(name), OWN.get(name, {}) | dict(more or {})
-    idle = "student." if not own.get("plus.train") else "\0"
-    return {k: v for k, v in PARTS.items() if k in known and not k.startswith(idle)} | own
+    student = own.get("plus.train", False)
+    return {k: v for k, v in PARTS.items() if k in known and (student or not k.startswith("student."))} | own
 
 
 def classes_for(name: str) -> int:

@@ -86,7 +86,7 @@ class Forecast:
         rest = pace * (self.steps - done)
         whole = rest + pace * (self.tail + sum(s.steps for s in trainings))
         if whole >= LONG:
-            self.first = pace if alone else None
+            self.first = pace
             line = self._line(done, pace, rest, whole, trainings)
             self.say(line if told is None else f"Corrected, the first step was no measure: {line}")
         elif told is not None:
