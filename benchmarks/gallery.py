@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,24 @@ def small(pixels: np.ndarray) -> Image.Image:
     return picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
 
 
+def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], label: int = LABEL) -> Image.Image:
+    """Rows of small pictures, each behind its title; a short row is filled with white."""
+    height = max(p.height for _, pictures in rows for p in pictures)
+    columns = max(len(pictures) for _, pictures in rows)
+    drawn = Image.new("RGB", (label + columns * (WIDTH + GAP), len(rows) * (height + GAP)), (255, 255, 255))
+    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(14)
+    for r, (title, pictures) in enumerate(rows):
+        pen.multiline_text((6, r * (height + GAP) + height // 2 - 14), title, (20, 20, 20), font)
+        for c, picture in enumerate(pictures):
+            drawn.paste(picture, (label + c * (WIDTH + GAP), r * (height + GAP)))
+    return drawn
+
+
+def spread_evenly(images: int, shown: int = 4) -> list[int]:
+    """Places of so many of a list's images, neither the first nor the last."""
+    return [round(i) for i in np.linspace(0, images - 1, shown + 2)[1:-1]]
+
+
 def main() -> None:
     """Writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -61,7 +80,7 @@ def main() -> None:
     if options.names:
         chosen = [data.names.index(name) for name in options.names.split(",")]
     else:
-        chosen = [round(i) for i in np.linspace(0, len(data) - 1, 6)[1:-1]]
+        chosen = spread_evenly(len(data))
     images = [data.image(i) for i in chosen]
     rows = [("photograph", [small(i) for i in images])]
     rows.append(("true mask", [tinted(p, data.mask(i), data.classes) for p, i in zip(images, chosen)]))
@@ -74,14 +93,7 @@ def main() -> None:
         masks = [matched(read_mask(folder / "masks" / f"{data.names[i]}.png"), scores["mapping"]) for i in chosen]
         title = f"{name.removeprefix(options.data + '-')}\n{100 * scores['miou']:.1f} mIoU"
         rows.append((title, [tinted(p, m, data.classes) for p, m in zip(images, masks)]))
-    height = max(p.height for p in rows[0][1])
-    sheet = Image.new("RGB", (LABEL + len(chosen) * (WIDTH + GAP), len(rows) * (height + GAP)), (255, 255, 255))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for r, (title, pictures) in enumerate(rows):
-        pen.multiline_text((6, r * (height + GAP) + height // 2 - 14), title, (20, 20, 20), font)
-        for c, picture in enumerate(pictures):
-            sheet.paste(picture, (LABEL + c * (WIDTH + GAP), r * (height + GAP)))
-    save(sheet, options.out)
+    save(sheet(rows), options.out)
 
 
 if __name__ == "__main__":
