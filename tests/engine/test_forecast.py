@@ -87,6 +87,14 @@ def test_the_options_that_make_it_shorter_are_those_of_the_method():
         configure(cls.Config, found)
 
 
+def test_options_that_others_leave_without_a_use_make_nothing_shorter():
+    cls = METHODS["maskclip"].Config
+    assert "student." not in sizes(cls())
+    assert "student.crops.size=" in sizes(configure(cls, {"plus.train": True}))
+    groups = METHODS["groupvit"].Config
+    assert "crops.batch=" in sizes(groups()) and "crops" not in sizes(configure(groups, {"preset": "zero_shot"}))
+
+
 def paced(seconds: list[float], budget: float, count: int | None = None) -> Pace:
     clock = Clock()
     pace = Pace(clock, budget, count)

@@ -283,6 +283,16 @@ def test_names_for_clusters_are_refused(tiny_folder, tmp_path):
     assert "--classes 2" in raised.value.repair
 
 
+def test_steps_that_nothing_takes_are_said(tiny_folder, tmp_path):
+    context = opened(open_folder(tiny_folder), tmp_path / "run", KMeans, steps=8)
+    said = "--steps 8: not used, kmeans trains nothing step by step with these options."
+    assert said in context.notes and said in record_of(tmp_path / "run")["notes"]
+    context = opened(open_folder(tiny_folder), tmp_path / "other", KMeans, steps=None)
+    assert not any("--steps" in note for note in context.notes)
+    context = opened(open_folder(tiny_folder), tmp_path / "trains", Supervised, steps=8)
+    assert not any("--steps" in note for note in context.notes)
+
+
 class Worded(TwoDomains):
     name: ClassVar[str] = "worded"
     needs: ClassVar[frozenset[str]] = frozenset({"names", "captions"})

@@ -13,7 +13,9 @@ A configuration holds options of its own, made by `option`, and parts with optio
 
 Settings may be written in full (`teacher.ema=0.9`), by their last name (`ema=0.9`) where one option of the method has
 it, or by the flat name under which an option was listed before it had a part. A class attribute `unused` names fields
-that play no role in a method: they are neither listed nor taken, there and in the classes below."""
+that play no role in a method: they are neither listed nor taken, there and in the classes below. Options that others
+leave without a use are named by a method `idle` of the configuration, which gives pairs of names, of options or of
+parts, and of what leaves them so: `(("proxy",), "variant=sclip")`. Those that were set nevertheless are refused."""
 
 from __future__ import annotations
 
@@ -85,6 +87,10 @@ def part(
         raise ValueError(f"{cls.__name__} has no option {', '.join(sorted(wrong))}")
     _made(cls, defaults)  # a wrong default shows where it is written
     return dataclasses.field(default_factory=lambda: _made(cls, defaults), metadata={"part": given})
+
+
+Idle = Iterator[tuple[Sequence[str], str]]
+"""Names of options or parts without a use, and what leaves them so: what a configuration's `idle` gives."""
 
 
 @dataclass(frozen=True)
@@ -305,10 +311,10 @@ def _check_parts(config: Any, before: str) -> None:
         if "part" in f.metadata:
             _check_parts(getattr(config, f.name), f"{before}{f.name}.")
     check = getattr(config, "check", None)
-    if check is None:
-        return
     try:
-        check()
+        if check is not None:
+            check()
+        _refuse_idle(config)
     except MaskwrightError as error:
         if not before:
             raise
@@ -334,25 +340,29 @@ def fill_from_preset(config: Any, preset: Mapping[str, Any]) -> None:
         setattr(config, o.path[0], value)
 
 
-def refuse_idle(config: Any, names: Collection[str], why: str, standing: Any = None) -> None:
-    """Refuses options that were set though others leave them without a use; for a configuration's `check`.
+def idle_options(config: Any) -> dict[str, str]:
+    """The options that others leave without a use in a configuration, by whole name, and what leaves each so."""
+    told = config.idle() if hasattr(config, "idle") else ()
+    return {
+        o.name: why
+        for names, why in told
+        for o in options(type(config))
+        if o.used and any(o.name == name or o.name.startswith(f"{name}.") for name in names)
+    }
 
-    Args:
-        config: the configuration.
-        names: of the idle options, or of parts whose options all are.
-        why: what leaves them so, as `variant=sclip`.
-        standing: the configuration of which nothing was set; the class's defaults if None.
 
-    Raises:
-        MaskwrightError: one of them has another value than where nothing was set.
-    """
-    standing = type(config)() if standing is None else standing
+def _refuse_idle(config: Any) -> None:
+    """Raises `MaskwrightError` where an idle option has another value than its default, or than the preset's."""
+    idle = idle_options(config)
+    if not idle:
+        return
+    standing = type(config)(preset=config.preset) if hasattr(config, "preset") else type(config)()
     for o in options(type(config)):
-        idle = o.used and any(o.name == name or o.name.startswith(f"{name}.") for name in names)
-        if idle and o.of(config) != o.of(standing):
+        if o.name in idle and o.of(config) != o.of(standing):
             raise MaskwrightError(
-                f"{o.name}={o.of(config)} with {why}: nothing depends on it", f"{o.name} left as it is", "leave it out"
-            )
+                f"{o.name}={o.of(config)} with {idle[o.name]}: nothing depends on it", f"{o.name} left as it is",
+                "leave it out",
+            )  # fmt: skip
 
 
 def describe(config_class: type) -> list[dict[str, Any]]:

@@ -144,12 +144,15 @@ def open_run(request: RunRequest) -> Context:
     )
     if request.minutes is not None and run.record["steps"] is not None:
         bar.say(f"--minutes: this run has {run.record['steps']} steps since its start; --steps lengthens it")
+    steps_told = ""
+    if request.steps is not None and not cls.own_steps(config, len(images)):
+        steps_told = f"--steps {request.steps}: not used, {cls.name} trains nothing step by step with these options."
     digest_told = digest and labels_note(images, request.labeled, digest)
     of_sources = [sentence for name, data in sources.items() for sentence in _told(name, data, request)]
     with recorded(run):
         if run.writes and not (run.path / IMAGES).exists():
             write_photographs(run.path, {TARGET: images, **sources})
-        for sentence in (*images.notices, *of_sources, digest_told):
+        for sentence in (*images.notices, *of_sources, digest_told, steps_told):
             if sentence:
                 context.note(sentence)
         if request.reason:

@@ -6,7 +6,7 @@ import re
 from dataclasses import is_dataclass
 from typing import Any
 
-from maskwright.engine.config import options
+from maskwright.engine.config import idle_options, options
 from maskwright.errors import MaskwrightError
 
 SIZES = re.compile(r"(side|size|batch|restarts|max_rows|scales|images)$")
@@ -20,7 +20,8 @@ def sizes(config: Any) -> str:
     """The options that make a run shorter, with their values: "crops.size=256, crops.batch=4"; empty without any."""
     if not is_dataclass(config):
         return ""
-    found = [o for o in options(type(config)) if o.used and SIZES.search(o.path[-1])]
+    idle = idle_options(config)
+    found = [o for o in options(type(config)) if o.used and o.name not in idle and SIZES.search(o.path[-1])]
     found.sort(key=lambda o: not o.main)
     given = [f"{o.name}={_written(o.of(config))}" for o in found if o.of(config)]
     return ", ".join(given[:MOST_SIZES])
@@ -54,6 +55,8 @@ def too_small(stage: str, config: Any) -> MaskwrightError:
 
 def _now(config: Any, least: int) -> str:
     """The options that decide how large a batch is, with their values, where these are no smaller."""
-    given = [(o.name, o.of(config)) for o in options(type(config)) if o.used] if is_dataclass(config) else []
+    idle = idle_options(config)
+    every = options(type(config)) if is_dataclass(config) else []
+    given = [(o.name, o.of(config)) for o in every if o.used and o.name not in idle]
     found = [f"{k}={v}" for k, v in given if type(v) is int and v >= least and re.search("batch|crop|side", k)]
     return f" (now {', '.join(found)})" if found else ""

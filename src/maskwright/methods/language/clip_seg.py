@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from maskwright.engine.config import option, part, refuse_idle
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.needs import InputNeed
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.towers.beside import ProxyEncoder
@@ -71,10 +71,10 @@ class ClipSegConfig(WordConfig):
     std: float = option(5.0, "patches; of the Gaussian of variant=naclip", low=0.1)
     proxy: ProxyOptions = part(ProxyOptions)
 
-    def check(self) -> None:
-        """Raises `MaskwrightError` on options of another variant."""
+    def idle(self) -> Idle:
+        """Options of another variant."""
         others = [name for name, variant in (("std", "naclip"), ("proxy", "proxyclip")) if self.variant != variant]
-        refuse_idle(self, others, f"variant={self.variant}")
+        yield others, f"variant={self.variant}"
 
 
 class ClipSeg(WordMethod):

@@ -21,7 +21,7 @@ import torch
 
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import StoredLabels
-from maskwright.engine.config import fill_from_preset, option, part, refuse_idle
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, share
 from maskwright.engine.needs import InputNeed
@@ -103,16 +103,19 @@ class StudentConfig(WordConfig):
         fill_from_preset(self, self.presets.get(self.preset, {}))
 
     def check(self) -> None:
-        """Raises `MaskwrightError` on options of a network where none learns, and on those of rounds that are none."""
+        """Raises `MaskwrightError` on the settings of a network where none learns."""
+        if not self.plus.train and self.preset != "small":
+            raise MaskwrightError(
+                f"preset={self.preset}, the settings of a network, with plus.train=false", "a network that learns",
+                "--set plus.train=true",
+            )  # fmt: skip
+
+    def idle(self) -> Idle:
+        """Options of a network where none learns, and those of rounds that are none."""
         if not self.plus.train:
-            if self.preset != "small":
-                raise MaskwrightError(
-                    f"preset={self.preset}, the settings of a network, with plus.train=false", "a network that learns",
-                    "--set plus.train=true",
-                )  # fmt: skip
-            refuse_idle(self, ("plus", "student"), "plus.train=false")
+            yield ("plus", "student"), "plus.train=false"
         elif not self.plus.rounds:
-            refuse_idle(self, ("plus.share", "plus.round_lr"), "plus.rounds=0")
+            yield ("plus.share", "plus.round_lr"), "plus.rounds=0"
 
 
 class StudentMethod(WordMethod):

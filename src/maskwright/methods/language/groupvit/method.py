@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 
 from maskwright.data.training.augment import PRESETS as RECIPES
-from maskwright.engine.config import fill_from_preset, option, part, refuse_idle
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
 from maskwright.errors import MaskwrightError
 from maskwright.methods.language.groupvit.training import ContrastTraining, start_of
@@ -123,13 +123,15 @@ class GroupVitConfig(WordConfig):
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
 
-    def check(self) -> None:
-        """Raises `MaskwrightError` on options of a training where there is none, and of words that are not compared."""
+    def idle(self) -> Idle:
+        """Options of a training where there is none, and of words that are not compared."""
         if not self.steps:
-            trains = ("crops", "contrast", "optimizer", "drop_path", "precision")
-            refuse_idle(self, trains, f"preset={self.preset}, which trains nothing", type(self)(preset=self.preset))
+            yield (
+                ("crops", "contrast", "optimizer", "drop_path", "precision"),
+                f"preset={self.preset}, which trains nothing",
+            )
         elif not self.contrast.words:
-            refuse_idle(self, ("contrast.weight",), "contrast.words=0")
+            yield ("contrast.weight",), "contrast.words=0"
 
 
 class GroupVit(WordMethod):
