@@ -71,6 +71,34 @@ FIGURES = {
 """What the table shows of a protocol; others show mIoU and pixel accuracy."""
 FINE = {"layers": "3"}
 """Only the stage of stride 16: block 4 of EfficientNet-Lite0."""
+FROZEN = ("kmeans", "stego", "primaps", "deep_spectral")
+"""Methods on features that nothing trains, which are cheap enough for every set."""
+LEARNED = ("iic", "infoseg", "picie", "slotcon", "leopart", "looking_beyond", "segsort", "hsg")
+"""Methods that train their encoder on scenes, by their presets `small`."""
+ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "iic": {"without_over": {"over": "0"}, "without_displacement": {"displacement": "0"}},
+    "infoseg": {"unbalanced": {"balance": "0"}, "detach": {"detach": "true"}, "classes": {"negatives": "classes"}},
+    "picie": {
+        "mdc": {"mdc": "true"}, "without_invariance": {"invariance": "false"},
+        "without_equivariance": {"equivariance": "false"}, "within": {"terms": "within"}, "mse": {"mse": "true"},
+        "over": {"over": "4"}, "frequency": {"balance": "frequency"},
+    },
+    "slotcon": {"without_slots": {"slots": "false"}, "without_centring": {"centring": "false"}},
+    "maskcontrast": {
+        "without_contrast": {"contrast.weight": "0", "readout.of": "encoder"}, "without_queue": {"queue": "0"},
+        "without_saliency": {"saliency.head": "false"},
+    },
+    "leopart": {
+        "without_foreground": {"foreground.use": "false"}, "without_cbfe": {"cbfe.use": "false"},
+        "without_communities": {"communities.use": "false"},
+    },
+    "looking_beyond": {
+        "single": {"by": "superpixels"}, "without_vote": {"superpixels": "0"}, "across": {"across": "true"},
+    },
+    "segsort": {"superpixels": {"regions.by": "superpixels"}},
+    "hsg": {"fine": {"levels.which": "fine"}, "without_levels": {"levels.which": "regions"}},
+}  # fmt: skip
+"""What each paper takes away, as rows on msrc_v2; MDC, PiCIE's baseline, among them."""
 ENTRIES = (
     Entry("camvid-kmeans", "camvid", "kmeans"),
     Entry("camvid-kmeans-crf", "camvid", "kmeans", settings={"crf": "true"}, seeds=(0,)),
@@ -85,45 +113,14 @@ ENTRIES = (
     Entry("camvid-kmeans-block4", "camvid", "kmeans", settings=FINE),
     Entry("camvid-stego-block4", "camvid", "stego", settings=FINE, refine="none", seeds=(0,)),
     Entry("camvid-kmeans-random", "camvid", "kmeans", weights="random", seeds=(0,)),
-    Entry("camvid-iic", "camvid", "iic", seeds=(0,)),
-    Entry("camvid-iic-without_over", "camvid", "iic", settings={"over": "0"}, seeds=(0,)),
-    Entry("camvid-iic-without_displacement", "camvid", "iic", settings={"displacement": "0"}, seeds=(0,)),
-    Entry("camvid-infoseg", "camvid", "infoseg", seeds=(0,)),
-    Entry("camvid-infoseg-unbalanced", "camvid", "infoseg", settings={"balance": "0"}, seeds=(0,)),
-    Entry("camvid-infoseg-detach", "camvid", "infoseg", settings={"detach": "true"}, seeds=(0,)),
-    Entry("camvid-infoseg-classes", "camvid", "infoseg", settings={"negatives": "classes"}, seeds=(0,)),
-    Entry("camvid-picie", "camvid", "picie", seeds=(0,)),
-    Entry("camvid-picie-mdc", "camvid", "picie", settings={"mdc": "true"}, seeds=(0,)),
-    Entry("camvid-picie-without_invariance", "camvid", "picie", settings={"invariance": "false"}, seeds=(0,)),
-    Entry("camvid-picie-without_equivariance", "camvid", "picie", settings={"equivariance": "false"}, seeds=(0,)),
-    Entry("camvid-picie-within", "camvid", "picie", settings={"terms": "within"}, seeds=(0,)),
-    Entry("camvid-picie-mse", "camvid", "picie", settings={"mse": "true"}, seeds=(0,)),
-    Entry("camvid-picie-over", "camvid", "picie", settings={"over": "4"}, seeds=(0,)),
-    Entry("camvid-picie-frequency", "camvid", "picie", settings={"balance": "frequency"}, seeds=(0,)),
-    Entry("camvid-slotcon", "camvid", "slotcon", seeds=(0,)),
-    Entry("camvid-slotcon-without_slots", "camvid", "slotcon", settings={"slots": "false"}, seeds=(0,)),
-    Entry("camvid-slotcon-without_centring", "camvid", "slotcon", settings={"centring": "false"}, seeds=(0,)),
+    Entry("msrc-kmeans-random", "msrc_v2", "kmeans", classes=23, weights="random", seeds=(0,)),
+    *(Entry(f"camvid-{name}", "camvid", name, seeds=(0,)) for name in LEARNED),
+    *(Entry(f"msrc-{name}", "msrc_v2", name, classes=23, seeds=(0,)) for name in (*FROZEN, *LEARNED, "maskcontrast")),
+    *(Entry(f"msrc-{name}-{part}", "msrc_v2", name, classes=23, settings=settings, seeds=(0,))
+      for name, parts in ABLATIONS.items() for part, settings in parts.items()),
+    *(Entry(f"dubai-{name}", "dubai_aerial", name, classes=5, seeds=(0,)) for name in FROZEN),
+    *(Entry(f"voc-{name}", "voc_part", name, train="train_all", test="val", classes=21, seeds=(0,)) for name in FROZEN),
     Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
-    Entry("msrc-maskcontrast", "msrc_v2", "maskcontrast", classes=23, seeds=(0,)),
-    Entry("msrc-maskcontrast-without_contrast", "msrc_v2", "maskcontrast", classes=23, seeds=(0,),
-          settings={"contrast.weight": "0", "readout.of": "encoder"}),
-    Entry("msrc-maskcontrast-without_queue", "msrc_v2", "maskcontrast", classes=23, settings={"queue": "0"},
-          seeds=(0,)),
-    Entry("msrc-maskcontrast-without_saliency", "msrc_v2", "maskcontrast", classes=23, seeds=(0,),
-          settings={"saliency.head": "false"}),
-    Entry("camvid-leopart", "camvid", "leopart", seeds=(0,)),
-    Entry("camvid-leopart-without_foreground", "camvid", "leopart", settings={"foreground.use": "false"}, seeds=(0,)),
-    Entry("camvid-leopart-without_cbfe", "camvid", "leopart", settings={"cbfe.use": "false"}, seeds=(0,)),
-    Entry("camvid-leopart-without_communities", "camvid", "leopart", settings={"communities.use": "false"}, seeds=(0,)),
-    Entry("camvid-looking_beyond", "camvid", "looking_beyond", seeds=(0,)),
-    Entry("camvid-looking_beyond-single", "camvid", "looking_beyond", settings={"by": "superpixels"}, seeds=(0,)),
-    Entry("camvid-looking_beyond-without_vote", "camvid", "looking_beyond", settings={"superpixels": "0"}, seeds=(0,)),
-    Entry("camvid-looking_beyond-across", "camvid", "looking_beyond", settings={"across": "true"}, seeds=(0,)),
-    Entry("camvid-segsort", "camvid", "segsort", seeds=(0,)),
-    Entry("camvid-segsort-superpixels", "camvid", "segsort", settings={"regions.by": "superpixels"}, seeds=(0,)),
-    Entry("camvid-hsg", "camvid", "hsg", seeds=(0,)),
-    Entry("camvid-hsg-fine", "camvid", "hsg", settings={"levels.which": "fine"}, seeds=(0,)),
-    Entry("camvid-hsg-without_levels", "camvid", "hsg", settings={"levels.which": "regions"}, seeds=(0,)),
     Entry("ecssd-otsu", "ecssd_part", "otsu", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-box", "ecssd_part", "box", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-fiedler", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
