@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder with images/, tags.csv and classes.txt")
     parser.add_argument("--split", help="the images to train on; all by default")
-    parser.add_argument("--method", default="cam", help="cam is the fastest; seam and toco are better")
+    parser.add_argument("--method", default="cam", help="cam is the fastest; seam is better")
     parser.add_argument("--steps", type=int, help="fewer are faster and worse")
     parser.add_argument("--out", type=Path, default=Path("runs/tags"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")

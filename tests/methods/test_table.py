@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from maskwright.cli.methods import page
+from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS, TABLE
 from maskwright.methods.choosing import PREFERENCES, choose, choose_method, settings_of
@@ -37,6 +39,20 @@ def test_preferences_name_methods_that_can_use_the_label():
     known = [(kind, n) for kind, _, names in PREFERENCES for n in names if n in TABLE]
     assert known
     assert all(kind in METHODS[n].needs for kind, n in known)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("clip_seg", {"variant": "proxyclip"}), ("uda_sod", {"objects.of": "alpha"})]
+)
+def test_what_options_make_a_method_take_its_class_names_for_who_asks(name, settings):
+    """`maskwright methods NAME` shows what the class names."""
+    method = METHODS[name]
+    config = configure(method.Config, settings)
+    inputs, streams = method.inputs_taken(config), method.streams_taken(config)
+    assert set(inputs) <= set(method.inputs) and set(streams) - {"source"} <= set(method.streams)
+    shown = "\n".join(page(method, 400, False))
+    assert all(f"--input {k}=PLACE: {n.says} (may be left out)" in shown for k, n in inputs.items())
+    assert all(f"--source {k}=DATA: {n.says} (may be left out)" in shown for k, n in streams.items() if k != "source")
 
 
 def test_class_names_are_for_towers_where_nothing_else_is_there():

@@ -1,4 +1,4 @@
-"""The Python surface, as `maskwright/__init__.py` offers it; the command line adds nothing to it."""
+"""The functions behind the verbs, of which `maskwright/__init__.py` offers all but `probe` and `other_network`."""
 
 from maskwright.api.comparing import compare, train_seeds
 from maskwright.api.converting import convert

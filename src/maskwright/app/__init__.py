@@ -1,1 +1,1 @@
-"""What people look at: the run report and the demo."""
+"""What people look at: the run report, and runs side by side."""

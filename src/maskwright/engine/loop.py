@@ -51,7 +51,7 @@ class Training:
         schedule: factor on every optimiser's initial learning rate at a step, a pure function of the step; or such a
             function for each optimiser by its name, those without one kept at their rates.
         clip: greatest norm of each optimiser's gradient; None: gradients are as they are. An `update` of a method's own
-            hands it to `recipes.adversarial.take_step`.
+            hands it to `recipes.adversarial.adversary.take_step`.
         must_fall: name of the loss term that falls while the stage learns; of players against each other, the total
             need not.
         reads_ahead: whether batches may be drawn in other threads while a step runs. False where the sampler or

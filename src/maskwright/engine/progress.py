@@ -200,7 +200,7 @@ class _LineTask(_Clocked):
         self.progress = progress
 
     def advance_to(self, done: int, loss: float | None = None) -> None:
-        # A run of a day is told in about a hundred lines, not in nine thousand.
+        # A run of a day is told in about 140 lines, not in nine thousand.
         if self.due(done, loss, max(self.progress.every, (time.perf_counter() - self.start) / LINES)):
             self.progress.say(self.line())
 

@@ -86,7 +86,7 @@ SHAPE: dict[str, Any] = {
     "model_key?": str,
     "stages?": [dict],
 }
-"""What a run's record holds, as `data.artefacts.misfit` reads it."""
+"""What a run's record holds, as `data.trust.artefacts.misfit` reads it."""
 
 
 class RunFolder:
@@ -367,7 +367,7 @@ class RunFolder:
         return load_tensors(self.path / stage / name, expected, self._again(stage))
 
     def artefact(self, stage: str, name: str | Path, shape: Any) -> dict[str, Any]:
-        """The record that a stage left in its file `name`; `shape` as for `data.artefacts.misfit`.
+        """The record that a stage left in its file `name`; `shape` as for `data.trust.artefacts.misfit`.
 
         Raises:
             MaskwrightError: it is missing or damaged; tells how to make it again.

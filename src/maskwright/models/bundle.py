@@ -57,7 +57,7 @@ EXTRA = {
     "image_size?": ([int], None),
     "reading?": (dict, None),
 }
-"""What predictions read of `extra`, as `data.artefacts.misfit` has it."""
+"""What predictions read of `extra`, as `data.trust.artefacts.misfit` has it."""
 
 
 def save_bundle(path: str | Path, segmenter: Segmenter, extra: Mapping[str, Any] | None = None) -> Path:

@@ -285,7 +285,7 @@ class Model:
         weights: str | os.PathLike[str] | None = None,
         progress: Any = None,
     ) -> Model:
-        """The same model with other classes, where its classes are words (`maskclip`, `clip_seg`).
+        """The same model with other classes, where its classes are words (`maskclip`, `clip_seg`, `groupvit`).
 
         Args:
             names: as for `train`: with commas (or semicolons) between, a file with one a line, or a sequence.

@@ -31,7 +31,7 @@ def refine(probs: Any, image: np.ndarray, how: str = "none", **settings: Any) ->
         probs: float (C, H, W), array or tensor, in [0, 1], summing to 1 over C.
         image: uint8 (H, W, 3).
         how: one of `REFINEMENTS`.
-        settings: options of `ops.crf.dense_crf` or `ops.guided.guided_filter`.
+        settings: options of `ops.refinement.crf.dense_crf` or `ops.refinement.guided.guided_filter`.
 
     Returns:
         float32 (C, H, W), summing to 1 over C. `none` gives what it got.

@@ -117,8 +117,8 @@ class Suggestions:
     def write(self, out: str | os.PathLike[str]) -> None:
         """Writes suggestions.csv (rank, name, score, strategy), names.txt, and regions.csv where there are regions.
 
-        Names that a line, or a spreadsheet's cell, would change are JSON strings there: `data.names.meant` and
-        `data.tables.read_csv` give them back, and `--labeled names.txt` reads them.
+        Names that a line, or a spreadsheet's cell, would change are JSON strings there: `data.folders.names.meant` and
+        `data.folders.tables.read_csv` give them back, and `--labeled names.txt` reads them.
 
         Raises:
             MaskwrightError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""What the doctor says: findings with their repairs, as text and as JSON."""
+"""What the doctor and the verbs say: findings with their repairs, as text and as JSON."""
 
 from __future__ import annotations
 

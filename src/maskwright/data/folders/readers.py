@@ -41,8 +41,8 @@ class Readers:
     """How the files of a dataset are read. Layouts with encodings of their own put their functions here.
 
     Attributes:
-        image: path -> uint8 (H, W, 3); None: the files are images as `data.images` reads them, with all that this can:
-            parts, smaller decodes, and the range of the data set for those of more than 8 bits.
+        image: path -> uint8 (H, W, 3); None: the files are images as `data.pictures.images` reads them, with all that
+            this can: parts, smaller decodes, and the range of the data set for those of more than 8 bits.
         size: path -> (H, W) of what `image` gives; None: from the header.
         mask: path -> uint8 or uint16 (H, W).
         verify: path -> None, raises `MaskwrightError` where `image` would; None: the file is decoded.

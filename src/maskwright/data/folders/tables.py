@@ -47,7 +47,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
 def read_names(path: str | os.PathLike[str]) -> list[str]:
     """Names of a list file (a split): one a line, surrounding blanks removed, blank lines skipped.
 
-    A line in double quotes is a JSON string, which holds names that no line could (`data.names`).
+    A line in double quotes is a JSON string, which holds names that no line could (`data.folders.names`).
 
     Raises:
         MaskwrightError: as `read_text`.

@@ -1,8 +1,8 @@
 """Pixels of more than 8 bits: reading all of their bits, and bringing them to 8 bits by a range.
 
 What a stored value means is not in the file: 3000 may be bright (12 bits of a microscope) or dark (16 of a scanner).
-So the range, (low, high), which become 0 and 255, comes from outside: of the data set (`data.scale`), or else from the
-type alone. It is never a matter of what one file happens to hold.
+So the range, (low, high), which become 0 and 255, comes from outside: of the data set (`data.pictures.scale`), or else
+from the type alone. It is never a matter of what one file happens to hold.
 """
 
 from __future__ import annotations

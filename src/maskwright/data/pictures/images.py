@@ -8,9 +8,9 @@ How other than 8-bit RGB is converted:
   as transparency only where the file says so (ExtraSamples 1 or 2);
 - of files with several pages or frames the first is read (`write_pages` takes them apart);
 - values of more than 8 bits, grey and colour alike, go by a range (low, high): low becomes 0, high 255, what lies
-  beyond is clipped, NaN becomes low. The range is one for a whole data set (`data.scale`). Without one it is that of
-  the type: 0 to 65535 for 16 bits, 0 to 1 for floats, or what the file states (10, 12 or 14 bits, a largest value). It
-  is never stretched to what a single file happens to hold. JPEG 2000 in colour keeps its 8 highest bits.
+  beyond is clipped, NaN becomes low. The range is one for a whole data set (`data.pictures.scale`). Without one it is
+  that of the type: 0 to 65535 for 16 bits, 0 to 1 for floats, or what the file states (10, 12 or 14 bits, a largest
+  value). It is never stretched to what a single file happens to hold. JPEG 2000 in colour keeps its 8 highest bits.
 
 JPEG goes through libjpeg-turbo (simplejpeg), which can decode at 1/2, 1/4 and 1/8 of the size for a fraction of the
 cost; the rest through Pillow, and TIFFs that Pillow does not know through tifffile. What libjpeg-turbo warns of (an

@@ -1,6 +1,6 @@
-"""Where a segmentation network's training labels come from: people's masks, or a store of pseudo-labels.
+"""Where a segmentation network's training labels come from: people's masks, a store of pseudo-labels, or either.
 
-Both give label maps at the size of the photograph, and the images that have any.
+All give label maps at the size of the photograph, and the images that have any.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A view is a 3x3 matrix from the source's continuous pixel coordinates to its own: (x, y) with x to the right
 and y down, pixel (row i, column j) covering [j, j+1] x [i, i+1], its centre at (j + 0.5, i + 0.5). That is
-the convention of `align_corners=False`, used everywhere. Crops, flips, resizes and rotations multiply
-matrices; features, labels and boxes move between two views of one source through `a.matrix_to(b)`.
+the convention of `align_corners=False`, that of images, masks and logits here. Crops, flips, resizes and rotations
+multiply matrices; features, labels and boxes move between two views of one source through `a.matrix_to(b)`.
 
 The idea of storing one matrix a view is Soft Teacher's (Xu et al., ICCV 2021); PASS, PiCIE, IIC, SlotCon,
 Leopart and CAC each need some part of it.

@@ -178,7 +178,7 @@ def write_record(path: str | os.PathLike[str], value: Mapping[str, Any], *, dura
     Args:
         path: the file.
         value: JSON values by name; tuples become lists.
-        durable: as for `data.files.atomic_write`.
+        durable: as for `data.trust.files.atomic_write`.
 
     Raises:
         MaskwrightError: the disk is full, or the place cannot be written.

@@ -24,7 +24,7 @@ Its release swaps height and width of CLIP's grid, which only square windows for
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 from maskwright.engine.config import Idle, option, part
@@ -85,14 +85,20 @@ class ClipSeg(WordMethod):
     venue: ClassVar[str] = "ECCV 2024, ECCV 2024, WACV 2025, ECCV 2024"
     link: ClassVar[str] = "https://arxiv.org/abs/2312.01597"
     summary: ClassVar[str] = "Compares CLIP's patches, alike ones joined."
+    inputs: ClassVar[Mapping[str, InputNeed]] = {
+        "proxy": InputNeed(
+            says="with variant=proxyclip, the network whose similarities decide what a place gathers, as dino_small16, "
+            "or a run",
+            kind="network", required=False,
+        )
+    }  # fmt: skip
     Config: ClassVar[type] = ClipSegConfig
     config: ClipSegConfig
 
     @classmethod
     def inputs_taken(cls, config: Any) -> Mapping[str, InputNeed]:
         """The second network of ProxyCLIP."""
-        says = "the network whose similarities decide what a place gathers, as dino_small16, or a run"
-        return {"proxy": InputNeed(says=says, kind="network")} if config.variant == "proxyclip" else {}
+        return {"proxy": replace(cls.inputs["proxy"], required=True)} if config.variant == "proxyclip" else {}
 
     def segmenter(self) -> Segmenter:
         """Tower and words."""

@@ -96,7 +96,7 @@ def build_network(
         options: further arguments of the network: those of segmentation-models-pytorch or of `vit_head`, and those
             of the builders in this file.
         weights: official checkpoint of the whole network, for DDRNet, HRNet, OCR (tensors of another
-            number of classes stay untrained), DPT of UniMatch V2 and Segmenter; for DeepLab v1 a VGG.
+            number of classes stay untrained), DPT of UniMatch V2, Segmenter and SETR; for DeepLab v1 a VGG.
 
     Raises:
         MaskwrightError: unknown name or option, a backbone that does not fit the network, or weights that cannot be

@@ -73,7 +73,7 @@ class BoundaryNet(nn.Module):
 
     Args:
         backbone: pretrained; it is copied, and neither its weights nor its statistics change.
-        output_stride: of the copy, as for `models.cam.copy_backbone`.
+        output_stride: of the copy, as for `models.networks.cam.copy_backbone`.
     """
 
     def __init__(self, backbone: Backbone, output_stride: int | None = 16) -> None:

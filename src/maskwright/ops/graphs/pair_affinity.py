@@ -3,8 +3,8 @@
 AffinityNet (PSA) reads an affinity off two features, IRN off the strongest boundary between two pixels. Both are
 written as custom gradients that hold one map an offset: the plain graph of IRN's 152 offsets holds some 1800.
 
-Legend: B batch, D width, (h, w) grid, P offsets in a half plane (`ops.walk.pair_offsets`). A pair's value lies at its
-first pixel, which is the upper one; where the second lies outside the grid, a pair counts nowhere.
+Legend: B batch, D width, (h, w) grid, P offsets in a half plane (`ops.graphs.walk.pair_offsets`). A pair's value lies
+at its first pixel, which is the upper one; where the second lies outside the grid, a pair counts nowhere.
 
 Deviates: both papers' code takes only pairs whose first pixel lies inside a window that is a radius smaller than the
 crop at the left, the right and the bottom, because each first pixel then has all its partners; here every pair in the

@@ -167,7 +167,7 @@ def fit_reduction(
         scale: what channels (D,) are divided by before, in place of one number a layer.
 
     Returns:
-        `mean` (D,), `components` (d, D) and `scale` (d,), the arguments of `models.heads.Projection`.
+        `mean` (D,), `components` (d, D) and `scale` (d,), the arguments of `models.parts.heads.Projection`.
     """
     energy = joint_scale(features) if scale is None else scale
     rows = feature_rows(features.store, options.max_rows, generator) / energy  # (N, D)

@@ -1,4 +1,4 @@
-"""What methods share whose classes are words and that train nothing: their options, their one stage, their table."""
+"""What methods share whose classes are words: their options, the stage that embeds the words, their table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WordConfig:
 
 
 class WordMethod(Method):
-    """A frozen image tower whose places are compared with class names."""
+    """An image tower whose places are compared with class names."""
 
     family: ClassVar[str] = "language"
     needs: ClassVar[frozenset[str]] = frozenset({"names"})
@@ -53,7 +53,7 @@ class WordMethod(Method):
         return "crf" if self.config.crf else "none"
 
     def stages(self) -> list[Stage]:
-        """The vocabulary; there is nothing to train."""
+        """The vocabulary; methods add stages of their own."""
         return [Stage(STAGE, "fit", self.vocabulary, "class names through the text tower")]
 
     def vocabulary(self, folder: Path) -> None:

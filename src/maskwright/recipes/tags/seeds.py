@@ -42,7 +42,7 @@ def seed_labels(
         threshold: in [0, 1].
         band: pixels whose largest value is nearer than this to the threshold are not valid.
         image: uint8 (H, W, 3); the labels are refined with a dense CRF that trusts each to 0.7 (IRN).
-        crf: a name of `ops.crf.CRF_SETTINGS`.
+        crf: a name of `ops.refinement.crf.CRF_SETTINGS`.
 
     Returns:
         (H, W). The confidence of a class is its map (or the CRF's probability), that of the background what the
@@ -84,7 +84,7 @@ def seeds_by_power(
         sure: least probability of a label.
         image: uint8 (H, W, 3); a dense CRF decides on the maps as probabilities. Without it they are divided by their
             sum.
-        crf: a name of `ops.crf.CRF_SETTINGS`.
+        crf: a name of `ops.refinement.crf.CRF_SETTINGS`.
 
     Returns:
         (H, W).

@@ -1,1 +1,1 @@
-"""Training a segmentation network on labels."""
+"""Training a segmentation network, on labels or without."""

@@ -1,4 +1,4 @@
-"""The configured network: untrained, as a stage left it, and as what every method ends in."""
+"""The configured network: untrained, as a stage left it, and as what a method ends in."""
 
 from __future__ import annotations
 

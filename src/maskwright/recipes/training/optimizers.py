@@ -26,7 +26,7 @@ def parameter_groups(
     Norms, biases and other vectors are not decayed, nor are a transformer's class token and position embedding.
 
     Args:
-        network: a `models.networks.Network`.
+        network: a `models.networks.network.Network`.
         lr: of the head.
         encoder_lr: share of it for the encoder.
         layer_decay: factor for each encoder layer towards the input.

@@ -145,6 +145,7 @@ class UDASOD(SourceMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2202.13170"
     summary: ClassVar[str] = "Learns objects from pasted ones, in rounds."
     classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "objects"
+    streams: ClassVar[Mapping[str, StreamNeed]] = {"grounds": StreamNeed(says=GROUNDS, required=False)}
     inputs: ClassVar[Mapping[str, InputNeed]] = {
         "objects": InputNeed(
             says="objects of the source's photographs, for objects.of=found", kind="proposals", required=False
@@ -159,7 +160,7 @@ class UDASOD(SourceMethod):
         without."""
         of = config.objects.of
         source = LABELLED_SOURCE if of == "masks" else SEES_NONE[of]
-        return {"source": source, "grounds": StreamNeed(says=GROUNDS, required=of == "alpha")}
+        return {"source": source, "grounds": replace(cls.streams["grounds"], required=of == "alpha")}
 
     @classmethod
     def inputs_taken(cls, config: Any) -> Mapping[str, InputNeed]:
