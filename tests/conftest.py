@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file, _, test = nodeid.partition("::")
             return f"{file}[{test.partition('[')[2]}" if file.endswith("test_contract.py") else file
 
+    config.option.loadscopereorder = False  # as `pytest_collection_modifyitems` has them
     return ByFile(config, log)
+
+
+LONG = ("test_contract.py", "test_networks.py", "test_matrix.py", "test_kill.py", "test_suggest.py", "test_cli.py")
+"""Files that take longest. Files with many tests usually do; these have few for their time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, then those with the most tests, so that no worker begins a long one at the end."""
+    counts = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int, str]:
+        name = item.path.name
+        return (LONG.index(name) if name in LONG else len(LONG), -counts[item.path], str(item.path))
+
+    items.sort(key=place)
 
 
 CommandResult = tuple[int, str, str]
