@@ -150,9 +150,9 @@ def test_first_layers_stay_with_their_norms():
 
 def test_statistics_of_first_layers_that_stay_are_not_retaken(data, found, tmp_path):
     """Random weights have means of 0; what learns gets those of the photographs."""
-    train(data, tmp_path / "run", 1, {"objects": str(found)}, freeze=0.5)
-    encoder = mw.load(tmp_path / "run").segmenter.encoder
-    means = [m.running_mean for m in encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    model = train(data, tmp_path / "run", 1, {"objects": str(found)}, freeze=0.5)
+    norms = [m for m in model.segmenter.encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    means = [norm.running_mean for norm in norms]
     assert not means[0].any() and means[-1].any()
 
 
