@@ -156,5 +156,7 @@ def test_presets_say_what_the_papers_commands_say():
     assert first.optimizer.encoder_lr == second.optimizer.encoder_lr == 1, "the embedding learns as fast as the encoder"
     with pytest.raises(MaskwrightError, match="coarse=9"):
         configure(HSGConfig, {"levels.coarse": 9})
+    with pytest.raises(MaskwrightError, match="no step left"):
+        configure(HSGConfig, {"levels.start": 1.0})
     with pytest.raises(MaskwrightError, match="dim=30"):
         configure(HSGConfig, {"dim": 30})

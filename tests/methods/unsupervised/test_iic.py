@@ -25,6 +25,7 @@ def test_presets_say_what_the_papers_commands_say():
     assert configure(I.IICConfig, {"preset": "paper", "lr": 1e-5}).optimizer.lr == 1e-5, "what is given wins"
     potsdam = configure(I.IICConfig, {"preset": "paper_potsdam"})
     assert (potsdam.sobel, potsdam.optimizer.lr, potsdam.information.displacement) == (False, 1e-6, 5)
+    assert (paper.heads.over * 15, potsdam.heads.over * 6) == (45, 36), "clusters of the over-clustering heads"
     with pytest.raises(MaskwrightError, match="zoom_min"):
         configure(I.IICConfig, {"zoom_min": 2, "zoom_max": 1})
 
@@ -42,6 +43,16 @@ def test_one_kind_of_heads_learns_at_a_time_and_over_clustering_begins(data, tmp
     monkeypatch.setattr(I.IICTraining, "update", watched)
     train(data, tmp_path / "run", 5, **{"heads.turn": 2, "heads.sub_heads": 2})
     assert moved == [(True, False), (True, False), (False, True), (False, True), (True, False)]
+
+
+@pytest.mark.parametrize("turn", [0, 2])
+def test_the_main_head_has_its_turn_in_short_runs_too(turn, data, tmp_path):
+    """A pass over eight photographs, one a step, is longer than the two steps."""
+    train(data, tmp_path / "run", 2, **{"crops.batch": 1, "heads.turn": turn})
+    checkpoint = torch.load(tmp_path / "run" / "train" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["parts"]["module.heads"]["seen"].tolist() == ([1, 1] if turn == 0 else [2, 0])
+    notes = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    assert any("never had its turn" in note for note in notes) == (turn == 2)
 
 
 def test_the_main_head_of_least_loss_is_kept_and_said(data, tmp_path, monkeypatch):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import trainer
 
 import maskwright as mw
 from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
+from maskwright.methods.unsupervised import infoseg as I
 from maskwright.methods.unsupervised.infoseg import InfoSegConfig, imbalance, jensen_shannon
 from maskwright.models.parts.class_vectors import ClassVectors
 from maskwright.models.parts.heads import Identity
@@ -70,6 +74,58 @@ def test_even_assignments_are_not_punished():
     one = torch.zeros(2, 4, 3, 3)
     one[:, 1] = 1
     assert float(imbalance(one)) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("negatives", ["local", "classes"])
+def test_places_outside_a_photograph_do_not_count(negatives):
+    """Pairs by hand: a negative counts where both photographs' places do."""
+    local, vectors = draw(3, 5, 4, 4), draw(3, 2, 5, seed=1)
+    valid = torch.ones(3, 4, 4, dtype=torch.bool)
+    valid[0, 3], valid[1, :, 0] = False, False
+    bound = jensen_shannon(local, vectors, 0.7, negatives=negatives, valid=valid)
+    positive = [math.log1p(math.exp(-float(t))) for t in bound.positive[valid]]
+    negative = [
+        math.log1p(math.exp(float(bound.negative[b, y, x])))
+        for b in range(3) for y in range(4) for x in range(4) if valid[b, y, x] and valid[(b + 1) % 3, y, x]
+    ]  # fmt: skip
+    assert (len(positive), len(negative)) == (40, 48 - 4 - 7 - 4)
+    mean = sum(positive) / len(positive) + sum(negative) / len(negative)
+    assert float(bound.loss) == pytest.approx(mean, rel=1e-5)
+    other = torch.where(valid[:, None], local, 9.0)
+    assert float(jensen_shannon(other, vectors, 0.7, negatives=negatives, valid=valid).loss) == pytest.approx(mean)
+    p = torch.zeros(1, 2, 2, 4)
+    p[:, 0, :, :2], p[:, 1, :, 2:] = 1, 1
+    assert float(imbalance(p)) == pytest.approx(0, abs=1e-6)
+    assert float(imbalance(p, torch.tensor([True, True, False, False]).expand(1, 2, 4))) == pytest.approx(math.log(2))
+
+
+def test_two_crops_of_one_photograph_are_no_negatives():
+    """Of three crops the first two are of one photograph: what the first is told apart from is itself."""
+    local, vectors = draw(3, 5, 2, 2), draw(3, 2, 5, seed=1)
+    bound = jensen_shannon(local, vectors, 1.0, photographs=torch.tensor([7, 7, 2]))
+    wanted = F.softplus(-bound.positive).mean() + F.softplus(bound.negative[1:]).mean()
+    torch.testing.assert_close(bound.loss, wanted)
+    alone = jensen_shannon(local, vectors, 1.0, photographs=torch.tensor([7, 7, 7]))
+    torch.testing.assert_close(alone.loss, F.softplus(-bound.positive).mean())
+
+
+def test_padding_is_told_to_the_bound(tmp_path, monkeypatch):
+    """Crops of 96 around photographs of at most 64 pixels."""
+    seen = []
+    real = I.jensen_shannon
+    monkeypatch.setattr(I, "jensen_shannon", lambda *a, **k: seen.append(k) or real(*a, **k))
+    settings = {"network.name": "infoseg_cnn", "local": "encoder", "crops.size": 96, "crops.batch": 2, "dim": 8}
+    settings |= {"crops.scale_min": 1.0, "crops.scale_max": 1.0}
+    trainer("infoseg", settings)(write_tiny_folder(tmp_path / "tiny"), tmp_path / "run", 1)
+    assert 0.2 < float(seen[0]["valid"].float().mean()) < 0.5, "about 48 x 64 of 96 x 96"
+    assert len(set(seen[0]["photographs"].tolist())) == 2
+
+
+def test_negatives_need_two_photographs_in_each_process(monkeypatch):
+    monkeypatch.setattr(I, "world_size", lambda: 2, raising=False)
+    context = SimpleNamespace(data=range(8))
+    with pytest.raises(MaskwrightError, match="at least 4: negatives are other"):
+        I.InfoSegTraining(context, configure(InfoSegConfig, {"batch": 3}), 10)
 
 
 def test_two_colours_are_divided():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,14 +12,16 @@ import torch
 from tests.methods.unsupervised.small import steps_of, trainer
 
 import maskwright as mw
+from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
+from maskwright.data.training.streams import Views
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond import labelling as Lb
 from maskwright.methods.unsupervised.looking_beyond.losses import assign_margin, cross_image_contrast, draw_pixels
 from maskwright.methods.unsupervised.looking_beyond.method import LookingBeyond, check_links, with_counts
 from maskwright.methods.unsupervised.looking_beyond.options import PRESETS, LabelOptions, LookingBeyondConfig
-from maskwright.methods.unsupervised.looking_beyond.training import linking
+from maskwright.methods.unsupervised.looking_beyond.training import LookingBeyondTraining, linking
 from maskwright.ops.label_quality import label_counts, label_quality
 
 SMALL = {
@@ -166,8 +169,39 @@ def test_runs_on_superpixels_and_on_labels_that_are_given(data, linked, tmp_path
         train(data, tmp_path / "both", inputs=given, **{"labels.by": "superpixels"})
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_two_crops_of_one_photograph_are_one_photograph(linked):
+    """A batch of more crops than photographs: labels still link two of the three crops alone, or their superpixels."""
+    seen = []
+
+    def same(x):
+        return x
+
+    def project(rows):
+        seen.append(rows[:, 0, 0, 0].tolist())
+        return rows
+
+    e = torch.arange(3.0)[:, None, None, None].expand(3, 4, 4, 4)  # each crop's own number
+    y = LabelMap(torch.zeros(3, 4, 4, dtype=torch.int64), torch.ones(3, 4, 4), torch.ones(3, 4, 4, dtype=torch.bool))
+    u = Views(e, y, y.valid, (), (), (5, 5, 9))
+    training = SimpleNamespace(
+        config=configure(LookingBeyondConfig, {"contrast.anchors": 6}), linked=linked, projection=project,
+        student=SimpleNamespace(autocast=nullcontext), network=SimpleNamespace(features=same, decode=same),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    found = LookingBeyondTraining.losses(training, {"u": u}, 0)
+    first, second, third = (seen[0].count(k) for k in range(3))
+    pairs = (len(seen[0]) * (len(seen[0]) - 1)) if linked else 6 * 5 + 6 * 5
+    across = 2 * (first + second) * third if linked else 0
+    assert float(found["across"]) == pytest.approx(across / pairs)
+    if not linked:
+        assert (first + second, third) == (6, 6), "one superpixel of each photograph, both crops of it"
+
+
 def test_options():
     for name in PRESETS:
         config = configure(LookingBeyondConfig, {"preset": name})
         assert config.crops.size == PRESETS[name]["crop"] and config.optimizer.name == PRESETS[name]["optimizer"]
     assert configure(LookingBeyondConfig, {"across": True}).contrast.across
+    with pytest.raises(MaskwrightError, match="across=True with labels"):
+        configure(LookingBeyondConfig, {"across": True, "labels.by": "superpixels"})

@@ -148,6 +148,14 @@ def test_first_layers_stay_with_their_norms():
     assert all(training == ("layer3" in n or "layer4" in n) for n, training in modes.items())
 
 
+def test_statistics_of_first_layers_that_stay_are_not_retaken(data, found, tmp_path):
+    """Random weights have means of 0; what learns gets those of the photographs."""
+    model = train(data, tmp_path / "run", 1, {"objects": str(found)}, freeze=0.5)
+    norms = [m for m in model.segmenter.encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    means = [norm.running_mean for norm in norms]
+    assert not means[0].any() and means[-1].any()
+
+
 def test_read_out():
     """Salient pixels have the nearest centre, all others cluster 0, and a bundle gives it again."""
     torch.manual_seed(0)

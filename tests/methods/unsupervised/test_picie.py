@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +15,12 @@ from tests.methods.unsupervised.small import parts_of, steps_of, trainer
 import maskwright as mw
 from maskwright.data.training.views import View
 from maskwright.data.training.warped import WarpedPairs
+from maskwright.engine import seeding
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised import picie as P
+from maskwright.models.parts.heads import LinearClassifier
+from maskwright.recipes.self_training.rounds import Rounds
 
 SMALL = {"crops.size": 32, "crops.batch": 4, "precision": "fp32", "rounds.rows": 40}
 train = trainer("picie", SMALL)
@@ -102,6 +106,24 @@ def test_mdc_learns_a_classifier_that_begins_anew_each_round(data, tmp_path, mon
     kept = parts_of(tmp_path / "run")["module.heads"]
     torch.testing.assert_close(linear.weight, kept["0.linear.weight"] / 0.1)
     torch.testing.assert_close(linear.bias, kept["0.linear.bias"] / 0.1)
+
+
+def test_mdcs_classifier_begins_alike_in_all_processes():
+    """Gradients are averaged, weights are not: processes that begin apart would stay apart."""
+
+    def begun(rank, step=0):
+        heads = torch.nn.ModuleList([LinearClassifier(8, 3)])
+        rounds = Rounds(1, lambda number: None)
+        rounds.number = step
+        optimizers = {"heads": torch.optim.AdamW(heads.parameters())}
+        context = SimpleNamespace(generator=partial(seeding.generator, 0))
+        training = SimpleNamespace(rounds=rounds, heads=heads, optimizers=optimizers, context=context)
+        seeding.seed_step(0, step, rank, "train")
+        P.PicieTraining.before_step(training, step)
+        return heads[0].linear.weight.detach()
+
+    assert torch.equal(begun(0), begun(1)) and not torch.equal(begun(0), begun(0, step=1))
+    assert 0.005 < float(begun(0).std()) < 0.02
 
 
 def test_readout_of_the_last_round(data, tmp_path):

@@ -52,7 +52,7 @@ from maskwright.recipes.training.training import CropTraining
 PAPER: dict[str, Any] = {
     "network": "iic10a", "sobel": True, "crop": 128, "batch": 60, "long_side": 211, "scale_min": 1.0, "scale_max": 1.0,
     "lr": 1e-4, "encoder_lr": 1.0, "weight_decay": 0.0, "schedule": "constant", "recipe": "iic_coco", "cell": 1,
-    "displacement": 10, "sub_heads": 1, "steps": 173_000,
+    "displacement": 10, "sub_heads": 1, "over": 3, "steps": 173_000,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
@@ -63,12 +63,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper_potsdam": PAPER | {
         "sobel": False, "crop": 200, "long_side": 1024, "lr": 1e-6, "recipe": "iic_potsdam", "displacement": 5,
-        "steps": 130_000,
+        "over": 6, "steps": 130_000,
     },
 }  # fmt: skip
 """By flat names. `small` finishes on two cores; `paper` is COCO-Stuff of 15 classes (photographs at a third of their
-size), `paper_potsdam` Potsdam of 6. The authors stop 4,800 epochs at the latest; the steps are 100 of COCO's and 800
-of Potsdam's, each a pass for either head."""
+size), `paper_potsdam` Potsdam of 6. The authors stop 4,800 epochs at the latest; the steps are 100 of COCO's and 456
+of Potsdam's 8,550 tiles, each a pass for either head."""
 LOSSES = {"uncollapsed": uncollapsed_loss, "collapsed": collapsed_loss}
 
 
@@ -104,8 +104,10 @@ class HeadOptions:
     """The two kinds of heads."""
 
     sub_heads: int = option(None, "heads of each kind; the main one of least training loss is kept (preset)", low=1)
-    over: int = option(3, "over-clustering: so many times the clusters; 0: no such head", low=0, high=100, main=True)
-    turn: int = option(0, "steps of one kind's turn; 0: a pass over the photographs", low=0)
+    over: int = option(
+        None, "over-clustering: so many times the clusters; 0: no such head (preset)", low=0, high=100, main=True
+    )
+    turn: int = option(0, "steps of one kind's turn; 0: a pass over the photographs, at most half of the steps", low=0)
 
 
 @dataclass(kw_only=True)
@@ -186,7 +188,7 @@ class IICTraining(CropTraining):
         self.streams["u"] = WarpedStream(photographs, c.warp.flip, c.warp.rotate, (c.warp.zoom_min, c.warp.zoom_max))
         heads = Heads(self.network.width, k, c.heads.over * k, c.heads.sub_heads)
         self.heads: Heads = self.learn_too("heads", heads)
-        self.turn = c.heads.turn or max(1, -(-len(images) // c.crops.batch))
+        self.turn = c.heads.turn or max(1, min(-(-len(images) // c.crops.batch), steps // 2))
         self.side = self.crop // c.information.cell
         self.health = ClusteringHealth(k, steps, context.note)
         if c.schedule == "constant":
@@ -254,6 +256,8 @@ class IIC(CropMethod):
         network = context.trained("train", "network", iic_network(context, c))
         empty = Heads(network.width, context.classes, c.heads.over * context.classes, c.heads.sub_heads)
         heads = context.trained("train", "heads", empty)
+        if not heads.seen[1]:
+            context.note("The main head never had its turn, so the clusters are random: set heads.turn lower.")
         if best := heads.best():
             network.classifier = heads.main[best - 1]  # type: ignore[assignment]
         return network

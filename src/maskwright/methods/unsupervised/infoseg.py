@@ -35,10 +35,12 @@ from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.augment import photometric
 from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
+from maskwright.engine.distributed import world_size
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.networks.vit_heads import LastMap
 from maskwright.models.parts.class_vectors import ClassVectors, Scores
+from maskwright.ops.losses.region_contrast import nearest
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network
@@ -135,6 +137,8 @@ def jensen_shannon(
     negatives: str = "local",
     detach: bool = False,
     over_temperature: bool = False,
+    valid: Tensor | None = None,
+    photographs: Tensor | None = None,
 ) -> Bound:
     """- I = mean softplus(-t+) + mean softplus(t-), t+ = <L_p, S_p>.
 
@@ -146,6 +150,10 @@ def jensen_shannon(
         negatives: `local`: t- = <L'_p, S_p>; `classes`: t- = <L_p, S'_p>, at the same place of the other photograph.
         detach: no gradient through P inside S.
         over_temperature: scores t are divided by tau (L and H of unit length).
+        valid: bool (B, h, w), places that lie in their photograph; a pair counts where both of its places do. None:
+            all.
+        photographs: int64 (B,), which photograph each is a crop of; two crops of one are no negatives. None: all
+            differ.
     """  # fmt: skip
     v = torch.einsum("bdhw,bkd->bkhw", local, vectors)
     p = (v / temperature).softmax(1)
@@ -157,12 +165,26 @@ def jensen_shannon(
         other_s = s.roll(-shift, 0)
     scale = 1 / temperature if over_temperature else 1.0
     positive, negative = (local * s).sum(1) * scale, (other_l * other_s).sum(1) * scale
-    return Bound(v, p, s, positive, negative, F.softplus(-positive).mean() + F.softplus(negative).mean())
+    both = None if valid is None else valid & valid.roll(-shift, 0)
+    if photographs is not None:
+        apart = (photographs != photographs.roll(-shift, 0))[:, None, None].expand_as(negative)
+        both = apart if both is None else both & apart
+    loss = mean_where(F.softplus(-positive), valid) + mean_where(F.softplus(negative), both)
+    return Bound(v, p, s, positive, negative, loss)
 
 
-def imbalance(p: Tensor) -> Tensor:
-    """log K - H(mean assignment) of P (B, K, h, w): 0 where all clusters are equally likely."""
-    mean = p.mean((0, 2, 3))
+def mean_where(x: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean of x (B, h, w) over valid places, 0 without any; over all where valid is None."""
+    return x.mean() if valid is None else torch.where(valid, x, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def imbalance(p: Tensor, valid: Tensor | None = None) -> Tensor:
+    """log K - H(mean assignment) of P (B, K, h, w) over valid places (B, h, w): 0 where all clusters are equally
+    likely."""
+    if valid is None:
+        mean = p.mean((0, 2, 3))
+    else:
+        mean = torch.where(valid[:, None], p, 0.0).sum((0, 2, 3)) / valid.sum().clamp(min=1)
     return torch.special.xlogy(mean, mean * len(mean)).sum()
 
 
@@ -190,6 +212,12 @@ class InfoSegTraining(CropTraining):
             raise MaskwrightError(
                 f"{len(context.data)} photograph", "at least 2 for infoseg", "use --method kmeans on a single one"
             )
+        if config.crops.batch < (least := 2 * world_size()):
+            raise MaskwrightError(
+                f"crops.batch={config.crops.batch} in {world_size()} processes",
+                f"at least {least}: negatives are other photographs of the same process",
+                f"add --set crops.batch={least}",
+            )
         context.initialise("train")
         super().__init__(context, config, steps, network=infoseg_network(context, config))
         c, images = self.config, range(len(context.data))
@@ -206,14 +234,17 @@ class InfoSegTraining(CropTraining):
         head: Any = self.network.decoder
         with self.student.autocast():
             local, vectors = head.both(self.network.features(u.weak))
+        valid = nearest(u.valid, (local.shape[-2], local.shape[-1]))
+        photographs = torch.tensor(u.images, device=valid.device)
         shift = int(torch.randint(1, max(2, len(u.weak)), ()))
         bound = jensen_shannon(
             local.float(), vectors.float(), c.vectors.temperature, shift=shift, negatives=c.bound.negatives,
-            detach=c.bound.detach, over_temperature=c.vectors.unit_length,
+            detach=c.bound.detach, over_temperature=c.vectors.unit_length, valid=valid,
+            photographs=photographs,
         )  # fmt: skip
-        uneven = imbalance(bound.p)
+        uneven = imbalance(bound.p, valid)
         loss = bound.loss + c.bound.balance * uneven
-        return {"loss": loss, "js": bound.loss, "imbalance": uneven, **self.health(bound.v)}
+        return {"loss": loss, "js": bound.loss, "imbalance": uneven, **self.health(bound.v, valid)}
 
     def after_step(self, step: int) -> None:
         """Watches for collapse."""

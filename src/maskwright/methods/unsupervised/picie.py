@@ -365,10 +365,12 @@ class PicieTraining(CropTraining):
         }
 
     def before_step(self, step: int) -> None:
-        """A round where one is due; MDC's classifier then begins anew."""
+        """A round where one is due; MDC's classifier then begins anew, the same in all processes."""
         if self.rounds.before_step(step) and self.heads is not None:
-            for name, p in self.heads.named_parameters():
-                nn.init.zeros_(p) if name.endswith("bias") else nn.init.normal_(p, 0, 0.01)
+            random = self.context.generator("heads", self.rounds.number)  # a step's own numbers differ by process
+            with torch.no_grad():
+                for name, p in self.heads.named_parameters():
+                    p.zero_() if name.endswith("bias") else p.copy_(0.01 * torch.randn(p.shape, generator=random))
             self.optimizers["heads"].state.clear()
 
     # ------------------------------------------------------------------ the step

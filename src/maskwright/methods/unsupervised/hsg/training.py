@@ -61,9 +61,13 @@ class LevelOptions:
             raise MaskwrightError(f"dim={dim}", f"an even multiple of levels.heads={self.heads}", "add --set dim=128")
 
     def check(self) -> None:
-        """Raises `MaskwrightError` on coarse groups that are more than the fine ones."""
+        """Raises `MaskwrightError` on coarse groups that are more than the fine ones, and levels that never begin."""
         if self.which == "fine+coarse" and self.coarse > self.fine:
             raise MaskwrightError(f"levels.coarse={self.coarse}", f"at most levels.fine={self.fine}")
+        if self.which != "regions" and self.start == 1:
+            raise MaskwrightError(
+                "levels.start=1, when there is no step left", "less", "set it lower, or levels.which=regions"
+            )
 
 
 @dataclass(kw_only=True)

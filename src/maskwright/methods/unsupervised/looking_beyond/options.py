@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskwright.data.training.augment import PRESETS as RECIPES
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.frozen.options import FeatureOptions, ReadoutOptions, ReductionOptions
 from maskwright.recipes.training.options import CropConfig, CropOptions, OptimizerOptions
@@ -78,3 +78,8 @@ class LookingBeyondConfig(CropConfig):
 
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
+
+    def idle(self) -> Idle:
+        """Positives of other photographs, where no label links them."""
+        if self.labels.by == "superpixels":
+            yield ("contrast.across",), "labels.by=superpixels"

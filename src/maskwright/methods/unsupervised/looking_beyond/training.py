@@ -51,7 +51,7 @@ class LookingBeyondTraining(CropTraining):
         with self.student.autocast():
             e = self.network.decode(self.network.features(u.weak))
         y = labels_at(u.y, (e.shape[-2], e.shape[-1]))
-        image = torch.arange(len(e), device=e.device)[:, None, None].expand(y.ids.shape)
+        image = torch.tensor(u.images, device=e.device)[:, None, None].expand(y.ids.shape)
         ids = y.ids if self.linked else y.ids + APART * image
         at = draw_pixels(ids, y.confidence, y.valid, c.labels_a_step, c.anchors, c.drop, self.linked).to(e.device)
         rows = e.float().permute(0, 2, 3, 1).flatten(0, 2)[at]  # (N, E)

@@ -42,7 +42,11 @@ from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, gather_objects, reducer
 from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
-from maskwright.methods.unsupervised.maskcontrast.training import MaskContrastTraining, salient_network
+from maskwright.methods.unsupervised.maskcontrast.training import (
+    MaskContrastTraining,
+    freeze_first,
+    salient_network,
+)
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.parts.salient_objects import THRESHOLD, ObjectClusters, object_vectors
@@ -265,6 +269,8 @@ class MaskContrast(CropMethod):
     def network(self) -> Network:
         """The trained network, which gives what object vectors are of, and saliency."""
         network = self.context.trained("train", "network", salient_network(self.context, self.config))
+        if self.config.freeze > 0:
+            freeze_first(network, self.config.freeze)
         if self.config.readout.of == "encoder":
             side = network.multiple_of * max(1, -(-64 // network.multiple_of))
             with torch.no_grad():

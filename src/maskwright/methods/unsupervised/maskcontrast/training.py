@@ -43,7 +43,8 @@ def salient_network(context: Context, config: Any) -> Network:
 
 
 def freeze_first(network: Network, share: float) -> int:
-    """Lets the first layers of the encoder as they are, their batch norms in evaluation mode; gives how many."""
+    """Lets the first layers of the encoder as they are, their batch norms in evaluation mode and left alone where
+    statistics are retaken; gives how many."""
     layers = network.encoder_layers()
     count = round(share * len(layers))
     kept = {id(p) for layer in layers[:count] for p in layer}
@@ -53,6 +54,7 @@ def freeze_first(network: Network, share: float) -> int:
         own = list(module.parameters(recurse=False))
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and own and all(id(p) in kept for p in own):
             module.eval()
+            module.track_running_stats = False  # in evaluation mode those that it has still count
     return count
 
 
