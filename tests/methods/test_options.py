@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from maskwright.engine.config import configure, describe, flat, nested, options
+from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS
 
 BEFORE: dict[str, dict[str, list[Any]]] = json.loads(Path(__file__).with_name("options_before.json").read_text())
@@ -69,3 +70,15 @@ def test_options_are_described(name):
     rows = describe(METHODS[name].Config)
     assert all(o["says"] for o in rows), "every option says its unit and reason"
     assert len({o["name"] for o in rows}) == len({o["old"] for o in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "beside"),
+    [("cbst", "round_lr", {}), ("cycada", "align.slower", {}), ("maskclip", "plus.round_lr", {"plus.train": True}),
+     ("reco", "plus.round_lr", {"plus.train": True, "plus.rounds": 1})],
+)  # fmt: skip
+def test_a_share_of_the_rates_is_above_0(name, option, beside):
+    """A rate of 0 is one that is yet to be decided: a training with a share of 0 would have the whole rate."""
+    with pytest.raises(MaskwrightError, match=option.rpartition(".")[2]):
+        configure(METHODS[name].Config, {**beside, option: 0})
+    configure(METHODS[name].Config, {**beside, option: 0.01})

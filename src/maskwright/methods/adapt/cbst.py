@@ -102,7 +102,7 @@ class CBSTConfig(TargetConfig):
     steps: int = steps_of_all(4000)
     rounds: int = rounds_on_target(3)
     source_share: float = share_before_rounds(0.5, "the source")
-    round_lr: float = option(0.2, "share of the shared rates with which a round begins", low=0, high=1)
+    round_lr: float = option(0.2, "share of the shared rates with which a round begins", low=1e-6, high=1)
     regulariser: str = option(
         "none", "CRST's pull of the model on the target: none, mrkld, mrent, mrl2", choices=("none", *REGULARISERS),
         main=True,

@@ -63,7 +63,7 @@ class AlignOptions:
     gate: float = option(0.6, "accuracy of the discriminator above which the segmenter learns", low=0, high=1)
     window: int = option(100, "steps whose mean accuracy counts", low=1)
     shared: bool = option(True, "one network for both domains; false: the source's stays as it was")
-    slower: float = option(0.1, "the segmenter's rate, as a share of its training's", low=0, high=1)
+    slower: float = option(0.1, "the segmenter's rate, as a share of its training's", low=1e-6, high=1)
     d_lr: float = option(1e-4, "the discriminator's rate (Adam, betas 0.9 and 0.99), poly schedule", low=0)
 
 
