@@ -388,6 +388,17 @@ def test_a_killed_translation_goes_on(domains, tmp_path, monkeypatch):
     assert whole.context.ledgers.record() == cut.context.ledgers.record()
 
 
+def test_a_translation_killed_outright_tells_of_the_masks_it_read(domains, tmp_path):
+    """A process that is killed outright saves no ledger: the next one notes the masks of what it finds."""
+    options = {"translation": "histogram", "align.weight": 0}
+    first, second = (method_of(domains, tmp_path / name, **options) for name in ("first", "second"))
+    first.translate(tmp_path / "first" / "translate")
+    next((tmp_path / "first" / "translate" / PHOTOGRAPHS / "images").iterdir()).unlink()
+    second.translate(tmp_path / "first" / "translate")
+    assert second.context.ledgers.record() == first.context.ledgers.record()
+    assert second.context.ledgers.by_stream()["source"]["train"]["masks"] == 8
+
+
 def test_a_gate_that_never_opens_is_said(domains, tmp_path, capfd):
     source, target = domains
     train(target, source, tmp_path / "run", translation="none", **{"align.gate": 1})
