@@ -39,6 +39,7 @@ from maskwright.methods.adapt.cycada.networks import DomainDiscriminator, Genera
 from maskwright.methods.adapt.cycada.translating import PHOTOGRAPHS, at_scale, in_tiles
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.network import make_network
+from maskwright.recipes.training.selection import hold_out
 
 SMALL = {
     "crops.size": 32, "crops.batch": 2, "precision": "fp32", "generators.width": 4, "generators.blocks": 1,
@@ -397,6 +398,15 @@ def test_a_translation_killed_outright_tells_of_the_masks_it_read(domains, tmp_p
     second.translate(tmp_path / "first" / "translate")
     assert second.context.ledgers.record() == first.context.ledgers.record()
     assert second.context.ledgers.by_stream()["source"]["train"]["masks"] == 8
+
+
+def test_generators_learn_nothing_of_held_out_masks(domains, tmp_path, monkeypatch):
+    method, made = method_of(domains, tmp_path / "run", holdout=0.25), []
+    monkeypatch.setattr(method, "judge", lambda: make_network(method.context, method.config))
+    monkeypatch.setattr(method.context, "fit", lambda training, *more: made.append(training))
+    method.train_generators(tmp_path / "run" / "generators")
+    seen, held = hold_out(method.masks(), 0.25, method.context.generator("holdout"))
+    assert len(held) == 2 and made[0].streams["s"].indices.tolist() == seen.indices
 
 
 def test_a_gate_that_never_opens_is_said(domains, tmp_path, capfd):

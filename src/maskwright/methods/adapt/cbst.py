@@ -246,9 +246,9 @@ class CBST(SourceMethod):
     # ------------------------------------------------------------------ pseudo-labels
 
     def fit_prior(self, folder: Path) -> None:
-        """Writes q (C, G, G) of all masks of the source."""
+        """Writes q (C, G, G) of all masks of the source but those held out."""
         labels, counts = self.labels(), PlaceCounts(self.context.classes)
-        for i in self.context.each(labels.indices, "prior"):
+        for i in self.context.each(self.seen(), "prior"):
             counts.add(labels.read(i))
         counts.counts = all_reduce_sum(counts.counts.to(self.context.device)).cpu()
         if self.context.run.writes:
