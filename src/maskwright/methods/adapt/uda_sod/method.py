@@ -297,12 +297,19 @@ class UDASOD(SourceMethod):
                 store.write(names[i], SoftMap(values, values >= 0))
         self.choose(folder, number, stores)
 
+    def objects_seen(self) -> str:
+        """Whose labels the pasted objects are."""
+        context, of = self.context, self.config.objects.of
+        if of == "found":
+            store = context.input("objects")
+            assert isinstance(store, Proposals)
+            return f"objects: {store.labels_seen}"
+        return f"{len(context.data_of('source'))} {'masks' if of == 'masks' else 'cut-outs'} of the source"
+
     def stores(self, folder: Path, number: int) -> list[Proposals]:
         """Where m and v of a round go, or where a killed run left some."""
         context = self.context
-        saw = context.source.labels_present()["masks"] if context.source is not None else 0
-        of = f"{saw} masks of the source; " if saw else ""
-        seen = f"{of}weights: {context.backbone.provenance.labels_seen}"
+        seen = f"{self.objects_seen()}; weights: {context.backbone.provenance.labels_seen}"
         for writes in (True, False):  # first the process that writes, then the others find it
             if writes == context.run.writes:
                 found = [Proposals.begin(folder / kind, "soft", f"{self.name}, round {number}", seen)
