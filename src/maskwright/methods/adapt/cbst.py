@@ -44,7 +44,7 @@ from torch import Tensor
 from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, share
 from maskwright.errors import MaskwrightError
@@ -118,6 +118,15 @@ class CBSTConfig(TargetConfig):
             )  # fmt: skip
         if not self.labels.scales:
             raise MaskwrightError("labels.scales is empty", "at least one scale", "leave it out for 1.0")
+
+    def idle(self) -> Idle:
+        """Options of soft labels, of a regulariser and of mining where there is none."""
+        if not self.labels.soft:
+            yield ("labels.alpha",), "labels.soft=false"
+        if self.regulariser == "none":
+            yield ("lam_reg",), "regulariser=none"
+        if not self.mining.chance:
+            yield ("mining.below",), "mining.chance=0"
 
     def portion(self, number: int) -> float:
         """The portion of round `number`, from 1."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.cycada.losses import Weights
 from maskwright.recipes.training.options import NetworkConfig, NormOptions
@@ -81,6 +81,11 @@ class CycadaConfig(NetworkConfig):
     generators: GeneratorOptions = part(GeneratorOptions)
     semantic: SemanticOptions = part(SemanticOptions)
     align: AlignOptions = part(AlignOptions)
+
+    def idle(self) -> Idle:
+        """FDA's box where photographs are translated in another way."""
+        if self.translation != "fda":
+            yield ("beta",), f"translation={self.translation}"
 
     @property
     def weights(self) -> Weights:

@@ -44,7 +44,7 @@ from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.proposals import Proposals, SoftMap
 from maskwright.data.training.sources import Labels, StoredLabels
 from maskwright.data.trust.artefacts import write_record
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, gather_objects, share
 from maskwright.engine.needs import LABELLED_SOURCE, InputNeed, StreamNeed
@@ -132,6 +132,16 @@ class UDASODConfig(NetworkConfig):
     source_share: float = share_before_rounds(0.25, "composites")
     rate_decay: float = option(0.9, "factor on the rates each round", low=0, high=1)
     jitter: str = option("uda_sod", "photometric recipe of all crops", choices=tuple(PRESETS))
+
+    def idle(self) -> Idle:
+        """Options of objects that come from elsewhere, and of the other way to choose whom a round believes."""
+        of, by = self.objects.of, self.pseudo.by
+        if of != "masks":
+            yield ("objects.classes",), f"objects.of={of}"
+        if of == "alpha":
+            yield ("objects.cut", "objects.soften", "composites.ground_least"), "objects.of=alpha"
+        other = ("variance",) if by == "portion" else ("portion", "growth", "portion_max", "skip")
+        yield [f"pseudo.{name}" for name in other], f"pseudo.by={by}"
 
 
 class UDASOD(SourceMethod):
