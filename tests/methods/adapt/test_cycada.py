@@ -49,8 +49,12 @@ CPU = torch.device("cpu")
 
 
 def small(method: type, **options: object) -> dict[str, object]:
-    """Those of `SMALL` that the method has, and others."""
+    """Those of `SMALL` that the method has and that others leave a use, and others."""
     known = {o["name"] for o in describe(method.Config)}
+    if options.get("translation", "cyclegan") != "cyclegan":
+        known = {name for name in known if not name.startswith(("generators.", "semantic."))}
+    if options.get("align.weight") == 0:
+        known = {name for name in known if not name.startswith("align.")}
     return {k: v for k, v in SMALL.items() if k in known} | options
 
 

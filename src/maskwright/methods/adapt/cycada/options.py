@@ -83,9 +83,16 @@ class CycadaConfig(NetworkConfig):
     align: AlignOptions = part(AlignOptions)
 
     def idle(self) -> Idle:
-        """FDA's box where photographs are translated in another way."""
-        if self.translation != "fda":
-            yield ("beta",), f"translation={self.translation}"
+        """Options of another way to translate photographs, and of a judge and an alignment that are none."""
+        how, without = self.translation, ("share", "on", "gate", "window", "shared", "slower", "d_lr")
+        if how != "fda":
+            yield ("beta",), f"translation={how}"
+        if how != "cyclegan":
+            yield ("generators", "semantic"), f"translation={how}"
+        elif not self.semantic.weight:
+            yield ("semantic.limit", "semantic.steps"), "semantic.weight=0"
+        if not self.align.weight:
+            yield [f"align.{name}" for name in without], "align.weight=0"
 
     @property
     def weights(self) -> Weights:
