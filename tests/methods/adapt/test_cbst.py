@@ -108,6 +108,13 @@ def test_total_of_hard_and_soft_labels(finished, domains, tmp_path):
         assert t.streams["s"].choose is not None, "classes are mined in both domains"
 
 
+def test_held_out_masks_are_no_part_of_the_prior(domains, tmp_path):
+    context = context_of(domains, tmp_path / "run", CBST, **{"labels.spatial": True, "holdout": 0.25})
+    CBST(context.timing.config, context).fit_prior(context.run.stage_folder("prior"))
+    assert context.ledgers.by_stream()["source"]["train"]["masks"] == 6, "two of the eight choose the iterate"
+    context.run.release()
+
+
 def test_steps_add_up_and_portions_grow():
     for total, rounds, expected in ((800, 3, [400, 133, 133, 134]), (3, 1, [2, 1]), (1, 2, [1, 1, 1])):
         assert round_steps(total, rounds, 0.5) == expected

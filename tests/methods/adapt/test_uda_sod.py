@@ -232,6 +232,8 @@ def test_objects_of_cutouts(domains, tmp_path):
     context = context_of(domains, tmp_path / "run", sources=sources, **{"objects.of": "alpha"})
     folder = context.run.stage_folder("compose")
     method_of(context).compose(folder)
+    store, _ = method_of(context).stores(context.run.stage_folder("label_1"), 1)
+    assert store.labels_seen.startswith("2 cut-outs of the source; weights: ")
     read = context.ledgers.by_stream()
     assert read["source"]["train"]["masks"] == 2 and read["grounds"]["train"]["masks"] == 0
     made, ground = open_folder(folder / COMPOSITES), open_folder(domains[0])
@@ -259,6 +261,8 @@ def test_objects_that_another_run_found(domains, tmp_path):
     assert not any(context.ledgers.counts()["train"].values())
     assert any("deep_spectral in 3 photographs" in n and "5 photographs are left out" in n for n in context.notes)
     assert context.run.record["inputs"]["objects"]["labels_seen"] == "none"
+    store, _ = method_of(context).stores(context.run.stage_folder("label_1"), 1)
+    assert store.labels_seen.startswith("objects: none; weights: ")
     assert len(open_folder(folder / COMPOSITES)) == 6
     context.run.release()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 from tests.models.towers.tiny import RESNET, config, write_folder
@@ -118,6 +119,18 @@ def test_proxyclip_takes_a_backbone_or_a_model(place, tmp_path):
     scale, move = (torch.tensor(v)[:, None, None] for v in (encoder.factor, encoder.offset))
     expected = (raw - torch.tensor(second.mean)[:, None, None]) / torch.tensor(second.std)[:, None, None]
     torch.testing.assert_close(x * scale + move, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_of_a_strip_the_middle_is_looked_at(place, tmp_path):
+    archive = tmp_path / "archive" / "images"
+    archive.mkdir(parents=True)
+    strip = np.random.default_rng(0).integers(0, 256, (2, 90, 3), np.uint8)
+    Image.fromarray(strip).save(archive / "long.png")
+    Image.fromarray(strip[:, 44:46]).save(archive / "middle.png")
+    Image.fromarray(strip[:1, :1]).save(archive / "pixel.png")
+    train(place, tmp_path / "run", source={"archive": archive.parent}, settings={"archive.images": 3, "context": ""})
+    pictures = load_file(tmp_path / "run" / "pictures" / "pictures.safetensors")["pictures"]
+    assert len(pictures) == 3 and torch.allclose(pictures[0], pictures[1], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ def test_options_of_what_is_not_done_are_refused():
         ("clip_seg", {"variant": "sclip", "std": 2.0}, "std=2.0 with variant=sclip"),
         ("clip_seg", {"proxy.gamma": 2.0}, "proxy.gamma=2.0 with variant=naclip"),
         ("groupvit", {"preset": "zero_shot", "crops.batch": 3}, "crops.batch=3 with preset=zero_shot"),
+        ("groupvit", {"steps": 0, "crops.batch": 3}, "crops.batch=3 with steps=0"),
         ("groupvit", {"contrast.words": 0, "contrast.weight": 2.0}, "contrast.weight=2.0 with contrast.words=0"),
     ):
         with pytest.raises(MaskwrightError, match=f"{said}.*leave it out"):

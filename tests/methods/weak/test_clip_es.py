@@ -185,6 +185,8 @@ def test_names_of_tags_and_what_stands_behind_them():
     assert tag_words(("trees",), None, NameOptions(behind=("Trees", "Skies")))[1] == ("sky",)
     assert "background" not in tag_words(("cat",), "background", NameOptions())[1]
     assert tag_words(("cat",), "mud", NameOptions(clearer=False, behind=("sky",)))[1] == ("sky", "mud")
+    assert tag_words(("cat",), "mud|clays", NameOptions(behind=("sky",)))[1] == ("sky", "mud", "clay"), "synonyms"
+    assert "bg" not in tag_words(("cat",), "bg", NameOptions())[1], "another name of the background"
     with pytest.raises(MaskwrightError, match=r"names\.behind"):
         tag_words(("cat",), None, NameOptions(behind=()))
     with pytest.raises(MaskwrightError, match="says nothing"):

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from maskwright.data.training.sources import Labels
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.ops.losses.seg_losses import reduce_pixels
 from maskwright.recipes.adaptation import SourceMethod, TargetConfig
 from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
@@ -64,6 +64,11 @@ class AdventConfig(TargetConfig):
     )
     aux_share: float = option(0.2, "an auxiliary head's share of lambda", low=0)
     d_lr: float = option(1e-4, "the discriminators' learning rate (Adam, betas 0.9 and 0.99), poly schedule", low=0)
+
+    def idle(self) -> Idle:
+        """The discriminators' rate where there are none."""
+        if self.variant == "minent":
+            yield ("d_lr",), "variant=minent"
 
 
 def self_information(logits: Tensor) -> Tensor:

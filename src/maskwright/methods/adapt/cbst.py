@@ -44,7 +44,7 @@ from torch import Tensor
 from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, share
 from maskwright.errors import MaskwrightError
@@ -102,7 +102,7 @@ class CBSTConfig(TargetConfig):
     steps: int = steps_of_all(4000)
     rounds: int = rounds_on_target(3)
     source_share: float = share_before_rounds(0.5, "the source")
-    round_lr: float = option(0.2, "share of the shared rates with which a round begins", low=0, high=1)
+    round_lr: float = option(0.2, "share of the shared rates with which a round begins", low=1e-6, high=1)
     regulariser: str = option(
         "none", "CRST's pull of the model on the target: none, mrkld, mrent, mrl2", choices=("none", *REGULARISERS),
         main=True,
@@ -118,6 +118,15 @@ class CBSTConfig(TargetConfig):
             )  # fmt: skip
         if not self.labels.scales:
             raise MaskwrightError("labels.scales is empty", "at least one scale", "leave it out for 1.0")
+
+    def idle(self) -> Idle:
+        """Options of soft labels, of a regulariser and of mining where there is none."""
+        if not self.labels.soft:
+            yield ("labels.alpha",), "labels.soft=false"
+        if self.regulariser == "none":
+            yield ("lam_reg",), "regulariser=none"
+        if not self.mining.chance:
+            yield ("mining.below",), "mining.chance=0"
 
     def portion(self, number: int) -> float:
         """The portion of round `number`, from 1."""
@@ -246,9 +255,9 @@ class CBST(SourceMethod):
     # ------------------------------------------------------------------ pseudo-labels
 
     def fit_prior(self, folder: Path) -> None:
-        """Writes q (C, G, G) of all masks of the source."""
+        """Writes q (C, G, G) of all masks of the source but those held out."""
         labels, counts = self.labels(), PlaceCounts(self.context.classes)
-        for i in self.context.each(labels.indices, "prior"):
+        for i in self.context.each(self.seen(), "prior"):
             counts.add(labels.read(i))
         counts.counts = all_reduce_sum(counts.counts.to(self.context.device)).cpu()
         if self.context.run.writes:

@@ -48,7 +48,7 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import class_mask, mix, patch_mask
 from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.losses.feature_distance import class_cells, feature_distance
 from maskwright.ops.losses.seg_losses import cross_entropy
@@ -119,6 +119,15 @@ class DACSConfig(TargetConfig):
                 f"crops.sample=classes and rare.temperature={self.rare.temperature:g}", "one of the two",
                 "leave one of them out: both choose the photographs of the source by their classes",
             )  # fmt: skip
+
+    def idle(self) -> Idle:
+        """Options of what came after it, where that is not asked for."""
+        if not self.rare.temperature:
+            yield ("rare.pixels",), "rare.temperature=0"
+        if not self.things.distance:
+            yield ("things.classes", "things.share"), "things.distance=0"
+        if not self.masked.consistency:
+            yield ("masked.ratio", "masked.cell"), "masked.consistency=0"
 
 
 def sure_share(labels: LabelMap, threshold: float) -> Tensor:

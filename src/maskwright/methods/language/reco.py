@@ -30,7 +30,7 @@ Legend: n pictures, P words, M context words, C classes, D channels, E channels 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,6 +107,12 @@ class RecoConfig(StudentConfig):
     context: tuple[str, ...] = option(CONTEXT, "names of what surrounds things, in this order; empty: none is damped")
     plus: PlusOptions = part(PlusOptions, rounds=0, words=False)
     crf: bool = option(True, "the dense CRF after prediction unless --refine says otherwise")
+
+
+def middle(size: Sequence[int], side: int) -> tuple[slice, slice]:
+    """Rows and columns of the square in the middle of `size` (H, W), neither of which is below `side`."""
+    top, left = ((n - side) // 2 for n in size)
+    return slice(top, top + side), slice(left, left + side)
 
 
 def nearest_pictures(pictures: Tensor, words: Tensor, count: int) -> Tensor:
@@ -205,9 +211,11 @@ class Reco(StudentMethod):
         for start in starts:
             some, crops = every[start : start + self.config.archive.batch], []
             for i in some:
-                x = preprocess.apply(data.image(i))
-                top, left = ((n - size) // 2 for n in x.shape[1:])
-                crops.append(x[:, top : top + size, left : left + size])
+                image = data.image(i)
+                if min(preprocess.target_size(image.shape[:2])) < size:  # of a strip, which is kept smaller
+                    image = image[middle(image.shape[:2], min(image.shape[:2]))]
+                x = preprocess.apply(image)
+                crops.append(x[:, *middle(x.shape[1:], size)])
             yield some, torch.stack(crops).to(self.context.device)
 
     # ------------------------------------------------------------------ the names' vectors

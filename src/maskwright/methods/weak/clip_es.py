@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskwright.data.training.tag_targets import BACKGROUND_NAMES
 from maskwright.engine.config import option, part
 from maskwright.engine.contract import Stage
 from maskwright.errors import MaskwrightError
@@ -223,7 +224,7 @@ def tag_words(names: tuple[str, ...], ground: str | None, options: NameOptions) 
 
     Args:
         names: of the tags.
-        ground: name of the class that no tag names; counts as a word behind, unless it is background itself.
+        ground: name of the class that no tag names; its words count as words behind, unless it is background itself.
         options: as the run has them.
 
     Raises:
@@ -231,7 +232,7 @@ def tag_words(names: tuple[str, ...], ground: str | None, options: NameOptions) 
     """
     found = class_words(names, singular=options.singular)
     own = {word for words in found.words for word in words}
-    also = () if ground is None or plain_word(ground) == BACKGROUND else (ground,)
+    also = () if ground is None or plain_word(ground) in BACKGROUND_NAMES else tuple(ground.split("|"))
     others = (plain_word(b, options.singular) for b in (*options.behind, *also))
     behind = tuple(dict.fromkeys(w for w in others if w and w not in own))
     if not behind:

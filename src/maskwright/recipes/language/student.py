@@ -62,7 +62,7 @@ class PlusOptions:
     train: bool = option(False, "a network learns the masks, and is what the run leaves", main=True)
     rounds: int = option(1, "how often the network then labels the photographs itself and goes on", low=0, high=100)
     share: float = option(0.5, "share of the steps on the tower's labels; rounds share the rest", low=0.01, high=0.99)
-    round_lr: float = option(0.2, "share of the rates with which a round begins", low=0, high=1)
+    round_lr: float = option(0.2, "share of the rates with which a round begins", low=1e-6, high=1)
     words: bool = option(
         True, "the network's last layer is the names' vectors, which do not learn; false: one that does"
     )

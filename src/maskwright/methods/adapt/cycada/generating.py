@@ -64,7 +64,7 @@ class GeneratorTraining(DrawnTraining):
         context: of the run.
         config: options.
         steps: of the stage.
-        labels: of the source, where a judge is asked.
+        labels: of the source, where a judge is asked; its photographs are then those that have some.
         judge: the segmenter of the source; frozen here. None: no semantic consistency.
     """
 
@@ -106,9 +106,10 @@ class GeneratorTraining(DrawnTraining):
         side = -(-g.side // MULTIPLE) * MULTIPLE
         crops = CropRecipe(side, (g.scale_min, g.scale_max), config.crops.long_side)
         source, target = context.data_of("source"), context.data
-        orders = context.sampler(len(source), g.each), context.sampler(len(target), g.each, SECOND)
+        images = range(len(source)) if labels is None else labels.indices
+        orders = context.sampler(len(images), g.each), context.sampler(len(target), g.each, SECOND)
         self.streams = self.sampler = Streams(
-            s=Stream(source, range(len(source)), orders[0], crops, GREY, labels),
+            s=Stream(source, images, orders[0], crops, GREY, labels),
             t=Stream(target, range(len(target)), orders[1], crops, GREY),
         )
 

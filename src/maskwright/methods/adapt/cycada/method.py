@@ -47,6 +47,7 @@ from maskwright.models.networks.build import Network
 from maskwright.recipes.adaptation import SourceMethod
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.network import make_preprocess, retake, trained_network
+from maskwright.recipes.training.selection import hold_out
 from maskwright.recipes.training.training import train_network
 
 
@@ -122,7 +123,8 @@ class Cycada(SourceMethod):
         """G and F."""
         steps, labels, judge = self.config.generators.steps or self.steps, None, None
         if self.judges_generators:
-            labels, judge = self.masks(), self.judge()
+            labels, _ = hold_out(self.masks(), self.config.holdout, self.context.generator("holdout"))
+            judge = self.judge()
         training = GeneratorTraining(self.context, self.config, steps, labels, judge)
         self.context.fit(training, "generators", folder, steps)
 

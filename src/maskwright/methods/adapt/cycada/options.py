@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.cycada.losses import Weights
 from maskwright.recipes.training.options import NetworkConfig, NormOptions
@@ -63,7 +63,7 @@ class AlignOptions:
     gate: float = option(0.6, "accuracy of the discriminator above which the segmenter learns", low=0, high=1)
     window: int = option(100, "steps whose mean accuracy counts", low=1)
     shared: bool = option(True, "one network for both domains; false: the source's stays as it was")
-    slower: float = option(0.1, "the segmenter's rate, as a share of its training's", low=0, high=1)
+    slower: float = option(0.1, "the segmenter's rate, as a share of its training's", low=1e-6, high=1)
     d_lr: float = option(1e-4, "the discriminator's rate (Adam, betas 0.9 and 0.99), poly schedule", low=0)
 
 
@@ -81,6 +81,18 @@ class CycadaConfig(NetworkConfig):
     generators: GeneratorOptions = part(GeneratorOptions)
     semantic: SemanticOptions = part(SemanticOptions)
     align: AlignOptions = part(AlignOptions)
+
+    def idle(self) -> Idle:
+        """Options of another way to translate photographs, and of a judge and an alignment that are none."""
+        how, without = self.translation, ("share", "on", "gate", "window", "shared", "slower", "d_lr")
+        if how != "fda":
+            yield ("beta",), f"translation={how}"
+        if how != "cyclegan":
+            yield ("generators", "semantic"), f"translation={how}"
+        elif not self.semantic.weight:
+            yield ("semantic.limit", "semantic.steps"), "semantic.weight=0"
+        if not self.align.weight:
+            yield [f"align.{name}" for name in without], "align.weight=0"
 
     @property
     def weights(self) -> Weights:

@@ -147,7 +147,14 @@ def translate_all(context: Context, folder: Path, translation: Translation) -> N
     source, target, root = context.data_of("source"), context.data, folder / PHOTOGRAPHS
     store = ImageStore(root)
     write_text(root / "classes.txt", "\n".join(context.table.names) + "\n")
-    for i in context.each(range(len(source)), "translated", lambda i: source.items[i].name in store):
+
+    def done(i: int) -> bool:
+        there = source.items[i].name in store
+        if there:
+            source.ledger.note("masks", source.items[i].name)  # a run that was killed outright could not save that
+        return there
+
+    for i in context.each(range(len(source)), "translated", done):
         name = source.items[i].name
         lot = context.generator("style", name)
         style = int(torch.randint(len(target), (), generator=lot))

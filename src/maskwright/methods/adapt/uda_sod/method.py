@@ -44,7 +44,7 @@ from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.proposals import Proposals, SoftMap
 from maskwright.data.training.sources import Labels, StoredLabels
 from maskwright.data.trust.artefacts import write_record
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, gather_objects, share
 from maskwright.engine.needs import LABELLED_SOURCE, InputNeed, StreamNeed
@@ -132,6 +132,16 @@ class UDASODConfig(NetworkConfig):
     source_share: float = share_before_rounds(0.25, "composites")
     rate_decay: float = option(0.9, "factor on the rates each round", low=0, high=1)
     jitter: str = option("uda_sod", "photometric recipe of all crops", choices=tuple(PRESETS))
+
+    def idle(self) -> Idle:
+        """Options of objects that come from elsewhere, and of the other way to choose whom a round believes."""
+        of, by = self.objects.of, self.pseudo.by
+        if of != "masks":
+            yield ("objects.classes",), f"objects.of={of}"
+        if of == "alpha":
+            yield ("objects.cut", "objects.soften", "composites.ground_least"), "objects.of=alpha"
+        other = ("variance",) if by == "portion" else ("portion", "growth", "portion_max", "skip")
+        yield [f"pseudo.{name}" for name in other], f"pseudo.by={by}"
 
 
 class UDASOD(SourceMethod):
@@ -298,12 +308,19 @@ class UDASOD(SourceMethod):
                 store.write(names[i], SoftMap(values, values >= 0))
         self.choose(folder, number, stores)
 
+    def objects_seen(self) -> str:
+        """Whose labels the pasted objects are."""
+        context, of = self.context, self.config.objects.of
+        if of == "found":
+            store = context.input("objects")
+            assert isinstance(store, Proposals)
+            return f"objects: {store.labels_seen}"
+        return f"{len(context.data_of('source'))} {'masks' if of == 'masks' else 'cut-outs'} of the source"
+
     def stores(self, folder: Path, number: int) -> list[Proposals]:
         """Where m and v of a round go, or where a killed run left some."""
         context = self.context
-        saw = context.source.labels_present()["masks"] if context.source is not None else 0
-        of = f"{saw} masks of the source; " if saw else ""
-        seen = f"{of}weights: {context.backbone.provenance.labels_seen}"
+        seen = f"{self.objects_seen()}; weights: {context.backbone.provenance.labels_seen}"
         for writes in (True, False):  # first the process that writes, then the others find it
             if writes == context.run.writes:
                 found = [Proposals.begin(folder / kind, "soft", f"{self.name}, round {number}", seen)

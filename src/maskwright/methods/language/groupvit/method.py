@@ -126,10 +126,9 @@ class GroupVitConfig(WordConfig):
     def idle(self) -> Idle:
         """Options of a training where there is none, and of words that are not compared."""
         if not self.steps:
-            yield (
-                ("crops", "contrast", "optimizer", "drop_path", "precision"),
-                f"preset={self.preset}, which trains nothing",
-            )
+            trains = PRESETS.get(self.preset, {}).get("steps")
+            why = "steps=0" if trains else f"preset={self.preset}, which trains nothing"
+            yield ("crops", "contrast", "optimizer", "drop_path", "precision"), why
         elif not self.contrast.words:
             yield ("contrast.weight",), "contrast.words=0"
 
