@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tests.methods.unsupervised.small import parts_of, steps_of, trainer
 
 import maskwright as mw
@@ -136,6 +137,16 @@ def test_readout_of_the_last_round(data, tmp_path):
     torch.testing.assert_close(saved.classify(embedding), saved.classify(7 * embedding))
     with pytest.raises(MaskwrightError, match="4 clusters in training and 3 asked for"):
         train(data, tmp_path / "other", 1, **{"readout.by": "rounds", "rounds.count": 4})
+
+
+def test_what_is_predicted_is_the_nearest_centroid(data, tmp_path):
+    train(data, tmp_path / "run", 1)
+    mu = load_file(tmp_path / "run" / "cluster" / P.CENTERS)["weight"]  # (K, E)
+    saved = mw.load(tmp_path / "run").segmenter
+    z = F.normalize(mu.T + 0.1 * torch.randn(len(mu.T), len(mu), generator=torch.Generator().manual_seed(1)), dim=0)
+    said = saved.classify(z.T[:, :, None, None])[:, :, 0, 0].argmax(1)
+    assert torch.equal(said, torch.cdist(z.T, mu).argmin(1))
+    assert torch.allclose(saved.classifier[1].linear.bias, -0.5 * mu.square().sum(1) / 0.1)
 
 
 def test_presets_say_what_the_papers_commands_say():

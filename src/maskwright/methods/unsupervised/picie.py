@@ -17,7 +17,8 @@ round's classifier. `preset=small` weighs clusters by the inverse of their size,
 
 What the original gets wrong: classes are weighted by their share of the cells, not its inverse, and the loss is divided
 by the weights, so a frequent cluster counts twice; greyscale is never applied and blur hardly, by two slips; k-means
-has seed 0 whatever is asked for; labels are of the nearest centroid, predictions of the greatest product.
+has seed 0 whatever is asked for; labels are of the nearest centroid, predictions of the greatest product (here of the
+nearest too, but with `readout.by=rounds`).
 
 Legend: B photographs, K clusters, E width, (h, w) map, mu centroids (K, E), y labels.
 """
@@ -459,7 +460,8 @@ class Picie(CropMethod):
 
     @torch.no_grad()
     def of_photographs(self) -> tuple[Tensor, Tensor]:
-        """Centroids of whole photographs, under the batch-norm statistics that the segmenter will have."""
+        """Centroids mu of whole photographs, under the batch-norm statistics that the segmenter will have, and biases
+        -|mu|^2 / 2, with which the nearest is the largest."""
         c, context = self.config, self.context
         network = self.network().to(context.device)
         preprocess = make_preprocess(c, network)
@@ -477,10 +479,10 @@ class Picie(CropMethod):
 
         with as_it_stands(network):
             found = cluster_streams(context, c, [context.classes], batches())[0][0]
-        return found.centers, torch.zeros(context.classes)
+        return found.centers, -0.5 * found.centers.square().sum(1)
 
     def segmenter(self) -> Segmenter:
-        """The network, and products of its unit features with the centroids."""
+        """The network, and products of its unit features with the centroids, and their biases."""
         k, network = self.context.classes, self.network()
         found = self.context.run.tensors("cluster", CENTERS, {"weight": "KE", "bias": "K"})
         classifier, over = LinearClassifier(network.width, k), self.config.readout.temperature
