@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Mapping
@@ -210,6 +211,12 @@ def finished(trained):
     return lambda name: trained(name)[0]
 
 
+@pytest.fixture(scope="module")
+def loaded(finished):
+    """The model that a finished run saved, loaded when first asked for."""
+    return functools.cache(lambda name: mw.load(finished(name) / "model.safetensors"))
+
+
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -261,8 +268,8 @@ def test_ledger_holds_what_the_method_needs_and_nothing_else(name, finished):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_predicts_at_the_size_of_the_image(name, finished, data):
-    model = mw.load(finished(name))
+def test_predicts_at_the_size_of_the_image(name, loaded):
+    model = loaded(name)
     for size in ((48, 64), (33, 91), (1, 1)):
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         result = model.predict(image)
@@ -282,11 +289,9 @@ def test_same_seed_same_weights_other_seed_other_weights(name, finished, data, t
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_saved_model_predicts_what_the_trained_one_did(name, trained, data):
-    folder, model = trained(name)
-    loaded = mw.load(folder / "model.safetensors")
+def test_saved_model_predicts_what_the_trained_one_did(name, trained, loaded, data):
     path = next((data / "images").iterdir())
-    a, b = model.predict(path), loaded.predict(path)
+    a, b = trained(name)[1].predict(path), loaded(name).predict(path)
     assert np.array_equal(a.mask, b.mask) and np.array_equal(a.confidence, b.confidence)
 
 
