@@ -1,4 +1,4 @@
-"""Steps on two domains: DACS and a training on the source beside a supervised step on as many crops."""
+"""Steps on two domains: DACS beside a supervised step on as many crops."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import is_dataclass
 from typing import Any
 
-from maskwright.engine.config import idle_options, options
+from maskwright.engine.config import Option, idle_options, options
 from maskwright.errors import MaskwrightError
 
 SIZES = re.compile(r"(side|size|batch|restarts|max_rows|scales|images)$")
@@ -18,13 +18,17 @@ ONE_VALUE = "more than 1 value per channel"
 
 def sizes(config: Any) -> str:
     """The options that make a run shorter, with their values: "crops.size=256, crops.batch=4"; empty without any."""
-    if not is_dataclass(config):
-        return ""
-    idle = idle_options(config)
-    found = [o for o in options(type(config)) if o.used and o.name not in idle and SIZES.search(o.path[-1])]
-    found.sort(key=lambda o: not o.main)
+    found = sorted((o for o in _live(config) if SIZES.search(o.path[-1])), key=lambda o: not o.main)
     given = [f"{o.name}={_written(o.of(config))}" for o in found if o.of(config)]
     return ", ".join(given[:MOST_SIZES])
+
+
+def _live(config: Any) -> list[Option]:
+    """The options on which something depends; none of what is no configuration."""
+    if not is_dataclass(config):
+        return []
+    idle = idle_options(config)
+    return [o for o in options(type(config)) if o.used and o.name not in idle]
 
 
 def _written(value: Any) -> str:
@@ -55,8 +59,6 @@ def too_small(stage: str, config: Any) -> MaskwrightError:
 
 def _now(config: Any, least: int) -> str:
     """The options that decide how large a batch is, with their values, where these are no smaller."""
-    idle = idle_options(config)
-    every = options(type(config)) if is_dataclass(config) else []
-    given = [(o.name, o.of(config)) for o in every if o.used and o.name not in idle]
+    given = [(o.name, o.of(config)) for o in _live(config)]
     found = [f"{k}={v}" for k, v in given if type(v) is int and v >= least and re.search("batch|crop|side", k)]
     return f" (now {', '.join(found)})" if found else ""
