@@ -1,4 +1,7 @@
-"""A training killed outright in the middle and resumed ends in the weights of one that was left alone, bit for bit."""
+"""A training killed outright in the middle and resumed ends in the weights of one that was left alone, bit for bit.
+
+By the command line, three processes a method. The default run kills a training of the engine's own in
+`tests/engine/test_loop.py`, and stops and resumes each method within one process in `test_contract.py`."""
 
 from __future__ import annotations
 
@@ -66,7 +69,8 @@ def last_step(out: Path, stage: str) -> int:
     return max(steps)
 
 
-LONG = (
+STAGES = (
+    ("stego", "distill"),
     ("dacs", "train"), ("cbst", "round_1"), ("advent", "train"), ("dannet", "train"), ("uda_sod", "round_1"),
     ("deep_spectral", "self_train"), ("primaps", "em"), ("picie", "train"), ("cyclegan", "generators"),
     ("looking_beyond", "train"), ("segsort", "train"), ("hsg", "train"), ("maskcontrast", "train"), ("redo", "train"),
@@ -76,9 +80,8 @@ LONG = (
 """Methods and the stage in which they are killed."""
 
 
-@pytest.mark.parametrize(
-    ("method", "stage"), [("stego", "distill"), *(pytest.param(*one, marks=pytest.mark.slow) for one in LONG)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "stage"), STAGES)
 def test_kill_and_resume(method, stage, tmp_path):
     data = write_tiny_folder(tmp_path / "tiny")
     for name in beside(method):
