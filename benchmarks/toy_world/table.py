@@ -61,6 +61,8 @@ class Row:
 
 GROUPS = "groupvit:image=64/patch=8/width=96/heads=3/depths=2+2+1/groups=16+8/embed=64/hidden=192/words=64/layers=2"
 """A GroupViT of about the size of the two towers."""
+ONE_STAGE = "groupvit:image=64/patch=8/width=96/heads=3/depths=1+1/groups=8/embed=64/hidden=192/words=64/layers=2"
+"""One that sorts patches into groups once, behind one block, while they still say what lies at their place."""
 CAPTIONS = {
     "crops.batch": 128, "crops.scale_min": 0.6, "optimizer.lr": 1e-3, "contrast.words": 0, "precision": "fp32",
 }  # fmt: skip
@@ -103,6 +105,11 @@ ROWS = {
         "groupvit", {"crops.batch": 64, "crops.scale_min": 0.6, "optimizer.lr": 1e-3}, steps=1400, split="train", **NEW
     ),
     "groupvit-groups": Row("groupvit", clusters=True, groups_of="groupvit"),
+    "groupvit-one_stage": Row("groupvit", CAPTIONS, steps=1600, split="train", backbone=ONE_STAGE, weights="random"),
+    "groupvit-one_stage-groups": Row("groupvit", clusters=True, groups_of="groupvit-one_stage"),
+    "groupvit-one_stage-start_kmeans": Row(
+        "kmeans", {"features.short_side": 64}, clusters=True, backbone=ONE_STAGE, weights="random"
+    ),
     "groupvit-kmeans": Row(
         "kmeans", {"features.short_side": 64}, clusters=True, backbone="groupvit", weights="RUNS/groupvit-0/run/towers"
     ),
