@@ -144,6 +144,19 @@ def test_the_largest_gap_of_precisions_and_what_is_given():
         configure(LeopartConfig, {"oracle_threshold": True, "cbfe.threshold": 0.3})
 
 
+def test_void_pixels_are_neither_foreground_nor_background_to_the_oracle():
+    """Of four columns of cells the third is void; of the last cell one pixel in four is, and most of the rest is 0."""
+    mask = np.repeat(np.repeat([[0, 1, 255, 0]], 2, 0), 2, 1).astype(np.uint8)
+    mask[0, 6], mask[0, 7] = 255, 2
+    truth, known = Fg.truth_on_grid(mask, (1, 4))
+    assert (truth & known).tolist() == [[False, True, False, False]] and known.tolist() == [[True, True, False, True]]
+    ids, options = [np.array([[0, 1, 2, 0]])], CbfeOptions(cut_min=0.4, cut_max=1.0)
+    precisions = np.array([0.1, 0.8, 0.9])
+    assert [iou for _, _, iou in Fg.cut_ious(precisions, ids, [truth], options, [known])] == [1, 0]
+    other = [np.array([[0, 1, 0, 0]])]
+    assert Fg.cut_ious(precisions, other, [truth], options, [known])[0][2] == 1, "whatever lies there"
+
+
 def test_the_oracle_has_a_cut_of_few_clusters():
     maps, truth = [np.array([[0, 0, 1, 1]])], [np.array([[False, False, True, True]])]
     for options in (CbfeOptions(), CbfeOptions(cut_min=0.6, cut_max=0.6), CbfeOptions(cut_min=1.0, cut_max=1.0)):
