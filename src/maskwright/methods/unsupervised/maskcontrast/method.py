@@ -317,7 +317,8 @@ class MaskContrast(CropMethod):
             tensors = {"mean": pca.mean, "components": pca.components, "scale": pca.scale, "centers": result.centers}
         else:
             result = cluster_rows(context, rows, c.clusters, clusters)
-            ground = all_reduce_sum(torch.cat([g for _, g in found]).sum(0))
+            none = [torch.zeros(0, c.contrast.dim)]  # of photographs without an object a process may have no other
+            ground = all_reduce_sum(torch.cat([g for _, g in found] or none).sum(0))
             centers = F.normalize(torch.cat((ground[None], result.centers)), dim=1)
             tensors = {"centers": centers}
         self.tell(torch.cat(gather_objects(result.labels)), sum(counts))
