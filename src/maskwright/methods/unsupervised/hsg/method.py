@@ -9,11 +9,12 @@ fine groups and these into coarse ones, so that neighbours in the embedding fall
 all (collapse); pixels are drawn to the segments of their group as well.
 
 Deviates: all beside SegSort's deviations of regions, read-out and bank (`segsort`). It is one training, whose levels
-join after a share of the steps (`levels.start`); the authors' two are `preset=paper_regions`, then `preset=paper
---weights RUN`, which keeps encoder and decoder. `paper` stands on DeepLab v3 of stride 16 in place of a plain dilated
-network. A graph has as many slots as the largest of its batch (the authors' second setting; 256 in the first, where
-more crash). Biases learn as fast as weights, the authors' twice as fast. Learned positions cover maps of any size. Void
-pixels take no part in the votes. What is predicted has no regions: k-means alone.
+join after a share of the steps (`levels.start`; a run that ends before has none); the authors' two are
+`preset=paper_regions`, then `preset=paper --weights RUN`, which keeps encoder and decoder. `paper` stands on DeepLab v3
+of stride 16 in place of a plain dilated network. A graph has as many slots as the largest of its batch (the authors'
+second setting; 256 in the first, where more crash). Biases learn as fast as weights, the authors' twice as fast.
+Learned positions cover maps of any size. Void pixels take no part in the votes. What is predicted has no regions:
+k-means alone.
 
 What the original gets wrong: positives are found by subtraction, which loses them in float32; the number of edges is
 counted twice in the modularity; edges are not symmetric; padding enters the batch norms, the deviation that starts the
@@ -26,6 +27,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from torch import nn
 
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.engine.config import fill_from_preset, option, part
@@ -134,9 +137,19 @@ class HSG(SegmentMethod):
         return self.context.trained("train", "network", hsg_network(self.context, self.config))
 
     def hierarchy(self) -> Hierarchy | None:
-        """The trained groups, where there are levels."""
+        """The trained groups; None without levels, and where the training ended before these joined it."""
         empty = new_levels(self.config.levels, self.config.dim)
-        return None if empty is None else self.context.trained("train", "levels", empty)
+        if empty is None:
+            return None
+        found = self.context.trained("train", "levels", empty)
+        norms = [m for m in found.modules() if isinstance(m, nn.BatchNorm1d)]
+        if any(m.num_batches_tracked for m in norms):
+            return found
+        self.context.note(
+            f"The levels were never trained (they join at levels.start={self.config.levels.start:g} of the steps), so "
+            "the model has none: predict --level will be refused."
+        )
+        return None
 
     def segmenter(self) -> Segmenter:
         """The network, its embedding, the read-out by segments, and the levels beside it."""
