@@ -22,7 +22,6 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.views import View
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.leopart import communities as C
 from maskwright.methods.unsupervised.leopart import foreground as Fg
@@ -318,10 +317,7 @@ def test_a_run_by_an_input_without_cbfe_and_one_without_communities(data, tmp_pa
 
 def test_one_class_is_refused_and_does_not_run_for_ever(data, tmp_path):
     with pytest.raises(MaskwrightError, match="class 0 among them"):
-        mw.train(
-            data, "leopart", out=tmp_path / "one", classes=1, backbone="test_vit", weights="random", steps=1,
-            device="cpu", settings=SMALL | {"cbfe.use": False}, progress=Progress(quiet=True), report=False,
-        )  # fmt: skip
+        train(data, tmp_path / "one", 1, classes=1, **{"cbfe.use": False})
 
 
 def test_presets_and_official_checkpoints(tmp_path):

@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from maskwright.data.training.augment import PRESETS as RECIPES
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import world_size
 from maskwright.errors import MaskwrightError
@@ -49,7 +49,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.ops.clustering.segments import Layout
 from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.segments.method import SegmentMethod
-from maskwright.recipes.segments.options import RegionOptions, SegmentOptions, SegmentReadout
+from maskwright.recipes.segments.options import RegionOptions, SegmentOptions, SegmentReadout, idle_segment_options
 from maskwright.recipes.training.network import make_segmenter
 from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
 from maskwright.recipes.training.training import CropTraining
@@ -101,6 +101,20 @@ class HSGConfig(CropConfig):
 
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
+
+    def idle(self) -> Idle:
+        """Options of levels that are not learned, and of segments and the read-out that the others leave without a
+        use."""
+        yield from idle_segment_options(self.regions, self.segments, self.readout)
+        which = self.levels.which
+        if which == "fine":
+            yield ("levels.coarse",), "levels.which=fine"
+        if which == "regions":
+            rest = ("fine", "coarse", "rate", "heads", "inner", "layers", "dropout", "table", "neighbours", "by_view")
+            yield [f"levels.{name}" for name in rest], "levels.which=regions"
+            yield ("loss.groups", "loss.modularity", "loss.centroids"), "levels.which=regions"
+            if self.segments.grid == 1:  # else regions are cut from levels.start on
+                yield ("levels.start",), "levels.which=regions and segments.grid=1"
 
     def check(self) -> None:
         """Raises `MaskwrightError` on a width that the levels cannot have."""

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.sources import StoredLabels
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, gather_objects, reducer
 from maskwright.engine.needs import InputNeed
@@ -181,6 +181,14 @@ class MaskContrastConfig(CropConfig):
 
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
+
+    def idle(self) -> Idle:
+        """Options of a contrast that does not count, and of a read-out by saliency where there is none."""
+        if not self.contrast.weight:
+            yield ("contrast.temperature", "contrast.queue", "contrast.momentum"), "contrast.weight=0"
+        if not self.saliency.head:
+            rest = ("saliency.weight", "readout.threshold", "readout.dim", "readout.temperature")
+            yield rest, "saliency.head=false"
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
