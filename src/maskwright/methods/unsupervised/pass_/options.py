@@ -192,8 +192,8 @@ class PassConfig:
         if not s.d2s:
             yield ("shape.weight",), "an empty shape.d2s"
         if not gate.learn:
-            rest = ("epochs", "lr", "final", "local_crops", "scale_min", "queue")
-            yield (*(f"attention.{name}" for name in rest), "labels.threshold"), "attention.learn=false"
+            stage = ("epochs", "lr", "final", "local_crops", "scale_min", "queue")
+            yield (*(f"attention.{name}" for name in stage), "labels.threshold"), "attention.learn=false"
         if not self.finetune.epochs:
             yield ("finetune.lr", "finetune.scale_min", "finetune.share"), "finetune.epochs=0"
 
