@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -79,6 +80,13 @@ def test_a_request_has_defaults(tiny_folder):
     asked = RunRequest(data=open_folder(tiny_folder), method=TwoDomains)
     assert asked.config == TwoDomainsConfig() and asked.folder == Path("runs/two_domains-tiny")
     assert (asked.backbone_name, asked.seed, asked.sources) == ("auto", 0, {})
+
+
+def test_more_processes_than_photographs_are_refused_before_anything_is_written(target, tmp_path, monkeypatch):
+    monkeypatch.setattr("maskwright.engine.opening.make_fabric", lambda _: SimpleNamespace(world_size=5))
+    with pytest.raises(MaskwrightError, match=r"5 processes for 4 photograph\(s\); expected at least one .* start 4"):
+        open_run(request(open_folder(target), tmp_path / "run", KMeans))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def open_run(request: RunRequest) -> Context:
     Whoever opens a run releases it: `context.run.release()`.
 
     Raises:
-        MaskwrightError: as `RunRequest.check`, `understand`, `class_table`, `open_inputs`, `find_backbone` and
-            `RunFolder.start`.
+        MaskwrightError: more processes than photographs, and as `RunRequest.check`, `understand`, `class_table`,
+            `open_inputs`, `find_backbone` and `RunFolder.start`.
     """
     began = time.monotonic()
     request.check()
@@ -63,6 +63,7 @@ def open_run(request: RunRequest) -> Context:
     images, sources, table, why_classes = _data_and_classes(request)
     cls.check_classes(config, table.names)
     fabric = make_fabric(request.device)
+    check_processes(fabric.world_size, len(images))
     bar.quiet, bar.heard = bar.quiet or fabric.global_rank > 0, bar.heard and fabric.global_rank == 0
     inputs = open_inputs(cls.inputs_taken(config), request.inputs, request.seed)
     start = open_start(request.weights, cls.classes_found(config) != "clusters", request.seed)
@@ -161,6 +162,15 @@ def open_run(request: RunRequest) -> Context:
         for sentence in (f"Classes: {why_classes}.", *(one.says() for one in inputs.values())):
             context.note(sentence)
     return context
+
+
+def check_processes(processes: int, images: int) -> None:
+    """Raises `MaskwrightError` where some process would have no photograph of its own: stages share these out."""
+    if processes > images:
+        raise MaskwrightError(
+            f"{processes} processes for {images} photograph(s)", "at least one photograph for each process",
+            f"start {images} or fewer (torchrun --nproc-per-node {images}), or give more photographs",
+        )  # fmt: skip
 
 
 def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset], ClassTable, str]:

@@ -22,7 +22,9 @@ def at_level(segmenter: Segmenter, level: str) -> Segmenter:
     classifier = segmenter.classifier if segmenter.naming is None else segmenter.naming.clusters
     if not isinstance(classifier, LevelClassifier):
         made = f", which {segmenter.method} made" if segmenter.method else ""
-        raise MaskwrightError(f"--level {level} and a model without levels{made}", "a model of hsg", "leave it out")
+        raise MaskwrightError(
+            f"--level {level} and a model without levels{made}", "a model of hsg with trained levels", "leave it out"
+        )
     if level not in classifier.hierarchy.levels:
         raise unknown("level", level, classifier.hierarchy.levels)
     found = copy.copy(segmenter)

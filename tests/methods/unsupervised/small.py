@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import maskwright as mw
+from maskwright.engine.config import configure, idle_options, options
 from maskwright.engine.progress import Progress
 from maskwright.predict.model import Model
 
@@ -27,10 +28,19 @@ def trainer(
     ) -> Model:  # fmt: skip
         return mw.train(
             data, method, out=out, inputs=inputs, classes=classes, backbone=backbone, weights="random", steps=steps,
-            device="cpu", settings={**small, **settings}, progress=Progress(quiet=True), report=False,
+            device="cpu", settings={**live(method, small, settings), **settings}, progress=Progress(quiet=True),
+            report=False,
         )  # fmt: skip
 
     return train
+
+
+def live(method: str, small: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options `small` on which something depends beside the settings."""
+    cls = mw.METHODS[method].Config
+    idle = idle_options(configure(cls, settings))
+    names = {name for o in options(cls) if o.name in idle for name in (o.name, o.flat)}
+    return {name: value for name, value in small.items() if name not in names}
 
 
 def parts_of(run: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -118,6 +119,16 @@ def test_pixels_of_a_segment_are_of_one_group():
     head = EmbeddingHead(6, 12, 8)
     check_loadable(head)
     assert head(x).shape == (2, 8, 7, 8)
+
+
+def test_levels_that_were_never_trained_are_left_out_and_that_is_said(data, tmp_path):
+    """The training ends before they join, as that of a run does which is finished early."""
+    model = train(data, tmp_path / "run", 2, **{"levels.start": 0.9})
+    notes = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    assert [n for n in notes if "levels were never trained" in n and "levels.start=0.9" in n]
+    with pytest.raises(MaskwrightError, match=r"without levels.*a model of hsg with trained levels"):
+        model.at_level("fine")
+    assert not hasattr(mw.load(tmp_path / "run").segmenter.classifier, "hierarchy")
 
 
 @pytest.mark.slow

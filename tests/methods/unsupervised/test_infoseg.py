@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -126,6 +127,22 @@ def test_negatives_need_two_photographs_in_each_process(monkeypatch):
     context = SimpleNamespace(data=range(8))
     with pytest.raises(MaskwrightError, match="at least 4: negatives are other"):
         I.InfoSegTraining(context, configure(InfoSegConfig, {"batch": 3}), 10)
+
+
+def test_a_shift_gives_crops_a_negative_where_there_is_one_and_it_is_said_where_there_is_none():
+    assert I.negative_shift((4, 5, 6), 2) == 2, "as drawn"
+    assert I.negative_shift((4, 5, 4, 5), 2) == 3 and I.negative_shift((4, 4, 5, 5, 4, 4), 5) == 5
+    assert I.negative_shift((4, 4), 1) is None and I.negative_shift((4,), 1) is None
+    local, vectors, notes = draw(2, 5, 2, 2), draw(2, 3, 5, seed=1), []
+    training = SimpleNamespace(
+        config=configure(InfoSegConfig, {}), context=SimpleNamespace(note=notes.append), health=lambda *_: {},
+        network=SimpleNamespace(decoder=SimpleNamespace(both=lambda _: (local, vectors)), features=lambda x: x),
+        student=SimpleNamespace(autocast=nullcontext),
+    )  # fmt: skip
+    for images, negatives in (((4, 4), 0), ((4, 5), 1)):
+        u = SimpleNamespace(weak=local, valid=torch.ones(2, 2, 2, dtype=torch.bool), images=images)
+        assert I.InfoSegTraining.losses(training, {"u": u}, 0)["negatives"] == negatives
+    assert notes == [I.NO_NEGATIVE]
 
 
 def test_two_colours_are_divided():

@@ -22,7 +22,6 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.views import View
 from maskwright.engine.config import configure
-from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.leopart import communities as C
 from maskwright.methods.unsupervised.leopart import foreground as Fg
@@ -142,6 +141,19 @@ def test_the_largest_gap_of_precisions_and_what_is_given():
         configure(LeopartConfig, {"cut_min": 0.8})
     with pytest.raises(MaskwrightError, match="one of the two"):
         configure(LeopartConfig, {"oracle_threshold": True, "cbfe.threshold": 0.3})
+
+
+def test_void_pixels_are_neither_foreground_nor_background_to_the_oracle():
+    """Of four columns of cells the third is void; of the last cell one pixel in four is, and most of the rest is 0."""
+    mask = np.repeat(np.repeat([[0, 1, 255, 0]], 2, 0), 2, 1).astype(np.uint8)
+    mask[0, 6], mask[0, 7] = 255, 2
+    truth, known = Fg.truth_on_grid(mask, (1, 4))
+    assert (truth & known).tolist() == [[False, True, False, False]] and known.tolist() == [[True, True, False, True]]
+    ids, options = [np.array([[0, 1, 2, 0]])], CbfeOptions(cut_min=0.4, cut_max=1.0)
+    precisions = np.array([0.1, 0.8, 0.9])
+    assert [iou for _, _, iou in Fg.cut_ious(precisions, ids, [truth], options, [known])] == [1, 0]
+    other = [np.array([[0, 1, 0, 0]])]
+    assert Fg.cut_ious(precisions, other, [truth], options, [known])[0][2] == 1, "whatever lies there"
 
 
 def test_the_oracle_has_a_cut_of_few_clusters():
@@ -305,10 +317,7 @@ def test_a_run_by_an_input_without_cbfe_and_one_without_communities(data, tmp_pa
 
 def test_one_class_is_refused_and_does_not_run_for_ever(data, tmp_path):
     with pytest.raises(MaskwrightError, match="class 0 among them"):
-        mw.train(
-            data, "leopart", out=tmp_path / "one", classes=1, backbone="test_vit", weights="random", steps=1,
-            device="cpu", settings=SMALL | {"cbfe.use": False}, progress=Progress(quiet=True), report=False,
-        )  # fmt: skip
+        train(data, tmp_path / "one", 1, classes=1, **{"cbfe.use": False})
 
 
 def test_presets_and_official_checkpoints(tmp_path):

@@ -18,6 +18,7 @@ from maskwright.data.training.proposals import Proposals
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.maskcontrast import method as M
+from maskwright.methods.unsupervised.maskcontrast import training as T
 from maskwright.methods.unsupervised.maskcontrast.training import freeze_first
 from maskwright.methods.unsupervised.maskcontrast.views import accepted
 from maskwright.models.networks.vit_heads import LastMap
@@ -104,6 +105,27 @@ def test_options_that_contradict_each_other():
     ):
         with pytest.raises(MaskwrightError, match=told):
             configure(M.MaskContrastConfig, settings)
+
+
+def test_without_a_queue_each_process_needs_two_photographs(monkeypatch):
+    monkeypatch.setattr(T, "world_size", lambda: 2)
+    config = configure(M.MaskContrastConfig, {"contrast.queue": 0, "crops.batch": 3})
+    with pytest.raises(MaskwrightError, match=r"queue=0 and crops.batch=3 in 2 processes; expected a queue, .* 4"):
+        T.MaskContrastTraining(SimpleNamespace(), config, 10, SimpleNamespace())
+
+
+def test_a_process_may_have_no_photograph_with_an_object(monkeypatch, tmp_path):
+    centers = SimpleNamespace(centers=torch.eye(2, 32), labels=torch.zeros(0, dtype=torch.int64))
+    monkeypatch.setattr(M, "gather_objects", lambda x: [x, 3] if isinstance(x, int) else [x])
+    monkeypatch.setattr(M, "cluster_rows", lambda *_: centers)
+    told = []
+    method = SimpleNamespace(
+        config=configure(M.MaskContrastConfig, {"saliency.head": False}), vectors=lambda: iter(()),
+        context=SimpleNamespace(classes=3, data=range(4), run=SimpleNamespace(writes=False)),
+        tell=lambda labels, objects: told.append(objects),
+    )  # fmt: skip
+    M.MaskContrast.cluster(method, tmp_path)
+    assert told == [3]
 
 
 @pytest.mark.slow

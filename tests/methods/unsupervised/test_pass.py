@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import live
 from torch import nn
 
 import maskwright as mw
@@ -47,7 +48,8 @@ def cache(tmp_path_factory):
 
 
 def run(data, out, **options):
-    settings = SMALL | options.pop("settings", {})
+    own = options.pop("settings", {})
+    settings = live("pass", SMALL, own) | own
     defaults = {"classes": 3, "backbone": "resnet18", "weights": "random", "steps": 3, "device": "cpu"}
     quiet = {"settings": settings, "progress": Progress(quiet=True), "report": False}
     return mw.train(data, "pass", out=out, **(defaults | quiet | options))
@@ -291,7 +293,8 @@ def test_the_method_leaves_the_runs_classes_as_they_are(data, tmp_path):
 
 @pytest.mark.parametrize("instance", [pytest.param("simsiam", marks=pytest.mark.slow), "moco"])
 def test_other_losses_between_crops(instance, data, tmp_path):
-    run(data, tmp_path / "run", settings={"instance": instance, "queue": 8})
+    queue = {"queue": 8} if instance == "moco" else {}
+    run(data, tmp_path / "run", settings={"instance": instance} | queue)
     lines = [json.loads(t) for t in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {"instance", "d2s_3", "p2p"} <= set(next(m for m in lines if m["stage"] == "pretrain"))
 

@@ -133,6 +133,13 @@ def test_neighbours_read_masks_and_have_their_classes(data, tmp_path):
         train(bare, tmp_path / "other", 1, **{"readout.by": "neighbours"})
 
 
+def test_a_process_may_have_no_photograph_with_a_mask(data, tmp_path, monkeypatch):
+    """Its bank is then the others': here there are none."""
+    monkeypatch.setattr("maskwright.recipes.segments.method.share", lambda items: items[:0])
+    with pytest.raises(MaskwrightError, match="no segment of a class in any mask"):
+        train(data, tmp_path / "run", 1, classes=None, **{"readout.by": "neighbours"})
+
+
 def test_presets_say_what_the_papers_commands_say():
     paper = configure(SegSortConfig, {"preset": "paper"})
     assert (paper.crops.size, paper.crops.batch, paper.steps, paper.network.name) == (336, 8, 10_000, "pspnet")

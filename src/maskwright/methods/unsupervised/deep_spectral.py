@@ -39,7 +39,7 @@ from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.data.trust.files import file_for
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, share
@@ -130,6 +130,11 @@ class DeepSpectralConfig:
     )
     head: HeadOptions = part(HeadOptions)
     readout: ReadoutOptions = part(ReadoutOptions, without=("temperature",))
+
+    def idle(self) -> Idle:
+        """Options of a head where none is trained."""
+        if not self.head.train:
+            yield [f"head.{name}" for name in ("steps", "batch", "hidden", "lr", "precision")], "head.train=false"
 
 
 class SelfTraining(Training):

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.warped import WarpedPairs, WarpedStream
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
@@ -122,6 +122,11 @@ class IICConfig(PresetConfig):
     warp: WarpOptions = part(WarpOptions)
     information: InformationOptions = part(InformationOptions)
     heads: HeadOptions = part(HeadOptions)
+
+    def idle(self) -> Idle:
+        """Options of over-clustering where there is none."""
+        if not self.heads.over:
+            yield ("heads.turn", "information.lamb_over"), "heads.over=0"
 
 
 def iic_network(context: Context, config: IICConfig) -> Network:

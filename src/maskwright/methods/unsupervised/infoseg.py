@@ -24,6 +24,7 @@ Legend: B photographs, K clusters, d width, (h, w) map of local features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -64,6 +65,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """By flat names. `small` finishes on two cores; `paper` and `paper_potsdam` have IIC's photographs, as the paper
 says, and guessed rates: 100 passes over COCO-Stuff's or Potsdam's. tau is the square root of d."""
+
+
+NO_NEGATIVE = (
+    "In some steps all crops are of one photograph: these have no negative pair, and their loss is the bound's "
+    "positive half alone. A larger crops.batch, or more photographs, avoids it."
+)
 
 
 @dataclass(kw_only=True)
@@ -173,6 +180,20 @@ def jensen_shannon(
     return Bound(v, p, s, positive, negative, loss)
 
 
+def apart_share(images: Sequence[int], shift: int) -> float:
+    """The share of crops, of these photographs, whose negative under a shift is another photograph's."""
+    n = len(images)
+    return sum(image != images[(b + shift) % n] for b, image in enumerate(images)) / n
+
+
+def negative_shift(images: Sequence[int], first: int) -> int | None:
+    """The first shift from `first` on, in a circle over 1 to B - 1, that gives crops of these photographs (B,) a
+    negative; None where all are of one photograph."""
+    n = len(images)
+    shifts = (1 + (first - 1 + k) % (n - 1) for k in range(n - 1))
+    return next((shift for shift in shifts if apart_share(images, shift)), None)
+
+
 def mean_where(x: Tensor, valid: Tensor | None) -> Tensor:
     """The mean of x (B, h, w) over valid places, 0 without any; over all where valid is None."""
     return x.mean() if valid is None else torch.where(valid, x, 0.0).sum() / valid.sum().clamp(min=1)
@@ -229,14 +250,18 @@ class InfoSegTraining(CropTraining):
             self.schedule = None
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """L = - I + balance (log K - H(mean P))."""
+        """L = - I + balance (log K - H(mean P)); the share of crops that have a negative is told beside."""
         c, u = self.config, batch["u"]
         head: Any = self.network.decoder
         with self.student.autocast():
             local, vectors = head.both(self.network.features(u.weak))
         valid = nearest(u.valid, (local.shape[-2], local.shape[-1]))
         photographs = torch.tensor(u.images, device=valid.device)
-        shift = int(torch.randint(1, max(2, len(u.weak)), ()))
+        drawn = int(torch.randint(1, max(2, len(u.weak)), ()))
+        shift = negative_shift(u.images, drawn)
+        if shift is None:
+            self.context.note(NO_NEGATIVE)
+            shift = drawn
         bound = jensen_shannon(
             local.float(), vectors.float(), c.vectors.temperature, shift=shift, negatives=c.bound.negatives,
             detach=c.bound.detach, over_temperature=c.vectors.unit_length, valid=valid,
@@ -244,7 +269,9 @@ class InfoSegTraining(CropTraining):
         )  # fmt: skip
         uneven = imbalance(bound.p, valid)
         loss = bound.loss + c.bound.balance * uneven
-        return {"loss": loss, "js": bound.loss, "imbalance": uneven, **self.health(bound.v, valid)}
+        negatives = loss.new_tensor(apart_share(u.images, shift))
+        figures = {"js": bound.loss, "imbalance": uneven, "negatives": negatives}
+        return {"loss": loss, **figures, **self.health(bound.v, valid)}
 
     def after_step(self, step: int) -> None:
         """Watches for collapse."""

@@ -43,7 +43,7 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.views import resample
 from maskwright.data.training.warped import WarpedPairs
 from maskwright.data.training.windowed import WindowStream
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import rank, reducer, share
@@ -154,6 +154,18 @@ class PicieConfig(PresetConfig):
         for name, value, left in (("mse", self.loss.mse, False), ("terms", self.loss.terms, "both")):
             if self.mdc and value != left:
                 raise MaskwrightError(f"loss.{name}={value} with mdc", "two views", "leave one of the two out")
+
+    def idle(self) -> Idle:
+        """Options of changes where nothing is changed, and of MDC's classifier where there is none."""
+        if self.mdc:
+            yield ("views",), "mdc=true"
+            return
+        yield ("mdc_classifier",), "mdc=false"
+        if not self.views.invariance:
+            yield ("views.recipe",), "views.invariance=false"
+        if not self.views.equivariance:
+            rest = ("side_min", "side_max", "hflip", "vflip")
+            yield [f"views.{name}" for name in rest], "views.equivariance=false"
 
 
 # --------------------------------------------------------------------- labels and losses

@@ -30,14 +30,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.models.networks.build import Network
 from maskwright.ops.losses.segment_contrast import segment_contrast
 from maskwright.recipes.banks import FeatureBank
 from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.segments.method import SegmentMethod, embedding_network
-from maskwright.recipes.segments.options import RegionOptions, SegmentOptions, SegmentReadout
+from maskwright.recipes.segments.options import RegionOptions, SegmentOptions, SegmentReadout, idle_segment_options
 from maskwright.recipes.segments.training import Segments, SegmentTraining, segment_figures
 from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
 from maskwright.recipes.training.training import CropTraining
@@ -85,6 +85,10 @@ class SegSortConfig(CropConfig):
 
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
+
+    def idle(self) -> Idle:
+        """Options of segments and of the read-out that the others leave without a use."""
+        yield from idle_segment_options(self.regions, self.segments, self.readout)
 
 
 def segsort_network(context: Context, config: SegSortConfig) -> Network:

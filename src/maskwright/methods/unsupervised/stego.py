@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.loop import Indices, Training
@@ -139,6 +139,17 @@ class StegoConfig(FrozenConfig):
         says={"crf": "the dense CRF after prediction, as in the paper, unless --refine says otherwise",
               "temperature": "cosines are divided by it to give logits; the paper's alpha = 2 is 0.5"},
     )  # fmt: skip
+
+    def idle(self) -> Idle:
+        """The shifts of the other choice, and options of the other way to cluster codes."""
+        if self.shifts.auto:
+            yield ("shifts.b_self", "shifts.b_knn", "shifts.b_rand"), "shifts.auto=true"
+        else:
+            yield ("shifts.share_self", "shifts.share_knn", "shifts.share_rand"), "shifts.auto=false"
+        if self.readout.by == "probe":
+            yield ("clusters",), "readout.by=probe"
+        else:  # no gradient of the probe reaches the codes
+            yield ("head.probe_lr",), "readout.by=kmeans"
 
 
 def normalize(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import gather_objects, rank, share, world_size
+from maskwright.engine.distributed import gather_objects, share, world_size
 from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
@@ -109,7 +109,8 @@ class SegmentMethod(CropMethod):
         preprocess = make_preprocess(c, network)
         retake(context, c, network, preprocess, range(len(context.data)))
         labels = MaskLabels(context.data, context.classes) if c.readout.by == "neighbours" else None
-        rows, ids = [], []
+        # Of few photographs with masks a process may have none.
+        rows, ids = [torch.zeros(0, c.dim).to(context.device)], [torch.zeros(0).long().to(context.device)]
         with as_it_stands(network):
             for i in share(range(len(context.data)) if labels is None else labels.indices):
                 x = preprocess.apply(context.data.image(i))[None].to(context.device)
@@ -117,8 +118,6 @@ class SegmentMethod(CropMethod):
                 found, classes = self.of_photograph(v, None if labels is None else labels.read(i).target(-1))
                 rows.append(found)
                 ids.append(classes)
-        if not rows:
-            raise ValueError(f"{len(context.data)} photographs leave none for process {rank()}")
         mine, whose = self.kept(torch.cat(rows), torch.cat(ids))
         if labels is None:
             tensors = {"centers": self.cluster(mine)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskwright.engine.config import option
+from maskwright.engine.config import Idle, option
 
 
 @dataclass(kw_only=True)
@@ -47,3 +47,16 @@ class SegmentReadout:
     temperature: float = option(
         0.1, "cosines to clusters are divided by it to give logits; for confidence and refinement only", low=1e-4
     )
+
+
+def idle_segment_options(regions: RegionOptions, segments: SegmentOptions, readout: SegmentReadout) -> Idle:
+    """For a method's `idle`, whose parts have these names: options of contours, of k-means within regions, and of the
+    other read-out, the part `clusters` among them."""
+    if regions.by == "superpixels":
+        yield ("regions.threshold", "regions.superpixels"), "regions.by=superpixels"
+    if segments.grid == 1:
+        yield ("segments.iterations",), "segments.grid=1"
+    if readout.by == "clusters":
+        yield ("readout.k",), "readout.by=clusters"
+    else:
+        yield ("clusters", "readout.temperature"), "readout.by=neighbours"

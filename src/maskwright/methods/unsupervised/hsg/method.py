@@ -9,11 +9,12 @@ fine groups and these into coarse ones, so that neighbours in the embedding fall
 all (collapse); pixels are drawn to the segments of their group as well.
 
 Deviates: all beside SegSort's deviations of regions, read-out and bank (`segsort`). It is one training, whose levels
-join after a share of the steps (`levels.start`); the authors' two are `preset=paper_regions`, then `preset=paper
---weights RUN`, which keeps encoder and decoder. `paper` stands on DeepLab v3 of stride 16 in place of a plain dilated
-network. A graph has as many slots as the largest of its batch (the authors' second setting; 256 in the first, where
-more crash). Biases learn as fast as weights, the authors' twice as fast. Learned positions cover maps of any size. Void
-pixels take no part in the votes. What is predicted has no regions: k-means alone.
+join after a share of the steps (`levels.start`; a run that ends before has none); the authors' two are
+`preset=paper_regions`, then `preset=paper --weights RUN`, which keeps encoder and decoder. `paper` stands on DeepLab v3
+of stride 16 in place of a plain dilated network. A graph has as many slots as the largest of its batch (the authors'
+second setting; 256 in the first, where more crash). Biases learn as fast as weights, the authors' twice as fast.
+Learned positions cover maps of any size. Void pixels take no part in the votes. What is predicted has no regions:
+k-means alone.
 
 What the original gets wrong: positives are found by subtraction, which loses them in float32; the number of edges is
 counted twice in the modularity; edges are not symmetric; padding enters the batch norms, the deviation that starts the
@@ -27,8 +28,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import nn
+
 from maskwright.data.training.augment import PRESETS as RECIPES
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import world_size
 from maskwright.errors import MaskwrightError
@@ -46,7 +49,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.ops.clustering.segments import Layout
 from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.segments.method import SegmentMethod
-from maskwright.recipes.segments.options import RegionOptions, SegmentOptions, SegmentReadout
+from maskwright.recipes.segments.options import RegionOptions, SegmentOptions, SegmentReadout, idle_segment_options
 from maskwright.recipes.training.network import make_segmenter
 from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
 from maskwright.recipes.training.training import CropTraining
@@ -99,6 +102,20 @@ class HSGConfig(CropConfig):
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
 
+    def idle(self) -> Idle:
+        """Options of levels that are not learned, and of segments and the read-out that the others leave without a
+        use."""
+        yield from idle_segment_options(self.regions, self.segments, self.readout)
+        which = self.levels.which
+        if which == "fine":
+            yield ("levels.coarse",), "levels.which=fine"
+        if which == "regions":
+            rest = ("fine", "coarse", "rate", "heads", "inner", "layers", "dropout", "table", "neighbours", "by_view")
+            yield [f"levels.{name}" for name in rest], "levels.which=regions"
+            yield ("loss.groups", "loss.modularity", "loss.centroids"), "levels.which=regions"
+            if self.segments.grid == 1:  # else regions are cut from levels.start on
+                yield ("levels.start",), "levels.which=regions and segments.grid=1"
+
     def check(self) -> None:
         """Raises `MaskwrightError` on a width that the levels cannot have."""
         self.levels.check_width(self.dim)
@@ -134,9 +151,19 @@ class HSG(SegmentMethod):
         return self.context.trained("train", "network", hsg_network(self.context, self.config))
 
     def hierarchy(self) -> Hierarchy | None:
-        """The trained groups, where there are levels."""
+        """The trained groups; None without levels, and where the training ended before these joined it."""
         empty = new_levels(self.config.levels, self.config.dim)
-        return None if empty is None else self.context.trained("train", "levels", empty)
+        if empty is None:
+            return None
+        found = self.context.trained("train", "levels", empty)
+        norms = [m for m in found.modules() if isinstance(m, nn.BatchNorm1d)]
+        if any(m.num_batches_tracked for m in norms):
+            return found
+        self.context.note(
+            f"The levels were never trained (they join at levels.start={self.config.levels.start:g} of the steps), so "
+            "the model has none: predict --level will be refused."
+        )
+        return None
 
     def segmenter(self) -> Segmenter:
         """The network, its embedding, the read-out by segments, and the levels beside it."""

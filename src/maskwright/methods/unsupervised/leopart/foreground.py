@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskwright.data.masking.label_rules import ignore_of
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
 from maskwright.errors import MaskwrightError
@@ -158,8 +159,29 @@ def gap_cut(precisions: np.ndarray, options: CbfeOptions) -> Cut:
     return Cut(float(found[best] + found[best - 1]) / 2, "gap")
 
 
+def truth_on_grid(mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells are foreground in a mask, and which are known: void pixels count as neither, and a cell of which more
+    than half is void is left out.
+
+    Args:
+        mask: class ids (H, W), 0 the background.
+        size: (h, w).
+
+    Returns:
+        bool (h, w) twice.
+    """
+    known = mask != ignore_of(mask)
+    pair = torch.from_numpy(np.stack([known & (mask != 0), known])).double()
+    foreground, whole = F.adaptive_avg_pool2d(pair, size).numpy()
+    return foreground >= 0.5 * whole, whole >= 0.5
+
+
 def cut_ious(
-    precisions: np.ndarray, maps: Sequence[np.ndarray], truth: Sequence[np.ndarray], options: CbfeOptions
+    precisions: np.ndarray,
+    maps: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    options: CbfeOptions,
+    known: Sequence[np.ndarray] | None = None,
 ) -> list[tuple[float, int, float]]:
     """What the authors sweep: of each cut its precision, how many clusters are below, and the mean over photographs
     of the foreground's IoU with true masks.
@@ -169,15 +191,17 @@ def cut_ious(
         maps: cluster ids (h, w).
         truth: bool (h, w), what is no background.
         options: of the cuts.
+        known: bool (h, w), cells that count; None: all.
     """
+    counted = [np.ones_like(true) for true in truth] if known is None else known
     order, rows = np.argsort(precisions, kind="stable"), []
     first = min(int(options.cut_min * len(order)), len(order) - 1)  # one cut at least, of few clusters too
     for k in range(first, max(first + 1, int(options.cut_max * len(order)))):
         kept = np.zeros(len(order), bool)
         kept[order[k:]] = True
         ious = []
-        for ids, true in zip(maps, truth):
-            found = kept[ids]
+        for ids, true, counts in zip(maps, truth, counted):
+            found, true = kept[ids] & counts, true & counts
             union = (found | true).sum()
             ious.append((found & true).sum() / union if union else 1.0)
         rows.append((float(precisions[order[k]]), k, float(np.mean(ious))))
@@ -185,8 +209,12 @@ def cut_ious(
 
 
 def oracle_cut(
-    precisions: np.ndarray, maps: Sequence[np.ndarray], truth: Sequence[np.ndarray], options: CbfeOptions
+    precisions: np.ndarray,
+    maps: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    options: CbfeOptions,
+    known: Sequence[np.ndarray] | None = None,
 ) -> Cut:
-    """The authors' cut: the best by IoU, its precision rounded to the nearest twentieth."""
-    precision, _, iou = max(cut_ious(precisions, maps, truth, options), key=lambda row: row[2])
+    """The authors' cut: the best by IoU (`cut_ious`), its precision rounded to the nearest twentieth."""
+    precision, _, iou = max(cut_ious(precisions, maps, truth, options, known), key=lambda row: row[2])
     return Cut(round(precision / STEP) * STEP, "oracle", iou)

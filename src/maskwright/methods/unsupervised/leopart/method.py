@@ -9,12 +9,12 @@ nodes of a graph whose links say who touches whom, and its communities are the c
 
 Deviates: any backbone. Without a class token foreground is the object of a spectral cut, or an input (`--input
 saliency=PLACE`). CBFE's threshold is the middle of the largest gap of the clusters' precisions, and reads no label
-(`oracle_threshold`, off, is the authors'). Clusters are of the training photographs, which keep their shape, and
-predict others; the authors cluster train and val together, squeezed to a square. k-means is spherical
-throughout. There are at most as many communities as classes asked for, the rest joined. Communities are infomap's
-where that is installed, else by our search of the same map equation; the run says which. Bins of float32 just below 1
-count as foreground. Where fewer foreground tokens than `queued` are there, all enter the queue. One teacher pass more
-than the authors for its attention.
+(`oracle_threshold`, off, is the authors' sweep; void pixels do not count in its IoU, in theirs they are foreground).
+Clusters are of the training photographs, which keep their shape, and predict others; the authors cluster train and val
+together, squeezed to a square. k-means is spherical throughout. There are at most as many communities as classes asked
+for, the rest joined. Communities are infomap's where that is installed, else by our search of the same map equation;
+the run says which. Bins of float32 just below 1 count as foreground. Where fewer foreground tokens than `queued` are
+there, all enter the queue. One teacher pass more than the authors for its attention.
 
 What the original gets wrong: CBFE's threshold, the fine clusters' number, weight and Markov time are chosen on masks,
 and the figures called fully unsupervised stand on them; a mask of ones drops bins by rounding; too few foreground
@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwright.data.masking.label_rules import ignore_of
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.context import Context
@@ -56,6 +55,7 @@ from maskwright.methods.unsupervised.leopart.foreground import (
     propose_foreground,
     source_of,
     stored_maps,
+    truth_on_grid,
 )
 from maskwright.methods.unsupervised.leopart.options import LeopartConfig
 from maskwright.methods.unsupervised.leopart.training import LeopartTraining, trained_encoder
@@ -264,14 +264,10 @@ class Leopart(Method):
         masked = [i for i in range(len(data)) if data.has_mask(i)]
         if not masked:
             raise MaskwrightError(f"{data.root} has no mask", "masks for oracle_threshold", "leave it off")
-        truth = []
         with data.ledger.purpose("select"):
-            for i in masked:
-                mask = data.mask(i)
-                true = torch.from_numpy((mask != 0) & (mask != ignore_of(mask))).float()
-                truth.append(on_grid(true, ids[i].shape))
+            truth, known = zip(*(truth_on_grid(data.mask(i), (ids[i].shape[0], ids[i].shape[1])) for i in masked))
         self.context.note("CBFE's threshold is chosen on masks (oracle_threshold): not label-free.")
-        return oracle_cut(np.nan_to_num(precisions), [ids[i] for i in masked], truth, c)
+        return oracle_cut(np.nan_to_num(precisions), [ids[i] for i in masked], truth, c, known)
 
     def gate(self) -> tuple[Tensor | None, Tensor | None]:
         """The artefact of `cbfe`: centres (G, E), and which are foreground (G,)."""

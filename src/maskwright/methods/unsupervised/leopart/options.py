@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskwright.data.training.augment import PRESETS as RECIPES
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.frozen.options import FeatureOptions, ReadoutOptions, ReductionOptions
@@ -149,3 +149,23 @@ class LeopartConfig:
 
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
+
+    def idle(self) -> Idle:
+        """Options of crops, of a queue, of foreground, of CBFE and of communities where there is none."""
+        f, b, k = self.foreground, self.cbfe, self.communities
+        if not self.crops.local:
+            yield ("crops.local_size",), "crops.local=0"
+        if not self.head.queue:
+            yield ("head.queued",), "head.queue=0"
+        if not f.use and not b.use:
+            yield ("foreground.by", "foreground.mass", "foreground.smallest"), "foreground.use=false and cbfe.use=false"
+        elif f.by in ("saliency", "spectral"):
+            yield ("foreground.mass", "foreground.smallest"), f"foreground.by={f.by}"
+        if not b.use:
+            rest = ("count", "threshold", "cut_min", "cut_max", "oracle_threshold")
+            yield [f"cbfe.{name}" for name in rest], "cbfe.use=false"
+        elif b.threshold is not None:
+            yield ("cbfe.cut_min", "cbfe.cut_max"), f"cbfe.threshold={b.threshold}"
+        if not k.use:
+            rest = ("by", "count", "grid", "markov_time", "weight")
+            yield [f"communities.{name}" for name in rest], "communities.use=false"

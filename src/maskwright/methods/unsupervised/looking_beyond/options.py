@@ -80,6 +80,9 @@ class LookingBeyondConfig(CropConfig):
         fill_from_preset(self, PRESETS.get(self.preset, {}))
 
     def idle(self) -> Idle:
-        """Positives of other photographs, where no label links them."""
+        """Options of clusters, and positives of other photographs, where no label links them; of superpixels that do
+        not vote."""
         if self.labels.by == "superpixels":
-            yield ("contrast.across",), "labels.by=superpixels"
+            yield ("contrast.across", "features", "reduction", "labels.count"), "labels.by=superpixels"
+        elif not self.labels.superpixels:
+            yield ("labels.compactness",), "labels.superpixels=0"

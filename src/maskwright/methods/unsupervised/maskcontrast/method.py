@@ -37,7 +37,7 @@ from torch import Tensor
 
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.sources import StoredLabels
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, gather_objects, reducer
 from maskwright.engine.needs import InputNeed
@@ -182,6 +182,14 @@ class MaskContrastConfig(CropConfig):
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
 
+    def idle(self) -> Idle:
+        """Options of a contrast that does not count, and of a read-out by saliency where there is none."""
+        if not self.contrast.weight:
+            yield ("contrast.temperature", "contrast.queue", "contrast.momentum"), "contrast.weight=0"
+        if not self.saliency.head:
+            rest = ("saliency.weight", "readout.threshold", "readout.dim", "readout.temperature")
+            yield rest, "saliency.head=false"
+
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
         if self.crops.batch < 2:
@@ -317,7 +325,8 @@ class MaskContrast(CropMethod):
             tensors = {"mean": pca.mean, "components": pca.components, "scale": pca.scale, "centers": result.centers}
         else:
             result = cluster_rows(context, rows, c.clusters, clusters)
-            ground = all_reduce_sum(torch.cat([g for _, g in found]).sum(0))
+            none = [torch.zeros(0, c.contrast.dim)]  # of photographs without an object a process may have no other
+            ground = all_reduce_sum(torch.cat([g for _, g in found] or none).sum(0))
             centers = F.normalize(torch.cat((ground[None], result.centers)), dim=1)
             tensors = {"centers": centers}
         self.tell(torch.cat(gather_objects(result.labels)), sum(counts))

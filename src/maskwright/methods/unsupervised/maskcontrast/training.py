@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.sources import StoredLabels
 from maskwright.engine.distributed import gather_objects, world_size
+from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.maskcontrast.losses import (
     agreement,
     balanced_cross_entropy,
@@ -63,6 +64,13 @@ class MaskContrastTraining(CropTraining):
     and of earlier ones."""
 
     def __init__(self, context: Any, config: Any, steps: int, objects: StoredLabels) -> None:
+        k, batch = config.contrast, config.crops.batch
+        if k.weight and not k.queue and batch < (least := 2 * world_size()):
+            raise MaskwrightError(
+                f"contrast.queue=0 and crops.batch={batch} in {world_size()} processes",
+                f"a queue, or a batch of at least {least}: negatives are other photographs of the same process",
+                f"add --set crops.batch={least}, or leave contrast.queue out",
+            )
         context.initialise("train")
         super().__init__(context, config, steps, network=salient_network(context, config))
         c = self.config

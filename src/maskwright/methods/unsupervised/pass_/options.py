@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import MAX_SIDE
 
@@ -170,6 +170,32 @@ class PassConfig:
 
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
+
+    def idle(self) -> Idle:
+        """Options of swav beside another loss, and of parts and stages that are switched off."""
+        i, s, gate, swav = self.instance, self.shape, self.attention, self.instance.kind == "swav"
+        if not swav:
+            rest = ("crops.local", "crops.local_size", "attention.local_crops")
+            yield (*rest, "instance.queue_epoch", "instance.frozen"), f"instance.kind={i.kind}"
+            if not gate.learn:
+                names = ("instance.prototypes", "instance.temperature", "instance.eps")
+                yield names, f"instance.kind={i.kind} and attention.learn=false"
+        else:
+            if not i.queue:
+                yield ("instance.queue_epoch",), "instance.queue=0"
+            if not self.crops.local and not (gate.learn and gate.local_crops):
+                yield ("crops.local_size",), "no local crops"
+        if i.kind == "simsiam":
+            yield ("instance.queue",), "instance.kind=simsiam"
+        if not s.p2p:
+            yield ("shape.grid",), "shape.p2p=false"
+        if not s.d2s:
+            yield ("shape.weight",), "an empty shape.d2s"
+        if not gate.learn:
+            stage = ("epochs", "lr", "final", "local_crops", "scale_min", "queue")
+            yield (*(f"attention.{name}" for name in stage), "labels.threshold"), "attention.learn=false"
+        if not self.finetune.epochs:
+            yield ("finetune.lr", "finetune.scale_min", "finetune.share"), "finetune.epochs=0"
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.forecast import photographs_shown
@@ -119,6 +119,13 @@ class RedoConfig:
 
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
+
+    def idle(self) -> Idle:
+        """Options of a restart and of a recovery that never count."""
+        if not self.restart.below:
+            yield ("restart.every", "restart.until"), "restart.below=0"
+        if not self.recovery:
+            yield ("rates.recovery",), "recovery=0"
 
     def check(self) -> None:
         """Raises `MaskwrightError` on sizes that the networks have not."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskwright.data.training.augment import PRESETS as RECIPES
-from maskwright.engine.config import fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.training.optimizers import OPTIMIZERS
@@ -125,6 +125,24 @@ class SlotConConfig(CropConfig):
 
     def __post_init__(self) -> None:
         fill_from_preset(self, PRESETS.get(self.preset, {}))
+
+    def idle(self) -> Idle:
+        """Options of a loss, of centring, of the first passes and of a clustering where there is none."""
+        c = self.loss
+        if not c.slots:
+            yield ("loss.share", "loss.tau_slot"), "loss.slots=false"
+        elif c.share == 1:
+            yield ("loss.tau_slot",), "loss.share=1"
+        elif c.share == 0:
+            yield ("loss.tau_s", "loss.centring", "loss.center"), "loss.share=0"
+        if not c.centring:
+            yield ("loss.center",), "loss.centring=false"
+        if self.schedule != "cosine":
+            yield ("warm",), f"schedule={self.schedule}"
+        if self.readout.by == "prototypes":
+            yield ("readout.rows",), "readout.by=prototypes"
+            if self.groups.start == "random":
+                yield ("clusters",), "readout.by=prototypes and groups.start=random"
 
     def check(self) -> None:
         """Raises `MaskwrightError` on options that contradict each other."""
