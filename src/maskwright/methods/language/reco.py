@@ -257,7 +257,8 @@ class Reco(StudentMethod):
             return nearest_pictures(pictures, words, c.archive.images).tolist()
 
         surround: dict[str, Tensor] = {}
-        around, spoken = pictures.new_zeros(0, 1), ()
+        around = pictures.new_zeros(0, 1)
+        spoken: tuple[tuple[str, ...], ...] = ()
         if c.context:
             t = context.run.tensors(STAGE, CONTEXT_FILE, EMBEDDED)
             spoken = class_words(c.context, singular=c.words.singular).words
