@@ -247,6 +247,32 @@ def test_class_tables_without_a_common_name(target, source, tmp_path):
     open_run(two(target, source, tmp_path / "run")).run.release()
 
 
+def test_names_above_tables_of_two_orders(target, source, tmp_path):
+    """By name where the names are those of the tables; else nobody can know which class is which."""
+    (target / "classes.txt").write_text("square\nground\ndisc\n")
+    stored = open_folder(source).mask(1)
+    context = open_run(two(target, source, tmp_path / "run", names=("square", "ground", "disc")))
+    context.run.release()
+    expected = np.array([1, 2, 0, 255])[np.minimum(stored, 3)]  # ground, disc, square
+    assert np.array_equal(context.source.mask(1), expected)
+    notes = record_of(tmp_path / "run")["notes"]
+    assert "Source: its classes are taken by their names, 3 of 3 of which the run has." in notes
+    for names in (("a", "b", "c"), ("ground", "disc", "square")):
+        with pytest.raises(MaskwrightError, match="number a class differently") as raised:
+            open_run(two(target, source, tmp_path / "refused", names=names))
+        assert "leave --names out" in raised.value.repair and "--names square,ground,disc" in raised.value.repair
+        assert "\n" not in str(raised.value) and not (tmp_path / "refused").exists()
+
+
+def test_names_above_a_table_of_other_names_are_told(target, source, tmp_path):
+    context = open_run(two(target, source, tmp_path / "run", names=("ground", "ball", "box")))
+    context.run.release()
+    said = "lasses are taken by their numbers, as --names goes above the class table: disc is ball, square is box."
+    assert f"Source: C{said}" in record_of(tmp_path / "run")["notes"]
+    own = opened(open_folder(source), tmp_path / "own", Supervised, names=("disc", "ground", "box"))
+    assert any("ground is disc, disc is ground, square is box" in note for note in own.notes)
+
+
 def test_without_any_class_table_the_masks_of_the_source_say_how_many(target, source, tmp_path):
     (source / "classes.txt").unlink()
     context = open_run(two(target, source, tmp_path / "run"))

@@ -19,7 +19,7 @@ from tests.models.towers.tiny import register
 
 import maskwright as mw
 from maskwright.engine import loop, resuming
-from maskwright.engine.config import describe
+from maskwright.engine.config import configure, describe, idle_options
 from maskwright.engine.needs import StreamNeed
 from maskwright.engine.progress import Progress
 from maskwright.engine.resuming import DONE
@@ -119,8 +119,8 @@ def options_of(name: str) -> set[str]:
 def settings_for(name: str, more: Mapping[str, object] | None = None) -> dict[str, object]:
     """Those of the parts that the method holds, its own, and more; a student's only where one is trained."""
     known, own = options_of(name), OWN.get(name, {}) | dict(more or {})
-    student = own.get("plus.train", False)
-    return {k: v for k, v in PARTS.items() if k in known and (student or not k.startswith("student."))} | own
+    idle = idle_options(configure(mw.METHODS[name].Config, own))
+    return {k: v for k, v in PARTS.items() if k in known and k not in idle} | own
 
 
 def classes_for(name: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from maskwright.data.examining.understanding import highest_id
@@ -33,11 +33,14 @@ def known_table(
         The table, and whose it is in a few words; None and "" where there is none.
 
     Raises:
-        MaskwrightError: two tables have no class in common.
+        MaskwrightError: two tables have no class in common, or they number a class differently and names are given
+            that are not those of the run's own data, or of which a table has none.
     """
     tables = {"": target.classes, **{name: data.classes for name, data in labelled.items()}}
     found = [(of, table) for of, table in tables.items() if table is not None]
     if names is not None:
+        if crossed(table for _, table in found):
+            _check_crossed(found, names)
         # Colours stay, where there are as many: masks may be drawn in them.
         colors = next((table.colors for _, table in found if len(table) == len(names)), None)
         table = ClassTable(tuple(names)) if colors is None else ClassTable(tuple(names), colors)
@@ -49,6 +52,41 @@ def known_table(
         if not set(other.names) & set(table.names):
             raise _strangers(first, table, of, other)
     return table, f"of the class table of {first}" if first else "of the class table"
+
+
+def crossed(tables: Iterable[ClassTable]) -> bool:
+    """Whether a class has another number in one table than in another: other names for the numbers of all of them
+    would then say of one what holds for another."""
+    numbers: dict[str, int] = {}
+    return any(numbers.setdefault(name, k) != k for table in tables for k, name in enumerate(table.names))
+
+
+def _check_crossed(found: Sequence[tuple[str, ClassTable]], names: Sequence[str]) -> None:
+    """Raises `MaskwrightError` where names, above tables that number a class differently, do not say which is which."""
+    own = next((table for of, table in found if not of), None)
+    others = [table for of, table in found if of]
+    if (own is None or own.names == tuple(names)) and all(set(table.names) & set(names) for table in others):
+        return
+    tables = "; ".join(f"{of or 'own data'}: {_some(table.names)}" for of, table in found)
+    shown = f"--names {','.join((found[0][1] if own is None else own).names)}"
+    raise MaskwrightError(
+        f"--names {','.join(names)} above class tables that number a class differently ({tables})",
+        "names that the tables have, in the order of the run's own data, so that each class is known by its name",
+        f"leave --names out, or write {shown}",
+    )
+
+
+def by_number(data: Dataset, table: ClassTable) -> Dataset:
+    """A data set whose classes get the names that the run's table has for their numbers; its masks are then checked
+    against that."""
+    return data if data.classes is not None and data.classes.names == table.names else data.with_classes(table)
+
+
+def told_by_number(own: ClassTable | None, table: ClassTable) -> str:
+    """What `by_number` calls otherwise than a data set's own table, as a sentence; empty where that is nothing."""
+    changed = [f"{a} is {b}" for a, b in zip(() if own is None else own.names, table.names) if a != b]
+    where = "as --names goes above the class table"
+    return f"Classes are taken by their numbers, {where}: {_some(changed)}." if changed else ""
 
 
 def _strangers(a: str, one: ClassTable, b: str, other: ClassTable) -> MaskwrightError:

@@ -14,7 +14,15 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.trust.identity import LabelIdentity, label_identity
 from maskwright.data.trust.photographs import IMAGES, write_photographs
 from maskwright.engine.cache import FeatureCache
-from maskwright.engine.classes import class_table, in_run_classes, known_table, object_table
+from maskwright.engine.classes import (
+    by_number,
+    class_table,
+    crossed,
+    in_run_classes,
+    known_table,
+    object_table,
+    told_by_number,
+)
 from maskwright.engine.config import configure, flat, nested
 from maskwright.engine.context import Context
 from maskwright.engine.devices import make_fabric
@@ -186,10 +194,16 @@ def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset],
     own: set[str] = set()  # sources that keep their class table until their values are understood by it
     if named:
         known, whose = known_table(images, labelled, request.names)
-        images = _with_table(images, known)
-        if known is not None and request.names is None:
+        tables = [table for table in (images.classes, *(data.classes for data in labelled.values())) if table]
+        if known is not None and (request.names is None or crossed(tables)):
             own = {n for n, data in labelled.items() if data.classes and data.classes.names != known.names}
-        sources |= {name: _with_table(data, known) for name, data in labelled.items() if name not in own}
+        if known is not None:
+            if images.classes is not None and crossed((images.classes, known)):
+                images = images.with_notices(told_by_number(images.classes, known))
+            images = by_number(images, known)
+            for name in labelled.keys() - own:
+                data, told = labelled[name], told_by_number(labelled[name].classes, known)
+                sources[name] = by_number(data.with_notices(told) if told else data, known)
     reads = cls.reads_masks(request.config)
     with bar.counter("checking") as count:
         images = understand(images, masks=reads, progress=count)
@@ -204,13 +218,6 @@ def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset],
         counted[TARGET] = images
     table, why = class_table(known, whose, named=named, classes=request.classes, counted=counted)
     return images, sources, table, why
-
-
-def _with_table(data: Dataset, table: ClassTable | None) -> Dataset:
-    """The data set with the run's class names, which its masks are then checked against."""
-    if table is None or (data.classes is not None and data.classes.names == table.names):
-        return data
-    return data.with_classes(table)
 
 
 def _identity(

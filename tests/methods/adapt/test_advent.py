@@ -13,6 +13,7 @@ from tests.methods.adapt.two_folders import SMALL, context_of
 
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
+from maskwright.methods.adapt import advent
 from maskwright.methods.adapt.advent import Advent, AdventConfig, AdventTraining, entropy_loss, self_information
 
 
@@ -48,7 +49,7 @@ def test_maps_lie_between_certainty_and_doubt():
     assert not self_information(torch.randn(1, 1, 2, 2)).any(), "one class leaves no doubt"
 
 
-def test_total_of_one_output_and_what_each_player_learns_from(domains, tmp_path):
+def test_total_of_one_output_and_what_each_player_learns_from(domains, tmp_path, monkeypatch):
     context = context_of(domains, tmp_path / "run", Advent)
     t = training_of(context, weight=0.5)
     assert list(t.adversaries) == ["main"] and any("one output" in note for note in context.notes)
@@ -75,6 +76,11 @@ def test_total_of_one_output_and_what_each_player_learns_from(domains, tmp_path)
     assert float(t.discriminator_loss("main", batch, i_s, i_t).detach()) == pytest.approx(expected, rel=1e-5)
     terms = t.update(Fabric(accelerator="cpu"), batch, 0)
     assert set(terms) == {"loss", "s", "t", "d"}
+    clips = []
+    monkeypatch.setattr(advent, "take_step", lambda *given: clips.append(given[3:]))
+    t.clip = 0.5
+    t.update(Fabric(accelerator="cpu"), batch, 0)
+    assert clips == [(0.5,), (0.5,)], "the training's greatest norm holds for both players"
 
 
 def test_each_output_has_its_discriminator_and_its_share(domains, tmp_path):

@@ -19,7 +19,7 @@ from maskwright.engine.progress import Progress
 from maskwright.engine.request import RunRequest
 from maskwright.engine.streams import open_sources
 from maskwright.errors import MaskwrightError
-from maskwright.methods.adapt.dannet.losses import rarity_weights
+from maskwright.methods.adapt.dannet.losses import LEAST, rarity_weights, widest
 from maskwright.methods.adapt.dannet.method import PAIRS, DANNet, DANNetTraining
 from maskwright.methods.adapt.dannet.pairs import centred, static_classes, told
 from maskwright.models.joining import backbone_of
@@ -183,6 +183,38 @@ def test_it_starts_from_a_network_that_learned_the_source(places, tmp_path):
     assert backbone.architecture == "mobilenetv3_small_050" == relit.stands_on
 
 
+def test_frozen_statistics_are_the_encoders_alone(places, tmp_path):
+    """Those of the relighting, which it gathered from three domains at once, are retaken with all others."""
+    frozen = {"norms.freeze": True, "norms.images": 2}
+    t = training_of(context_of(places, tmp_path / "run", **frozen), **frozen)
+    encoder, relighting = ([m for m in part.modules() if hasattr(m, "running_mean")]
+                           for part in (t.kept.encoder.encoder, t.kept.encoder.relighting))  # fmt: skip
+    before = [[m.running_mean.clone() for m in norms] for norms in (encoder, relighting)]
+    t.with_statistics(t.kept)
+    assert encoder and all(torch.equal(m.running_mean, old) for m, old in zip(encoder, before[0]))
+    assert relighting and not any(torch.equal(m.running_mean, old) for m, old in zip(relighting, before[1]))
+
+
+# ---------------------------------------------------------------------- weights of classes
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.16, 0.3])
+@pytest.mark.parametrize("others", [1, 12, 40, 150, 1000])
+def test_no_class_weighs_nothing(spread, others):
+    """A saved model with a weight of 0 or below would not be opened."""
+    counts = torch.tensor([1e9, *[3.0] * others, 0.0])
+    weight = rarity_weights(counts, spread)
+    assert float(weight.min()) >= LEAST - 1e-6 and float(weight[:-1].mean()) == pytest.approx(1, abs=1e-5)
+    assert float(weight[:-1].std()) == pytest.approx(min(spread, widest(counts)), rel=1e-4)
+
+
+def test_a_spread_that_would_leave_a_class_nothing_is_told(places, tmp_path):
+    t = training_of(context := context_of(places, tmp_path / "run"))
+    t.note_spread(torch.tensor([1e9, *[3.0] * 60]))
+    (told,) = [note for note in context.notes if "rarity.test=0.16" in note]
+    assert "0.124 is taken" in told and not any("rarity.train" in note for note in context.notes)
+
+
 # ---------------------------------------------------------------------- pairs
 
 
@@ -282,6 +314,16 @@ def test_classes_of_which_none_is_known_to_stand_still(places, tmp_path):
     assert "ground, disc, square" in error.found
     repair = setting(error.repair)
     assert training_of(context_of(places, tmp_path / "mended", **repair), **repair).static == [0, 1]
+
+
+def test_what_has_no_weight_is_not_asked_for(places, tmp_path):
+    """Such as static classes, which nobody knows here."""
+    plain = {"static.classes": "", "static.weight": 0.0, "light.exposure": 0.0}
+    t = training_of(context := context_of(places, tmp_path / "run", **plain), **plain)
+    assert t.static == [] and not any("Day lends labels" in note for note in context.notes)
+    torch.manual_seed(0)
+    found = {name: float(term.detach()) for name, term in t.losses(batch_of(t), 3).items()}
+    assert found["static"] == 0 and found["adv_day"] > 0
 
 
 def test_windows_larger_than_crops(places, tmp_path):

@@ -17,6 +17,7 @@ from tests.models.towers.tiny import RESNET, config, write_folder
 import maskwright as mw
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
+from maskwright.methods.language.reco import Reco
 from maskwright.models.towers.beside import ProxyEncoder, TowerBeside
 
 SMALL = {"words.short_side": 48, "words.prompts": "photo"}
@@ -87,6 +88,26 @@ def test_a_name_of_the_context_has_its_vector_and_few_photographs_are_told(place
     assert not torch.equal(bare, other), "context weighs in"
     model = train(place, tmp_path / "resnet", weights="resnet", settings={"words.short_side": 64, "archive.side": 64})
     assert model.predict(next((place / "photos" / "images").iterdir())).mask.shape == (48, 64)
+
+
+def test_a_background_is_no_single_one_of_its_words(place, tmp_path, monkeypatch):
+    """It has one vector of all its words, and of what surrounds things only what is none of them damps it."""
+    made, calls = Reco.reference, []
+    spied = lambda self, archive, words, context: (  # noqa: E731
+        calls.append((len(words), len(context))) or made(self, archive, words, context)
+    )
+    monkeypatch.setattr(Reco, "reference", spied)
+
+    def told(out, words):
+        calls.clear()
+        settings = {"context": "sky,road", "words.background.words": words}
+        train(place, tmp_path / out, names="disc,background", settings=settings)
+        notes = json.loads((tmp_path / out / "run.json").read_text())["notes"]
+        return any("background has one vector" in note for note in notes)
+
+    assert told("many", "sky,tree")
+    assert calls == [(1, 0), (1, 1), (1, 2), (2, 1)], "sky, road, disc, and what is sky or tree but no road"
+    assert not told("one", "sky") and calls == [(1, 0), (1, 1), (1, 2)], "a background of one word is that word"
 
 
 def test_a_network_learns_recos_masks(place, tmp_path):

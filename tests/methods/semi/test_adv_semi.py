@@ -109,7 +109,8 @@ def test_variants_have_their_papers_values():
 
     assert decided() == (0.1, 0.25, 0.2)
     assert decided(variant="s4gan") == (1.0, 0.0, 0.6)
-    assert decided(weight=0.0, start=0.5, threshold=0.0) == (0.0, 0.5, 0.0), "zero is no missing value"
+    assert decided(start=0.0, threshold=0.0) == (0.1, 0.0, 0.0), "zero is no missing value"
+    assert decided(weight=0.0) == (0.0, 0.25, 0.2)
 
 
 def test_the_options_decide_what_the_training_does(semi_context):
@@ -272,7 +273,8 @@ def test_terms_of_s4gan_written_out(semi_context):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_its_terms_it_is_supervised_training(semi_context, variant, tmp_path):
-    t = training(semi_context, variant, lam_adv=0.0, lam_adv_u=0.0, lam_fm=0.0, weight=0.0)
+    lams = {"lam_fm": 0.0} if variant == "s4gan" else {"lam_adv": 0.0, "lam_adv_u": 0.0}
+    t = training(semi_context, variant, **lams, weight=0.0)
     config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
     alone = NetworkTraining(semi_context, config, MaskLabels(semi_context.data, semi_context.classes), 10)
     untrained = weights(t.adversary.discriminator)

@@ -22,7 +22,8 @@ from maskwright.methods.semi import cac
 
 
 def training(context, **options):
-    config = configure(cac.CACConfig, {"crop": 32, "batch": 2, "precision": "fp32", "start": 0.0, **options})
+    start = {} if options.get("weight") == 0 else {"start": 0.0}
+    config = configure(cac.CACConfig, {"crop": 32, "batch": 2, "precision": "fp32", **start, **options})
     return cac.CACTraining(context, config, MaskLabels(context.data, context.classes), 4)
 
 

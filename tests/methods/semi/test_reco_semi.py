@@ -17,7 +17,9 @@ from maskwright.ops.losses.region_contrast import Queries
 
 
 def training(context, **options):
-    settings = {"crop": 32, "batch": 2, "precision": "fp32", "representation": 16, "queries": 8, "negatives": 6}
+    settings = {"crop": 32, "batch": 2, "precision": "fp32"}
+    if options.get("weight") != 0:
+        settings |= {"representation": 16, "queries": 8, "negatives": 6}
     config = configure(rs.ReCoConfig, {**settings, **options})
     return rs.ReCoTraining(context, config, MaskLabels(context.data, context.classes), 4)
 

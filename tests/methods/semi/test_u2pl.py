@@ -22,7 +22,9 @@ from maskwright.recipes.consistency.representation import RepresentationHead, at
 
 
 def training(context, **options):
-    settings = {"crop": 32, "batch": 2, "precision": "fp32", "start": 0.0, "representation": 16, **options}
+    settings = {"crop": 32, "batch": 2, "precision": "fp32", **options}
+    if options.get("weight") != 0:
+        settings = {"start": 0.0, "representation": 16, **settings}
     config = configure(u2pl.U2PLConfig, settings)
     return u2pl.U2PLTraining(context, config, MaskLabels(context.data, context.classes), 4)
 

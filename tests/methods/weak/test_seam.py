@@ -36,7 +36,6 @@ from maskwright.recipes.tags.seeding import read_threshold
 
 SMALL = {
     "batch": 2, "crop": 32, "tag_crop": 64, "tag_batch": 4, "scales": (0.5, 1.0), "precision": "fp32",
-    "walk_steps": 8, "affinity_radius": 4,
 }  # fmt: skip
 
 
@@ -244,7 +243,7 @@ def test_seeds_are_the_refined_maps(data, tmp_path):
 
 @pytest.mark.parametrize("kind", ["irn", "psa"])
 def test_with_a_walk(data, tmp_path, kind):
-    _, record = run(data, tmp_path / "run", walk=kind)
+    _, record = run(data, tmp_path / "run", walk=kind, walk_steps=8, affinity_radius=4)
     names = ["classify", "cams", "pairs", "affinity", "walk", "seeds", "retrain"]
     assert [s["name"] for s in record["stages"]] == names
     assert record["labels_read"]["train"] == {"masks": 0, "tags": 8, "captions": 0}

@@ -122,12 +122,14 @@ def test_bounds_of_what_is_sure():
     assert pair_bounds(o, "irn", 0.8) == pytest.approx((0.4, 0.9))
     low, high = pair_bounds(o, "psa", 0.3)
     assert (1 - 0.45) ** low == pytest.approx(0.45) and (1 - 0.15) ** high == pytest.approx(0.15)
-    asked = configure(WalkConfig, {"pair_thresholds": "0.05,0.3", "pair_alphas": "4,24"}).pairs
-    assert pair_bounds(asked, "irn", 0.3) == (0.05, 0.3) and pair_bounds(asked, "psa", 0.3) == (4.0, 24.0)
+    asked = configure(WalkConfig, {"walk": "irn", "pair_thresholds": "0.05,0.3"}).pairs
+    assert pair_bounds(asked, "irn", 0.8) == (0.05, 0.3)
+    asked = configure(WalkConfig, {"walk": "psa", "pair_alphas": "4,24"}).pairs
+    assert pair_bounds(asked, "psa", 0.3) == (4.0, 24.0)
 
 
 def test_contradictions():
-    assert configure(WalkConfig, {"pair_thresholds": "0.05,0.3"}).pairs.thresholds == (0.05, 0.3)
+    assert configure(WalkConfig, {"walk": "irn", "pair_thresholds": "0.05,0.3"}).pairs.thresholds == (0.05, 0.3)
     for key, value in (("pair_thresholds", "0.3,0.05"), ("pair_thresholds", "0.3"), ("pair_alphas", "24,4")):
         part, _, name = key.partition("_")
         with pytest.raises(MaskwrightError, match=rf"{part}s: {name}=.*two, ascending.*--set {part}s.{name}="):

@@ -40,7 +40,7 @@ from maskwright.ops.losses.seg_losses import reduce_pixels
 from maskwright.recipes.adaptation import SourceMethod, TargetConfig
 from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
 from maskwright.recipes.adversarial.discriminators import PixelDiscriminator, check_side
-from maskwright.recipes.consistency.options import RampOptions
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp
 from maskwright.recipes.training.forward import Output, upsample
 from maskwright.recipes.training.training import NetworkTraining
@@ -66,9 +66,12 @@ class AdventConfig(TargetConfig):
     d_lr: float = option(1e-4, "the discriminators' learning rate (Adam, betas 0.9 and 0.99), poly schedule", low=0)
 
     def idle(self) -> Idle:
-        """The discriminators' rate where there are none."""
-        if self.variant == "minent":
-            yield ("d_lr",), "variant=minent"
+        """The discriminators' rate where there are none, and all of the target's where its loss does not weigh."""
+        yield from super().idle()
+        if self.ramp.weight == 0:
+            yield ("ramp.up", "ramp.start", "variant", "aux_share", "target"), NOTHING_UNLABELED
+        if self.variant == "minent" or self.ramp.weight == 0:
+            yield ("d_lr",), "variant=minent" if self.ramp.weight else NOTHING_UNLABELED
 
 
 def self_information(logits: Tensor) -> Tensor:
@@ -158,11 +161,11 @@ class AdventTraining(NetworkTraining):
     def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
         """A step of the network, then one of each discriminator on what the network had said before its step."""
         terms, said = self.segmenter_loss(batch, step)
-        take_step(self.optimizers["network"], fabric, terms["loss"])
+        take_step(self.optimizers["network"], fabric, terms["loss"], self.clip)
         for name, (i_s, i_t) in said.items():
             key = "d" if name == MAIN else f"d_{name}"
             terms[key] = self.discriminator_loss(name, batch, i_s, i_t)
-            take_step(self.adversaries[name].optimizer, fabric, terms[key])
+            take_step(self.adversaries[name].optimizer, fabric, terms[key], self.clip)
         return terms
 
 

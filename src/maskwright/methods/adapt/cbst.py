@@ -120,13 +120,22 @@ class CBSTConfig(TargetConfig):
             raise MaskwrightError("labels.scales is empty", "at least one scale", "leave it out for 1.0")
 
     def idle(self) -> Idle:
-        """Options of soft labels, of a regulariser and of mining where there is none."""
+        """Options of soft labels, of a regulariser, of mining and of a portion that grows where there is none."""
+        yield from super().idle()
         if not self.labels.soft:
             yield ("labels.alpha",), "labels.soft=false"
         if self.regulariser == "none":
             yield ("lam_reg",), "regulariser=none"
+        elif not self.lam_reg:
+            yield ("regulariser",), "lam_reg=0"
         if not self.mining.chance:
             yield ("mining.below",), "mining.chance=0"
+        elif not self.mining.below:
+            yield ("mining.chance",), "mining.below=0"
+        if self.rounds == 1:
+            yield ("labels.portion_step", "labels.portion_max"), "rounds=1"
+        elif not self.labels.portion_step:
+            yield ("labels.portion_max",), "labels.portion_step=0"
 
     def portion(self, number: int) -> float:
         """The portion of round `number`, from 1."""

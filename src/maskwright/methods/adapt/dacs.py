@@ -54,7 +54,7 @@ from maskwright.ops.losses.feature_distance import class_cells, feature_distance
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.ops.transfer import to_device
 from maskwright.recipes.adaptation import SourceMethod, TargetConfig
-from maskwright.recipes.consistency.options import RampOptions, UnlabeledOptions
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions, UnlabeledOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp, Teacher, pseudo_labels
 from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
@@ -121,7 +121,10 @@ class DACSConfig(TargetConfig):
             )  # fmt: skip
 
     def idle(self) -> Idle:
-        """Options of what came after it, where that is not asked for."""
+        """Options of what came after it, where that is not asked for, and of a loss that does not weigh."""
+        yield from super().idle()
+        if self.ramp.weight == 0:
+            yield ("ramp.up", "ramp.start", "threshold", "target", "masked", *self.teacher.unasked), NOTHING_UNLABELED
         if not self.rare.temperature:
             yield ("rare.pixels",), "rare.temperature=0"
         if not self.things.distance:

@@ -73,6 +73,7 @@ class ClipSegConfig(WordConfig):
 
     def idle(self) -> Idle:
         """Options of another variant."""
+        yield from super().idle()
         others = [name for name, variant in (("std", "naclip"), ("proxy", "proxyclip")) if self.variant != variant]
         yield others, f"variant={self.variant}"
 

@@ -19,9 +19,10 @@ Deviates: the tower is any CLIP, whose own places stand in for the second networ
 at 336 for retrieval, RN50x16 for attention, a DeiT-S of stylised ImageNet for features); without `--source archive=`
 the run's own photographs are the archive (theirs: ImageNet); maps are multiplied on the finer of both grids and then
 enlarged; scores times `words.scale` are logits (theirs are log-probabilities, whose CRF hardly moves); synonyms, of
-which the nearest counts. ReCo+ learns whole photographs' masks with any network and optimiser of ours, and keeps the
-last iterate (theirs keeps the best on true masks); with the paper's (`preset=paper`): AdamW for Adam, a longer side of
-640 for a shorter one of 320, no change of colours. There are neither `weighted` nor `winner` references.
+which the nearest counts; a background, which has one vector of the archive of all its words, damped by none of them.
+ReCo+ learns whole photographs' masks with any network and optimiser of ours, and keeps the last iterate (theirs keeps
+the best on true masks); with the paper's (`preset=paper`): AdamW for Adam, a longer side of 640 for a shorter one of
+320, no change of colours. There are neither `weighted` nor `winner` references.
 What the original gets wrong: the maximum over picture j is over pictures j to 2 j + 1 (`archive.as_released=true`).
 1 - sigmoid(cos) is never below 0.27, so context is damped, not eliminated.
 
@@ -257,10 +258,11 @@ class Reco(StudentMethod):
 
         surround: dict[str, Tensor] = {}
         around = pictures.new_zeros(0, 1)
+        spoken: tuple[tuple[str, ...], ...] = ()
         if c.context:
             t = context.run.tensors(STAGE, CONTEXT_FILE, EMBEDDED)
-            known = class_words(c.context, singular=c.words.singular)
-            for m, names in enumerate(known.words):
+            spoken = class_words(c.context, singular=c.words.singular).words
+            for m, names in enumerate(spoken):
                 words = t["vectors"][t["owner"] == m]
                 found = self.reference(archive(words), words, around)
                 around = torch.cat([around, found[None]]) if len(around) else found[None]
@@ -268,9 +270,16 @@ class Reco(StudentMethod):
         t = context.run.tensors(STAGE, VOCABULARY, EMBEDDED)
         references = []
         for number, names in enumerate(context.progress.track(self.class_words.words, "names", context.classes)):
-            shared = next((surround[w] for n in names if (w := ALSO.get(n, n)) in surround), None)
+            shared, beside = next((surround[w] for n in names if (w := ALSO.get(n, n)) in surround), None), around
             words = t["vectors"][t["owner"] == number]
-            references.append(self.reference(archive(words), words, around) if shared is None else shared)
+            if number == self.class_words.background and len(names) > 1:
+                # Its words are many things: no single one of them is all of it, and none of them is its context.
+                shared, beside = None, around[[m for m, own in enumerate(spoken) if set(own).isdisjoint(names)]]
+                context.note(
+                    f"{self.table.names[number]} has one vector, of what the photographs nearest to any of its "
+                    f"{len(names)} words have something like."
+                )
+            references.append(self.reference(archive(words), words, beside) if shared is None else shared)
         if context.run.writes:
             save_tensors(folder / REFERENCES, {"references": torch.stack(references)})
 

@@ -36,14 +36,15 @@ from torch import Tensor, nn
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.streams import Views
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
 from maskwright.recipes.adversarial.discriminators import WIDTHS, PixelDiscriminator, check_side, convolutions
-from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
+from maskwright.recipes.training.options import NetworkConfig
 from maskwright.recipes.training.training import NetworkTraining
 
 if TYPE_CHECKING:
@@ -95,6 +96,17 @@ class AdvSemiConfig(SemiConfig):
     )
     d_lr: float = option(1e-4, "the discriminator's learning rate (Adam, betas 0.9 and 0.99), poly schedule", low=0)
     d_dropout: float = option(0.5, "s4gan: dropout of the discriminator's channels", low=0, high=0.99)
+
+    def idle(self) -> Idle:
+        """Options of the other variant, of self-training that does not weigh, and of a discriminator of no use."""
+        yield from NetworkConfig.idle(self)
+        pixel, weight = self.variant == "pixel", self.self_training.weight
+        lams = {"lam_adv": self.lam_adv, "lam_adv_u": self.lam_adv_u} if pixel else {"lam_fm": self.lam_fm}
+        yield ("lam_fm", "d_dropout") if pixel else ("lam_adv", "lam_adv_u"), f"variant={self.variant}"
+        if not weight:
+            yield ("ramp.up", "ramp.start", "threshold"), NOTHING_UNLABELED
+        if not any((weight, *lams.values())):
+            yield ("unlabeled", "one_hot", "d_lr", "d_dropout"), f"{', '.join(lams)} and ramp.weight=0"
 
     @property
     def self_training(self) -> RampOptions:

@@ -39,13 +39,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.data.training.overlap import PairStream
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.distributed import world_size
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.contrast import contrastive_loss, directional_mask
 from maskwright.ops.losses.region_contrast import as_rows
 from maskwright.recipes.consistency.class_banks import RecentBank
-from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
 from maskwright.recipes.consistency.representation import at_size
 from maskwright.recipes.training.method import NetworkMethod
@@ -85,6 +85,13 @@ class CACConfig(SemiConfig):
         """Raises `MaskwrightError` on options that contradict each other."""
         if self.pair_scale_min > self.crops.scale_max:
             raise MaskwrightError(f"pair_scale_min={self.pair_scale_min}", f"at most scale_max={self.crops.scale_max}")
+
+    def idle(self) -> Idle:
+        """Options of a loss that does not weigh."""
+        yield from super().idle()
+        if self.ramp.weight == 0:
+            contrast = ("temperature", "threshold", "negatives", "step_save", "projection", "pair_iou")
+            yield contrast, NOTHING_UNLABELED
 
 
 class Cells(NamedTuple):

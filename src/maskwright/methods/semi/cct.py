@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.streams import Views
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.channel_dropout import channel_dropout
 from maskwright.ops.feature_perturb import (
@@ -56,7 +56,7 @@ from maskwright.ops.feature_perturb import (
     vat_direction,
 )
 from maskwright.ops.losses.seg_losses import mse_probs
-from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
 from maskwright.recipes.training.forward import upsample
 from maskwright.recipes.training.method import NetworkMethod
@@ -65,6 +65,8 @@ from maskwright.recipes.training.training import NetworkTraining
 PAPER = {"dropout": 6, "drop": 6, "noise": 6, "cutout": 6, "context": 2, "object": 2, "vat": 2}
 """The perturbations, and how many decoders each has in the paper."""
 NEEDS_BACKGROUND = ("cutout", "context", "object")
+STRENGTHS = {"noise": "noise", "dropout": "dropout", "erase": "cutout", "vat_eps": "vat"}
+"""Options that say how strong a perturbation is, and which."""
 PAPER_CROP = 320
 """The crop that the least contour of an object, 50 pixels, is for."""
 PAPER_CLASSES = 21
@@ -96,6 +98,18 @@ class CCTConfig(SemiConfig):
     def check(self) -> None:
         """Raises `MaskwrightError` on counts that cannot be read."""
         parse_counts(self.counts)
+
+    def idle(self) -> Idle:
+        """Options of perturbations without a decoder, or without a background, and of a loss that does not weigh."""
+        yield from super().idle()
+        if self.ramp.weight == 0:
+            yield ("counts", "background", *STRENGTHS), NOTHING_UNLABELED
+        counts, why = parse_counts(self.counts), f"counts={self.counts}"
+        yield [name for name, kind in STRENGTHS.items() if not counts.get(kind)], why
+        if not any(counts.get(kind) for kind in NEEDS_BACKGROUND):
+            yield ("background",), why
+        elif self.background == "none":
+            yield ("erase",), "background=none"
 
 
 def parse_counts(text: str) -> dict[str, int]:

@@ -35,10 +35,10 @@ from torch import Tensor
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, mix, partner
 from maskwright.data.training.streams import Views
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import Ramp, note_unmixed, pseudo_labels, unlabeled_stream
 from maskwright.recipes.consistency.teacher_options import NO_TEACHER, TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
@@ -60,6 +60,14 @@ class CPSConfig(SemiConfig):
     unlabeled: UnlabeledOptions = part(UnlabeledOptions, without=("strong",))
     cutmix: bool = option(True, "teach on photographs with boxes of others in them; unlabelled ones alone", main=True)
     ramp: RampOptions = part(RampOptions, weight=1.5, says={"weight": "lam, weight of the sum of both cross losses"})
+
+    def idle(self) -> Idle:
+        """How labels for mixed crops are made, where none are mixed, and all of it where nothing is learned of them."""
+        yield from super().idle()
+        if self.ramp.weight == 0:
+            yield ("cutmix", "teacher.mode"), NOTHING_UNLABELED
+        elif not self.cutmix:
+            yield ("teacher.mode",), "cutmix=false"
 
 
 def cross_pseudo_supervision(logits1: Tensor, logits2: Tensor, k1: LabelMap, k2: LabelMap) -> Tensor:

@@ -35,9 +35,9 @@ from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, class_mask, complex_mask, cut_out, mix, partner
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.ops.losses.seg_losses import cross_entropy, kl_divergence, mse_probs
-from maskwright.recipes.consistency.options import SemiConfig
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, SemiConfig
 from maskwright.recipes.consistency.parts import Ramp, Teacher, note_unmixed, pseudo_labels, unlabeled_stream
 from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
@@ -74,6 +74,19 @@ class MeanTeacherConfig(SemiConfig):
     cells: str = option(
         "class", "what is mixed in a cell of complexmix: half of its classes, or a box", choices=("class", "box")
     )
+
+    def idle(self) -> Idle:
+        """Options of another perturbation, of sureness that does not weigh, and of a loss that does not."""
+        yield from super().idle()
+        if self.ramp.weight == 0:
+            own = ("perturb", "distance", "threshold", "confidence", "grid", "cells")
+            yield (*own, *self.teacher.unasked), NOTHING_UNLABELED
+        if self.perturb != "complexmix":
+            yield ("grid", "cells"), f"perturb={self.perturb}"
+        if self.confidence == "none":
+            yield ("threshold",), "confidence=none"
+        elif self.threshold == 0:
+            yield ("confidence",), "threshold=0"
 
 
 def consistency(logits: Tensor, q: Tensor, weight: Tensor, distance: str) -> Tensor:

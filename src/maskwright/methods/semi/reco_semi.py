@@ -40,7 +40,7 @@ from torch import Tensor
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import class_mask, cut_out, half_box_mask, mix, partner
 from maskwright.data.training.streams import Views
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.ops.losses.region_contrast import (
     as_rows,
     class_means,
@@ -51,7 +51,7 @@ from maskwright.ops.losses.region_contrast import (
     similarity_weights,
 )
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.consistency.options import SemiConfig, UnlabeledOptions
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import (
     Ramp,
     Teacher,
@@ -94,6 +94,15 @@ class ReCoConfig(SemiConfig):
     queries: int = option(256, "queries of each class in a step", low=1)
     negatives: int = option(512, "negatives of each query", low=1)
     representation: int = option(256, "D, width of the representation", low=1)
+
+    def idle(self) -> Idle:
+        """Options of a contrast, and of a loss, that do not weigh."""
+        yield from super().idle()
+        contrast = ("weak_threshold", "temperature", "queries", "negatives", "representation")
+        if self.ramp.weight == 0:
+            yield ("mix", "strong_threshold", "contrast", *contrast, *self.teacher.unasked), NOTHING_UNLABELED
+        elif self.contrast == 0:
+            yield contrast, "contrast=0"
 
 
 # ---------------------------------------------------------------------- losses

@@ -49,7 +49,7 @@ from maskwright.data.training.sources import BothLabels, Labels, StoredLabels
 from maskwright.data.training.streams import Stream, Views
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.checkpoint import load_checkpoint, load_part, save_checkpoint
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
 from maskwright.errors import MaskwrightError
@@ -114,6 +114,14 @@ class STPlusPlusConfig(NetworkConfig):
             )
         if not self.scales:
             raise MaskwrightError("scales is empty", "at least one scale", "leave it out for 1.0")
+
+    def idle(self) -> Idle:
+        """Options of the order of photographs, and of CBST, where they are not asked for."""
+        yield from super().idle()
+        if not self.plus:
+            yield ("first_share", "reliable"), "plus=false"
+        if not self.class_balanced:
+            yield ("portion",), "class_balanced=false"
 
 
 def split_steps(total: int, shares: Sequence[float]) -> list[int]:

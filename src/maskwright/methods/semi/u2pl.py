@@ -54,13 +54,13 @@ from torch import Tensor
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import half_box_mask, mix, partner
 from maskwright.data.training.streams import Views
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.region_contrast import as_rows, class_means, draw_queries, nearest, region_contrast
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.ops.losses.thresholds import entropy_masks
 from maskwright.recipes.consistency.class_banks import ClassBanks
-from maskwright.recipes.consistency.options import RampOptions, SemiConfig, UnlabeledOptions
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import (
     Ramp,
     Teacher,
@@ -132,6 +132,17 @@ class U2PLConfig(SemiConfig):
                 f"ranks from {self.rank_low} to below {self.rank_high}: no class would be improbable",
                 f"rank_low below rank_high={self.rank_high}", f"--set rank_low={max(1, self.rank_high - 1)}",
             )  # fmt: skip
+
+    def idle(self) -> Idle:
+        """Options of a contrast, and of a loss, that do not weigh."""
+        yield from super().idle()
+        contrast = (
+            "alpha", "anchor", "rank_low", "rank_high", "temperature", "anchors", "negatives", "bank", "representation",
+        )  # fmt: skip
+        if self.ramp.weight == 0:
+            yield ("cutmix", "drop", "contrast", *contrast, *self.teacher.unasked), NOTHING_UNLABELED
+        elif self.contrast == 0:
+            yield contrast, "contrast=0"
 
 
 # ---------------------------------------------------------------------- which pixels

@@ -36,10 +36,10 @@ from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, mix
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.ops.channel_dropout import channel_dropout, complementary_dropout
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.consistency.options import SemiConfig
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, SemiConfig
 from maskwright.recipes.consistency.parts import (
     Ramp,
     Teacher,
@@ -93,6 +93,18 @@ class UniMatchConfig(SemiConfig):
         """Raises `MaskwrightError` on a teacher (which v2 alone has) whose statistics nothing moves."""
         if self.version == "v2":
             TeacherOptions.check(self.teacher)
+
+    def idle(self) -> Idle:
+        """Options of other versions, and of a loss that does not weigh."""
+        yield from super().idle()
+        v2 = self.version == "v2"
+        if self.ramp.weight == 0:
+            labels = self.teacher.unasked if v2 else ("teacher.mode",)
+            yield ("threshold", "dropout", "feature_weight", "whole", *labels), NOTHING_UNLABELED
+        if self.version != "v1":
+            yield ("dropout", "feature_weight"), f"version={self.version}"
+        if not v2:
+            yield ("whole", "teacher.ema", "teacher.buffers", "teacher.final"), f"version={self.version}"
 
 
 # ---------------------------------------------------------------------- losses

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data.training.tag_targets import BACKGROUND_NAMES
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
@@ -117,6 +117,12 @@ class ClipEsConfig(TagsConfig):
     )  # fmt: skip
     maps: ClipMaps = part(ClipMaps)
     seeds: SureSeeds = part(SureSeeds, without=("threshold", "threshold_rule", "oracle_threshold", "band"))
+
+    def idle(self) -> Idle:
+        """Boxes around maps that are not spread."""
+        yield from super().idle()
+        if not self.maps.blocks:
+            yield ("maps.box",), "maps.blocks=0"
 
 
 # --------------------------------------------------------------------- maps

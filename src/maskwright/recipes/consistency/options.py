@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskwright.data.training.augment import PRESETS
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.recipes.training.options import NetworkConfig, NormOptions
+
+NOTHING_UNLABELED = "ramp.weight=0"
+"""What leaves options without a use that decide on what is learned from photographs without masks."""
 
 
 @dataclass(kw_only=True)
@@ -38,6 +41,12 @@ class SemiConfig(NetworkConfig):
     norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all")  # training looks at all
     unlabeled: UnlabeledOptions = part(UnlabeledOptions)
     ramp: RampOptions = part(RampOptions)
+
+    def idle(self) -> Idle:
+        """What is looked at of photographs without masks where nothing is learned from them."""
+        yield from super().idle()
+        if self.ramp.weight == 0:
+            yield ("ramp.up", "ramp.start", "unlabeled"), NOTHING_UNLABELED
 
     @property
     def unlabeled_batch(self) -> int:

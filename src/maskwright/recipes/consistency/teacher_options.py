@@ -27,6 +27,11 @@ class TeacherOptions:
         """Name in a training's `modules` of the network that is kept."""
         return "teacher" if self.final == "teacher" else "network"
 
+    @property
+    def unasked(self) -> tuple[str, ...]:
+        """Names of options, in a part called `teacher`, that have no use where nothing is learned from its labels."""
+        return ("teacher.mode",) if self.final == "teacher" else ("teacher.mode", "teacher.ema", "teacher.buffers")
+
     def check(self) -> None:
         """Raises `MaskwrightError` on a teacher that would label with the statistics it began with."""
         if self.buffers == "own" and self.mode == "eval":

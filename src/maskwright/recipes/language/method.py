@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from maskwright.data.masking.classes import ClassTable
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Method, Stage
 from maskwright.models.towers.names import ClassWords
 from maskwright.recipes.language.words import STAGE, WordOptions, embedded_vocabulary, read_classes, words_of
@@ -21,6 +21,12 @@ class WordConfig:
 
     words: WordOptions = part(WordOptions, main=("short_side", "prompts"))
     crf: bool = option(False, "the dense CRF after prediction unless --refine says otherwise")
+
+    def idle(self) -> Idle:
+        """Words of a background that is a threshold."""
+        if self.words.background.threshold > 0:
+            why = f"words.background.threshold={self.words.background.threshold:g}"
+            yield ("words.background.words",), why
 
 
 class WordMethod(Method):

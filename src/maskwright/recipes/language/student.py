@@ -112,6 +112,7 @@ class StudentConfig(WordConfig):
 
     def idle(self) -> Idle:
         """Options of a network where none learns, and those of rounds that are none."""
+        yield from super().idle()
         if not self.plus.train:
             yield ("plus", "student"), "plus.train=false"
         elif not self.plus.rounds:

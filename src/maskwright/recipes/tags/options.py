@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import MAX_LONG_SIDE
 from maskwright.ops.cam import FUSIONS, NORMS
@@ -118,3 +118,20 @@ class TagsConfig(NetworkConfig):
     classifier: ClassifierOptions = part(ClassifierOptions)
     maps: MapOptions = part(MapOptions)
     seeds: SeedOptions = part(SeedOptions)
+
+    @property
+    def finds_threshold(self) -> bool:
+        """Whether a background threshold is found without masks."""
+        return self.seeds.threshold is None and not self.seeds.oracle_threshold
+
+    def idle(self) -> Idle:
+        """Options of another optimiser, of maps that are not joined, and of a threshold that is not looked for."""
+        yield from super().idle()
+        if self.classifier.optimizer != "sgd":
+            yield ("classifier.momentum",), f"classifier.optimizer={self.classifier.optimizer}"
+        if len(self.maps.scales) == 1 and not self.maps.flips:
+            yield ("maps.fuse",), "one of maps.scales and maps.flips=false"
+        if not self.finds_threshold:
+            given = self.seeds.threshold
+            how = "seeds.oracle_threshold=true" if given is None else f"seeds.threshold={given:g}"
+            yield ("seeds.threshold_rule",), how

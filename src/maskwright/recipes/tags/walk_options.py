@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.irn import VARIANTS
 from maskwright.recipes.tags.options import TagsConfig
@@ -88,3 +88,22 @@ class WalkConfig(TagsConfig):
     pairs: PairOptions = part(PairOptions)
     affinity: AffinityOptions = part(AffinityOptions)
     walk: WalkOptions = part(WalkOptions)
+
+    @property
+    def finds_threshold(self) -> bool:
+        """Also for the pairs, and for the background that walks, where nothing else draws their line."""
+        kind, p = self.walk.kind, self.pairs
+        pairs = bool(p.thresholds or (kind == "psa" and p.alphas))
+        background = kind != "psa" or self.walk.alpha > 0
+        return super().finds_threshold or (kind != "none" and not (pairs and background))
+
+    def idle(self) -> Idle:
+        """Options of a walk where there is none, and of the other kind."""
+        yield from super().idle()
+        kind = self.walk.kind
+        if kind == "none":
+            yield ("pairs", "affinity", "walk.radius", "walk.beta", "walk.steps", "walk.alpha"), "walk.kind=none"
+        elif kind == "irn":
+            yield ("pairs.alphas", "walk.alpha"), "walk.kind=irn"
+        elif self.pairs.alphas:
+            yield ("pairs.thresholds",), f"pairs.alphas={','.join(f'{a:g}' for a in self.pairs.alphas)}"

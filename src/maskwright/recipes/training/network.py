@@ -16,7 +16,7 @@ from maskwright.models.networks.build import Network, build_network
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
-from maskwright.recipes.training.norm_statistics import evenly, retake_statistics
+from maskwright.recipes.training.norm_statistics import evenly, kept_by_freeze, retake_statistics
 from maskwright.recipes.training.options import CropConfig
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def retake(
     norms, images = config.norms, context.data if data is None else data
     if norms.photographs == "all":
         seen, images = range(len(context.data)), context.data
-    kept = network.encoder if norms.freeze else None
+    kept = kept_by_freeze(network.encoder) if norms.freeze else None
     retake_statistics(
         network,
         images,

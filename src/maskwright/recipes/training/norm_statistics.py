@@ -22,6 +22,7 @@ from maskwright.data.trust.artefacts import misfit, read_record
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RECORD, SHAPE
 from maskwright.errors import MaskwrightError
+from maskwright.models.parts.relighting import RelitEncoder
 from maskwright.models.preprocess import Preprocess
 
 BATCH = 8
@@ -38,6 +39,12 @@ def batch_norms(network: nn.Module, but: nn.Module | None = None) -> list[nn.mod
         for m in network.modules()
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats and m not in left
     ]
+
+
+def kept_by_freeze(encoder: nn.Module) -> nn.Module:
+    """What keeps its statistics under `norms.freeze`: the encoder, and of one that relights what it sees the encoder
+    behind that, since the relighting learned its own from crops of all domains at once."""
+    return encoder.encoder if isinstance(encoder, RelitEncoder) else encoder
 
 
 def train_norms(network: nn.Module, but: nn.Module | None = None) -> None:
@@ -133,6 +140,6 @@ def retake_as_recorded(segmenter: Any, run: Path, images: Dataset, device: torch
     if misfit(config, {"norm_images?": (int, None), "freeze_norm?": (bool, None)}):
         raise MaskwrightError(f"{path} holds options of another kind", "numbers of images", repair)
     if config.get("norm_images"):
-        kept = segmenter.encoder if config.get("freeze_norm") else None
+        kept = kept_by_freeze(segmenter.encoder) if config.get("freeze_norm") else None
         chosen = evenly(range(len(images)), config["norm_images"])
         retake_statistics(segmenter, images, chosen, segmenter.preprocess, device, kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.models.preprocess import MAX_LONG_SIDE
 from maskwright.recipes.training.optimizers import OPTIMIZERS
@@ -118,6 +118,11 @@ class CropConfig:
         "auto", "bf16 where the processor has it (1.4 x), or fp32", choices=("auto", "bf16", "fp32")
     )
 
+    def idle(self) -> Idle:
+        """Rates of an encoder's layers where it does not learn."""
+        if self.optimizer.encoder_lr == 0:
+            yield ("optimizer.layer_decay",), "optimizer.encoder_lr=0"
+
 
 @dataclass(kw_only=True)
 class NetworkConfig(CropConfig):
@@ -129,3 +134,14 @@ class NetworkConfig(CropConfig):
     holdout: float = option(
         0.0, "share of the labelled images held out to choose the iterate; 0: the last", low=0, high=0.9
     )
+
+    def idle(self) -> Idle:
+        """Options of a loss that is not asked for, and whose statistics are taken where none are."""
+        yield from super().idle()
+        terms, why = {term.strip() for term in self.loss.terms.split("+")}, f"loss.terms={self.loss.terms}"
+        if "ohem" not in terms:
+            yield ("loss.ohem_threshold", "loss.ohem_kept"), why
+        if terms <= {"dice", "lovasz"}:  # of whole sets of pixels, which no class weight reaches
+            yield ("loss.balance",), why
+        if self.norms.images == 0:
+            yield ("norms.photographs",), "norms.images=0"

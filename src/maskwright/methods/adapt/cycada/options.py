@@ -84,6 +84,7 @@ class CycadaConfig(NetworkConfig):
 
     def idle(self) -> Idle:
         """Options of another way to translate photographs, and of a judge and an alignment that are none."""
+        yield from super().idle()
         how, without = self.translation, ("share", "on", "gate", "window", "shared", "slower", "d_lr")
         if how != "fda":
             yield ("beta",), f"translation={how}"
@@ -91,6 +92,8 @@ class CycadaConfig(NetworkConfig):
             yield ("generators", "semantic"), f"translation={how}"
         elif not self.semantic.weight:
             yield ("semantic.limit", "semantic.steps"), "semantic.weight=0"
+        if how == "cyclegan" and not self.generators.cycle:
+            yield ("generators.identity",), "generators.cycle=0"
         if not self.align.weight:
             yield [f"align.{name}" for name in without], "align.weight=0"
 

@@ -5,6 +5,7 @@ Legend: B batch, C classes, K static classes, S crop side, I photograph, r resid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,28 +19,40 @@ SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 """Of SSIM for values in [0, 1]; the paper has them on normalised images, which lie in about [-2, 3]."""
 SURE = 1e-7
 """A likelihood is kept so far from 0 and from 1."""
+LEAST = 0.05
+"""Least weight of a class."""
 
 
 # ---------------------------------------------------------------------- re-weighting
 
 
 def rarity_weights(counts: Tensor, spread: float) -> Tensor:
-    """w'_c = spread (w_c - mean w) / std w + 1 with w_c = -log f_c, f_c the class's share; float32 (C,).
+    """w'_c = spread (w_c - mean w) / std w + 1 with w_c = -log f_c, f_c the class's share; float32 (C,), above 0.
 
     Mean and standard deviation (of n - 1) are over the classes that occur; one that does not gets 1, and so do all
     where shares are equal.
 
     Args:
         counts: pixels of each class (C,), or their shares.
-        spread: standard deviation of the weights; 0.05 in the paper's training, 0.16 in its tests.
+        spread: standard deviation of the weights; 0.05 in the paper's training, 0.16 in its tests. Where it is more
+            than `widest`, that is taken.
     """
-    counts = counts.double()
+    counts, spread = counts.double(), min(spread, widest(counts))
     seen = counts > 0
     w = -(counts[seen] / counts.sum()).log()
     weight = torch.ones_like(counts)
     if len(w) > 1 and float(w.max() - w.min()) > 1e-9:
         weight[seen] = spread * (w - w.mean()) / w.std() + 1
     return weight.float()
+
+
+def widest(counts: Tensor) -> float:
+    """The greatest spread of `rarity_weights` with which no class weighs less than `LEAST`: the paper's formula gives
+    one far more frequent than dozens of others a weight of 0 or below. Infinite where shares are equal."""
+    w = -counts[counts > 0].double().log()  # but for a constant
+    if len(w) < 2 or float(w.max() - w.min()) <= 1e-9:
+        return math.inf
+    return (1 - LEAST) * float(w.std() / (w.mean() - w.min()))
 
 
 # ---------------------------------------------------------------------- relighting

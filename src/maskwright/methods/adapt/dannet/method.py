@@ -15,9 +15,12 @@ nothing moves:
 k is the likeliest class of both, w' weighs classes by their rarity. What is saved relights and weighs logits by w'.
 
 Deviates: in place of a network that learned the source beforehand, the source alone is learned for `ramp.start` of the
-steps. Relighting begins as the identity. Labels go over at the crop's size, day and night cropped alike. The target's
-crops see no dropout, as their predictions label. Pixels outside a photograph count in L_tv alone. Optimiser, crops,
-schedule and batch-norm statistics are those that all methods here share; f_c are the source's own class shares.
+steps. Relighting begins as the identity and learns at a tenth of the head's rate (`light.lr`), theirs at the
+segmenter's: a step of AdamW moves the 3,000 weights behind each output of its last layer alike, and so the output far.
+Labels go over at the crop's size, day and night cropped alike. The target's crops see no dropout, as their predictions
+label. Pixels outside a photograph count in L_tv alone. Optimiser, crops, schedule and batch-norm statistics are those
+that all methods here share; `norms.freeze` keeps the encoder's, and the relighting's are retaken. f_c are the source's
+own class shares; the deviation of w' shrinks where a weight would be below 0.05.
 What the original gets wrong: its eight shifted labels of L_static are one tensor written in place, which leaves a
 tenth of the labels where they were; here all are looked at. Ignored neighbours and crops without a label break it (here
 they teach nothing). SSIM has constants for [0, 1] on normalised images; w' multiplies logits, so that a negative one of
@@ -40,7 +43,7 @@ from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
 from maskwright.data.training.twins import TwinStream
 from maskwright.data.trust.files import write_text
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.needs import StreamNeed
 from maskwright.errors import MaskwrightError
@@ -53,13 +56,14 @@ from maskwright.methods.adapt.dannet.losses import (
     static_loss,
     structure,
     total_variation,
+    widest,
 )
 from maskwright.methods.adapt.dannet.pairs import find_pairs, static_classes, table_of, told
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.relighting import Relighting, RelitEncoder, WeightedClassifier
 from maskwright.recipes.adaptation import SourceMethod, TargetConfig
 from maskwright.recipes.adversarial.adversary import Adversary, least_squares, take_step
-from maskwright.recipes.consistency.options import RampOptions, UnlabeledOptions
+from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions, UnlabeledOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp
 from maskwright.recipes.training.criteria import SupervisedLoss, pixel_counts
 from maskwright.recipes.training.network import make_network, trained_network
@@ -143,6 +147,32 @@ class DANNetConfig(TargetConfig):
     d_width: int = option(64, "channels of the discriminators' first convolution", low=1)
     d_lr: float = option(1e-4, "their learning rate (Adam, betas 0.9 and 0.99), poly schedule", low=0)
 
+    @property
+    def exposes(self) -> bool:
+        """Whether windows of light are compared with the night's."""
+        return self.light.lr > 0 and self.light.exposure > 0
+
+    @property
+    def lends(self) -> bool:
+        """Whether day labels night."""
+        return self.ramp.weight > 0 and self.static.weight > 0
+
+    def idle(self) -> Idle:
+        """Options of losses that do not weigh, and of a relighting that does not learn: it stays the identity."""
+        yield from super().idle()
+        if self.ramp.weight == 0:
+            judges = ("lam_adv", "d_width", "d_lr")
+            yield ("ramp.up", "ramp.start", "target", "light.target", "static", *judges), NOTHING_UNLABELED
+        elif not self.lam_adv:
+            yield ("d_width", "d_lr"), "lam_adv=0"
+        if not self.static.weight:
+            yield [f"static.{n}" for n in ("classes", "threshold", "sure", "unsure", "gamma")], "static.weight=0"
+        if not self.light.lr:
+            others = ("width", "tv", "ssim", "exposure", "window", "target")
+            yield [f"light.{name}" for name in others], "light.lr=0"
+        elif not self.light.exposure:
+            yield ("light.window",), "light.exposure=0"
+
 
 class Play(NamedTuple):
     """What the segmenter said in a step, detached: the discriminators' material.
@@ -176,7 +206,7 @@ class DANNetTraining(NetworkTraining):
     ) -> None:
         super().__init__(context, config, labels, steps, name="s")
         c, classes = self.config, context.classes
-        if self.crop < c.light.window:
+        if c.exposes and self.crop < c.light.window:
             raise MaskwrightError(
                 f"light.window={c.light.window} on crops of {self.crop} pixels", "a window that fits into a crop",
                 f"--set light.window={self.crop // 2}, or larger crops",
@@ -184,6 +214,7 @@ class DANNetTraining(NetworkTraining):
         self.streams["t"] = self.twins(pairs)
         self.ramp, self.static = Ramp(c.ramp, steps), static
         counts = pixel_counts(self.labels, classes)
+        self.note_spread(counts)
         self.weight = rarity_weights(counts, c.rarity.train).to(self.device)
         self.supervised = SupervisedLoss(self.student, c.loss, self.labels, classes, self.weight)
         lasting = {"memory_format": torch.channels_last}
@@ -197,6 +228,16 @@ class DANNetTraining(NetworkTraining):
             self.adversaries[name] = Adversary(OutputDiscriminator(classes, c.d_width), self.device, c.d_lr)
             self.modules[f"discriminator_{name}"] = self.adversaries[name].discriminator
             self.optimizers[f"discriminator_{name}"] = self.adversaries[name].optimizer
+
+    def note_spread(self, counts: Tensor) -> None:
+        """Says so where weights of classes (C,) that occur so often would reach 0."""
+        r, most = self.config.rarity, widest(counts)
+        for name, asked in (("train", r.train), ("test", r.test)):
+            if asked > most:
+                self.context.note(
+                    f"rarity.{name}={asked:g} would leave the most frequent class a weight near or below 0: "
+                    f"{most:.3g} is taken."
+                )
 
     def twins(self, file: Path) -> TwinStream:
         """Night and day, from the file of their pairs."""
@@ -221,7 +262,7 @@ class DANNetTraining(NetworkTraining):
             r = self.relighting(x)
         r = r.float()
         light_tv, light_ssim = total_variation(r), structure(x + r, x, inside)
-        light_exp = exposure(x + r, m, c.window, inside)
+        light_exp = exposure(x + r, m, c.window, inside) if self.config.exposes else light_tv.new_zeros(())
         return x + r, c.tv * light_tv + c.ssim * light_ssim + c.exposure * light_exp
 
     def segmenter_loss(self, batch: Any, step: int) -> tuple[dict[str, Tensor], Play | None]:
@@ -263,7 +304,10 @@ class DANNetTraining(NetworkTraining):
         return least_squares(verdicts, SOURCE, valid)
 
     def from_day(self, day: Tensor, night: Tensor, valid: Tensor) -> Tensor:
-        """L_static of logits by day and by night (B, C, S, S), with gradient into the night's alone."""
+        """L_static of logits by day and by night (B, C, S, S), with gradient into the night's alone; 0 where it has no
+        weight."""
+        if not self.config.lends:
+            return night.new_zeros(())
         c = self.config.static
         k = static_labels(day, night, self.weight, self.static, c.threshold, c.sure, c.unsure).restrict(valid)
         return static_loss(night[:, self.static], k, self.weight[self.static], c.gamma)
@@ -308,7 +352,7 @@ class DANNet(SourceMethod):
 
     def __init__(self, config: DANNetConfig, context: Context) -> None:
         super().__init__(config, context)
-        self.static = static_classes(config.static.classes, context.table.names)
+        self.static = static_classes(config.static.classes, context.table.names) if config.lends else []
 
     def stages(self) -> list[Stage]:
         """Pairs, then the training."""
@@ -327,7 +371,8 @@ class DANNet(SourceMethod):
     def training(self, steps: int) -> DANNetTraining:
         """On the source's labels and the pairs that were found."""
         context = self.context
-        context.note(told(self.static, context.table.names))
+        if self.static:
+            context.note(told(self.static, context.table.names))
         pairs = context.run.path / "pair" / PAIRS
         return DANNetTraining(context, self.config, self.labels(), steps, pairs, self.static)
 

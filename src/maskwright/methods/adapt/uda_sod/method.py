@@ -134,7 +134,11 @@ class UDASODConfig(NetworkConfig):
     jitter: str = option("uda_sod", "photometric recipe of all crops", choices=tuple(PRESETS))
 
     def idle(self) -> Idle:
-        """Options of objects that come from elsewhere, and of the other way to choose whom a round believes."""
+        """Options of objects that come from elsewhere, of the other way to choose whom a round believes, and of what
+        changes from round to round where there is one."""
+        yield from super().idle()
+        if self.rounds == 1:
+            yield ("pseudo.growth", "pseudo.portion_max", "pseudo.decay"), "rounds=1"
         of, by = self.objects.of, self.pseudo.by
         if of != "masks":
             yield ("objects.classes",), f"objects.of={of}"

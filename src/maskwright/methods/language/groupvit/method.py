@@ -125,12 +125,15 @@ class GroupVitConfig(WordConfig):
 
     def idle(self) -> Idle:
         """Options of a training where there is none, and of words that are not compared."""
+        yield from super().idle()
         if not self.steps:
             trains = PRESETS.get(self.preset, {}).get("steps")
             why = "steps=0" if trains else f"preset={self.preset}, which trains nothing"
             yield ("crops", "contrast", "optimizer", "drop_path", "precision"), why
         elif not self.contrast.words:
             yield ("contrast.weight",), "contrast.words=0"
+        elif not self.contrast.weight:
+            yield ("contrast.words",), "contrast.weight=0"
 
 
 class GroupVit(WordMethod):

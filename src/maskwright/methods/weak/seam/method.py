@@ -39,7 +39,7 @@ from torch import Tensor
 from maskwright.data.training.streams import Views
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.training.views import View, resample
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.methods.weak.seam.network import SeamNetwork, SeamOutput
 from maskwright.ops.cam import background_power, keep_tagged, normalize_cam, suppress_non_maximal
 from maskwright.recipes.tags.method import TagMethod
@@ -81,6 +81,14 @@ class SeamConfig(WalkConfig):
     er: float = option(1.0, "weight of L_ER", low=0, main=True)
     er_ramp: float = option(0.5, "share of the steps over which that weight grows from 0; SEAM: 0", low=0, high=1)
     ecr: float = option(1.0, "weight of L_ECR", low=0, main=True)
+
+    def idle(self) -> Idle:
+        """Options of losses that do not weigh."""
+        yield from super().idle()
+        if not self.er:
+            yield ("er_ramp",), "er=0"
+        if not self.ecr:
+            yield ("hard_share",), "ecr=0"
 
 
 # -------------------------------------------------------------------------------------------------------- losses

@@ -43,7 +43,7 @@ from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.data.training.streams import Stream
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.training.views import View, resample
-from maskwright.engine.config import option, part
+from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
 from maskwright.errors import MaskwrightError
@@ -150,11 +150,32 @@ class TocoConfig(TagsConfig):
         """Raises `MaskwrightError` on options that contradict each other."""
         if self.low > self.high:
             raise MaskwrightError(f"low={self.low}", f"at most high={self.high}")
-        if self.local.side >= self.classifier.size:
+        if self.w_ctc and self.local.side >= self.classifier.size:
             raise MaskwrightError(
                 f"local_side={self.local.side}", f"less than classifier.size={self.classifier.size}",
                 "--set local_side=64",
             )  # fmt: skip
+
+    def idle(self) -> Idle:
+        """Options of another network where none is trained afterwards, of masks and seeds that it does not learn from,
+        and of losses that do not weigh."""
+        yield from super().idle()
+        why = f"retrain={self.retrain}"
+        if self.retrain == "none":
+            # Not the network's name and options: a run that is given as weights says those of its own.
+            yield ("network.weights", "crops", "optimizer", "loss", "norms", "holdout"), why
+            yield ("maps.flips", "maps.fuse", "maps.norm", "seeds", "branch.mask_scales"), why
+        elif self.retrain == "masks":
+            rule = [
+                f"seeds.{n}" for n in ("threshold", "threshold_rule", "oracle_threshold", "threshold_curve", "band")
+            ]
+            yield ("maps.fuse", "maps.norm", *rule), why
+        else:
+            yield ("branch.mask_scales",), why
+        if not self.w_ctc:
+            yield ("local", "projector", "temperature"), "w_ctc=0"
+        if not self.w_reg:
+            yield ("branch.reg_cells",), "w_reg=0"
 
 
 # -------------------------------------------------------------------------------------------------------- losses
