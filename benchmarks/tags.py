@@ -3,7 +3,8 @@
 Every row is one method with its settings, on one network, trained on the tags of a split that shows no mask. Judged
 are the class maps at the threshold that the run found without masks and at the best one (the oracle of the literature),
 before any CRF; the pseudo masks after it; and the segmenter retrained on them, on the photographs that the pseudo masks
-were judged on, without and with their tags, and on photographs that no stage saw. Rows that differ behind the class
+were judged on, without and with their tags, and on photographs that no stage saw. `supervised` is the
+ceiling: the same network and steps on the true masks of the same photographs. Rows that differ behind the class
 maps alone share the classifier and the maps: their stage folders are copied from the row they begin with. Rows that are
 done are skipped, `--only` chooses among them. It writes a run folder a row and prints the table; `--keep FOLDER` copies
 the runs' records and the curve of each over the threshold."""
@@ -44,6 +45,8 @@ class Row(NamedTuple):
 
 
 MAPS_SHARED = ("classify", "cams")
+CEILING = "supervised"
+"""The row that reads masks, not tags; it has no maps."""
 ROWS: Mapping[str, Row] = {
     "cam": Row("cam", {}),
     "grad_cam": Row("grad_cam", {}, "cam", ("classify",)),
@@ -53,6 +56,7 @@ ROWS: Mapping[str, Row] = {
     "seam": Row("seam", {}),
     "seam+psa": Row("seam", {"walk": "psa"}, "seam", MAPS_SHARED),
     "seam+irn": Row("seam", {"walk": "irn"}, "seam", MAPS_SHARED),
+    CEILING: Row("supervised", {}),
 }
 SEVERAL = ("cam", "seam")
 """Rows that get all seeds; the others the first."""
@@ -66,7 +70,7 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None
     for stage in row.stages:
         take_over(folder.parent / f"{row.begins}-{seed}" / "run", place, stage)
     budget = {"crop": str(options.crop), "batch": str(options.batch)}
-    extra = dict(s.split("=", 1) for s in options.set)
+    extra = {} if name == CEILING else dict(s.split("=", 1) for s in options.set)
     model = api.train(
         data, row.method, out=place, split=options.split, seed=seed, backbone=options.backbone,
         weights=str(weights_root() / f"{options.backbone}.safetensors"), steps=options.steps,
@@ -75,9 +79,13 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None
     truth = api.open_folder(data)
     judged = truth.split(options.judge)
     record = json.loads((place / "run.json").read_text())
-    scores = {"maps": judge_maps(place, judged, folder / CURVE)}
-    scores["masks"] = api.evaluate(place / "seeds" / "masks", judged, protocol="direct").to_json()
-    for key, split in (("again", options.judge), ("tagged", options.judge), ("final", options.final)):
+    scores: dict[str, Any] = {}
+    shown = [("again", options.judge), ("final", options.final)]
+    if name != CEILING:
+        scores["maps"] = judge_maps(place, judged, folder / CURVE)
+        scores["masks"] = api.evaluate(place / "seeds" / "masks", judged, protocol="direct").to_json()
+        shown.insert(1, ("tagged", options.judge))
+    for key, split in shown:
         model.predict_folder(truth.split(split), folder / key, refine="none", tags=key == "tagged")
         scores[key] = api.evaluate(folder / key, truth.split(split), protocol="direct").to_json()
     write_json(
