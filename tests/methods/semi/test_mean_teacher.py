@@ -197,7 +197,8 @@ DISTANCE = {
 def test_the_student_learns_on_the_strong_view_what_the_teacher_says_of_the_weak_one(
     semi_context, perturb, distance, options
 ):
-    t, b = padded(semi_context, perturb, threshold=0.6, grid=3, **options)
+    used = {"threshold": 0.6} if options.get("confidence") != "none" else {}
+    t, b = padded(semi_context, perturb, **used, **({"grid": 3} if perturb == "complexmix" else {}), **options)
     torch.manual_seed(2)
     terms = t.losses(b, 0)
     x, q, valid = perturbed_by_hand(t, b)
