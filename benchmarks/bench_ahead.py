@@ -46,7 +46,7 @@ def trainer(training: Any, workers: int) -> Any:
         draws = Batches(training, range(STEPS), lambda step: torch.Generator().manual_seed(step), workers)
         with draws as batches:
             for step in range(STEPS):
-                training.update(training.context.fabric, batches.next(), step)
+                training.update(training.setup.context.fabric, batches.next(), step)
                 training.after_step(step)
 
     return train

@@ -63,7 +63,7 @@ def stepper(training: Any, fixed: bool = True) -> Any:
     held = draw()
 
     def step() -> None:
-        training.update(training.context.fabric, held if fixed else draw(), 50)
+        training.update(training.setup.context.fabric, held if fixed else draw(), 50)
         training.after_step(50)
 
     return step

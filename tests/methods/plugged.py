@@ -21,7 +21,8 @@ class FaintTraining(NetworkTraining):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.network.classifier = Faint(self.network.width, self.network.classes)
+        network = self.setup.network
+        network.classifier = Faint(network.width, network.classes)
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Notes the step."""

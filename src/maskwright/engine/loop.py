@@ -22,6 +22,7 @@ from maskwright.engine.distributed import average_gradients, rank
 from maskwright.engine.resuming import HasState, Rhythm, restore, save
 from maskwright.engine.schedules import Rates, Schedule
 from maskwright.engine.seeding import seed_step
+from maskwright.engine.setup import Setup
 from maskwright.errors import MaskwrightError, between_steps, stop_if_asked
 
 if TYPE_CHECKING:
@@ -41,9 +42,11 @@ class Sampler(HasState, Protocol):
 
 
 class Training:
-    """What the loop needs of a stage. Subclasses set the attributes and write `batch` and `losses`.
+    """What the loop needs of a stage. Subclasses write `losses`; attributes and batches are those of a setup, or they
+    set the attributes and write `batch` themselves.
 
     Attributes:
+        setup: what a recipe has set up; here a part that has nothing.
         modules: all modules, by name; trained, EMA or frozen buffers alike. Their state is saved.
         optimizers: by name.
         sampler: draws the indices.
@@ -61,12 +64,18 @@ class Training:
     reads_ahead: ClassVar[bool] = True
     must_fall: ClassVar[str] = "loss"
 
+    setup: Setup = Setup()
     modules: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
     sampler: Sampler
     extra: Mapping[str, HasState] = {}
     schedule: Schedule | Mapping[str, Schedule] | None = None
     clip: float | None = None
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.modules, self.optimizers, self.sampler = setup.modules, setup.optimizers, setup.sampler
+        self.extra, self.schedule = setup.extra, setup.schedule
 
     def before_step(self, step: int) -> None:
         """Called before each step, by the thread that trains, with the step's random state: rounds. Where batches are
@@ -78,14 +87,14 @@ class Training:
         It may run in another thread while a step runs, so it changes nothing: it reads data, and calls no network
         that learns. It computes with one torch thread.
         """
-        raise NotImplementedError
+        return self.setup.batch(indices, random)
 
     def on_device(self, batch: Any) -> Any:
         """The batch where the step takes it: copied to the device, normalised. Called by the thread that trains.
 
         Tensors go there by `ops.transfer.to_device`, which does not wait for the copy.
         """
-        return batch
+        return self.setup.on_device(batch)
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Loss terms by name; the one named `loss` is minimised, the others are recorded."""
@@ -105,7 +114,8 @@ class Training:
         return terms
 
     def after_step(self, step: int) -> None:
-        """Called after each update: EMA, banks."""
+        """Called after each update: EMA, banks; here a setup looks at held-out images."""
+        self.setup.after_step(step)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

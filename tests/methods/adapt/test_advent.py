@@ -60,13 +60,13 @@ def test_total_of_one_output_and_what_each_player_learns_from(domains, tmp_path,
     terms["loss"].backward()
     judge = t.adversaries["main"].discriminator
     assert all(p.grad is None for p in judge.parameters()), "the network's step leaves the discriminator alone"
-    assert all(p.grad is not None for p in t.network.parameters())
-    t.network.zero_grad()
+    assert all(p.grad is not None for p in t.setup.network.parameters())
+    t.setup.network.zero_grad()
     i_s, i_t = said["main"]
     assert i_s.shape == i_t.shape == (2, 3, 32, 32) and not i_s.requires_grad and not i_t.requires_grad
     t.discriminator_loss("main", batch, i_s, i_t).backward()
     assert all(p.grad is not None for p in judge.parameters())
-    assert all(p.grad is None for p in t.network.parameters()), "and its step the network"
+    assert all(p.grad is None for p in t.setup.network.parameters()), "and its step the network"
     # L_D by hand: source 1, target 0, mean over pixels inside the photograph.
     d_s, d_t = (as64(judge(i)) for i in (i_s, i_t))
     inside = np.stack([v.valid().numpy() for v in batch["s"].geometry])
@@ -86,7 +86,7 @@ def test_total_of_one_output_and_what_each_player_learns_from(domains, tmp_path,
 def test_each_output_has_its_discriminator_and_its_share(domains, tmp_path):
     context = context_of(domains, tmp_path / "run", Advent)
     t = training_of(context, **{"network.name": "pspnet", "weight": 0.5, "aux_share": 0.25})
-    aux = list(t.network.aux)
+    aux = list(t.setup.network.aux)
     assert len(aux) == 1, "PSPNet has an auxiliary head"
     assert list(t.adversaries) == ["main", *aux] and not any("one output" in note for note in context.notes)
     terms, said = t.segmenter_loss(drawn(t), 0)

@@ -88,8 +88,8 @@ def test_total_of_hard_and_soft_labels(finished, domains, tmp_path):
         batch = t.on_device(t.batch(t.sampler.next(), torch.Generator().manual_seed(0)))
         s, views = batch["s"], batch["t"].views if soft else batch["t"]
         seen = []
-        real = t.student.through
-        t.student.through = lambda network, x, real=real, seen=seen: seen.append(real(network, x)) or seen[-1]
+        real = t.setup.student.through
+        t.setup.student.through = lambda network, x, real=real, seen=seen: seen.append(real(network, x)) or seen[-1]
         terms = t.losses(batch, 0)
         log_p = seen[0].logits.detach().double().log_softmax(1)
         total, reg, count = 0.0, 0.0, 0
@@ -105,7 +105,7 @@ def test_total_of_hard_and_soft_labels(finished, domains, tmp_path):
         assert found["reg"] == pytest.approx(reg, rel=1e-5)
         assert found["loss"] == pytest.approx(found["x"] + 0.3 * found["reg"], rel=1e-6)
         assert found["labelled"] == pytest.approx(float(views.valid.float().mean()))
-        assert t.streams["s"].choose is not None, "classes are mined in both domains"
+        assert t.setup.streams["s"].choose is not None, "classes are mined in both domains"
 
 
 def test_held_out_masks_are_no_part_of_the_prior(domains, tmp_path):

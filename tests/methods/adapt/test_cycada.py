@@ -247,7 +247,7 @@ def test_the_judge_sees_what_it_was_trained_on(generators):
     t = generators
     pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     expected = t.judge.logits(t.preprocess.network_input(pixels, CPU))
-    torch.testing.assert_close(t.judged(t.normalise(pixels)), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(t.judged(t.setup.normalise(pixels)), expected, atol=1e-4, rtol=1e-4)
     t.config = configure(Cycada.Config, {**SMALL, "semantic.limit": 0})
     assert float(t.generator_losses(drawn(t))[0]["semantic"]) == 0
 
@@ -264,20 +264,20 @@ def test_freezes_of_alignment(domains, tmp_path):
     s, of_t = t.maps(drawn(t))
     assert s.shape[1] == 3 and not s.requires_grad and of_t.requires_grad
     t.discriminator_loss(s, of_t)[0].backward(retain_graph=True)
-    assert moved(t.adversary.discriminator) and not moved(t.network), "D learns from what f said"
+    assert moved(t.adversary.discriminator) and not moved(t.setup.network), "D learns from what f said"
     t.adversary.optimizer.zero_grad(set_to_none=True)
     t.fooling(of_t).backward()
-    assert moved(t.network) and not moved(t.adversary.discriminator), "f learns from a frozen D"
+    assert moved(t.setup.network) and not moved(t.adversary.discriminator), "f learns from a frozen D"
 
 
 @pytest.mark.parametrize(("gate", "opens"), [(0.5, False), (0.49, True)])
 def test_the_gate_at_an_accuracy_of_one_half(gate, opens, domains, tmp_path, monkeypatch):
     t = aligning(domains, tmp_path / "run", **{"align.gate": gate})
     monkeypatch.setattr("maskwright.methods.adapt.cycada.aligning.accuracy", lambda right: 0.5)
-    before = [p.detach().clone() for p in t.network.parameters()]
+    before = [p.detach().clone() for p in t.setup.network.parameters()]
     terms = t.update(Plain(), drawn(t), 0)
     assert float(terms["open"]) == opens and ("fool" in terms) is ("s" in terms) is opens
-    same = all(torch.equal(a, b) for a, b in zip(before, t.network.parameters()))
+    same = all(torch.equal(a, b) for a, b in zip(before, t.setup.network.parameters()))
     assert same is not opens
 
 
@@ -287,7 +287,7 @@ def test_a_source_network_of_its_own_stays_as_it_was(domains, tmp_path):
     terms = t.update(Plain(), drawn(t), 0)
     assert "fool" in terms and "s" not in terms
     assert all(torch.equal(state[k], v) for k, v in t.source.state_dict().items())
-    assert t.adversary.discriminator[0].in_channels == t.network.width
+    assert t.adversary.discriminator[0].in_channels == t.setup.network.width
 
 
 # ---------------------------------------------------------------------- whole photographs
@@ -410,7 +410,7 @@ def test_generators_learn_nothing_of_held_out_masks(domains, tmp_path, monkeypat
     monkeypatch.setattr(method.context, "fit", lambda training, *more: made.append(training))
     method.train_generators(tmp_path / "run" / "generators")
     seen, held = hold_out(method.masks(), 0.25, method.context.generator("holdout"))
-    assert len(held) == 2 and made[0].streams["s"].indices.tolist() == seen.indices
+    assert len(held) == 2 and made[0].setup.streams["s"].indices.tolist() == seen.indices
 
 
 def test_a_gate_that_never_opens_is_said(domains, tmp_path, capfd):

@@ -167,10 +167,10 @@ def test_the_floor_takes_the_statistics_of_its_own_photographs(domains, tmp_path
 def test_teacher_copies_until_the_mixed_loss_sets_in(domains, tmp_path):
     t = training_of(context_of(domains, tmp_path / "run", DACS), start=0.5)
     with torch.no_grad():
-        for p in t.network.parameters():
+        for p in t.setup.network.parameters():
             p.add_(1)
     t.after_step(0)
-    pairs = zip(t.network.parameters(), t.teacher.network.parameters())
+    pairs = zip(t.setup.network.parameters(), t.teacher.network.parameters())
     assert all(torch.equal(a, b) for a, b in pairs) and t.teacher.average.updates == 0
 
 
@@ -185,8 +185,8 @@ EVERYTHING = {
 
 def test_options_of_the_family_are_off_and_change_nothing_of_the_draws(domains, tmp_path):
     plain = training_of(context_of(domains, tmp_path / "run", DACS))
-    assert plain.start is None and plain.streams["s"].choose is None
-    masked = training_of(plain.context, **{"masked.consistency": 1.0})
+    assert plain.start is None and plain.setup.streams["s"].choose is None
+    masked = training_of(plain.setup.context, **{"masked.consistency": 1.0})
     images = plain.sampler.next()
     a, b = (t.batch(images, torch.Generator().manual_seed(0)) for t in (plain, masked))
     assert set(a) == {"s", "t", "m"} and set(b) == {"s", "t", "m", "k"}
@@ -200,7 +200,7 @@ def test_total_with_everything_and_what_gradients_reach(domains, tmp_path):
     assert kept.shape == (2, 32, 32) and x_a.shape == (2, 3, 32, 32)
     start = {k: v.clone() for k, v in t.start.state_dict().items() if "running" not in k and "num_b" not in k}
     with torch.no_grad():  # an encoder that has moved
-        for p in t.network.encoder.parameters():
+        for p in t.setup.network.encoder.parameters():
             p.mul_(1.1)
     torch.manual_seed(0)
     terms = t.losses(batch, 3)
@@ -210,7 +210,7 @@ def test_total_with_everything_and_what_gradients_reach(domains, tmp_path):
     terms["loss"].backward()
     for frozen in (t.start, t.teacher.network):
         assert all(p.grad is None for p in frozen.parameters()), "neither the start nor the teacher learns by gradients"
-    assert all(p.grad is not None for p in t.network.encoder.parameters() if p.requires_grad)
+    assert all(p.grad is not None for p in t.setup.network.encoder.parameters() if p.requires_grad)
     assert not any(p.requires_grad for p in t.start.parameters())
     assert all(torch.equal(v, t.start.state_dict()[k]) for k, v in start.items())
     assert not {id(p) for p in t.start.parameters()} & {
@@ -221,8 +221,8 @@ def test_total_with_everything_and_what_gradients_reach(domains, tmp_path):
 def test_feature_distance_is_zero_as_training_begins(domains, tmp_path):
     t = training_of(context_of(domains, tmp_path / "run", DACS), **EVERYTHING)
     batch = t.on_device(t.batch(t.sampler.next(), torch.Generator().manual_seed(0)))
-    t.student.dropout = False
-    t.student.learn()
+    t.setup.student.dropout = False
+    t.setup.student.learn()
     assert float(t.losses(batch, 0)["fd"].detach()) < 1e-3, "to rounding: passes with and without gradients differ"
 
 
@@ -230,8 +230,8 @@ def test_what_is_masked_is_the_mean_colour(domains, tmp_path):
     t = training_of(context_of(domains, tmp_path / "run", DACS), **EVERYTHING)
     batch = t.on_device(t.batch(t.sampler.next(), torch.Generator().manual_seed(0)))
     seen = []
-    real = t.student.through
-    t.student.through = lambda network, x: (seen.append(x), real(network, x))[1]
+    real = t.setup.student.through
+    t.setup.student.through = lambda network, x: (seen.append(x), real(network, x))[1]
     t.losses(batch, 0)
     x_a, kept = batch["k"]
     masked = seen[-1]

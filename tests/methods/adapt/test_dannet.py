@@ -95,12 +95,12 @@ def test_who_gets_gradients(places, tmp_path):
     terms["loss"].backward()
     assert all(p.grad is None for judge in judges for p in judge.parameters()), "judges stand still"
     assert all(p.requires_grad for judge in judges for p in judge.parameters()), "but for that step"
-    assert t.relighting.last.weight.grad.any() and t.network.classifier.conv.weight.grad.any()
-    t.kept.zero_grad(set_to_none=True)
+    assert t.relighting.last.weight.grad.any() and t.setup.network.classifier.conv.weight.grad.any()
+    t.setup.kept.zero_grad(set_to_none=True)
     for name, judge in zip(("day", "night"), judges):
         t.discriminator_loss(name, play).backward()
         assert all(p.grad is not None for p in judge.parameters())
-    assert all(p.grad is None for p in t.kept.parameters()), "what was said is no way back to who said it"
+    assert all(p.grad is None for p in t.setup.kept.parameters()), "what was said is no way back to who said it"
 
 
 def test_day_labels_night_and_learns_nothing_from_it(places, tmp_path):
@@ -188,9 +188,9 @@ def test_frozen_statistics_are_the_encoders_alone(places, tmp_path):
     frozen = {"norms.freeze": True, "norms.images": 2}
     t = training_of(context_of(places, tmp_path / "run", **frozen), **frozen)
     encoder, relighting = ([m for m in part.modules() if hasattr(m, "running_mean")]
-                           for part in (t.kept.encoder.encoder, t.kept.encoder.relighting))  # fmt: skip
+                           for part in (t.setup.kept.encoder.encoder, t.setup.kept.encoder.relighting))  # fmt: skip
     before = [[m.running_mean.clone() for m in norms] for norms in (encoder, relighting)]
-    t.with_statistics(t.kept)
+    t.setup.with_statistics(t.setup.kept)
     assert encoder and all(torch.equal(m.running_mean, old) for m, old in zip(encoder, before[0]))
     assert relighting and not any(torch.equal(m.running_mean, old) for m, old in zip(relighting, before[1]))
 
@@ -226,7 +226,7 @@ def test_pairs_by_name(places, tmp_path):
     t = training_of(context := context_of(places, tmp_path / "run"))
     assert pairs_of(context.run.path)[1:] == [f"picture_0{k},picture_0{k}" for k in range(2, 8)]
     assert any("2 of 8 photographs by night have none by day" in note for note in context.notes)
-    night, day = t.streams["t"].draw(t.streams["t"].next(), torch.Generator().manual_seed(0))
+    night, day = t.setup.streams["t"].draw(t.setup.streams["t"].next(), torch.Generator().manual_seed(0))
     names = [context.data.names[i] for i in night.images], [context.data_of("day").names[i] for i in day.images]
     assert names[0] == names[1]
     assert torch.equal(night.weak, day.weak), "the fixture's photographs are the same by day and by night"

@@ -281,7 +281,7 @@ def test_a_round_draws_soft_labels_by_the_recorded_geometry(domains, tmp_path):
     pseudo = method.pseudo(1)
     assert [names[i] for i in pseudo.indices] == names[:1], "a portion of 0.1, the surest"
     training = SaliencyTraining(pseudo, 0.5, 0.9, context, context.timing.config, method.labels(), 10, stage="round_1")
-    batch = training.batch(training.streams.next(), torch.Generator().manual_seed(0))
+    batch = training.batch(training.setup.streams.next(), torch.Generator().manual_seed(0))
     assert (len(batch["s"].weak), len(batch["t"].views.weak)) == (3, 1), "3 composites and 1 photograph are in the list"
     m, v, valid = (part[0] for part in batch["t"].y)
     view = batch["t"].views.geometry[0]

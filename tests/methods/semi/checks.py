@@ -98,7 +98,7 @@ def check_is_supervised(context: Any, training: Any, dropout: bool = True) -> di
     """
     config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32"})
     plain = NetworkTraining(context, config, MaskLabels(context.data, context.classes), 4, dropout=dropout)
-    pairs = zip(training.network.parameters(), plain.network.parameters(), strict=True)
+    pairs = zip(training.setup.network.parameters(), plain.setup.network.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     batch = batch_of(training)
     torch.manual_seed(0)

@@ -67,9 +67,9 @@ def passes(t, b):
     y = b["x"].y
     torch.manual_seed(1)  # of the dropout on labelled crops
     with torch.no_grad():
-        f_x = t.student(b["x"].weak).logits
-        with t.student.plain():
-            f_u = t.student(b["u"].weak).logits
+        f_x = t.setup.student(b["x"].weak).logits
+        with t.setup.student.plain():
+            f_u = t.setup.student(b["u"].weak).logits
     labels = 0.05 + 0.85 * F.one_hot(y.ids, 3).movedim(-1, 1)
     return f_x, f_u, torch.where(y.valid[:, None], labels, f_x.softmax(1))
 
@@ -181,7 +181,7 @@ def test_discriminator_gets_nothing_from_the_segmenters_loss(semi_context, varia
     t = training(semi_context, variant)
     t.losses(batch_of(t), 9)["loss"].backward()
     assert all(p.grad is None for p in t.adversary.discriminator.parameters())
-    assert any(p.grad is not None and p.grad.any() for p in t.network.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in t.setup.network.parameters())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -190,7 +190,7 @@ def test_segmenter_gets_nothing_from_the_discriminators_loss(semi_context, varia
     b = batch_of(t)
     _, play = t.segmenter_loss(b, 9)
     t.discriminator_loss(b, play).backward()
-    assert all(p.grad is None for p in t.network.parameters())
+    assert all(p.grad is None for p in t.setup.network.parameters())
     assert all(p.grad is not None for p in t.adversary.discriminator.parameters())
 
 
@@ -200,7 +200,7 @@ def test_each_optimiser_moves_its_own(semi_context, variant):
         t = training(semi_context, variant)
         for group in t.optimizers[frozen].param_groups:
             group["lr"] = 0.0
-        parts = {"network": t.network, "discriminator": t.adversary.discriminator}
+        parts = {"network": t.setup.network, "discriminator": t.adversary.discriminator}
         before = {k: [p.detach().clone() for p in m.parameters()] for k, m in parts.items()}
         t.update(semi_context.fabric, batch_of(t), 9)
         moved = {k: any(not torch.equal(p, q) for p, q in zip(m.parameters(), before[k])) for k, m in parts.items()}
@@ -281,7 +281,7 @@ def test_without_its_terms_it_is_supervised_training(semi_context, variant, tmp_
     for k, one in enumerate((t, alone)):
         (tmp_path / str(k)).mkdir()
         semi_context.fit(one, "train", tmp_path / str(k), 3)
-    assert same(weights(t.network), weights(alone.network))
+    assert same(weights(t.setup.network), weights(alone.setup.network))
     assert same(untrained, weights(t.adversary.discriminator))
 
 
@@ -307,6 +307,6 @@ def test_what_is_matched_loses_no_channel():
 def test_labels_come_from_a_pass_without_dropout(semi_context):
     t = training(semi_context)
     x = batch_of(t)["u"].weak
-    with t.student.plain():
-        assert torch.equal(t.student(x).logits, t.student(x).logits)
-    assert not torch.equal(t.student(x).logits, t.student(x).logits)
+    with t.setup.student.plain():
+        assert torch.equal(t.setup.student(x).logits, t.setup.student(x).logits)
+    assert not torch.equal(t.setup.student(x).logits, t.setup.student(x).logits)

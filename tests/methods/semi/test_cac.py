@@ -94,7 +94,7 @@ def test_batches_number_the_cells_of_all_pairs(semi_context):
 def test_photometric_changes_of_a_pair_are_independent(semi_context):
     t = training(semi_context, pair_iou=1.0)
     views = (View.identity((48, 64)).crop(0, 0, 32, 32),) * 2
-    t.streams["u"].pair = lambda i, random: views
+    t.setup.streams["u"].pair = lambda i, random: views
     batch = pairs_of(t)
     assert float((batch.u1 - batch.u2).abs().max()) > 0.05
 
@@ -157,15 +157,15 @@ def test_a_confidence_of_the_threshold_is_not_followed():
 def test_cells_are_means_of_the_embedding_through_projector_and_classifier(semi_context):
     t = training(semi_context, projection=16)
     u = pairs_of(t).u1
-    sharpen(t.network, u)
+    sharpen(t.setup.network, u)
     found = t.embed(u)
-    for m in t.network.modules():
+    for m in t.setup.network.modules():
         if isinstance(m, torch.nn.modules.dropout._DropoutNd):
             m.eval()
-    embedding = t.network.decode(t.network.features(u))
+    embedding = t.setup.network.decode(t.setup.network.features(u))
     assert embedding.shape[-2:] == (8, 8)
     f = F.avg_pool2d(embedding, 2)
-    z, q = t.projector(f), t.network.classifier.conv(f).softmax(1).detach()
+    z, q = t.projector(f), t.setup.network.classifier.conv(f).softmax(1).detach()
     assert found.z.shape == (32, 16) and found.z.requires_grad and not found.p.requires_grad
     for b in range(2):
         for y in range(4):
@@ -182,7 +182,7 @@ def test_both_directions_against_a_loop(semi_context):
     tau, threshold = 0.3, 0.5
     t = training(semi_context, batch_unlabeled=4, temperature=tau, threshold=threshold, negatives=20, pair_iou=0.3)
     step = batch_of(t)
-    sharpen(t.network, step["u"].u1)
+    sharpen(t.setup.network, step["u"].u1)
     t.losses(step, 0)
     step = batch_of(t, 1)
     terms, batch = t.losses(step, 1), step["u"]
@@ -214,8 +214,8 @@ def test_two_identical_crops_give_exactly_zero(semi_context, mode):
     same = torch.arange(2 * t.cells**2)
     inside = torch.ones_like(batch.inside1)
     twins = batch._replace(u2=batch.u1, cells1=same, cells2=same, inside1=inside, inside2=inside)
-    t.network.train(mode == "train")
-    for m in t.network.modules():
+    t.setup.network.train(mode == "train")
+    for m in t.setup.network.modules():
         if isinstance(m, torch.nn.modules.dropout._DropoutNd):
             m.eval()
     terms = t.losses(step | {"u": twins}, 0)
@@ -226,23 +226,23 @@ def test_two_identical_crops_give_exactly_zero(semi_context, mode):
 def test_no_dropout_falls_on_embeddings_and_confidences(semi_context):
     t = training(semi_context)
     x = pairs_of(t).u1
-    for part in (t.network.decoder, t.network.classifier):
+    for part in (t.setup.network.decoder, t.setup.network.classifier):
         drop_in_training(part)
-    t.network.train()
+    t.setup.network.train()
     torch.manual_seed(0)
     one = t.embed(x)
     torch.manual_seed(1)
     two = t.embed(x)
     assert all(torch.equal(p, q) for p, q in zip(one, two))
-    assert all(m.training for m in t.network.modules())
-    out = [t.student(x).logits for _ in range(2)]
+    assert all(m.training for m in t.setup.network.modules())
+    out = [t.setup.student(x).logits for _ in range(2)]
     assert not torch.equal(*out)  # on labelled crops it does
 
 
 def test_the_bank_holds_random_cells_of_the_last_iterations(semi_context):
     t = training(semi_context, negatives=5, step_save=1)
     batches = [batch_of(t, seed) for seed in range(3)]
-    t.network.eval()
+    t.setup.network.eval()
     kept = []
     for batch in batches:
         t.losses(batch, 0)
@@ -283,8 +283,9 @@ def test_the_projector_is_trained_and_not_kept(semi_context):
     for p in t.projector.parameters():
         assert trained[id(p)]["lr"] == t.config.optimizer.lr
         assert trained[id(p)]["weight_decay"] == (t.config.optimizer.weight_decay if p.ndim > 1 else 0)
-    assert not any("projector" in k for k in t.network.state_dict())
-    assert sum(p.numel() for p in t.projector.parameters()) == (t.network.width + 1) * (t.network.width + 128)
+    assert not any("projector" in k for k in t.setup.network.state_dict())
+    width = t.setup.network.width
+    assert sum(p.numel() for p in t.projector.parameters()) == (width + 1) * (width + 128)
 
 
 def test_contradicting_scales_are_refused():
@@ -295,9 +296,9 @@ def test_contradicting_scales_are_refused():
 def test_pairs_are_read_as_the_views_say(semi_context):
     t = training(semi_context)
     g = torch.Generator().manual_seed(3)
-    views = t.streams["u"].pair(4, g)
+    views = t.setup.streams["u"].pair(4, g)
     image = semi_context.data.image(4)
-    for pixels, view in zip(t.streams["u"].pixels(4, views), views):
+    for pixels, view in zip(t.setup.streams["u"].pixels(4, views), views):
         expected = torch.from_numpy(np.asarray(view.render(image))).permute(2, 0, 1)
         inside = view.valid()
         assert pixels.dtype == torch.uint8

@@ -50,18 +50,18 @@ def padded(context, **options):
     context = replace(context, table=ClassTable(("disc", "square", "background")))
     t = training(context, scale_min=0.3, scale_max=0.5, **options)
     u = views_of(t)
-    sharpen(t.network, u.weak)
+    sharpen(t.setup.network, u.weak)
     return t, u
 
 
 def plain(t, x):
     """z, and the main decoder's probabilities at the crop's size, without dropout."""
-    for m in t.network.modules():
+    for m in t.setup.network.modules():
         if isinstance(m, torch.nn.modules.dropout._DropoutNd):
             m.eval()
-    z = t.network.decode(t.network.features(x)).detach()
-    logits = F.interpolate(t.network.classifier.conv(z), x.shape[-2:], mode="bilinear", align_corners=False)
-    t.network.train()
+    z = t.setup.network.decode(t.setup.network.features(x)).detach()
+    logits = F.interpolate(t.setup.network.classifier.conv(z), x.shape[-2:], mode="bilinear", align_corners=False)
+    t.setup.network.train()
     return z, logits.softmax(1).detach()
 
 
@@ -105,34 +105,34 @@ def test_decoder_begins_without_a_checkerboard():
 def test_identity_and_shared_weights_give_zero(semi_context, monkeypatch):
     t = training(semi_context, counts="noise:1")
     monkeypatch.setattr(t, "perturb", lambda kind, z, *_: z)
-    t.auxiliary = [t.network.classifier]
-    t.network.eval()
+    t.auxiliary = [t.setup.network.classifier]
+    t.setup.network.eval()
     assert float(t.consistency(views_of(t)).detach()) == pytest.approx(0, abs=1e-12)
 
 
 def test_gradient_reaches_what_lies_before_z_but_not_the_main_classifier(semi_context):
     t = training(with_background(semi_context))
     t.consistency(views_of(t)).backward()
-    assert all(p.grad is None for p in t.network.classifier.parameters())
-    assert sum(float(p.grad.abs().sum()) for p in t.network.decoder.parameters() if p.grad is not None) > 0
-    assert sum(float(p.grad.abs().sum()) for p in t.network.encoder.parameters() if p.grad is not None) > 0
+    assert all(p.grad is None for p in t.setup.network.classifier.parameters())
+    assert sum(float(p.grad.abs().sum()) for p in t.setup.network.decoder.parameters() if p.grad is not None) > 0
+    assert sum(float(p.grad.abs().sum()) for p in t.setup.network.encoder.parameters() if p.grad is not None) > 0
     for kind, decoder in zip(t.kinds, t.auxiliary):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters()), kind
 
 
 def test_no_dropout_falls_on_z_and_its_label(semi_context, monkeypatch):
     t, found = training(semi_context, counts="noise"), []
-    drop_in_training(t.network.decoder)
+    drop_in_training(t.setup.network.decoder)
     monkeypatch.setattr(t, "perturb", lambda kind, z, *rest: found.append(z.detach()) or z)
     u = views_of(t)
     for _ in range(2):
         t.consistency(u)
-    assert torch.equal(*found) and t.network.decoder.training
+    assert torch.equal(*found) and t.setup.network.decoder.training
 
 
 def test_vat_writes_no_gradient_into_its_decoder(semi_context):
     t = training(semi_context, counts="vat:1")
-    z = torch.randn(2, t.network.width, 8, 8)
+    z = torch.randn(2, t.setup.network.width, 8, 8)
     changed = t.perturb("vat", z, t.auxiliary[0], None, [])
     assert torch.allclose((changed - z).flatten(1).norm(dim=1), torch.tensor(2.0), atol=1e-3)
     assert all(p.grad is None for p in t.auxiliary.parameters())
@@ -176,7 +176,7 @@ def test_background_by_name_only(semi_context):
 
 def test_each_perturbation_changes_z_in_shape(semi_context):
     t = training(with_background(semi_context))
-    z = (torch.rand(2, t.network.width, 8, 8) + 0.1) * torch.rand(2, 1, 8, 8)
+    z = (torch.rand(2, t.setup.network.width, 8, 8) + 0.1) * torch.rand(2, 1, 8, 8)
     foreground = torch.zeros(2, 32, 32, dtype=torch.bool)
     foreground[:, 4:28, 4:28] = True
     assert t.kinds == list(PAPER)
@@ -268,7 +268,7 @@ def test_annealed_leaves_out_what_is_known():
 
 def test_the_bootstrapped_threshold_grows_from_chance_to_nine_tenths(semi_context, monkeypatch):
     t, etas, asked = training(semi_context, bootstrap=True), [], []
-    b, u, real = batch_of(t), torch.tensor(0.5), t.supervised
+    b, u, real = batch_of(t), torch.tensor(0.5), t.setup.supervised
 
     def spied(logits, y, eta):
         etas.append(eta)
@@ -298,7 +298,7 @@ def test_weight_zero_is_supervised_training(semi_context, tmp_path):
     for k, t in enumerate(trainings):
         (tmp_path / str(k)).mkdir()
         semi_context.fit(t, "train", tmp_path / str(k), 3)
-    a, b = (t.network.state_dict() for t in trainings)
+    a, b = (t.setup.network.state_dict() for t in trainings)
     assert all(torch.equal(a[name], b[name]) for name in b)
 
 

@@ -16,7 +16,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.methods.semi import cps
 from maskwright.methods.semi.cps import CPSConfig, CPSTraining, agreement, cross_pseudo_supervision
 from maskwright.methods.supervised import SupervisedConfig
-from maskwright.recipes.training import training as training_module
+from maskwright.recipes.training import setup as setups
 from maskwright.recipes.training.network import make_network
 from maskwright.recipes.training.training import NetworkTraining
 
@@ -78,7 +78,7 @@ def test_confidence_does_not_weigh():
 
 def test_same_encoder_other_head(semi_context):
     t = training(semi_context)
-    a, b = t.network, t.student2.network
+    a, b = t.setup.network, t.student2.network
     assert all(torch.equal(p, q) for p, q in zip(a.encoder.parameters(), b.encoder.parameters()))
     heads = [[p for p in n.head_parameters() if p.ndim > 1] for n in (a, b)]
     assert heads[0] and not any(torch.equal(p, q) for p, q in zip(*heads))
@@ -89,8 +89,8 @@ def test_same_encoder_other_head(semi_context):
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_identical_networks_say_the_same(semi_context, cutmix):
     t = training(semi_context, cutmix=cutmix)
-    t.student2.network.load_state_dict(t.network.state_dict())
-    for student in (t.student, t.student2):
+    t.student2.network.load_state_dict(t.setup.network.state_dict())
+    for student in (t.setup.student, t.student2):
         student.network.eval()
         student.learn = student.network.eval
     terms = t.losses(batch_of(t), 5)
@@ -104,7 +104,7 @@ def test_each_learns_what_the_other_says_of_both_kinds_of_crops(semi_context):
     valid = torch.rand(4, 32, 32, generator=torch.Generator().manual_seed(1)) < 0.7
     x, u = relabelled(x, x.y.restrict(valid[:2])), u._replace(valid=u.valid & valid[2:])
     valid = torch.cat([x.y.valid, u.valid])
-    f1, f2 = (torch.cat([student(crops.weak).logits for crops in (x, u)]) for student in (t.student, t.student2))
+    f1, f2 = (torch.cat([student(crops.weak).logits for crops in (x, u)]) for student in (t.setup.student, t.student2))
     k1, k2 = f1.argmax(1), f2.argmax(1)
     terms = t.losses({"x": x, "u": u}, 5)
     expected = over_valid(f1, k2, valid) + over_valid(f2, k1, valid)
@@ -118,12 +118,12 @@ def test_each_learns_what_the_other_says_of_the_parts_of_mixed_crops(semi_contex
     m[:, 8:24, 4:20] = True
     monkeypatch.setitem(cps.MASKS, "cps", lambda n, size: m)
     k1, k2 = labels_of(3, 32, 32, 3, seed=1), labels_of(3, 32, 32, 3, seed=2)
-    t.label = lambda student, u: k1 if student is t.student else k2
+    t.label = lambda student, u: k1 if student is t.setup.student else k2
 
     def mixed(p):
         return torch.where(m[:, None] if p.dim() == 4 else m, p, p.roll(-1, 0))
 
-    f1, f2 = (student(mixed(b["u"].weak)).logits for student in (t.student, t.student2))
+    f1, f2 = (student(mixed(b["u"].weak)).logits for student in (t.setup.student, t.student2))
     expected = over_valid(f1, mixed(k2.ids), mixed(k2.valid)) + over_valid(f2, mixed(k1.ids), mixed(k1.valid))
     assert float(t.losses(b, 5)["u"].detach()) == pytest.approx(expected, rel=1e-4)
 
@@ -136,7 +136,7 @@ def test_both_networks_learn(semi_context, cutmix):
         float((terms["x"] + terms["x2"] + 1.5 * terms["u"]).detach()), rel=1e-5
     )
     terms["u"].backward()
-    for network in (t.network, t.student2.network):
+    for network in (t.setup.network, t.student2.network):
         assert sum(float(p.grad.abs().sum()) for p in network.parameters() if p.grad is not None) > 0
 
 
@@ -158,12 +158,12 @@ def test_mixed_labels_come_from_where_the_pixels_come(semi_context):
 
 def test_labelling_in_evaluation_mode_leaves_the_statistics(semi_context):
     t = training(semi_context, teacher_mode="eval")
-    before = {k: v.clone() for k, v in t.network.named_buffers()}
-    t.label(t.student, batch_of(t)["u"])
-    assert all(torch.equal(v, before[k]) for k, v in t.network.named_buffers()) and t.network.training
+    before = {k: v.clone() for k, v in t.setup.network.named_buffers()}
+    t.label(t.setup.student, batch_of(t)["u"])
+    assert all(torch.equal(v, before[k]) for k, v in t.setup.network.named_buffers()) and t.setup.network.training
     t = training(semi_context)  # by default as in training
-    t.label(t.student, batch_of(t)["u"])
-    assert not all(torch.equal(v, before[k]) for k, v in t.network.named_buffers())
+    t.label(t.setup.student, batch_of(t)["u"])
+    assert not all(torch.equal(v, before[k]) for k, v in t.setup.network.named_buffers())
 
 
 def test_weight_zero_is_two_supervised_runs(semi_context, tmp_path):
@@ -175,16 +175,16 @@ def test_weight_zero_is_two_supervised_runs(semi_context, tmp_path):
     for k, one in enumerate((t, alone, second)):
         (tmp_path / str(k)).mkdir()
         semi_context.fit(one, "train", tmp_path / str(k), 3)
-    a, b = t.network.state_dict(), alone.network.state_dict()
+    a, b = t.setup.network.state_dict(), alone.setup.network.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in b)
-    c, d = t.student2.network.state_dict(), second.network.state_dict()
+    c, d = t.student2.network.state_dict(), second.setup.network.state_dict()
     assert all(torch.equal(c[name], d[name]) for name in d)
     assert not all(torch.equal(c[name], b[name]) for name in b)
 
 
 def test_weights_that_fill_both_networks_are_refused(semi_context, monkeypatch):
     one = make_network(semi_context, CPSConfig())
-    for place in (training_module, cps):
+    for place in (setups, cps):
         monkeypatch.setattr(place, "make_network", lambda context, config, second=False: copy.deepcopy(one))
     with pytest.raises(MaskwrightError, match=r"network_weights=whole\.pth fills both networks"):
         training(semi_context, network_weights="whole.pth")
@@ -193,8 +193,8 @@ def test_weights_that_fill_both_networks_are_refused(semi_context, monkeypatch):
 def test_second_network_is_supervised_with_its_own_auxiliary_heads(semi_context):
     t = training(semi_context, network="pspnet")
     x = batch_of(t)["x"]
-    t.supervised(t.student2(x.weak), x.y, t.student2).backward()
-    assert all(p.grad is None for p in t.network.parameters())
+    t.setup.supervised(t.student2(x.weak), x.y, t.student2).backward()
+    assert all(p.grad is None for p in t.setup.network.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in t.student2.network.aux.parameters())
 
 

@@ -127,7 +127,7 @@ def test_cutout_keeps_a_box_or_empties_it(semi_context, perturb):
 
 def test_no_perturbation_and_an_equal_teacher_give_zero(semi_context):
     t = training(semi_context, perturb="photometric", strong="none", confidence="none")
-    t.network.eval()
+    t.setup.network.eval()
     assert float(t.losses(batch_of(t), 0)["u"].detach()) == pytest.approx(0, abs=1e-10)
 
 
@@ -136,7 +136,7 @@ def test_gradient_reaches_the_student_alone(semi_context, perturb):
     t = training(semi_context, perturb=perturb, threshold=0.0)
     t.losses(batch_of(t), 0)["u"].backward()
     assert all(p.grad is None for p in t.teacher.average.parameters())
-    assert sum(float(p.grad.abs().sum()) for p in t.network.parameters() if p.grad is not None) > 0
+    assert sum(float(p.grad.abs().sum()) for p in t.setup.network.parameters() if p.grad is not None) > 0
 
 
 # ---------------------------------------------------------------------- the step
@@ -147,7 +147,7 @@ def padded(context, perturb, **options):
     t = training(context, perturb=perturb, batch_unlabeled=3, scale_min=0.3, scale_max=0.5, **options)
     b = batch_of(t)
     sharpen(t.teacher.network, b["u"].weak)
-    sharpen(t.network, b["u"].strong[0])
+    sharpen(t.setup.network, b["u"].strong[0])
     assert all(0.2 < float(v.float().mean()) < 0.8 for v in b["u"].valid)
     return t, b
 
@@ -157,9 +157,9 @@ def perturbed_by_hand(t, b):
     c, u = t.config, b["u"]
     s = u.strong[0]
     with torch.no_grad():
-        q = t.student.through(t.teacher.network, u.weak).logits.softmax(1)
+        q = t.setup.student.through(t.teacher.network, u.weak).logits.softmax(1)
         torch.manual_seed(2)
-        t.student(b["x"].weak)  # whose dropout is drawn first
+        t.setup.student(b["x"].weak)  # whose dropout is drawn first
     if c.perturb == "photometric":
         return s, q, u.valid
     if c.perturb in ("cutout", "cutout_hole", "cutmix", "cowmix"):
@@ -202,7 +202,7 @@ def test_the_student_learns_on_the_strong_view_what_the_teacher_says_of_the_weak
     torch.manual_seed(2)
     terms = t.losses(b, 0)
     x, q, valid = perturbed_by_hand(t, b)
-    p = t.student(x).logits.softmax(1).detach()  # under the same dropout
+    p = t.setup.student(x).logits.softmax(1).detach()  # under the same dropout
     sure = (q.amax(1) >= 0.6) & valid
     total = 0.0
     for i in range(3):
@@ -229,7 +229,7 @@ def test_nothing_is_asked_in_padding_and_in_the_hole(semi_context, monkeypatch, 
         """L_u with noise on what either network says of some pixels."""
 
         def noisy(self, network, x):
-            where = of_student if network is t.network else of_teacher
+            where = of_student if network is t.setup.network else of_teacher
             out = through(self, network, x)
             if len(x) == 2:  # the labelled crops
                 return out

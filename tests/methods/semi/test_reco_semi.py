@@ -165,7 +165,7 @@ def test_the_contrast_is_asked_for_the_students_pixels_with_the_configured_numbe
         """Keeps what a function of the step returns."""
         return lambda *args: found.append(function(*args)) or found[-1]
 
-    monkeypatch.setattr(t, "student", spied(passes, t.student))
+    monkeypatch.setattr(t, "student", spied(passes, t.setup.student))
     monkeypatch.setattr(t, "represent", spied(said, t.represent))
     monkeypatch.setattr(t, "mixed", spied(mixes, t.mixed))
     consistency = rs.weighted_consistency

@@ -167,13 +167,13 @@ def retraining(context, **options):
 def test_strong_changes_of_pseudo_labelled_crops_alone(semi_context, monkeypatch):
     t = retraining(semi_context, cutout=1.0)
     seen = []
-    strong = t.streams["u"]
+    strong = t.setup.streams["u"]
     real = strong.strengthen
     monkeypatch.setattr(strong, "strengthen", lambda pixels, random: seen.append(len(pixels)) or real(pixels, random))
     indices = t.sampler.next()
     x, u = t.batch(indices, seeded()).values()
     assert seen == [3] and x.weak.shape == (2, 3, 64, 64) and u.weak.shape == (3, 3, 64, 64)
-    plain = t.streams["x"].draw(indices["x"], seeded())
+    plain = t.setup.streams["x"].draw(indices["x"], seeded())
     assert torch.equal(x.weak, plain.weak) and torch.equal(x.y.ids, plain.y.ids)
     assert torch.equal(x.y.valid, plain.y.valid)
 
@@ -181,7 +181,7 @@ def test_strong_changes_of_pseudo_labelled_crops_alone(semi_context, monkeypatch
 def test_the_loss_is_that_of_both_kinds_of_crops_together(semi_context, monkeypatch):
     t = retraining(semi_context)
     x, u = t.on_device(t.batch(t.sampler.next(), seeded())).values()
-    asked, real = [], t.student
+    asked, real = [], t.setup.student
     monkeypatch.setattr(t, "student", lambda crops: asked.append((crops, real(crops))) or asked[-1][1])
     loss = t.losses({"x": x, "u": u}, 0)["loss"]
     ((crops, out),) = asked
@@ -196,14 +196,14 @@ def test_the_box_of_noise_is_as_small_as_the_authors(semi_context):
     """Their area is drawn anew with each place that is refused: 0.138 on average, 0.205 where it is drawn once."""
     t = retraining(semi_context, cutout=1.0, strong="none")
     pixels = torch.zeros(1000, 3, 64, 64, dtype=torch.uint8)
-    share = t.streams["u"].strengthen(pixels, seeded())[1].float().mean((1, 2))
+    share = t.setup.streams["u"].strengthen(pixels, seeded())[1].float().mean((1, 2))
     assert 0.12 < float(share.mean()) < 0.148 and float((share > 0.3).float().mean()) < 0.11
 
 
 def test_the_box_of_noise_has_no_label_and_the_rest_keeps_its_pixels(semi_context, monkeypatch):
     t = retraining(semi_context, cutout=1.0, strong="none")
     pixels = torch.full((6, 3, 64, 64), 7, dtype=torch.uint8)
-    stream = t.streams["u"]
+    stream = t.setup.streams["u"]
     strong, box = stream.strengthen(pixels, seeded())
     assert box.flatten(1).any(1).all() and not box.flatten(1).all(1).any()
     changed = (strong != 7).any(1)
@@ -220,7 +220,7 @@ def test_the_box_of_noise_has_no_label_and_the_rest_keeps_its_pixels(semi_contex
     monkeypatch.setattr(stream, "strengthen", caught)
     indices = [3, 4, 5]
     views = stream.draw(indices, seeded())
-    y, uncut = views.y, retraining(semi_context, cutout=0.0, strong="none").streams["u"].draw(indices, seeded()).y
+    y, uncut = views.y, retraining(semi_context, cutout=0.0, strong="none").setup.streams["u"].draw(indices, seeded()).y
     assert torch.equal(views.valid, y.valid)
     assert torch.equal(y.valid, uncut.valid & ~boxes[0])
     assert (uncut.valid & boxes[0]).any() and not uncut.valid.all()
@@ -239,7 +239,7 @@ def test_snapshots_are_the_networks_of_their_steps(semi_context, tmp_path):
     class Watching(TeacherTraining):
         def after_step(self, step):
             super().after_step(step)
-            seen.append({k: v.clone() for k, v in self.network.state_dict().items()})
+            seen.append({k: v.clone() for k, v in self.setup.network.state_dict().items()})
 
     t = Watching(tmp_path, semi_context, config, labels, 6, stage="teacher")
     semi_context.fit(t, "teacher", tmp_path, 6)
@@ -349,7 +349,7 @@ def test_each_training_starts_anew_on_its_own_labels(method, monkeypatch):
         i = stored.indices[-1]
         assert torch.equal(pseudo["retrain"].labels.read(i).ids, stored.read(i).ids)
     pretrained = module.make_network(method.context, method.config).encoder.state_dict()
-    networks = [t.network for t in trainings.values()]
+    networks = [t.setup.network for t in trainings.values()]
     assert all(same(network.encoder.state_dict(), pretrained) for network in networks)
     heads = [[p for p in network.head_parameters() if p.ndim > 1] for network in networks]
     for a, b in itertools.combinations(heads, 2):
@@ -423,7 +423,7 @@ def test_statistics_are_those_of_all_photographs(semi_context, tmp_path, monkeyp
     monkeypatch.setattr(network_module, "retake_statistics", lambda network, data, chosen, *_: asked.append(chosen))
     teacher = TeacherTraining(tmp_path, semi_context, method.config, method.labels(), 4, stage="teacher")
     for training in (teacher, retraining(semi_context)):
-        training.with_statistics(training.network)
-    method.as_segmenter(teacher.network)
-    network_module.make_segmenter(semi_context, method.config, teacher.network, method.name, method.seen())
+        training.setup.with_statistics(training.setup.network)
+    method.as_segmenter(teacher.setup.network)
+    network_module.make_segmenter(semi_context, method.config, teacher.setup.network, method.name, method.seen())
     assert asked == [list(range(len(semi_context.data)))] * 4

@@ -41,7 +41,7 @@ def together(t) -> Pass:
     batch = batch_of(t)
     views, labels = t.mixed(batch["u"])
     x = batch["x"]
-    r = t.represent(t.head, t.student(torch.cat([x.weak, views])).embedding)
+    r = t.represent(t.head, t.setup.student(torch.cat([x.weak, views])).embedding)
     return Pass(r, labels_at(joined([x.y, labels]), (r.shape[-2], r.shape[-1])), len(x.weak))
 
 
@@ -241,7 +241,7 @@ def test_contrast_alone_trains_the_head_and_not_the_classifier(semi_context):
     t = training(semi_context)
     terms = t.losses(batch_of(t), 0)
     terms["contrast"].backward()
-    assert all(p.grad is None for p in t.network.classifier.parameters())
+    assert all(p.grad is None for p in t.setup.network.classifier.parameters())
     assert any(float(p.grad.abs().sum()) > 0 for p in t.head.parameters())
 
 
@@ -253,7 +253,7 @@ def test_pixels_are_chosen_by_the_entropy_of_the_pass_for_features(semi_context,
     q = torch.randn(4, 3, 32, 32, generator=seeded()).softmax(1)
     r = torch.randn(4, 16, 8, 8, generator=seeded(1))
     asked, seen, passes, said = [], [], [], []
-    student, represent = t.student, t.represent
+    student, represent = t.setup.student, t.represent
     monkeypatch.setattr(t, "mixed", lambda u: (views, labels))
     monkeypatch.setattr(t, "student", lambda x: passes.append((x, student(x))) or passes[-1][1])
     monkeypatch.setattr(t, "represent", lambda *a: said.append(represent(*a)) or said[-1])
@@ -333,9 +333,9 @@ def test_the_head_and_its_place(semi_context):
     head = RepresentationHead(24, 16)
     assert head(torch.randn(2, 24, 7, 9)).shape == (2, 16, 7, 9)
     t = training(semi_context)
-    assert t.represent(t.head, torch.randn(2, t.network.width, 32, 32)).shape == (2, 16, 8, 8)
-    assert t.represent(t.head, torch.randn(2, t.network.width, 4, 4)).shape == (2, 16, 4, 4)
-    assert not any("head" in k for k in t.network.state_dict() if k.startswith("head"))
+    assert t.represent(t.head, torch.randn(2, t.setup.network.width, 32, 32)).shape == (2, 16, 8, 8)
+    assert t.represent(t.head, torch.randn(2, t.setup.network.width, 4, 4)).shape == (2, 16, 4, 4)
+    assert not any("head" in k for k in t.setup.network.state_dict() if k.startswith("head"))
 
 
 def test_maps_at_another_size():

@@ -143,7 +143,7 @@ def test_processes_share_donors_as_they_share_images(semi_context, monkeypatch):
     monkeypatch.setattr("maskwright.engine.context.world_size", lambda: 2)
     for rank, share in ((0, 3), (1, 2)):
         monkeypatch.setattr("maskwright.engine.context.rank", lambda rank=rank: rank)
-        orders = training(semi_context, "fixmatch", batch_unlabeled=5).streams["u"].order
+        orders = training(semi_context, "fixmatch", batch_unlabeled=5).setup.streams["u"].order
         assert len(orders.first.next()) == len(orders.second.next()) == share
 
 
@@ -187,7 +187,7 @@ def test_each_pixel_of_each_view_is_taught_the_label_of_its_image(semi_context, 
 
     monkeypatch.setattr(um, "pseudo_labels", labels)
     monkeypatch.setattr(um, "confident_cross_entropy", lambda f, k, t: asked.append((f, k)) or 0 * f.sum())
-    batch = numbered(n if version == "v2" else 2 * n, t.streams["u"].strong_views)
+    batch = numbered(n if version == "v2" else 2 * n, t.setup.streams["u"].strong_views)
     t.losses(batch, 0)
     donors = {2: [1, 0], 3: [2, 0, 0]}[n] if version == "v2" else list(range(n, 2 * n))
     if version == "v1":
@@ -204,7 +204,7 @@ def test_each_pixel_of_each_view_is_taught_the_label_of_its_image(semi_context, 
 @pytest.mark.parametrize("version", ["v1", "fixmatch"])
 def test_donors_follow_the_unlabelled_crops(semi_context, monkeypatch, version):
     t = training(semi_context, version)
-    orders = t.streams["u"].order  # positions in 3, 4, ... 7
+    orders = t.setup.streams["u"].order  # positions in 3, 4, ... 7
     monkeypatch.setattr(orders.first, "next", lambda: np.array([0, 1]))
     monkeypatch.setattr(orders.second, "next", lambda: np.array([3, 2]))
     u = batch_of(t)["u"]
@@ -256,9 +256,9 @@ def test_feature_stream_without_dropout_is_the_clean_loss(semi_context):
     t = training(semi_context, "v1", threshold=0.3)
     _, logits_w, logits_fp = t.forward_weak(x, w)
     assert (logits_fp - logits_w).abs().max().item() > 1e-3
-    t.network.eval()
+    t.setup.network.eval()
     _, logits_w, logits_fp = t.forward_weak(x, w)
-    clean = t.student(w).logits  # that labels
+    clean = t.setup.student(w).logits  # that labels
     torch.testing.assert_close(logits_w, clean)
     assert (logits_fp - clean).abs().max().item() > 1e-4
 
@@ -281,10 +281,10 @@ def test_labels_of_the_own_image_come_from_training_mode_and_of_the_donor_from_e
 
 def test_donors_leave_the_running_statistics_alone(semi_context):
     t = training(semi_context, "v1")
-    before = {k: v.clone() for k, v in t.network.named_buffers()}
-    t.student.ask(batch_of(t)["u"].weak[2:], t.config.teacher.mode)
-    assert all(torch.equal(before[k], v) for k, v in t.network.named_buffers())
-    assert t.network.training
+    before = {k: v.clone() for k, v in t.setup.network.named_buffers()}
+    t.setup.student.ask(batch_of(t)["u"].weak[2:], t.config.teacher.mode)
+    assert all(torch.equal(before[k], v) for k, v in t.setup.network.named_buffers())
+    assert t.setup.network.training
 
 
 @pytest.mark.parametrize("version", um.VERSIONS)
@@ -310,13 +310,13 @@ def test_no_gradient_reaches_the_weak_views_logits(semi_context, monkeypatch, ve
 def test_where_nothing_is_sure_half_of_the_supervised_gradient_is_left(semi_context):
     t = training(semi_context, "v1", threshold=1.5, freeze_norm=True)
     batch = batch_of(t)
-    t.network.eval()  # batch statistics would couple the two halves
-    t.student.learn = lambda: None
+    t.setup.network.eval()  # batch statistics would couple the two halves
+    t.setup.student.learn = lambda: None
     t.losses(batch, 0)["loss"].backward()
-    found = [p.grad.clone() for p in t.network.parameters() if p.grad is not None]
-    t.network.zero_grad()
-    (t.supervised(t.student(batch["x"].weak), batch["x"].y) / 2).backward()
-    plain = [p.grad for p in t.network.parameters() if p.grad is not None]
+    found = [p.grad.clone() for p in t.setup.network.parameters() if p.grad is not None]
+    t.setup.network.zero_grad()
+    (t.setup.supervised(t.setup.student(batch["x"].weak), batch["x"].y) / 2).backward()
+    plain = [p.grad for p in t.setup.network.parameters() if p.grad is not None]
     for a, b in zip(found, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
@@ -344,7 +344,7 @@ def test_statistics_that_nothing_moves_are_refused(version):
 @pytest.mark.parametrize("unlabeled", [1, 2, 3])
 def test_v2_takes_any_number_of_unlabelled_crops(vit_context, unlabeled):
     t = training(vit_context, "v2", batch_unlabeled=unlabeled, threshold=0.0)
-    assert type(t) is um.UniMatchV2Training and t.crop == 32
+    assert type(t) is um.UniMatchV2Training and t.setup.crop == 32
     batch = batch_of(t)
     assert [len(s) for s in batch["u"].strong] == [unlabeled, unlabeled]
     terms = t.losses(batch, 0)
@@ -357,7 +357,7 @@ def test_dropout_reaches_the_student_and_not_the_teacher(vit_context):
     t = training(vit_context, "v2", whole=0.0)
     w = batch_of(t)["u"].weak
     torch.manual_seed(0)
-    a, clean = t.teacher(w), t.student(w).logits.detach()
+    a, clean = t.teacher(w), t.setup.student(w).logits.detach()
     torch.manual_seed(1)
     assert torch.equal(a, t.teacher(w))
     with torch.no_grad():
@@ -370,10 +370,10 @@ def test_dropout_reaches_the_student_and_not_the_teacher(vit_context):
 def test_the_first_update_of_the_teacher_copies(vit_context):
     t = training(vit_context, "v2")
     with torch.no_grad():
-        for p in t.network.parameters():
+        for p in t.setup.network.parameters():
             p.add_(1.0)
     t.after_step(0)
-    pairs = list(zip(t.teacher.network.parameters(), t.network.parameters(), strict=True))
+    pairs = list(zip(t.teacher.network.parameters(), t.setup.network.parameters(), strict=True))
     assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
 
 

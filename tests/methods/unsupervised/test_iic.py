@@ -36,7 +36,7 @@ def test_one_kind_of_heads_learns_at_a_time_and_over_clustering_begins(data, tmp
 
     def watched(training, fabric, batch, step):
         terms = real(training, fabric, batch, step)
-        grads = [next(iter(m.parameters())).grad for m in (training.heads.over[0], training.network.classifier)]
+        grads = [next(iter(m.parameters())).grad for m in (training.heads.over[0], training.setup.network.classifier)]
         moved.append(tuple(g is not None and bool(g.any()) for g in grads))
         return terms
 

@@ -70,8 +70,8 @@ def test_a_batch_is_drawn_on_the_cpu_as_a_function_of_images_and_generator(data)
 
 def test_norms_are_not_trained_and_half_of_what_the_classifier_sees_is_dropped(data):
     t = training(data)
-    assert t.network.drop.p == 0.5
-    norms = [m for m in t.network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert t.setup.network.drop.p == 0.5
+    norms = [m for m in t.setup.network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert norms and not any(p.requires_grad for m in norms for p in m.parameters())
     trained = {id(p) for g in t.optimizers["network"].param_groups for p in g["params"]}
     assert not trained & {id(p) for m in norms for p in m.parameters()}
@@ -151,7 +151,7 @@ def test_identical_branches_have_no_equivariance_loss(data):
     train = training(data, rescale=1.0, tag_dropout=0.0)
     batch = drawn(train, [0, 1, 2, 3])
     x = batch["x"]
-    assert torch.equal(x.x1, x.x2) and train.small == train.crop
+    assert torch.equal(x.x1, x.x2) and train.small == train.setup.crop
     terms = train.losses(batch, 0)
     assert float(terms["l_er"].detach()) == 0
     torch.testing.assert_close(terms["loss"], terms["l_cls"] + terms["l_ecr"])
@@ -168,7 +168,7 @@ def test_the_second_view_shows_what_its_geometry_says(data, rotate, mirror):
         assert float(det.abs().sqrt()) == pytest.approx(0.5)
         assert (det < 0) == (mirror == 1.0) or mirror == 0.5
     image = torch.from_numpy(data.image(0)).permute(2, 0, 1).float()
-    shown = train.preprocess.denormalise(x.x2[0].contiguous()).float()
+    shown = train.setup.preprocess.denormalise(x.x2[0].contiguous()).float()
     inside = View(x.views2[0].matrix, x.views2[0].size, x.views2[0].source_size).valid()
     direct = x.views2[0].render(image)
     core = inside.clone()
@@ -195,22 +195,22 @@ def test_absent_classes_stay_zero_and_cross_terms_train_the_module_alone(data):
     train = training(data)
     batch = drawn(train, [0, 2])
     x = batch["x"]
-    out = train.network(x.x1, x.y)
+    out = train.setup.network(x.x1, x.y)
     y1, yr1, _ = train.seen(out, x.y, x.views1, x.views2)
     assert not y1[:, 1].any() and not yr1[:, 2].any(), "both photographs show a disc and no square"
     train.losses(batch, 0)["l_ecr"].backward()
-    assert all(p.grad is None or not p.grad.any() for p in train.network.encoder.parameters())
-    assert any(p.grad is not None and p.grad.any() for p in train.network.pcm.parameters())
-    train.network.zero_grad(set_to_none=True)
+    assert all(p.grad is None or not p.grad.any() for p in train.setup.network.encoder.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in train.setup.network.pcm.parameters())
+    train.setup.network.zero_grad(set_to_none=True)
     train.losses(batch, 0)["l_er"].backward()
-    assert train.network.classifier.linear.weight.grad.any()
-    assert all(p.grad is None or not p.grad.any() for p in train.network.pcm.parameters())
+    assert train.setup.network.classifier.linear.weight.grad.any()
+    assert all(p.grad is None or not p.grad.any() for p in train.setup.network.pcm.parameters())
 
 
 def test_classification_loss_is_the_mean_of_the_branches(data):
     train = training(data)
     x = drawn(train, [0, 1])["x"]
-    out = train.network(x.x1, x.y)
+    out = train.setup.network(x.x1, x.y)
     margin = torch.nn.functional.multilabel_soft_margin_loss(out.scores, x.y)
     least = adaptive_min_pooling(out.refined[:, 1:], x.y)
     torch.testing.assert_close(classification_loss(out, out, x.y), margin + least)
@@ -218,7 +218,7 @@ def test_classification_loss_is_the_mean_of_the_branches(data):
 
 def test_small_crops_keep_cells(data):
     train = training(data, tag_crop=16, rescale=0.1, output_stride=8)
-    assert train.small == 16 and train.crop == 32
+    assert train.small == 16 and train.setup.crop == 32
 
 
 # ---------------------------------------------------------------------------------------------------------- runs

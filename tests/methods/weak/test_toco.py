@@ -121,7 +121,7 @@ def test_large_views_are_positives_of_themselves_and_of_each_other(training, mon
     """And small ones where they do not show background."""
     batch, caught = batch_of(training), []
     monkeypatch.setattr(toco, "L_ctc", lambda p, q, pos, neg, t: caught.append((p, q, pos, neg)) or q.sum())
-    vectors = torch.randn(3, training.network.width)
+    vectors = torch.randn(3, training.setup.network.width)
     roi = torch.zeros(3, 48, 48)
     roi[1] = 1.0
     training.class_contrast(batch, vectors, roi)
@@ -233,14 +233,14 @@ def test_crops_are_cut_where_the_map_is_unsure(training):
 def test_maps_over_scales_against_a_loop(training):
     batch = batch_of(training)
     with torch.no_grad():
-        out = training.network(batch.x)
+        out = training.setup.network(batch.x)
     found = training.multi_scale(batch, (out.cams, out.cams_aux))
     for k in (0, 1):
         total = torch.zeros(3, 2, 48, 48)
         for side in (48, 32):  # half of 48 is 1.5 patches, rounded up
             x = F.interpolate(batch.x, (side, side), mode="bilinear", align_corners=False)
             with torch.no_grad():
-                pair = [training.network(x), training.network(x.flip(-1))]
+                pair = [training.setup.network(x), training.setup.network(x.flip(-1))]
             signed = [out.cams_aux if k else out.cams for out in pair]
             assert (signed[0] < 0).any()
             a, b = (F.interpolate(maps, (48, 48), mode="bilinear", align_corners=False) for maps in signed)
@@ -259,7 +259,7 @@ def test_the_teacher_gets_no_gradient_and_follows(training):
     assert torch.allclose(terms["loss"], total + 0.05 * terms["reg"])
     terms["loss"].backward()
     assert all(p.grad is None and not p.requires_grad for p in training.teacher.parameters())
-    idle = [n for n, p in training.network.named_parameters() if p.requires_grad and p.grad is None]
+    idle = [n for n, p in training.setup.network.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle and all(p.grad is not None for p in training.projector.parameters())
     for p in training.projector.parameters():
         p.data.add_(1.0)
@@ -272,12 +272,12 @@ def test_the_branch_waits(training):
     early = losses_of(training, 1)
     assert float(early["seg"]) == float(early["reg"]) == 0
     early["loss"].backward()
-    assert all(p.grad is None for p in training.network.segment.parameters())
+    assert all(p.grad is None for p in training.setup.network.segment.parameters())
 
 
 def test_every_trained_weight_has_a_rate(training):
     ids = {id(p) for g in training.optimizers["network"].param_groups for p in g["params"]}
-    trained = [*training.network.parameters(), *training.projector.parameters()]
+    trained = [*training.setup.network.parameters(), *training.projector.parameters()]
     assert ids == {id(p) for p in trained if p.requires_grad}
     assert isinstance(training.optimizers["network"], torch.optim.AdamW)
     rates = sorted({g["lr"] for g in training.optimizers["network"].param_groups})

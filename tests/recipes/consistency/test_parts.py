@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.config import configure, describe, part
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.methods import METHODS
 from maskwright.methods.semi.st_plus_plus import RetrainTraining, STPlusPlusConfig
@@ -30,8 +31,8 @@ from maskwright.recipes.consistency.parts import (
     unlabeled_stream,
 )
 from maskwright.recipes.consistency.teacher_options import TeacherOptions
-from maskwright.recipes.training import training as training_module
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training import setup as setups
+from maskwright.recipes.training.setup import NetworkSetup
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -41,14 +42,15 @@ class TeacherConfig(SemiConfig):
     teacher: TeacherOptions = part(TeacherOptions)
 
 
-class SemiTraining(NetworkTraining):
+class SemiTraining(Training):
     """What most methods hold."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.streams["u"] = unlabeled_stream(self)
-        self.teacher = Teacher.of(self)
-        self.ramp = Ramp(self.config.ramp, self.steps)
+    def __init__(self, context, config, labels, steps):
+        setup = NetworkSetup(context, config, labels, steps)
+        super().__init__(setup)
+        setup.streams["u"] = unlabeled_stream(setup)
+        self.teacher = Teacher.of(setup)
+        self.ramp = Ramp(setup.config.ramp, steps)
 
     def after_step(self, step):
         self.teacher.follow(self.ramp.waits(step))
@@ -66,7 +68,7 @@ def draw(t, seed=0):
 
 def unlabeled(t):
     """The images that are used without their labels."""
-    return unlabeled_images(t, t.config.unlabeled.images)
+    return unlabeled_images(t.setup, t.setup.config.unlabeled.images)
 
 
 def test_without_photometric_change_the_strong_view_is_the_weak_one(semi_context):
@@ -100,39 +102,39 @@ def test_unlabelled_images_are_the_rest_or_all(semi_context):
     assert unlabeled(training(context)) == [3, 4, 5, 6, 7]
     assert unlabeled(training(context, unlabeled="all")) == list(range(8))
     held = training(context, holdout=0.4)
-    assert len(held.held) == 1 and unlabeled(held) == [3, 4, 5, 6, 7]
+    assert len(held.setup.held) == 1 and unlabeled(held) == [3, 4, 5, 6, 7]
     full = dataclasses.replace(context, data=context.data.subset([0, 1, 2]))
     assert unlabeled(training(full)) == [0, 1, 2]
 
 
 def test_donors_follow_in_an_order_of_their_own(semi_context):
     t = training(semi_context, batch_unlabeled=4)
-    stream = unlabeled_stream(t, strong_views=2, donors=True)
+    stream = unlabeled_stream(t.setup, strong_views=2, donors=True)
     drawn = [np.split(stream.next(), 2) for _ in range(5)]
     own, donors = (np.concatenate(part) for part in zip(*drawn))
     for images in (own, donors):
         assert np.bincount(images, minlength=8).tolist() == [0, 0, 0, 4, 4, 4, 4, 4]
     assert not np.array_equal(own, donors)
-    alone = unlabeled_stream(t)
+    alone = unlabeled_stream(t.setup)
     assert np.array_equal(np.concatenate([alone.next() for _ in range(5)]), own)
-    assert unlabeled_stream(t, strong_views=0).draw([3], torch.Generator()).strong == ()
+    assert unlabeled_stream(t.setup, strong_views=0).draw([3], torch.Generator()).strong == ()
 
 
 def test_a_lone_crop_that_cannot_be_mixed_is_told(semi_context):
     semi_context.notes.clear()
-    note_unmixed(training(semi_context))
+    note_unmixed(training(semi_context).setup)
     assert not semi_context.notes
-    note_unmixed(training(semi_context, batch_unlabeled=1))
+    note_unmixed(training(semi_context, batch_unlabeled=1).setup)
     (note,) = semi_context.notes
     assert "nothing is mixed" in note and "--set batch_unlabeled=2 mends it" in note
 
 
 def test_chances_decide_which_labelled_images_come(semi_context, monkeypatch):
     context, labels = semi_context, MaskLabels(semi_context.data, semi_context.classes)
-    assert training(context).streams["x"].order.weights is None
-    chances = training(context, sample="classes").streams["x"].order.weights
+    assert training(context).setup.streams["x"].order.weights is None
+    chances = training(context, sample="classes").setup.streams["x"].order.weights
     assert chances.shape == (3,) and chances.sum() == pytest.approx(len({0, 1, 2})), "one for each class that occurs"
-    monkeypatch.setattr(training_module, "class_aware_chances", lambda labels: np.array([0.0, 0.0, 1.0]))
+    monkeypatch.setattr(setups, "class_aware_chances", lambda labels: np.array([0.0, 0.0, 1.0]))
     small = {"crop": 32, "batch": 2, "sample": "classes"}
     made = [
         training(context, sample="classes"),
@@ -184,18 +186,18 @@ def test_teacher_is_a_copy_without_shared_storage_or_gradient(semi_context):
     t = training(semi_context)
     w = draw(t)["u"].weak
     assert torch.equal(t.teacher(w), t.teacher(w))
-    own = {p.data_ptr() for p in t.network.state_dict().values()}
+    own = {p.data_ptr() for p in t.setup.network.state_dict().values()}
     assert not own & {p.data_ptr() for p in t.teacher.network.state_dict().values() if p.numel() > 1}
     held = {id(p) for o in t.optimizers.values() for g in o.param_groups for p in g["params"]}
-    assert held == {id(p) for p in t.network.parameters()}
-    assert not t.teacher(w).requires_grad and t.network.training and not t.teacher.network.training
+    assert held == {id(p) for p in t.setup.network.parameters()}
+    assert not t.teacher(w).requires_grad and t.setup.network.training and not t.teacher.network.training
 
 
 def test_the_teacher_gives_probabilities_in_the_students_precision(semi_context):
     t = training(semi_context)
     w = draw(t)["u"].weak
-    t.network.eval()
-    assert torch.equal(t.teacher(w), t.student.probabilities(w)), "a copy, in evaluation mode"
+    t.setup.network.eval()
+    assert torch.equal(t.teacher(w), t.setup.student.probabilities(w)), "a copy, in evaluation mode"
     assert torch.equal(t.teacher(w), t.teacher.run(w).logits.softmax(1))
     assert t.modules["teacher"] is t.teacher.average, "in the checkpoint"
 
@@ -203,9 +205,9 @@ def test_the_teacher_gives_probabilities_in_the_students_precision(semi_context)
 @pytest.mark.parametrize("final", ["student", "teacher"])
 def test_the_network_that_is_kept_is_the_one_that_the_options_say(semi_context, final):
     t = training(semi_context, final=final)
-    assert t.kept is (t.teacher.network if final == "teacher" else t.network)
-    kept = t.modules[t.config.teacher.kept]
-    assert (kept.module if final == "teacher" else kept) is t.kept
+    assert t.setup.kept is (t.teacher.network if final == "teacher" else t.setup.network)
+    kept = t.modules[t.setup.config.teacher.kept]
+    assert (kept.module if final == "teacher" else kept) is t.setup.kept
 
 
 def test_the_mode_of_the_teachers_norms_is_the_options_unless_the_method_says(semi_context):
@@ -214,7 +216,7 @@ def test_the_mode_of_the_teachers_norms_is_the_options_unless_the_method_says(se
 
     t, u = training(semi_context), training(semi_context, teacher_mode="train")
     assert not learning(t.teacher) and learning(u.teacher)
-    assert learning(Teacher.of(t, "train")) and not learning(Teacher.of(u, "eval"))
+    assert learning(Teacher.of(t.setup, "train")) and not learning(Teacher.of(u.setup, "eval"))
 
 
 def test_statistics_that_nothing_moves_are_refused():
@@ -225,7 +227,7 @@ def test_statistics_that_nothing_moves_are_refused():
 
 def test_the_teacher_is_a_copy_until_the_unsupervised_loss_sets_in(semi_context):
     t = training(semi_context, steps=8, start=0.5, ema=0.9)
-    values, first = [], next(t.network.parameters())
+    values, first = [], next(t.setup.network.parameters())
     for step in range(8):
         with torch.no_grad():
             first.fill_(float(step))
@@ -236,7 +238,7 @@ def test_the_teacher_is_a_copy_until_the_unsupervised_loss_sets_in(semi_context)
     never = training(semi_context, steps=8, weight=0.0)
     for step in range(3):
         with torch.no_grad():
-            next(never.network.parameters()).fill_(float(step))
+            next(never.setup.network.parameters()).fill_(float(step))
         never.after_step(step)
     assert float(next(never.teacher.network.parameters()).flatten()[0]) == 1  # the mean of 0, 1, 2
 
@@ -244,18 +246,18 @@ def test_the_teacher_is_a_copy_until_the_unsupervised_loss_sets_in(semi_context)
 def test_without_a_teacher_the_student_labels_in_evaluation_mode_and_keeps_its_statistics(semi_context):
     t = training(semi_context)
     w = draw(t)["u"].weak
-    before = {k: v.clone() for k, v in t.network.named_buffers()}
-    q = t.student.ask(w, t.config.teacher.mode)
-    assert all(torch.equal(v, before[k]) for k, v in t.network.named_buffers())
-    t.network.eval()
-    assert torch.equal(q, t.student.probabilities(w))
+    before = {k: v.clone() for k, v in t.setup.network.named_buffers()}
+    q = t.setup.student.ask(w, t.setup.config.teacher.mode)
+    assert all(torch.equal(v, before[k]) for k, v in t.setup.network.named_buffers())
+    t.setup.network.eval()
+    assert torch.equal(q, t.setup.student.probabilities(w))
 
 
 def test_frozen_norms_stay_in_evaluation(semi_context):
     t = training(semi_context, freeze_norm=True)
-    norms = [m for m in t.network.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norms = [m for m in t.setup.network.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms and not any(m.training for m in norms)
-    assert any(m.training for m in t.network.decoder.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert any(m.training for m in t.setup.network.decoder.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
 def test_share_confident_counts_valid_pixels_only():
@@ -289,9 +291,9 @@ def test_held_out_images_are_never_unlabelled_ones(semi_context, images, which):
     """Three of the images have masks: all of them where there are three."""
     context = dataclasses.replace(semi_context, data=semi_context.data.subset(range(images)))
     t = training(context, holdout=0.4, unlabeled=which)
-    left = [i for i in range(images) if i not in t.held]
+    left = [i for i in range(images) if i not in t.setup.held]
     expected = left[-5:] if (images, which) == (8, "rest") else left
-    assert len(t.held) == 1 and unlabeled(t) == expected
+    assert len(t.setup.held) == 1 and unlabeled(t) == expected
     assert {int(i) for _ in range(8) for i in t.sampler.next()["u"]} == set(expected)
 
 

@@ -141,13 +141,13 @@ def test_batch_has_crops_targets_and_their_views(data):
     for k, i in enumerate(x.images):
         view = x.geometry[k]
         inside = view.valid()
-        shown = training.preprocess.denormalise(x.weak[k].contiguous())
+        shown = training.setup.preprocess.denormalise(x.weak[k].contiguous())
         expected = torch.from_numpy(view.render(data.image(i))).permute(2, 0, 1)
         assert torch.equal(shown[:, inside], expected[:, inside]), "the view is the one the crop was taken with"
         assert torch.equal(drawn.weak[k], shown) and torch.equal(drawn.valid[k], inside)
     again = training.batch({"x": [0, 1, 4, 7]}, torch.Generator().manual_seed(3))["x"]
     assert torch.equal(drawn.weak, again.weak)
-    jittered = TagTraining(ctx, config(tag_jitter=0.3), training.targets, 10)
+    jittered = TagTraining(ctx, config(tag_jitter=0.3), training.setup.targets, 10)
     other = jittered.batch({"x": [0, 1, 4, 7]}, torch.Generator().manual_seed(3))["x"]
     assert not torch.equal(other.weak, drawn.weak)
     outside = ~drawn.valid[:, None].expand_as(drawn.weak)
@@ -165,7 +165,7 @@ def test_loss_is_that_of_the_pooled_maps_and_falls(data):
     training = TagTraining(context(data), config(), find_targets(data, data.classes), 20)
     batch = training.on_device(training.batch({"x": range(8)}, torch.Generator().manual_seed(0)))
     terms = training.losses(batch, 0)
-    expected = multi_label_soft_margin(training.network(batch["x"].weak).scores, batch["x"].t)
+    expected = multi_label_soft_margin(training.setup.network(batch["x"].weak).scores, batch["x"].t)
     assert float(terms["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     fabric = SimpleNamespace(backward=lambda loss: loss.backward())
     first = float(training.losses(batch, 0)["loss"].detach())

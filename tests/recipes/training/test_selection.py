@@ -13,7 +13,7 @@ from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.config import configure
 from maskwright.methods.supervised import Supervised, SupervisedConfig
 from maskwright.models.preprocess import Preprocess
-from maskwright.recipes.training import network, training
+from maskwright.recipes.training import network, setup
 from maskwright.recipes.training import selection as module
 from maskwright.recipes.training.selection import Selection, every, hold_out
 
@@ -74,7 +74,7 @@ def test_the_kept_model_is_the_best_iterate_with_the_statistics_it_was_judged_by
     """Looks are scored 0.1, 0.2, 0.9, 0.3 ...: the model that is saved is the one of the third look."""
     seen, scores, weights = [], iter([0.1, 0.2, 0.9, 0.3]), []
     monkeypatch.setattr(module, "miou", lambda counts: next(scores))
-    for place in (network, training):  # for the kept model, and for looks at it
+    for place in (network, setup):  # for the kept model, and for looks at it
         monkeypatch.setattr(place, "retake", lambda *args, **told: seen.append(list(args[4])))
     config = configure(SupervisedConfig, {"crop": 32, "batch": 2, "precision": "fp32", "holdout": 0.4})
     method = Supervised(config, semi_context)

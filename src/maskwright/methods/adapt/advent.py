@@ -36,6 +36,7 @@ from torch import Tensor
 
 from maskwright.data.training.sources import Labels
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.loop import Training
 from maskwright.ops.losses.seg_losses import reduce_pixels
 from maskwright.recipes.adaptation import SourceMethod, TargetConfig
 from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
@@ -43,7 +44,7 @@ from maskwright.recipes.adversarial.discriminators import PixelDiscriminator, ch
 from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp
 from maskwright.recipes.training.forward import Output, upsample
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -90,22 +91,24 @@ def entropy_loss(information: Tensor, valid: Tensor) -> Tensor:
     return reduce_pixels(information.sum(1), valid)
 
 
-class AdventTraining(NetworkTraining):
+class AdventTraining(Training):
     """First the network takes a step against frozen discriminators, then they learn from what it had said."""
 
-    def __init__(self, context: Any, config: AdventConfig, labels: Labels, steps: int, **kwargs: Any) -> None:
-        super().__init__(context, config, labels, steps, name="s", **kwargs)
-        c, images = self.config, range(len(context.data))
-        self.streams["t"] = self.stream(images, self.order(len(images), c.target.batch or c.crops.batch, SECOND))
+    def __init__(self, context: Any, config: AdventConfig, labels: Labels, steps: int, **options: Any) -> None:
+        setup = NetworkSetup(context, config, labels, steps, name="s", **options)
+        super().__init__(setup)
+        self.student, self.network, self.supervised = setup.student, setup.network, setup.supervised
+        c, images = setup.config, range(len(context.data))
+        setup.streams["t"] = setup.stream(images, context.sampler(len(images), c.target.batch or c.crops.batch, SECOND))
         self.ramp = Ramp(c.ramp, steps)
-        self.shares = {MAIN: 1.0, **dict.fromkeys(self.network.aux, c.aux_share)}
+        self.shares = {MAIN: 1.0, **dict.fromkeys(setup.network.aux, c.aux_share)}
         if len(self.shares) == 1:
             context.note("The network has one output: there is no second one whose entropy is lowered.")
         self.adversaries: dict[str, Adversary] = {}
         if c.variant == "advent":
-            check_side(self.crop)
+            check_side(setup.crop)
             for name in self.shares:
-                self.adversaries[name] = Adversary(PixelDiscriminator(context.classes), self.device, c.d_lr)
+                self.adversaries[name] = Adversary(PixelDiscriminator(context.classes), setup.device, c.d_lr)
                 self.modules[f"discriminator_{name}"] = self.adversaries[name].discriminator
                 self.optimizers[f"discriminator_{name}"] = self.adversaries[name].optimizer
 
@@ -178,5 +181,5 @@ class Advent(SourceMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/1811.12833"
     summary: ClassVar[str] = "Makes a target look as sure as a source."
     Config: ClassVar[type] = AdventConfig
-    trainer: ClassVar[type[NetworkTraining]] = AdventTraining
+    trainer: ClassVar[type[Training]] = AdventTraining
     says: ClassVar[str] = "a network whose entropy on the target looks like that on the source"

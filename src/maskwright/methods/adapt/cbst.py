@@ -47,6 +47,7 @@ from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, share
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.tensors import save_tensors
@@ -62,7 +63,8 @@ from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.network import make_segmenter, trained_network
 from maskwright.recipes.training.rare_classes import Mining, mined_classes
 from maskwright.recipes.training.rates import resolved
-from maskwright.recipes.training.training import NetworkTraining, train_network
+from maskwright.recipes.training.setup import NetworkSetup
+from maskwright.recipes.training.training import train_network
 
 REGULARISERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mrkld": mrkld, "mrent": mrent, "mrl2": mrl2}
 """CRST's R, of logits (B, C, S, S) and the pixels that count, bool (B, S, S)."""
@@ -160,30 +162,33 @@ def soft_target(y: LabelMap, t: SoftViews, classes: int) -> SoftTarget:
     return SoftTarget(torch.cat([one_hot, t.soft]), torch.cat([y.valid, t.views.valid]))
 
 
-class RoundTraining(NetworkTraining):
+class RoundTraining(Training):
     """Source crops and pseudo-labelled target crops in one batch, both chosen around rare classes.
 
     Args:
         pseudo: labels of the target.
         soft: the soft ones beside them; None: the hard ones are learned from.
         mined: ids of the rare classes.
-        args: as for `NetworkTraining`.
+        args: as for `NetworkSetup`.
         kwargs: likewise.
     """
 
     def __init__(
         self, pseudo: StoredLabels, soft: SoftStore | None, mined: list[int], *args: Any, **kwargs: Any
     ) -> None:
-        super().__init__(*args, name="s", **kwargs)
-        c, own = self.config, self.labels
+        setup = NetworkSetup(*args, name="s", **kwargs)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.supervised, self.context = setup.student, setup.supervised, setup.context
+        c, own = self.config, setup.labels
         choose = Mining(mined, c.mining.chance) if mined and c.mining.chance else None
-        self.streams["s"] = self.stream(own.indices, self.streams["s"].order, own, data=own.data, choose=choose)
-        order = self.order(len(pseudo.indices), c.target.batch or c.crops.batch, SECOND)
-        target = self.stream(pseudo.indices, order, pseudo, choose=choose)
-        self.streams["t"] = target if soft is None else SoftStream(target, soft)
+        setup.streams["s"] = setup.stream(own.indices, setup.streams["s"].order, own, data=own.data, choose=choose)
+        order = setup.context.sampler(len(pseudo.indices), c.target.batch or c.crops.batch, SECOND)
+        target = setup.stream(pseudo.indices, order, pseudo, choose=choose)
+        setup.streams["t"] = target if soft is None else SoftStream(target, soft)
         self.soft = soft is not None
         if self.soft:
-            self.supervised.criterion = soft_loss  # type: ignore[assignment]
+            setup.supervised.criterion = soft_loss  # type: ignore[assignment]
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L = L_x over labelled pixels of both domains + lam_reg R over those of the target."""

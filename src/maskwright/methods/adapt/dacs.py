@@ -49,6 +49,7 @@ from maskwright.data.training.mixing import class_mask, mix, patch_mask
 from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.losses.feature_distance import class_cells, feature_distance
 from maskwright.ops.losses.seg_losses import cross_entropy
@@ -61,7 +62,7 @@ from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.forward import Output
 from maskwright.recipes.training.norm_statistics import train_norms
 from maskwright.recipes.training.rare_classes import RareClasses, RareOptions
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 CELLS = 16
 """Masked cells along a crop's side: 32 of 512 pixels, 64 of 1,024."""
@@ -185,31 +186,37 @@ def frozen_copy(encoder: nn.Module, statistics: bool) -> Any:
     return kept
 
 
-class DACSTraining(NetworkTraining):
+class DACSTraining(Training):
     """Student on source and mixed crops, teacher on those of the target."""
 
-    def __init__(self, context: Any, config: DACSConfig, labels: Labels, steps: int, **kwargs: Any) -> None:
-        super().__init__(context, config, labels, steps, name="s", **kwargs)
+    setup: NetworkSetup
+
+    def __init__(self, context: Any, config: DACSConfig, labels: Labels, steps: int, **options: Any) -> None:
+        setup = NetworkSetup(context, config, labels, steps, name="s", **options)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.supervised = setup.student, setup.supervised
+        self.crop, self.device = setup.crop, setup.device
         c, images = self.config, range(len(context.data))
-        order = self.order(len(images), c.target.batch or c.crops.batch, SECOND)
-        self.streams["t"] = self.stream(images, order)
+        order = context.sampler(len(images), c.target.batch or c.crops.batch, SECOND)
+        setup.streams["t"] = setup.stream(images, order)
         self.change = photometric(c.target.strong)
-        self.teacher = Teacher.of(self)
+        self.teacher = Teacher.of(setup)
         self.ramp = Ramp(c.ramp, steps)
         if c.rare.temperature:
-            rare = RareClasses(self.labels, context.classes, c.rare, self.crops)
-            indices, chances = self.labels.indices, rare.chances
-            order = self.order(len(indices), c.crops.batch, chances=chances)
-            self.streams["s"] = self.stream(indices, order, self.labels, data=self.labels.data, choose=rare)
+            rare = RareClasses(setup.labels, context.classes, c.rare, setup.crops)
+            indices, chances = setup.labels.indices, rare.chances
+            order = context.sampler(len(indices), c.crops.batch, chances=chances)
+            setup.streams["s"] = setup.stream(indices, order, setup.labels, data=setup.labels.data, choose=rare)
         self.things = ids_of(c.things.classes, context.table.names)
-        self.start: Any = frozen_copy(self.network.encoder, not c.norms.freeze) if c.things.distance else None
-        self.cell = c.masked.cell or max(1, self.crop // CELLS)
+        self.start: Any = frozen_copy(setup.network.encoder, not c.norms.freeze) if c.things.distance else None
+        self.cell = c.masked.cell or max(1, setup.crop // CELLS)
 
     def batch(self, indices: Any, random: torch.Generator) -> dict[str, Any]:
         """Source and target crops, and crops mixed of them, x_m (B, 3, S, S) with M bool (B, S, S), B the lesser of
         both numbers of crops; of masked consistency the target crops with other colours, and K bool (B, S, S)."""
         c = self.config.masked
-        views = self.streams.draw(indices, random)
+        views = self.setup.streams.draw(indices, random)
         s, t = views["s"], views["t"]
         n = min(len(s.weak), len(t.weak))
         mask = class_mask(s.y[:n], rule="ceil", pool="batch", generator=random)
@@ -223,8 +230,9 @@ class DACSTraining(NetworkTraining):
     def on_device(self, batch: Any) -> dict[str, Any]:
         """Views and mixed crops as the network's input."""
         pairs = {name: batch[name] for name in ("m", "k") if name in batch}
-        views = {name: self.prepared(batch[name]) for name in ("s", "t")}
-        return {**views, **{n: (self.normalise(x), to_device(mask, self.device)) for n, (x, mask) in pairs.items()}}
+        views = {name: self.setup.prepared(batch[name]) for name in ("s", "t")}
+        as_input = self.setup.normalise
+        return {**views, **{n: (as_input(x), to_device(mask, self.device)) for n, (x, mask) in pairs.items()}}
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L = L_s + distance L_FD + lambda(t) (L_m + consistency L_K)."""
@@ -272,7 +280,7 @@ class DACS(SourceMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2007.08702"
     summary: ClassVar[str] = "Pastes a source's classes onto the target."
     Config: ClassVar[type] = DACSConfig
-    trainer: ClassVar[type[NetworkTraining]] = DACSTraining
+    trainer: ClassVar[type[Training]] = DACSTraining
     says: ClassVar[str] = "a network on source crops and on their classes pasted into the target"
 
     @property

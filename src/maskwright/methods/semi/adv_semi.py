@@ -35,8 +35,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.loop import Training
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
 from maskwright.recipes.adversarial.discriminators import WIDTHS, PixelDiscriminator, check_side, convolutions
@@ -45,7 +47,7 @@ from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
 from maskwright.recipes.training.options import NetworkConfig
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -207,18 +209,21 @@ class Play(NamedTuple):
     unlabeled: Tensor
 
 
-class AdvSemiTraining(NetworkTraining):
+class AdvSemiTraining(Training):
     """First S takes a step against a frozen D, then D against what S had said."""
 
-    def __init__(self, context: Context, config: AdvSemiConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(context, config, *args, **kwargs)
-        check_side(self.crop)
+    def __init__(self, context: Context, config: AdvSemiConfig, labels: Labels, steps: int, **options: Any) -> None:
+        setup = NetworkSetup(context, config, labels, steps, **options)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.supervised = setup.student, setup.supervised
+        check_side(setup.crop)
         c, classes = self.config, context.classes
         self.s4gan, self.threshold = c.variant == "s4gan", c.least_verdict
-        self.streams["u"] = unlabeled_stream(self, strong_views=0)
-        self.ramp = Ramp(c.self_training, self.steps)
+        setup.streams["u"] = unlabeled_stream(setup, strong_views=0)
+        self.ramp = Ramp(c.self_training, steps)
         judge = ImageDiscriminator(classes, c.d_dropout) if self.s4gan else PixelDiscriminator(classes)
-        self.adversary = Adversary(judge, self.device, c.d_lr)
+        self.adversary = Adversary(judge, setup.device, c.d_lr)
         self.modules["discriminator"] = judge
         self.optimizers["discriminator"] = self.adversary.optimizer
         lams = (c.lam_fm,) if self.s4gan else (c.lam_adv, c.lam_adv_u)
@@ -326,4 +331,4 @@ class AdvSemi(NetworkMethod):
     Config: ClassVar[type] = AdvSemiConfig
     says: ClassVar[str] = "a segmenter that a discriminator takes for people's labels"
 
-    trainer: ClassVar[type[NetworkTraining]] = AdvSemiTraining
+    trainer: ClassVar[type[Training]] = AdvSemiTraining

@@ -39,8 +39,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.data.training.overlap import PairStream
+from maskwright.data.training.sources import Labels
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.distributed import world_size
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.contrast import contrastive_loss, directional_mask
 from maskwright.ops.losses.region_contrast import as_rows
@@ -49,7 +51,7 @@ from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOption
 from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
 from maskwright.recipes.consistency.representation import at_size
 from maskwright.recipes.training.method import NetworkMethod
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 CELL = 8
 """Input pixels a side of a cell on which embeddings are compared."""
@@ -152,23 +154,25 @@ class Projector(nn.Module):
         return self.layers(embedding)
 
 
-class CACTraining(NetworkTraining):
+class CACTraining(Training):
     """Two overlapping crops of each unlabelled photograph through one network."""
 
-    def __init__(self, context: Any, config: CACConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(context, config, *args, **kwargs)
-        c = self.config
-        self.cell = CELL if self.crop % CELL == 0 else self.network.multiple_of
-        self.cells = self.crop // self.cell
+    def __init__(self, context: Any, config: CACConfig, labels: Labels, steps: int, **options: Any) -> None:
+        setup = NetworkSetup(context, config, labels, steps, **options)
+        super().__init__(setup)
+        c = self.config = setup.config
+        self.student, self.network, self.supervised = setup.student, setup.network, setup.supervised
+        self.cell = CELL if setup.crop % CELL == 0 else setup.network.multiple_of
+        self.cells = setup.crop // self.cell
         pairs = -(-c.unlabeled_batch // world_size())
         self.negatives = min(c.negatives, pairs * self.cells**2)
-        self.streams["u"] = PairStream(
-            unlabeled_stream(self), self.cell, (c.pair_scale_min, c.crops.scale_max), (c.pair_iou, 1.0)
+        setup.streams["u"] = PairStream(
+            unlabeled_stream(setup), self.cell, (c.pair_scale_min, c.crops.scale_max), (c.pair_iou, 1.0)
         )
-        self.projector = self.learn_too("projector", Projector(self.network.width, c.projection))
-        self.bank = RecentBank(c.step_save + 1, 2 * self.negatives, c.projection).to(self.device)
+        self.projector = setup.learn_too("projector", Projector(setup.network.width, c.projection))
+        self.bank = RecentBank(c.step_save + 1, 2 * self.negatives, c.projection).to(setup.device)
         self.modules["bank"] = self.bank
-        self.ramp = Ramp(c.ramp, self.steps)
+        self.ramp = Ramp(c.ramp, steps)
 
     # ------------------------------------------------------------------ the step
 
@@ -220,5 +224,5 @@ class CAC(NetworkMethod):
     summary: ClassVar[str] = "Makes overlapping crops agree."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CACConfig
-    trainer: ClassVar[type[NetworkTraining]] = CACTraining
+    trainer: ClassVar[type[Training]] = CACTraining
     says: ClassVar[str] = "a network whose pixels mean the same in whichever crop they lie"

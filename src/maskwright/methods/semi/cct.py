@@ -41,8 +41,10 @@ import torch
 from torch import Tensor, nn
 
 from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.channel_dropout import channel_dropout
 from maskwright.ops.feature_perturb import (
@@ -60,7 +62,7 @@ from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOption
 from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
 from maskwright.recipes.training.forward import upsample
 from maskwright.recipes.training.method import NetworkMethod
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 PAPER = {"dropout": 6, "drop": 6, "noise": 6, "cutout": 6, "context": 2, "object": 2, "vat": 2}
 """The perturbations, and how many decoders each has in the paper."""
@@ -193,29 +195,33 @@ def annealed(logits: Tensor, y: LabelMap, eta: float) -> LabelMap:
     return y.restrict(p < eta)
 
 
-class CCTTraining(NetworkTraining):
+class CCTTraining(Training):
     """Main decoder on the plain embedding, auxiliary decoders on perturbed ones."""
 
-    def __init__(self, context: Any, config: CCTConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(context, config, *args, **kwargs)
-        self.streams["u"] = unlabeled_stream(self, strong_views=0)
-        self.ramp = Ramp(self.config.ramp, self.steps)
+    def __init__(self, context: Any, config: CCTConfig, labels: Labels, steps: int, **options: Any) -> None:
+        setup = NetworkSetup(context, config, labels, steps, **options)
+        super().__init__(setup)
+        self.config = setup.config
+        self.context, self.steps, self.crop, self.device = context, steps, setup.crop, setup.device
+        self.student, self.network, self.supervised = setup.student, setup.network, setup.supervised
+        setup.streams["u"] = unlabeled_stream(setup, strong_views=0)
+        self.ramp = Ramp(self.config.ramp, steps)
         self.background = self._background()
         counts = parse_counts(self.config.counts)
         if self.background is None:
             left_out = [k for k in NEEDS_BACKGROUND if counts.pop(k, 0)]
             if left_out:
-                self.context.note(f"CCT: no class is the background, so that {', '.join(left_out)} are left out.")
+                context.note(f"CCT: no class is the background, so that {', '.join(left_out)} are left out.")
         self.kinds = [kind for kind, n in counts.items() for _ in range(n)]
         if not self.kinds:
             raise MaskwrightError(
                 f"counts={self.config.counts} without a background class", "a perturbation that needs none",
                 "add noise, or name the class with --set background=NAME",
             )  # fmt: skip
-        stride = self.crop / self._embedding_size()
+        stride = setup.crop / self._embedding_size()
         doublings = max(0, int(math.log2(stride) + 1e-9))
-        decoders = [ShuffleDecoder(self.network.width, self.context.classes, doublings) for _ in self.kinds]
-        self.auxiliary = self.learn_too("auxiliary", nn.ModuleList(decoders))
+        decoders = [ShuffleDecoder(setup.network.width, context.classes, doublings) for _ in self.kinds]
+        self.auxiliary = setup.learn_too("auxiliary", nn.ModuleList(decoders))
 
     def _background(self) -> int | None:
         """Id of the background class, or None."""
@@ -303,5 +309,5 @@ class CCT(NetworkMethod):
     summary: ClassVar[str] = "Makes decoders of perturbed features agree."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CCTConfig
-    trainer: ClassVar[type[NetworkTraining]] = CCTTraining
+    trainer: ClassVar[type[Training]] = CCTTraining
     says: ClassVar[str] = "auxiliary decoders that agree with the main one on perturbed features"

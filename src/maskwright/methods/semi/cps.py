@@ -34,8 +34,10 @@ from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, mix, partner
+from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions, SemiConfig, UnlabeledOptions
@@ -46,7 +48,7 @@ from maskwright.recipes.training.forward import Forward
 from maskwright.recipes.training.method import NetworkMethod
 from maskwright.recipes.training.network import make_network
 from maskwright.recipes.training.optimizers import make_optimizer
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 
 @dataclass(kw_only=True)
@@ -90,24 +92,28 @@ def agreement(k1: LabelMap, k2: LabelMap) -> Tensor:
     return ((k1.ids == k2.ids) & valid).sum() / valid.sum().clamp(min=1)
 
 
-class CPSTraining(NetworkTraining):
+class CPSTraining(Training):
     """Two students, two optimisers."""
 
-    def __init__(self, context: Any, config: CPSConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, context: Any, config: CPSConfig, labels: Labels, steps: int, **options: Any) -> None:
         # Without CutMix the pass that learns also labels; the authors' network has no dropout.
-        super().__init__(context, config, *args, dropout=False, **kwargs)
+        setup = NetworkSetup(context, config, labels, steps, dropout=False, **options)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.supervised = setup.student, setup.supervised
+        self.crop, self.device = setup.crop, setup.device
         if self.config.cutmix:
-            note_unmixed(self)
-        self.streams["u"] = unlabeled_stream(self, strong_views=0)
-        self.ramp = Ramp(self.config.ramp, self.steps)
+            note_unmixed(setup)
+        setup.streams["u"] = unlabeled_stream(setup, strong_views=0)
+        self.ramp = Ramp(self.config.ramp, steps)
         # The random state has moved on since the first head was drawn.
-        network2 = make_network(self.context, self.config, second=True)
-        if all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(self.network.parameters(), network2.parameters())):
+        network2 = make_network(context, self.config, second=True)
+        if all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(setup.network.parameters(), network2.parameters())):
             raise MaskwrightError(
                 f"network_weights={self.config.network.weights} fills both networks, which then are one",
                 "heads that differ", "give the weights of the encoder alone, by --weights",
             )  # fmt: skip
-        self.student2 = self.forward_of(network2, dropout=False)
+        self.student2 = setup.forward_of(network2, dropout=False)
         self.modules["network2"] = network2
         self.optimizers["network2"] = make_optimizer(self.config.optimizer, network2)
 
@@ -153,5 +159,5 @@ class CPS(NetworkMethod):
     summary: ClassVar[str] = "Lets two networks label for each other."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = CPSConfig
-    trainer: ClassVar[type[NetworkTraining]] = CPSTraining
+    trainer: ClassVar[type[Training]] = CPSTraining
     says: ClassVar[str] = "two networks that label for each other"

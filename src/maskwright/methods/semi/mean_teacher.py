@@ -35,14 +35,16 @@ from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, class_mask, complex_mask, cut_out, mix, partner
+from maskwright.data.training.sources import Labels
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.loop import Training
 from maskwright.ops.losses.seg_losses import cross_entropy, kl_divergence, mse_probs
 from maskwright.recipes.consistency.options import NOTHING_UNLABELED, SemiConfig
 from maskwright.recipes.consistency.parts import Ramp, Teacher, note_unmixed, pseudo_labels, unlabeled_stream
 from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 PERTURBATIONS = ("photometric", "cutout", "cutout_hole", "cutmix", "cowmix", "classmix", "complexmix")
 MASK_OF = {"cutout": "cutout", "cutout_hole": "cutout_hole", "cutmix": "cutmix", "cowmix": "cow"}
@@ -127,17 +129,19 @@ def sureness(labels: LabelMap, threshold: float, how: str) -> Tensor:
     return valid * share
 
 
-class MeanTeacherTraining(NetworkTraining):
+class MeanTeacherTraining(Training):
     """Teacher on the weak view, student on the perturbed one."""
 
-    def __init__(self, context: Any, config: MeanTeacherConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(context, config, *args, **kwargs)
-        c = self.config
+    def __init__(self, context: Any, config: MeanTeacherConfig, labels: Labels, steps: int, **options: Any) -> None:
+        setup = NetworkSetup(context, config, labels, steps, **options)
+        super().__init__(setup)
+        c = self.config = setup.config
+        self.student, self.crop, self.supervised = setup.student, setup.crop, setup.supervised
         if c.perturb not in ("photometric", *CUTOUTS):
-            note_unmixed(self)
-        self.streams["u"] = unlabeled_stream(self)
-        self.teacher = Teacher.of(self)
-        self.ramp = Ramp(c.ramp, self.steps)
+            note_unmixed(setup)
+        setup.streams["u"] = unlabeled_stream(setup)
+        self.teacher = Teacher.of(setup)
+        self.ramp = Ramp(c.ramp, steps)
 
     def perturb(self, s: Tensor, q: Tensor, labels: LabelMap) -> tuple[Tensor, Tensor, LabelMap]:
         """The student's view with the probabilities and labels that belong to it.
@@ -196,7 +200,7 @@ class MeanTeacher(NetworkMethod):
     summary: ClassVar[str] = "Learns from its own average on mixed views."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = MeanTeacherConfig
-    trainer: ClassVar[type[NetworkTraining]] = MeanTeacherTraining
+    trainer: ClassVar[type[Training]] = MeanTeacherTraining
     says: ClassVar[str] = "a student that agrees with its moving average on perturbed photographs"
 
     @property

@@ -39,8 +39,10 @@ from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import class_mask, cut_out, half_box_mask, mix, partner
+from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.loop import Training
 from maskwright.ops.losses.region_contrast import (
     as_rows,
     class_means,
@@ -65,7 +67,7 @@ from maskwright.recipes.consistency.representation import Represent, Representat
 from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 MIXES = ("classmix", "cutmix", "cutout", "none")
 
@@ -160,19 +162,21 @@ def reco_loss(
     return region_contrast(rows, hard, means, keys, index, temperature=temperature, present=present)
 
 
-class ReCoTraining(NetworkTraining):
+class ReCoTraining(Training):
     """Mean teacher with mixing, and regional contrast."""
 
-    def __init__(self, context: Any, config: ReCoConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(context, config, *args, **kwargs)
-        c = self.config
+    def __init__(self, context: Any, config: ReCoConfig, labels: Labels, steps: int, **options: Any) -> None:
+        setup = NetworkSetup(context, config, labels, steps, **options)
+        super().__init__(setup)
+        c = self.config = setup.config
+        self.student, self.crop, self.supervised = setup.student, setup.crop, setup.supervised
         if c.mix not in ("none", "cutout"):
-            note_unmixed(self)
-        self.streams["u"] = unlabeled_stream(self)
-        self.teacher = Teacher.of(self)
-        self.ramp = Ramp(c.ramp, self.steps)
-        self.head = self.learn_too("head", RepresentationHead(self.network.width, c.representation))
-        self.represent = Represent(self.student, self.crop)
+            note_unmixed(setup)
+        setup.streams["u"] = unlabeled_stream(setup)
+        self.teacher = Teacher.of(setup)
+        self.ramp = Ramp(c.ramp, steps)
+        self.head = setup.learn_too("head", RepresentationHead(setup.network.width, c.representation))
+        self.represent = Represent(setup.student, setup.crop)
 
     def mixed(self, u: Views) -> tuple[Tensor, LabelMap]:
         """Views of two photographs each, with the teacher's labels."""
@@ -229,7 +233,7 @@ class ReCo(NetworkMethod):
     summary: ClassVar[str] = "Contrasts regions; the ReCo of ICLR 2022."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = ReCoConfig
-    trainer: ClassVar[type[NetworkTraining]] = ReCoTraining
+    trainer: ClassVar[type[Training]] = ReCoTraining
     says: ClassVar[str] = "a student that tells apart the classes it confuses, region by region"
 
     @property

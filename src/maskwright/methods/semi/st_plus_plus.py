@@ -52,6 +52,7 @@ from maskwright.engine.checkpoint import load_checkpoint, load_part, save_checkp
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
@@ -65,6 +66,7 @@ from maskwright.recipes.training.method import NetworkMethod
 from maskwright.recipes.training.network import make_network, make_segmenter, trained_network
 from maskwright.recipes.training.options import NetworkConfig, NormOptions
 from maskwright.recipes.training.selection import hold_out
+from maskwright.recipes.training.setup import NetworkSetup
 from maskwright.recipes.training.training import NetworkTraining
 
 SNAPSHOTS = 3
@@ -183,9 +185,9 @@ class TeacherTraining(NetworkTraining):
 
     def after_step(self, step: int) -> None:
         """Keeps the network at each third but the last, whose network is the stage's checkpoint."""
-        for k, when in enumerate(snapshot_steps(self.steps)[:-1], 1):
-            if step + 1 == when and self.context.run.writes:
-                save_checkpoint(self.folder / f"snapshot_{k}.pt", {"network": self.network.state_dict()})
+        for k, when in enumerate(snapshot_steps(self.setup.steps)[:-1], 1):
+            if step + 1 == when and self.setup.context.run.writes:
+                save_checkpoint(self.folder / f"snapshot_{k}.pt", {"network": self.setup.network.state_dict()})
         super().after_step(step)
 
 
@@ -230,7 +232,7 @@ class StrongStream:
         )
 
 
-class RetrainTraining(NetworkTraining):
+class RetrainTraining(Training):
     """Labelled crops as ever and pseudo-labelled crops with strong changes, in one batch.
 
     Args:
@@ -240,11 +242,13 @@ class RetrainTraining(NetworkTraining):
     """
 
     def __init__(self, pseudo: Labels, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        c = self.config
-        order = self.order(len(pseudo.indices), c.unlabeled.batch or c.crops.batch, SECOND)
-        photographs = self.stream(pseudo.indices, order, pseudo)
-        self.streams["u"] = StrongStream(photographs, c.unlabeled.strong, c.cutout)
+        setup = NetworkSetup(*args, **kwargs)
+        super().__init__(setup)
+        self.student, self.supervised = setup.student, setup.supervised
+        c = setup.config
+        order = setup.context.sampler(len(pseudo.indices), c.unlabeled.batch or c.crops.batch, SECOND)
+        photographs = setup.stream(pseudo.indices, order, pseudo)
+        setup.streams["u"] = StrongStream(photographs, c.unlabeled.strong, c.cutout)
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L = L_x over labelled and pseudo-labelled crops together."""

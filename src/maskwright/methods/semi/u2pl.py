@@ -53,8 +53,10 @@ from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import half_box_mask, mix, partner
+from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.region_contrast import as_rows, class_means, draw_queries, nearest, region_contrast
 from maskwright.ops.losses.seg_losses import cross_entropy
@@ -75,7 +77,7 @@ from maskwright.recipes.consistency.representation import Represent, Representat
 from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.method import NetworkMethod
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 FIRST, OTHER = 50_000, 30_000
 """Rows of the queues of class 0 and of the others in the paper."""
@@ -201,24 +203,28 @@ def reliable_cross_entropy(logits: Tensor, kept: LabelMap, valid: Tensor) -> Ten
     return weight * cross_entropy(logits, kept.target(IGNORE), ignore=IGNORE, denominator="valid")
 
 
-class U2PLTraining(NetworkTraining):
+class U2PLTraining(Training):
     """Reliable pixels are learnt, unreliable ones are negatives."""
 
-    def __init__(self, context: Any, config: U2PLConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(context, config, *args, **kwargs)
-        c, classes = self.config, self.context.classes
+    def __init__(self, context: Any, config: U2PLConfig, labels: Labels, steps: int, **options: Any) -> None:
+        setup = NetworkSetup(context, config, labels, steps, **options)
+        super().__init__(setup)
+        self.config = setup.config
+        self.context, self.steps, self.crop = context, steps, setup.crop
+        self.student, self.supervised = setup.student, setup.supervised
+        c, classes = self.config, context.classes
         if c.cutmix > 0:
-            note_unmixed(self)
-        self.streams["u"] = unlabeled_stream(self)
+            note_unmixed(setup)
+        setup.streams["u"] = unlabeled_stream(setup)
         # Features are taken in training mode; for pseudo-labels `teach` decides.
-        self.teacher = Teacher.of(self, "train")
-        self.ramp = Ramp(c.ramp, self.steps)
-        self.head = self.learn_too("head", RepresentationHead(self.network.width, c.representation))
-        self.represent = Represent(self.student, self.crop)
+        self.teacher = Teacher.of(setup, "train")
+        self.ramp = Ramp(c.ramp, steps)
+        self.head = setup.learn_too("head", RepresentationHead(setup.network.width, c.representation))
+        self.represent = Represent(setup.student, setup.crop)
         self.teacher_head = follower(self.head, c.teacher, "train")
         shares = ClassBanks.within(max(c.bank, classes), classes, 1).sizes.tolist()
         sizes = [min(share, OTHER if k else FIRST) for k, share in enumerate(shares)]
-        self.banks = ClassBanks(sizes, c.representation, torch.float16).to(self.device)
+        self.banks = ClassBanks(sizes, c.representation, torch.float16).to(setup.device)
         self.modules |= {"teacher_head": self.teacher_head, "banks": self.banks}
         self.window = rank_window(c.rank_low, c.rank_high, classes)
 
@@ -332,7 +338,7 @@ class U2PL(NetworkMethod):
     summary: ClassVar[str] = "Takes unsure pixels as negatives."
     family: ClassVar[str] = "semi"
     Config: ClassVar[type] = U2PLConfig
-    trainer: ClassVar[type[NetworkTraining]] = U2PLTraining
+    trainer: ClassVar[type[Training]] = U2PLTraining
     says: ClassVar[str] = "a student that learns sure pixels and is contrasted with unsure ones"
 
     @property

@@ -36,7 +36,9 @@ from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import MASKS, mix
+from maskwright.data.training.sources import Labels
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.loop import Training
 from maskwright.ops.channel_dropout import channel_dropout, complementary_dropout
 from maskwright.ops.losses.seg_losses import cross_entropy
 from maskwright.recipes.consistency.options import NOTHING_UNLABELED, SemiConfig
@@ -52,7 +54,7 @@ from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.training.criteria import IGNORE
 from maskwright.recipes.training.forward import Output, upsample
 from maskwright.recipes.training.method import NetworkMethod
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 VERSIONS = ("v2", "v1", "fixmatch")
 
@@ -154,14 +156,18 @@ def reversed_partner(n: int) -> Tensor:
 # ---------------------------------------------------------------------- training
 
 
-class FixMatchTraining(NetworkTraining):
+class FixMatchTraining(Training):
     """FixMatch and V1: one network, which also labels; the unlabelled half of a batch is followed by as many donors."""
 
-    def __init__(self, context: Any, config: UniMatchConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(context, config, *args, dropout=False, **kwargs)  # the pass that learns also labels
+    def __init__(self, context: Any, config: UniMatchConfig, labels: Labels, steps: int, **options: Any) -> None:
+        # The pass that learns also labels.
+        setup = NetworkSetup(context, config, labels, steps, dropout=False, **options)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.network, self.supervised = setup.student, setup.network, setup.supervised
         self.v1 = self.config.version == "v1"
-        self.streams["u"] = unlabeled_stream(self, strong_views=2 if self.v1 else 1, donors=True)
-        self.ramp = Ramp(self.config.ramp, self.steps)
+        setup.streams["u"] = unlabeled_stream(setup, strong_views=2 if self.v1 else 1, donors=True)
+        self.ramp = Ramp(self.config.ramp, steps)
 
     def forward_weak(self, x: Tensor, w: Tensor) -> tuple[Output, Tensor, Tensor | None]:
         """One pass in training mode over labelled and weak crops; V1's decoder also sees the weak crops' maps with
@@ -207,15 +213,18 @@ class FixMatchTraining(NetworkTraining):
         return {"loss": total_loss(loss_x, loss_u, weight), **terms, "sure": share_confident(own, t).mean()}
 
 
-class UniMatchV2Training(NetworkTraining):
+class UniMatchV2Training(Training):
     """V2: one strong stream of two views with complementary channels, labels from an EMA teacher."""
 
-    def __init__(self, context: Any, config: UniMatchConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(context, config, *args, **kwargs)
-        note_unmixed(self)  # its boxes come from the batch; those of V1 and FixMatch from donors of their own
-        self.streams["u"] = unlabeled_stream(self, strong_views=2)
-        self.teacher = Teacher.of(self)
-        self.ramp = Ramp(self.config.ramp, self.steps)
+    def __init__(self, context: Any, config: UniMatchConfig, labels: Labels, steps: int, **options: Any) -> None:
+        setup = NetworkSetup(context, config, labels, steps, **options)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.network, self.supervised = setup.student, setup.network, setup.supervised
+        note_unmixed(setup)  # its boxes come from the batch; those of V1 and FixMatch from donors of their own
+        setup.streams["u"] = unlabeled_stream(setup, strong_views=2)
+        self.teacher = Teacher.of(setup)
+        self.ramp = Ramp(self.config.ramp, steps)
 
     def forward_strong(self, x: Tensor) -> Tensor:
         """Logits (2U, C, S, S) of first and second views (2U, 3, S, S), each pair losing complementary channels."""
@@ -259,7 +268,7 @@ class UniMatch(NetworkMethod):
     says: ClassVar[str] = "a network that agrees with itself on weak and strong views"
 
     @property
-    def trainer(self) -> type[NetworkTraining]:  # type: ignore[override]
+    def trainer(self) -> type[Training]:  # type: ignore[override]
         """The training of the chosen version."""
         return UniMatchV2Training if self.config.version == "v2" else FixMatchTraining
 

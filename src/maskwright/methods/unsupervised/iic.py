@@ -37,6 +37,7 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.warped import WarpedPairs, WarpedStream
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.heads import LinearClassifier
@@ -47,7 +48,7 @@ from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network
 from maskwright.recipes.training.options import NetworkOptions
 from maskwright.recipes.training.presets import PresetConfig, preset_option
-from maskwright.recipes.training.training import CropTraining
+from maskwright.recipes.training.setup import CropSetup
 
 PAPER: dict[str, Any] = {
     "network": "iic10a", "sobel": True, "crop": 128, "batch": 60, "long_side": 211, "scale_min": 1.0, "scale_max": 1.0,
@@ -176,25 +177,28 @@ class Heads(nn.Module):
         return int(self.recent[1].argmin())
 
 
-class IICTraining(CropTraining):
+class IICTraining(Training):
     """Pairs of a crop and what it is changed to, through one network."""
 
     def __init__(self, context: Any, config: IICConfig, steps: int) -> None:
         context.initialise("train")
-        super().__init__(context, config, steps, network=iic_network(context, config))
+        setup = CropSetup(context, config, steps, network=iic_network(context, config))
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.network, self.context, self.steps = setup.student, setup.network, context, steps
         c, images, k = self.config, range(len(context.data)), context.classes
-        if self.crop % c.information.cell:
+        if setup.crop % c.information.cell:
             raise MaskwrightError(
-                f"cells of {c.information.cell} pixels in crops of {self.crop}", "a whole number of them",
-                f"set information.cell={self.network.multiple_of}",
+                f"cells of {c.information.cell} pixels in crops of {setup.crop}", "a whole number of them",
+                f"set information.cell={setup.network.multiple_of}",
             )  # fmt: skip
-        order = self.order(len(images), c.crops.batch)
-        photographs = self.stream(images, order, change=photometric(c.warp.recipe))
-        self.streams["u"] = WarpedStream(photographs, c.warp.flip, c.warp.rotate, (c.warp.zoom_min, c.warp.zoom_max))
-        heads = Heads(self.network.width, k, c.heads.over * k, c.heads.sub_heads)
-        self.heads: Heads = self.learn_too("heads", heads)
+        order = context.sampler(len(images), c.crops.batch)
+        photographs = setup.stream(images, order, change=photometric(c.warp.recipe))
+        setup.streams["u"] = WarpedStream(photographs, c.warp.flip, c.warp.rotate, (c.warp.zoom_min, c.warp.zoom_max))
+        heads = Heads(setup.network.width, k, c.heads.over * k, c.heads.sub_heads)
+        self.heads: Heads = setup.learn_too("heads", heads)
         self.turn = c.heads.turn or max(1, min(-(-len(images) // c.crops.batch), steps // 2))
-        self.side = self.crop // c.information.cell
+        self.side = setup.crop // c.information.cell
         self.health = ClusteringHealth(k, steps, context.note)
         if c.schedule == "constant":
             self.schedule = None
@@ -251,7 +255,7 @@ class IIC(CropMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/1807.06653"
     summary: ClassVar[str] = "Clusters that agree between changed views."
     Config: ClassVar[type] = IICConfig
-    trainer: ClassVar[type[CropTraining]] = IICTraining
+    trainer: ClassVar[type[Training]] = IICTraining
     says: ClassVar[str] = "clusters that tell most of each other in two views"
     config: IICConfig
 

@@ -37,6 +37,7 @@ from maskwright.data.training.augment import photometric
 from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import world_size
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.networks.vit_heads import LastMap
@@ -47,7 +48,7 @@ from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network
 from maskwright.recipes.training.options import NetworkOptions
 from maskwright.recipes.training.presets import PresetConfig, preset_option
-from maskwright.recipes.training.training import CropTraining
+from maskwright.recipes.training.setup import CropSetup
 
 PAPER: dict[str, Any] = {
     "network": "infoseg_cnn", "local": "encoder", "dim": 1024, "crop": 128, "batch": 64, "long_side": 211,
@@ -225,7 +226,7 @@ def infoseg_network(context: Context, config: InfoSegConfig) -> Network:
     return network.train()
 
 
-class InfoSegTraining(CropTraining):
+class InfoSegTraining(Training):
     """Crops of photographs through one network, each against another's."""
 
     def __init__(self, context: Any, config: InfoSegConfig, steps: int) -> None:
@@ -240,11 +241,14 @@ class InfoSegTraining(CropTraining):
                 f"add --set crops.batch={least}",
             )
         context.initialise("train")
-        super().__init__(context, config, steps, network=infoseg_network(context, config))
+        setup = CropSetup(context, config, steps, network=infoseg_network(context, config))
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.network, self.context = setup.student, setup.network, context
         c, images = self.config, range(len(context.data))
-        photographs = self.stream(images, self.order(len(images), c.crops.batch))
+        photographs = setup.stream(images, context.sampler(len(images), c.crops.batch))
         photographs.jitter = photometric(c.recipe)
-        self.streams["u"] = photographs
+        setup.streams["u"] = photographs
         self.health = ClusteringHealth(context.classes, steps, context.note)
         if c.schedule == "constant":
             self.schedule = None
@@ -287,7 +291,7 @@ class InfoSeg(CropMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2110.03477"
     summary: ClassVar[str] = "Places told by their photograph's classes."
     Config: ClassVar[type] = InfoSegConfig
-    trainer: ClassVar[type[CropTraining]] = InfoSegTraining
+    trainer: ClassVar[type[Training]] = InfoSegTraining
     says: ClassVar[str] = "local features that their photograph's class vectors tell"
     config: InfoSegConfig
 

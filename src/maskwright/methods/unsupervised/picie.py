@@ -47,6 +47,7 @@ from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import rank, reducer, share
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.heads import L2Norm, LinearClassifier, Sequential
@@ -60,7 +61,7 @@ from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network, make_preprocess, make_segmenter, retake
 from maskwright.recipes.training.options import NetworkOptions
 from maskwright.recipes.training.presets import PresetConfig, preset_option
-from maskwright.recipes.training.training import CropTraining
+from maskwright.recipes.training.setup import CropSetup
 
 PAPER: dict[str, Any] = {
     "crop": 320, "batch": 128, "long_side": 427, "scale_min": 1.0, "scale_max": 1.0, "lr": 1e-4, "encoder_lr": 1.0,
@@ -303,29 +304,34 @@ def chunks(images: int, batch: int, random: torch.Generator) -> list[np.ndarray]
     return np.array_split(order, max(1, images // batch))
 
 
-class PicieTraining(CropTraining):
+class PicieTraining(Training):
     """Rounds of clusters, and a network that fits them from two views."""
+
+    setup: CropSetup
 
     def __init__(self, context: Any, config: PicieConfig, steps: int) -> None:
         context.initialise("train")
-        super().__init__(context, config, steps, network=picie_network(context, config), dropout=False)
+        setup = CropSetup(context, config, steps, network=picie_network(context, config), dropout=False)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.network, self.context, self.device = setup.student, setup.network, context, setup.device
         c, v, images = self.config, self.config.views, len(context.data)
-        photographs = self.stream(range(images), self.order(images, c.crops.batch))
+        photographs = setup.stream(range(images), context.sampler(images, c.crops.batch))
         if v.invariance and not c.mdc:
             photographs.change = photometric(v.recipe)
         side = (v.side_min, v.side_max) if v.equivariance and not c.mdc else None
-        self.streams["u"] = WindowStream(photographs, side, v.hflip, v.vflip)
+        setup.streams["u"] = WindowStream(photographs, side, v.hflip, v.vflip)
 
         k = c.rounds.count or context.classes
         self.counts = [k, c.rounds.over * k] if c.rounds.over else [k]
         self.shares = loss_shares(k, c.rounds.over * k)
-        self.labeller = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.labeller = copy.deepcopy(setup.network).requires_grad_(False).eval()
         self.modules["labeller"] = self.labeller
-        self.rounds = Rounds(c.rounds.every or max(1, -(-images // c.crops.batch)), self.cluster, self.device)
+        self.rounds = Rounds(c.rounds.every or max(1, -(-images // c.crops.batch)), self.cluster, setup.device)
         self.extra = {"rounds": self.rounds}
         self.heads: nn.ModuleList | None = None
         if c.mdc and c.mdc_classifier == "learned":
-            self.heads = nn.ModuleList(LinearClassifier(self.network.width, n) for n in self.counts).to(self.device)
+            self.heads = nn.ModuleList(LinearClassifier(setup.network.width, n) for n in self.counts).to(setup.device)
             self.modules["heads"] = self.heads
             decay = c.optimizer.weight_decay
             self.optimizers["heads"] = torch.optim.AdamW(self.heads.parameters(), c.optimizer.lr, weight_decay=decay)
@@ -355,7 +361,7 @@ class PicieTraining(CropTraining):
         seen = 0
         for j, chunk in enumerate(chunks(len(context.data), c.crops.batch, context.generator("round", number))):
             random = context.generator("round", number, j, rank())
-            u: WarpedPairs = self.prepared(self.streams["u"].draw(share(chunk.tolist()), random))
+            u: WarpedPairs = self.setup.prepared(self.setup.streams["u"].draw(share(chunk.tolist()), random))
             views, valid = self.embed(self.labeller, u)
             taken = []
             for b in range(len(valid)):
@@ -435,7 +441,7 @@ class Picie(CropMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2103.17070"
     summary: ClassVar[str] = "Clusters that survive colours and windows."
     Config: ClassVar[type] = PicieConfig
-    trainer: ClassVar[type[CropTraining]] = PicieTraining
+    trainer: ClassVar[type[Training]] = PicieTraining
     says: ClassVar[str] = "rounds of clusters, and a network that fits them from two views"
     config: PicieConfig
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
+from maskwright.engine.loop import Training
 from maskwright.models.networks.build import Network
 from maskwright.ops.losses.segment_contrast import segment_contrast
 from maskwright.recipes.banks import FeatureBank
@@ -40,7 +41,6 @@ from maskwright.recipes.segments.method import SegmentMethod, embedding_network
 from maskwright.recipes.segments.options import RegionOptions, SegmentOptions, SegmentReadout, idle_segment_options
 from maskwright.recipes.segments.training import Segments, SegmentTraining, segment_figures
 from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
-from maskwright.recipes.training.training import CropTraining
 
 PAPER: dict[str, Any] = {
     "network": "pspnet", "crop": 336, "batch": 8, "long_side": 500, "scale_min": 0.5, "scale_max": 2.0,
@@ -103,10 +103,12 @@ class SegSortTraining(SegmentTraining):
         context.initialise("train")
         super().__init__(context, config, steps, segsort_network(context, config))
         c, images = self.config, self.regions.indices
-        self.streams["u"] = self.stream(images, self.order(len(images), c.crops.batch), labels=self.regions)
+        self.setup.streams["u"] = self.setup.stream(
+            images, context.sampler(len(images), c.crops.batch), labels=self.regions
+        )
         self.memory: FeatureBank | None = None
         if c.loss.memory:
-            self.memory = FeatureBank(c.loss.memory, c.dim).to(self.device)
+            self.memory = FeatureBank(c.loss.memory, c.dim).to(context.device)
             self.modules["memory"] = self.memory
 
     def sorting_loss(self, found: Segments) -> Tensor:
@@ -137,7 +139,7 @@ class SegSort(SegmentMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/1910.06962"
     summary: ClassVar[str] = "Sorts segments by their mean embedding."
     Config: ClassVar[type] = SegSortConfig
-    trainer: ClassVar[type[CropTraining]] = SegSortTraining
+    trainer: ClassVar[type[Training]] = SegSortTraining
     says: ClassVar[str] = "an embedding in which each region is compact and lies apart from all others"
     config: SegSortConfig
 

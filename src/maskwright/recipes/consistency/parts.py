@@ -30,7 +30,7 @@ from maskwright.recipes.consistency.options import RampOptions, SemiConfig
 from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.training.forward import Forward, Output
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 SECOND = 0x9E3779B97F4A7C15
 """Added to the seed for the order of the unlabelled images: far from any seed that a user gives."""
@@ -41,42 +41,42 @@ DONORS = 0x5851F42D4C957F2D
 # ---------------------------------------------------------------------- the unlabelled stream
 
 
-def unlabeled_images(training: NetworkTraining, which: str) -> list[int]:
+def unlabeled_images(setup: NetworkSetup, which: str) -> list[int]:
     """The images that are used without their labels; never those held out.
 
     Args:
-        training: whose labelled images, and held ones, these are not.
+        setup: whose labelled images, and held ones, these are not.
         which: `rest` or `all`, as the options have it.
     """
-    held, everything = set(training.held), range(len(training.context.data))
+    held, everything = set(setup.held), range(len(setup.context.data))
     free = [i for i in everything if i not in held]
     if which == "all":
         return free
-    labeled = set(training.labels.indices)
+    labeled = set(setup.labels.indices)
     return [i for i in free if i not in labeled] or free
 
 
-def unlabeled_stream(training: NetworkTraining, strong_views: int = 1, donors: bool = False) -> Stream:
+def unlabeled_stream(setup: NetworkSetup, strong_views: int = 1, donors: bool = False) -> Stream:
     """The photographs without labels, in an order of their own.
 
     Args:
-        training: of the method, with a `SemiConfig`.
+        setup: of the method, with a `SemiConfig`.
         strong_views: of each crop.
         donors: as many images again follow in each batch, from a third order.
     """
-    c: SemiConfig = training.config
-    images = unlabeled_images(training, c.unlabeled.images)
-    order = training.order(len(images), c.unlabeled_batch, SECOND)
-    both = Joined(order, training.order(len(images), c.unlabeled_batch, DONORS)) if donors else order
+    c: SemiConfig = setup.config
+    images = unlabeled_images(setup, c.unlabeled.images)
+    order = setup.context.sampler(len(images), c.unlabeled_batch, SECOND)
+    both = Joined(order, setup.context.sampler(len(images), c.unlabeled_batch, DONORS)) if donors else order
     change = photometric(c.unlabeled.strong) if strong_views else None
-    return training.stream(images, both, change=change, strong_views=strong_views)
+    return setup.stream(images, both, change=change, strong_views=strong_views)
 
 
-def note_unmixed(training: NetworkTraining) -> None:
+def note_unmixed(setup: NetworkSetup) -> None:
     """Says so where unlabelled crops are to be mixed with one another and a process has but one in a step."""
-    share = training.config.unlabeled_batch // world_size()
+    share = setup.config.unlabeled_batch // world_size()
     if share < 2:
-        training.context.note(
+        setup.context.note(
             f"{share} unlabelled crop in a step of each process has no other to be mixed with: nothing is mixed; "
             f"--set batch_unlabeled={2 * world_size()} mends it."
         )
@@ -129,13 +129,13 @@ class Teacher:
         self.average = follower(student.network, options, mode)
 
     @classmethod
-    def of(cls, training: NetworkTraining, mode: Literal["eval", "train"] | None = None) -> Teacher:
-        """The teacher of a training with `TeacherOptions`, in its checkpoint, and kept where the options say so."""
-        options: TeacherOptions = training.config.teacher
-        teacher = cls(training.student, options, mode)
-        training.modules["teacher"] = teacher.average
+    def of(cls, setup: NetworkSetup, mode: Literal["eval", "train"] | None = None) -> Teacher:
+        """The teacher of a setup with `TeacherOptions`, in its checkpoint, and kept where the options say so."""
+        options: TeacherOptions = setup.config.teacher
+        teacher = cls(setup.student, options, mode)
+        setup.modules["teacher"] = teacher.average
         if options.final == "teacher":
-            training.kept = teacher.average.module
+            setup.kept = teacher.average.module
         return teacher
 
     @property

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap
+from maskwright.engine.loop import Training
 from maskwright.ops.clustering.segments import Layout, numbered, prototypes, segments_within
 from maskwright.ops.losses.region_contrast import as_rows, nearest
 from maskwright.recipes.segments.regions import stored_regions
-from maskwright.recipes.training.training import CropTraining
+from maskwright.recipes.training.setup import CropSetup
 
 if TYPE_CHECKING:
     from maskwright.models.networks.build import Network
@@ -69,7 +70,7 @@ def segment_figures(found: Segments) -> dict[str, Tensor]:
     return {"compact": compact, "alike": total / max(1, s * (s - 1)), "segments": found.mu.new_tensor(float(s))}
 
 
-class SegmentTraining(CropTraining):
+class SegmentTraining(Training):
     """A network whose output is an embedding, on crops with regions; methods write `losses`.
 
     Attributes:
@@ -77,9 +78,13 @@ class SegmentTraining(CropTraining):
     """
 
     layout: Layout = "corner"
+    setup: CropSetup
 
     def __init__(self, context: Any, config: Any, steps: int, network: Network) -> None:
-        super().__init__(context, config, steps, network=network)
+        setup = CropSetup(context, config, steps, network=network)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.network = setup.student, setup.network
         self.regions = stored_regions(context, self.config.regions)
 
     def embed(self, x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap, LabelStore
@@ -15,10 +14,11 @@ from maskwright.data.training.sources import StoredLabels
 from maskwright.data.training.streams import Stream
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.training.views import View
+from maskwright.engine.loop import Training
 from maskwright.models.networks.irn import AffinityNet, BoundaryNet
 from maskwright.ops.graphs.pair_affinity import affinity_loss, boundary_affinity, feature_affinity, pair_labels
 from maskwright.recipes.tags.network import sgd
-from maskwright.recipes.tags.training import TagTraining
+from maskwright.recipes.tags.training import TagSetup
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -55,7 +55,7 @@ class SureStream(Stream):
         return self.labels.read(i).through(view.resize(*self.grid))
 
 
-class PairTraining(TagTraining):
+class PairTraining(Training):
     """Trains an affinity on pairs of sure labels.
 
     Args:
@@ -70,20 +70,18 @@ class PairTraining(TagTraining):
     def __init__(
         self, context: Context, config: Any, targets: TagTargets, labels: LabelStore, kind: str, steps: int
     ) -> None:
-        super().__init__(
+        setup = TagSetup(
             context, config, targets, steps, lambda *_: make_affinity_network(context, config, kind), stage="affinity"
         )
-        self.kind = kind
+        super().__init__(setup)
+        self.kind, self.targets, self.network, self.autocast = kind, targets, setup.network, setup.autocast
         self.radius = config.affinity.radius or RADIUS[kind]
-        side = -(-self.crop // self.network.stride)
+        side = -(-setup.crop // self.network.stride)
         tagged = {context.data.items[i].name for i in targets.indices(context.data)}
-        x = self.stream()
-        self.streams["x"] = SureStream(x, StoredLabels(context.data, labels, tagged), (side, side))
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """SGD at the affinity's own rate."""
-        a, c = self.config.affinity, self.config.classifier
-        return sgd(self.network.groups(a.lr, c.encoder_lr, c.weight_decay), a.lr, a.momentum)
+        setup.streams["x"] = SureStream(setup.stream(), StoredLabels(context.data, labels, tagged), (side, side))
+        a, c = config.affinity, config.classifier  # the affinity has rates of its own
+        groups = self.network.groups(a.lr, c.encoder_lr, c.weight_decay)
+        self.optimizers["network"] = sgd(groups, a.lr, a.momentum)
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L_aff."""

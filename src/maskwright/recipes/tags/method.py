@@ -26,6 +26,7 @@ from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import Labels, StoredLabels
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.engine.contract import Method, Stage
+from maskwright.engine.loop import Training
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.tags.maps import MAPS, CamStore, MultiScale, write_cams
@@ -52,7 +53,7 @@ class TagMethod(Method):
     family: ClassVar[str] = "weak"
     needs: ClassVar[frozenset[str]] = frozenset({"tags"})
     Config: ClassVar[type] = TagsConfig
-    trainer: ClassVar[type[TagTraining]] = TagTraining
+    trainer: ClassVar[Callable[..., Training]] = TagTraining
     config: Any
 
     @classmethod
@@ -125,8 +126,8 @@ class TagMethod(Method):
     def classify(self, folder: Path) -> None:
         """Reads the tags and trains on them; the artefacts are both."""
         steps = tag_steps(self.context, self.config)
-        training = self.trainer(self.context, self.config, self.read_targets(folder), steps)
-        note_stride(self.context, training.network.stride, self.config.classifier.output_stride)
+        training: Any = self.trainer(self.context, self.config, self.read_targets(folder), steps)
+        note_stride(self.context, training.setup.network.stride, self.config.classifier.output_stride)
         self.context.fit(training, "classify", folder, steps)
 
     def network(self) -> Any:

@@ -1,6 +1,7 @@
 """Training a classifier on image tags that says where it sees them.
 
-Methods with further losses write `losses`, their whole step; those with another network say how it is made.
+A method's training holds a `TagSetup` and writes `losses`, its whole step; one with a network of its own says how that
+is made.
 
 Legend: B batch, T tags, S crop side.
 """
@@ -12,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskwright.data.training.augment import Photometric
-from maskwright.data.training.streams import CropRecipe, Stream, Streams
+from maskwright.data.training.streams import CropRecipe, Stream
 from maskwright.data.training.tag_targets import TagTargets
+from maskwright.engine.loop import Training
 from maskwright.engine.schedules import poly
 from maskwright.models.backbones.dense import autocast
 from maskwright.recipes.tags.network import Make, make_cam_network, tag_optimizer, tag_preprocess
-from maskwright.recipes.training.drawing import DrawnTraining
+from maskwright.recipes.training.drawing import StreamSetup
 from maskwright.recipes.training.forward import precision_of
 
 if TYPE_CHECKING:
@@ -37,12 +39,12 @@ def multi_label_soft_margin(scores: Tensor, y: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(scores.float(), y.to(scores.device, torch.float32))
 
 
-class TagTraining(DrawnTraining):
+class TagSetup(StreamSetup):
     """A network that learns from the tagged crops of stream `x`.
 
     Attributes:
         network: what learns.
-        streams: what a step draws from, by name.
+        crop: S, pixels: as asked for, rounded up to what the network takes.
         targets: what the images are tagged with.
 
     Args:
@@ -52,6 +54,7 @@ class TagTraining(DrawnTraining):
         steps: of the stage.
         make: builds the network.
         stage: the stage's name, part of the seed of the initial weights.
+        least: side of a crop at least, in units of what the network takes.
     """
 
     def __init__(
@@ -61,31 +64,24 @@ class TagTraining(DrawnTraining):
         targets: TagTargets,
         steps: int,
         make: Make = make_cam_network,
+        *,
         stage: str = "classify",
+        least: int = 1,
     ) -> None:
-        self.context, self.config, self.targets, self.steps = context, config, targets, steps
-        self.device = context.device
+        self.context, self.config, self.targets = context, config, targets
         context.initialise(stage)
         self.network: Any = make(context, config, targets)
-        self.network.to(device=self.device, memory_format=torch.channels_last)
+        self.network.to(device=context.device, memory_format=torch.channels_last)
         self.network.train()
         self.network.freeze_norm()
-        self.preprocess = tag_preprocess(context, config, self.network.multiple_of)
-        self.crop = self.crop_side()
-        self.modules: dict[str, nn.Module] = {"network": self.network}
-        self.optimizers = {"network": self.make_optimizer()}
-        self.streams = Streams(x=self.stream())
-        self.sampler = self.streams
-        self.schedule = poly(steps)
-
-    def crop_side(self) -> int:
-        """S, pixels: as asked for, rounded up to what the network takes."""
         m = self.network.multiple_of
-        return -(-self.config.classifier.size // m) * m
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """The classifier's."""
-        return tag_optimizer(self.config.classifier, self.network)
+        self.preprocess = tag_preprocess(context, config, m)
+        super().__init__(self.preprocess.network_input, context.device)
+        self.crop = max(-(-config.classifier.size // m), least) * m
+        self.modules["network"] = self.network
+        self.optimizers["network"] = tag_optimizer(config.classifier, self.network)
+        self.streams["x"] = self.stream()
+        self.schedule = poly(steps)
 
     def stream(self) -> Stream:
         """The tagged photographs, cropped as the options say."""
@@ -105,11 +101,18 @@ class TagTraining(DrawnTraining):
         """The precision of forward passes."""
         return autocast(self.device, precision_of(self.config.precision, self.device))
 
-    # ------------------------------------------------------------------ the step
+
+class TagTraining(Training):
+    """Tagged crops x through a network; arguments as of `TagSetup`."""
+
+    setup: TagSetup
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(TagSetup(*args, **options))
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L_cls of the pooled maps."""
         x = batch["x"]
-        with self.autocast():
-            out = self.network(x.weak)
+        with self.setup.autocast():
+            out = self.setup.network(x.weak)
         return {"loss": multi_label_soft_margin(out.scores, x.t)}

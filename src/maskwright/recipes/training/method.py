@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Literal
 
 from maskwright.data.training.sources import Labels, MaskLabels
 from maskwright.engine.contract import Method, Stage
+from maskwright.engine.loop import Training
 from maskwright.models.networks.build import Network, brings_encoder
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.training.network import make_segmenter, trained_network
+from maskwright.recipes.training.rates import note_rates
 from maskwright.recipes.training.selection import hold_out
 from maskwright.recipes.training.tail import steps_of_photographs
-from maskwright.recipes.training.training import CropTraining, NetworkTraining
+from maskwright.recipes.training.training import NetworkTraining
 
 
 class CropMethod(Method):
@@ -28,7 +30,7 @@ class CropMethod(Method):
 
     family: ClassVar[str] = "unsupervised"
     classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "clusters"
-    trainer: ClassVar[Callable[..., CropTraining]] = CropTraining
+    trainer: ClassVar[Callable[..., Training]]
     says: ClassVar[str] = ""
     config: Any
 
@@ -68,17 +70,15 @@ class CropMethod(Method):
         """Of the training."""
         return int(self.context.steps or self.config.steps)
 
-    def training(self, steps: int) -> CropTraining:
+    def training(self, steps: int) -> Training:
         """The training of so many steps."""
         return self.trainer(self.context, self.config, steps)
 
     def train(self, folder: Path) -> None:
         """Trains; the artefact is the checkpoint of the last step."""
-        steps = self.steps
-        training = self.training(steps)
-        o, decoder = training.config.optimizer, type(training.network.decoder).__name__
-        self.context.note(f"Decoder {decoder}, {o.name} at {o.lr:g}, encoder at {o.encoder_lr:g} of it.")
-        self.context.fit(training, "train", folder, steps)
+        training = self.training(self.steps)
+        note_rates(training.setup)
+        self.context.fit(training, "train", folder, self.steps)
 
     def network(self) -> Network:
         """The trained network, from the artefact."""
@@ -98,13 +98,13 @@ class NetworkMethod(CropMethod):
 
     needs: ClassVar[frozenset[str]] = frozenset({"masks"})
     classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "labels"
-    trainer: ClassVar[Callable[..., NetworkTraining]] = NetworkTraining
+    trainer: ClassVar[Callable[..., Training]] = NetworkTraining
 
     def labels(self) -> Labels:
         """The masks that may be read."""
         return MaskLabels(self.context.data, self.context.classes)
 
-    def training(self, steps: int) -> NetworkTraining:
+    def training(self, steps: int) -> Training:
         """The training of so many steps, on `labels`."""
         return self.trainer(self.context, self.config, self.labels(), steps)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from maskwright.models.networks.build import brings_encoder
 from maskwright.recipes.training.options import CropConfig, NetworkOptions
@@ -50,3 +50,13 @@ def resolved(config: C, context: Context, backbone: Backbone | None = None) -> C
         weight_decay=(1e-4 if sgd else 0.01) if o.weight_decay is None else o.weight_decay,
     )
     return replace(config, optimizer=decided)
+
+
+def note_rates(setup: Any) -> None:
+    """Says what learns at which rates.
+
+    Args:
+        setup: a `CropSetup`.
+    """
+    o, decoder = setup.config.optimizer, type(setup.network.decoder).__name__
+    setup.context.note(f"Decoder {decoder}, {o.name} at {o.lr:g}, encoder at {o.encoder_lr:g} of it.")

@@ -21,7 +21,7 @@ from maskwright.models.preprocess import Preprocess
 from maskwright.recipes.training.criteria import IGNORE
 
 if TYPE_CHECKING:
-    from maskwright.recipes.training.training import NetworkTraining
+    from maskwright.recipes.training.setup import NetworkSetup
 
 LOOKS = 10
 """How often the held-out images are looked at in a run."""
@@ -112,21 +112,21 @@ class Selection:
             self.best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
         return score
 
-    def after_step(self, training: NetworkTraining, step: int) -> None:
+    def after_step(self, setup: NetworkSetup, step: int) -> None:
         """Looks at the held-out images after one of `LOOKS` evenly spaced steps, and says at the last what was kept.
 
         Args:
-            training: whose kept network is judged, with the batch-norm statistics that it will have.
+            setup: whose kept network is judged, with the batch-norm statistics that it will have.
             step: that was made.
         """
-        if not every(training.steps, LOOKS)(step):
+        if not every(setup.steps, LOOKS)(step):
             return
-        judged = copy.deepcopy(training.kept)
-        training.with_statistics(judged)
-        self.look(training.kept, step, training.device, judged)
-        if step + 1 == training.steps:
+        judged = copy.deepcopy(setup.kept)
+        setup.with_statistics(judged)
+        self.look(setup.kept, step, setup.device, judged)
+        if step + 1 == setup.steps:
             (best, score), last = self.best_score, self.scores[-1][1]
-            training.context.note(
+            setup.context.note(
                 f"Held-out images ({len(self.held)}): mIoU {100 * score:.1f} at step {best + 1}, which is kept; "
                 f"{100 * last:.1f} at the last step."
             )

@@ -1,175 +1,41 @@
-"""Training a segmentation network on named streams: what `supervised`, all semi-supervised methods, adaptation and
-every stage that retrains on pseudo masks have in common, and what of it a network needs that learns without labels.
-
-A method's training holds its parts (a teacher, a ramp, an adversary, a bank) beside those that are set up here, and
-writes `losses`: its whole step. `CropTraining` knows nothing of labels; `NetworkTraining` adds a labelled
-stream.
-
-Legend: B batch, C classes, S crop side.
-"""
+"""Training a segmentation network on labels alone: `supervised`, and stages that retrain on pseudo masks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maskwright.data.training.sampler import Sampler
 from maskwright.data.training.sources import Labels
-from maskwright.data.training.streams import CropRecipe, Order, Stream, Streams
-from maskwright.engine.schedules import poly
-from maskwright.models.networks.build import Network
-from maskwright.recipes.training.criteria import SupervisedLoss, class_aware_chances
-from maskwright.recipes.training.drawing import DrawnTraining
-from maskwright.recipes.training.forward import Forward, precision_of
-from maskwright.recipes.training.network import make_network, make_preprocess, retake
-from maskwright.recipes.training.optimizers import add_module, make_optimizer
+from maskwright.engine.loop import Training
 from maskwright.recipes.training.options import NetworkConfig
-from maskwright.recipes.training.rates import resolved
-from maskwright.recipes.training.selection import Selection, hold_out
+from maskwright.recipes.training.setup import NetworkSetup
 
 if TYPE_CHECKING:
-    from maskwright.data.folders.folder import Dataset
     from maskwright.engine.context import Context
 
 
-class CropTraining(DrawnTraining):
-    """A segmentation network that learns from crops; methods add the streams that they are drawn from, and write
-    `losses`.
-
-    Attributes:
-        student: the network that learns, with its precision and modes.
-        network: the same without them.
-        streams: what a step draws from, by name; none yet.
-        crop: S, pixels: as asked for, rounded up to what the network takes.
-        crops: how photographs are cropped.
+class NetworkTraining(Training):
+    """Labelled crops x through a network.
 
     Args:
         context: of the run.
-        config: options.
-        steps: of the stage.
-        stage: the stage's name, part of the seed of the initial weights.
-        dropout: whether dropout is on while the network learns; methods whose learning pass also labels turn it off.
-        network: the network to train; built from the configuration if None.
-    """
-
-    def __init__(
-        self,
-        context: Context,
-        config: Any,
-        steps: int,
-        *,
-        stage: str = "train",
-        dropout: bool = True,
-        network: Network | None = None,
-    ) -> None:
-        config = resolved(config, context)
-        self.context, self.config, self.steps, self.device = context, config, steps, context.device
-        context.initialise(stage)
-        self.student = self.forward_of(network or make_network(context, config), dropout=dropout)
-        self.network = self.student.network
-        self.preprocess = make_preprocess(config, self.network)
-        self.crop = -(-config.crops.size // self.network.multiple_of) * self.network.multiple_of
-        self.crops = CropRecipe(self.crop, (config.crops.scale_min, config.crops.scale_max), config.crops.long_side)
-        self.modules = {"network": self.network}
-        self.optimizers = {"network": make_optimizer(config.optimizer, self.network)}
-        self.streams = Streams()
-        self.sampler = self.streams
-        self.schedule = poly(steps)
-
-    # ------------------------------------------------------------------ parts
-
-    def forward_of(self, network: Network, dropout: bool = True) -> Forward:
-        """A network with the configured precision and batch norm."""
-        precision = precision_of(self.config.precision, self.device)
-        return Forward(network, self.device, precision, freeze_norm=self.config.norms.freeze, dropout=dropout)
-
-    def order(self, n: int, batch: int, seed: int = 0, chances: np.ndarray | None = None) -> Sampler:
-        """Which of n images come next, as `Context.sampler` says."""
-        return self.context.sampler(n, batch, seed, chances)
-
-    def stream(
-        self,
-        indices: Sequence[int],
-        order: Order,
-        labels: Labels | None = None,
-        data: Dataset | None = None,
-        **more: Any,
-    ) -> Stream:
-        """A stream of the run's images (or of another data set's), cropped as the configuration says; `more` as of
-        `Stream`."""
-        data = self.context.data if data is None else data
-        return Stream(data, indices, order, self.crops, self.preprocess.mean, labels, **more)
-
-    def learn_too(self, name: str, module: nn.Module, rate: float = 1.0) -> Any:
-        """A module of the method's own that the network's optimiser trains; biases and norms are not decayed.
-
-        Args:
-            name: in `modules`, and so in the checkpoint.
-            module: with parameters that the network does not hold.
-            rate: factor on the head's learning rate.
-        """
-        module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.modules[name] = module
-        o = self.config.optimizer
-        add_module(self.optimizers["network"], module, rate * o.lr, o.weight_decay)
-        return module
-
-
-class NetworkTraining(CropTraining):
-    """A segmentation network that learns from labelled crops, by default those of stream `x`; methods add streams and
-    parts.
-
-    Attributes:
-        labels: those that are trained on.
-        supervised: L_x of an output and its labels.
-        held: labelled images that are held out.
-        kept: the network that the method keeps, which held-out images choose an iterate of.
-
-    Args:
-        context: of the run.
-        config: options.
+        config: options, a `NetworkConfig`.
         labels: where labels come from, and of which data set.
         steps: of the stage.
-        name: of the labelled stream.
-        options: further arguments of `CropTraining`.
+        options: further arguments of `NetworkSetup`.
     """
 
-    def __init__(
-        self, context: Context, config: Any, labels: Labels, steps: int, *, name: str = "x", **options: Any
-    ) -> None:
-        super().__init__(context, config, steps, **options)
-        c = self.config
-        self.labels, self.held = hold_out(labels, c.holdout, context.generator("holdout"))
-        self.kept: nn.Module = self.network
-        self.supervised = SupervisedLoss(self.student, c.loss, self.labels, context.classes)
-        chances = class_aware_chances(self.labels) if c.crops.sample == "classes" else None
-        order = self.order(len(self.labels.indices), c.crops.batch, chances=chances)
-        self.streams[name] = self.stream(self.labels.indices, order, self.labels, data=labels.data)
-        self.selection: Selection | None = None
-        if self.held:
-            self.selection = Selection(labels.data, labels, self.held, context.classes, self.preprocess)
-            self.extra = {"selection": self.selection}
+    setup: NetworkSetup
 
-    # ------------------------------------------------------------------ the step
+    def __init__(self, context: Context, config: Any, labels: Labels, steps: int, **options: Any) -> None:
+        super().__init__(NetworkSetup(context, config, labels, steps, **options))
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L = L_x."""
         x = batch["x"]
-        return {"loss": self.supervised(self.student(x.weak), x.y)}
-
-    def after_step(self, step: int) -> None:
-        """Looks at the held-out images, where there are any."""
-        if self.selection is not None:
-            self.selection.after_step(self, step)
-
-    def with_statistics(self, network: Any) -> None:
-        """Gives a copy of the network the batch-norm statistics that the kept network will have."""
-        retake(self.context, self.config, network, self.preprocess, self.labels.indices, self.labels.data)
+        return {"loss": self.setup.supervised(self.setup.student(x.weak), x.y)}
 
 
 def train_network(context: Context, config: NetworkConfig, labels: Labels, name: str, folder: Path, steps: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maskwright.data.training.sources import Labels
+from maskwright.engine.loop import Training
 from maskwright.methods.adapt.cycada.losses import domain_loss, fooling, told_apart
 from maskwright.methods.adapt.cycada.networks import DomainDiscriminator
 from maskwright.methods.adapt.cycada.options import CycadaConfig
@@ -21,7 +22,7 @@ from maskwright.recipes.adversarial.adversary import Adversary, take_step
 from maskwright.recipes.adversarial.replay import AccuracyGate, accuracy
 from maskwright.recipes.consistency.parts import SECOND
 from maskwright.recipes.training.rates import resolved
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from maskwright.engine.context import Context
 
 
-class AlignTraining(NetworkTraining):
+class AlignTraining(Training):
     """A step of D, then, where D is good enough, one of the network that fools it on the target, and one on the
     source's labels.
 
@@ -47,18 +48,21 @@ class AlignTraining(NetworkTraining):
         config = resolved(config, context)
         a, o = config.align, config.optimizer
         slower = replace(config, optimizer=replace(o, lr=o.lr * a.slower))
-        super().__init__(context, slower, labels, steps, name="s", stage="align", network=network)
-        order = self.order(len(context.data), config.crops.batch, SECOND)
-        self.streams["t"] = self.stream(range(len(context.data)), order)
+        setup = NetworkSetup(context, slower, labels, steps, name="s", stage="align", network=network)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.network, self.supervised = setup.student, setup.network, setup.supervised
+        order = context.sampler(len(context.data), config.crops.batch, SECOND)
+        setup.streams["t"] = setup.stream(range(len(context.data)), order)
         channels = context.classes if a.on == "scores" else network.width
-        self.adversary = Adversary(DomainDiscriminator(channels), self.device, a.d_lr)
+        self.adversary = Adversary(DomainDiscriminator(channels), setup.device, a.d_lr)
         self.modules["discriminator"] = self.adversary.discriminator
         self.optimizers["discriminator"] = self.adversary.optimizer
         self.gate = AccuracyGate(a.gate, a.window)
         self.extra = {**self.extra, "gate": self.gate}
         self.source: Network | None = None  # of the source, where it has one of its own
         if not a.shared:
-            self.source = copy.deepcopy(self.network).eval().requires_grad_(False)
+            self.source = copy.deepcopy(setup.network).eval().requires_grad_(False)
             self.modules["source"] = self.source
 
     def seen(self, network: Any, x: Tensor) -> Tensor:

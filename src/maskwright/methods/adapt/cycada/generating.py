@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from maskwright.data.training.sources import Labels
-from maskwright.data.training.streams import CropRecipe, Stream, Streams, Views
+from maskwright.data.training.streams import CropRecipe, Stream, Views
+from maskwright.engine.loop import Training
 from maskwright.methods.adapt.cycada.losses import (
     Played,
     discriminator_loss,
@@ -26,12 +27,11 @@ from maskwright.methods.adapt.cycada.options import CycadaConfig
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.networks.build import Network
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.ops.transfer import to_device
 from maskwright.recipes.adversarial.adversary import Adversary, take_step
 from maskwright.recipes.adversarial.replay import ReplayPool
 from maskwright.recipes.consistency.parts import SECOND
 from maskwright.recipes.training.criteria import IGNORE
-from maskwright.recipes.training.drawing import DrawnTraining
+from maskwright.recipes.training.drawing import StreamSetup, to_signed
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.network import make_preprocess
 
@@ -57,7 +57,7 @@ def constant_then_linear(steps: int, constant: float) -> Callable[[int], float]:
     return lambda step: 1.0 - max(0, step + 1 - kept) / (steps - kept + 1)
 
 
-class GeneratorTraining(DrawnTraining):
+class GeneratorTraining(Training):
     """A step of G and F against frozen discriminators, then D_T's, then D_S's, on what was made before the first.
 
     Args:
@@ -79,6 +79,8 @@ class GeneratorTraining(DrawnTraining):
         judge: Network | None = None,
     ) -> None:
         g = config.generators
+        setup = StreamSetup(to_signed, context.device)
+        super().__init__(setup)
         self.config, self.weights, self.device = config, config.weights, context.device
         self.precision = precision_of(config.precision, self.device)
         context.initialise("generators")
@@ -108,14 +110,8 @@ class GeneratorTraining(DrawnTraining):
         source, target = context.data_of("source"), context.data
         images = range(len(source)) if labels is None else labels.indices
         orders = context.sampler(len(images), g.each), context.sampler(len(target), g.each, SECOND)
-        self.streams = self.sampler = Streams(
-            s=Stream(source, images, orders[0], crops, GREY, labels),
-            t=Stream(target, range(len(target)), orders[1], crops, GREY),
-        )
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) to [-1, 1] on the device."""
-        return to_device(x, self.device).float() / 127.5 - 1
+        setup.streams["s"] = Stream(source, images, orders[0], crops, GREY, labels)
+        setup.streams["t"] = Stream(target, range(len(target)), orders[1], crops, GREY)
 
     def play(self, s: Tensor, t: Tensor) -> Played:
         """What the generators make of crops (B, 3, S, S) of both domains, with gradients."""

@@ -45,6 +45,7 @@ from maskwright.data.training.twins import TwinStream
 from maskwright.data.trust.files import write_text
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
+from maskwright.engine.loop import Training
 from maskwright.engine.needs import StreamNeed
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.dannet.discriminator import OutputDiscriminator
@@ -69,7 +70,7 @@ from maskwright.recipes.training.criteria import SupervisedLoss, pixel_counts
 from maskwright.recipes.training.network import make_network, trained_network
 from maskwright.recipes.training.optimizers import add_module
 from maskwright.recipes.training.options import LossOptions
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -198,34 +199,39 @@ def relit(network: Network, relighting: Relighting, weight: Tensor) -> Network:
     )  # fmt: skip
 
 
-class DANNetTraining(NetworkTraining):
+class DANNetTraining(Training):
     """First relighting and segmenter take a step against frozen discriminators, then they learn from what was said."""
+
+    setup: NetworkSetup
 
     def __init__(
         self, context: Context, config: DANNetConfig, labels: Labels, steps: int, pairs: Path, static: list[int]
     ) -> None:
-        super().__init__(context, config, labels, steps, name="s")
+        setup = NetworkSetup(context, config, labels, steps, name="s")
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.context, self.device = setup.student, context, setup.device
         c, classes = self.config, context.classes
-        if c.exposes and self.crop < c.light.window:
+        if c.exposes and setup.crop < c.light.window:
             raise MaskwrightError(
-                f"light.window={c.light.window} on crops of {self.crop} pixels", "a window that fits into a crop",
-                f"--set light.window={self.crop // 2}, or larger crops",
+                f"light.window={c.light.window} on crops of {setup.crop} pixels", "a window that fits into a crop",
+                f"--set light.window={setup.crop // 2}, or larger crops",
             )  # fmt: skip
-        self.streams["t"] = self.twins(pairs)
+        setup.streams["t"] = self.twins(pairs)
         self.ramp, self.static = Ramp(c.ramp, steps), static
-        counts = pixel_counts(self.labels, classes)
+        counts = pixel_counts(setup.labels, classes)
         self.note_spread(counts)
-        self.weight = rarity_weights(counts, c.rarity.train).to(self.device)
-        self.supervised = SupervisedLoss(self.student, c.loss, self.labels, classes, self.weight)
+        self.weight = rarity_weights(counts, c.rarity.train).to(setup.device)
+        self.supervised = SupervisedLoss(setup.student, c.loss, setup.labels, classes, self.weight)
         lasting = {"memory_format": torch.channels_last}
-        self.relighting: Relighting = Relighting(c.light.width).to(self.device, **lasting)  # type: ignore[call-overload]
+        self.relighting: Relighting = Relighting(c.light.width).to(setup.device, **lasting)  # type: ignore[call-overload]
         rate, decay = c.light.lr * c.optimizer.lr, c.optimizer.weight_decay
         add_module(self.optimizers["network"], self.relighting, rate, decay or 0.0)
-        whole = relit(self.network, self.relighting, rarity_weights(counts, c.rarity.test)).to(self.device)
-        self.modules["network"] = self.kept = whole
+        whole = relit(setup.network, self.relighting, rarity_weights(counts, c.rarity.test)).to(setup.device)
+        self.modules["network"] = setup.kept = whole
         self.adversaries: dict[str, Adversary] = {}
         for name in ("day", "night"):
-            self.adversaries[name] = Adversary(OutputDiscriminator(classes, c.d_width), self.device, c.d_lr)
+            self.adversaries[name] = Adversary(OutputDiscriminator(classes, c.d_width), setup.device, c.d_lr)
             self.modules[f"discriminator_{name}"] = self.adversaries[name].discriminator
             self.optimizers[f"discriminator_{name}"] = self.adversaries[name].optimizer
 
@@ -244,8 +250,9 @@ class DANNetTraining(NetworkTraining):
         night, day = self.context.data, self.context.data_of("day")
         partner = pairs_from_file(file, night, day)
         images = paired(partner).tolist()
-        order = self.order(len(images), self.config.target.batch or self.config.crops.batch, SECOND)
-        return TwinStream(self.stream(images, order), self.stream(range(len(day)), order, data=day), partner)
+        order = self.context.sampler(len(images), self.config.target.batch or self.config.crops.batch, SECOND)
+        stream = self.setup.stream
+        return TwinStream(stream(images, order), stream(range(len(day)), order, data=day), partner)
 
     # ------------------------------------------------------------------ the step
 

@@ -17,9 +17,10 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.streams import Stream, Views
 from maskwright.engine.distributed import world_size
+from maskwright.engine.loop import Training
 from maskwright.methods.adapt.uda_sod.losses import SoftMasks, joined, mask_loss, object_logit
 from maskwright.recipes.consistency.parts import SECOND
-from maskwright.recipes.training.training import NetworkTraining
+from maskwright.recipes.training.setup import NetworkSetup
 
 
 def triangular(steps: int) -> Callable[[int], float]:
@@ -94,35 +95,38 @@ class PseudoStream:
         return SoftViews(views, SoftMasks(*(torch.stack(part) for part in zip(*found))))
 
 
-class SaliencyTraining(NetworkTraining):
+class SaliencyTraining(Training):
     """The network on composites, and on photographs of the target where a round believes some.
 
     Args:
         pseudo: their labels; None: composites alone.
         portion: of the composites that are in the list.
         rate: factor on the shared rates.
-        args: as for `NetworkTraining`.
+        args: as for `NetworkSetup`.
         kwargs: likewise.
     """
 
     def __init__(self, pseudo: Pseudo | None, portion: float, rate: float, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, name="s", **kwargs)
-        c, own, context = self.config, self.labels, self.context
+        setup = NetworkSetup(*args, name="s", **kwargs)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.supervised = setup.student, setup.supervised
+        c, own, context = self.config, setup.labels, setup.context
         chosen = torch.randperm(len(own.indices), generator=context.generator("composites", kwargs["stage"]))
         count = int(len(own.indices) * portion + 1e-9)
         if pseudo is None or not pseudo.indices:
             count, pseudo = max(1, count), None
         indices = sorted(own.indices[k] for k in chosen[:count].tolist())
         n_s, n_t = shares_of(c.crops.batch, count, 0 if pseudo is None else len(pseudo.indices), world_size())
-        del self.streams["s"]
+        del setup.streams["s"]
         if n_s:
-            self.streams["s"] = self._jittered(self.stream(indices, self.order(count, n_s), own, data=own.data))
+            setup.streams["s"] = self._jittered(setup.stream(indices, context.sampler(count, n_s), own, data=own.data))
         if pseudo is not None and n_t:
-            order = self.order(len(pseudo.indices), n_t, SECOND)
-            self.streams["t"] = PseudoStream(self._jittered(self.stream(pseudo.indices, order)), pseudo)
-        cycle = triangular(self.steps)
+            order = context.sampler(len(pseudo.indices), n_t, SECOND)
+            setup.streams["t"] = PseudoStream(self._jittered(setup.stream(pseudo.indices, order)), pseudo)
+        cycle = triangular(setup.steps)
         self.schedule = lambda step: rate * cycle(step)
-        self.supervised.criterion = self.criterion  # type: ignore[assignment]
+        setup.supervised.criterion = self.criterion  # type: ignore[assignment]
 
     def criterion(self, logits: Tensor, y: SoftMasks) -> Tensor:
         """l_m of the logits (B, 2, S, S) of the network, or of its auxiliary heads."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.captioned import Captioned, CaptionStream
-from maskwright.data.training.streams import Streams
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import gather_rows, rank, world_size
+from maskwright.engine.loop import Training
 from maskwright.engine.schedules import cosine
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
@@ -30,7 +30,7 @@ from maskwright.models.towers.text import clip_tokens
 from maskwright.ops.losses.captions import caption_contrast, word_contrast
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.pretraining.instance import synchronised
-from maskwright.recipes.training.drawing import DrawnTraining
+from maskwright.recipes.training.drawing import StreamSetup
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.optimizers import NOT_DECAYED
 
@@ -72,7 +72,7 @@ def groups_of(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str
     return [{"params": ps, "lr": lr, "weight_decay": weight_decay if d else 0.0} for d, ps in kept.items() if ps]
 
 
-class ContrastTraining(DrawnTraining):
+class ContrastTraining(Training):
     """Both towers on captioned photographs, stream `c`.
 
     Args:
@@ -89,6 +89,8 @@ class ContrastTraining(DrawnTraining):
                 "a saved segmenter, whose text tower is not in it, and captions to learn from", "both towers",
                 "give --weights RUN/towers of its run, or --backbone groupvit:small --weights random",
             )  # fmt: skip
+        setup = StreamSetup(Preprocess.for_backbone(tower.provenance).network_input, context.device)
+        super().__init__(setup)
         c, self.context, self.steps, self.device = config, context, steps, context.device
         self.config, self.shape = config, tower.shape
         context.initialise("train")
@@ -109,9 +111,7 @@ class ContrastTraining(DrawnTraining):
         self.schedule = cosine(steps, c.optimizer.final, round(c.optimizer.warmup * steps))
         self.clip = c.optimizer.clip or None
         self.precision = precision_of(c.precision, self.device)
-        self.preprocess = Preprocess.for_backbone(tower.provenance)
-        self.streams = Streams(c=self._stream())
-        self.sampler = self.streams
+        setup.streams["c"] = self._stream()
         self.health = ClusteringHealth(tower.groups, steps, context.note)
 
     def _stream(self) -> CaptionStream:

@@ -34,6 +34,7 @@ from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import world_size
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.hsg.training import (
     LEAST,
@@ -52,7 +53,6 @@ from maskwright.recipes.segments.method import SegmentMethod
 from maskwright.recipes.segments.options import RegionOptions, SegmentOptions, SegmentReadout, idle_segment_options
 from maskwright.recipes.training.network import make_segmenter
 from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
-from maskwright.recipes.training.training import CropTraining
 
 PAPER: dict[str, Any] = {
     "network": "deeplabv3", "hidden": 2048, "crop": 448, "batch": 48, "long_side": 640, "scale_min": 0.5,
@@ -132,7 +132,7 @@ class HSG(SegmentMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2204.11432"
     summary: ClassVar[str] = "Groups segments of views, fine to coarse."
     Config: ClassVar[type] = HSGConfig
-    trainer: ClassVar[type[CropTraining]] = HSGTraining
+    trainer: ClassVar[type[Training]] = HSGTraining
     says: ClassVar[str] = "an embedding of regions in two views, and of fine and coarse groups of them"
     layout: ClassVar[Layout] = "centred"
     config: HSGConfig

@@ -112,11 +112,14 @@ class HSGTraining(SegmentTraining):
         context.initialise("train")
         super().__init__(context, config, steps, hsg_network(context, config))
         c, images = self.config, self.regions.indices
-        photographs = self.stream(images, self.order(len(images), c.crops.batch), labels=self.regions)
+        order = context.sampler(len(images), c.crops.batch)
+        photographs = self.setup.stream(images, order, self.regions)
         photographs.jitter = photometric(c.recipe)
-        self.streams["u"] = Repeated(photographs, VIEWS)
+        self.setup.streams["u"] = Repeated(photographs, VIEWS)
         levels = new_levels(c.levels, c.dim)
-        self.levels: Hierarchy | None = None if levels is None else self.learn_too("levels", levels, c.levels.rate)
+        self.levels: Hierarchy | None = (
+            None if levels is None else self.setup.learn_too("levels", levels, c.levels.rate)
+        )
         self.start = round(c.levels.start * steps)
         self.health = ClusteringHealth(c.levels.fine, steps, context.note)
         if c.schedule == "steps":

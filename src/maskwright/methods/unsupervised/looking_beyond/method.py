@@ -42,6 +42,7 @@ from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import gather_objects, share
+from maskwright.engine.loop import Training
 from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond.labelling import labelled, own_superpixels
@@ -64,7 +65,6 @@ from maskwright.recipes.frozen.features import (
 from maskwright.recipes.proposals.making import PROPOSALS, propose
 from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_segmenter, network_rows
-from maskwright.recipes.training.training import CropTraining
 
 DICTIONARY, CENTERS, QUALITY = "dictionary.safetensors", "centers.safetensors", "quality.json"
 INPUT = "labels"
@@ -237,7 +237,7 @@ class LookingBeyond(CropMethod):
 
     # ------------------------------------------------------------------ training and clusters
 
-    def training(self, steps: int) -> CropTraining:
+    def training(self, steps: int) -> Training:
         """On the auxiliary labels."""
         if left := len(self.context.data) - len(self.auxiliary.indices):
             self.context.note(f"{left} photographs without labels are left out of the training.")

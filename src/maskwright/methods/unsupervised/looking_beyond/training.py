@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.sources import Labels
+from maskwright.engine.loop import Training
 from maskwright.methods.unsupervised.looking_beyond.losses import cross_image_contrast, draw_pixels
 from maskwright.methods.unsupervised.looking_beyond.options import LookingBeyondConfig
 from maskwright.recipes.consistency.representation import labels_at
-from maskwright.recipes.training.training import CropTraining
+from maskwright.recipes.training.setup import CropSetup
 
 APART = 1 << 20
 """What ids of superpixels of one photograph are moved by from those of the next: they have nothing in common."""
 
 
-class LookingBeyondTraining(CropTraining):
+class LookingBeyondTraining(Training):
     """Crops with auxiliary labels, and a projection beside the network.
 
     Args:
@@ -33,16 +34,19 @@ class LookingBeyondTraining(CropTraining):
     """
 
     def __init__(self, context: Any, config: LookingBeyondConfig, steps: int, labels: Labels, linked: bool) -> None:
-        super().__init__(context, config, steps, dropout=False)
+        setup = CropSetup(context, config, steps, dropout=False)
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.network = setup.student, setup.network
         c, self.linked = self.config.contrast, linked
-        order = self.order(len(labels.indices), self.config.crops.batch)
-        photographs = self.stream(labels.indices, order, labels)
+        order = context.sampler(len(labels.indices), self.config.crops.batch)
+        photographs = setup.stream(labels.indices, order, labels)
         photographs.jitter = photometric(c.recipe)
-        self.streams["u"] = photographs
+        setup.streams["u"] = photographs
         projection = nn.Sequential(
-            nn.Conv2d(self.network.width, c.hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(c.hidden, c.width, 1)
+            nn.Conv2d(setup.network.width, c.hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(c.hidden, c.width, 1)
         )
-        self.projection = self.learn_too("projection", projection)
+        self.projection = setup.learn_too("projection", projection)
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """The contrast of drawn pixels, and of what they are: how many, of how many labels, how often across

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.sources import StoredLabels
 from maskwright.engine.distributed import gather_objects, world_size
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.maskcontrast.losses import (
     agreement,
@@ -28,7 +29,7 @@ from maskwright.models.parts.salient_objects import SalientDecoder
 from maskwright.recipes.banks import FeatureBank
 from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.training.network import make_network
-from maskwright.recipes.training.training import CropTraining
+from maskwright.recipes.training.setup import CropSetup
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -59,7 +60,7 @@ def freeze_first(network: Network, share: float) -> int:
     return count
 
 
-class MaskContrastTraining(CropTraining):
+class MaskContrastTraining(Training):
     """Two views of each photograph, the query's object pixels against prototypes of the key's object, of the others'
     and of earlier ones."""
 
@@ -72,22 +73,24 @@ class MaskContrastTraining(CropTraining):
                 f"add --set crops.batch={least}, or leave contrast.queue out",
             )
         context.initialise("train")
-        super().__init__(context, config, steps, network=salient_network(context, config))
-        c = self.config
+        setup = CropSetup(context, config, steps, network=salient_network(context, config))
+        super().__init__(setup)
+        c = self.config = setup.config
+        self.student, self.network, self.device = setup.student, setup.network, setup.device
         self.dim = c.contrast.dim
         if c.freeze > 0:
-            freeze_first(self.network, c.freeze)
-        photographs = self.stream(objects.indices, self.order(len(objects.indices), c.crops.batch))
+            freeze_first(setup.network, c.freeze)
+        photographs = setup.stream(objects.indices, context.sampler(len(objects.indices), c.crops.batch))
         photographs.jitter = photometric(c.views.recipe)
         area = (c.crops.scale_min, c.crops.scale_max)
-        self.streams["u"] = ObjectStream(photographs, objects.read, area, (c.views.least, c.views.most))
-        self.keys = EMATeacher(self.network, c.contrast.momentum, "own", "train", warm=False)
+        setup.streams["u"] = ObjectStream(photographs, objects.read, area, (c.views.least, c.views.most))
+        self.keys = EMATeacher(setup.network, c.contrast.momentum, "own", "train", warm=False)
         self.modules["keys"] = self.keys
         self.queue: FeatureBank | None = None
         if c.contrast.queue:
             self.queue = FeatureBank(c.contrast.queue, self.dim)
             self.queue.add(F.normalize(torch.randn(c.contrast.queue, self.dim), dim=1))
-            self.queue.to(self.device)
+            self.queue.to(setup.device)
             self.modules["queue"] = self.queue
 
     def before_step(self, step: int) -> None:

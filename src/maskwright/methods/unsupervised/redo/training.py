@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from maskwright.data.training.streams import CropRecipe, Stream, Streams
+from maskwright.data.training.streams import CropRecipe, Stream
 from maskwright.data.training.views import View
 from maskwright.engine.distributed import all_reduce_sum, world_size
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.redo.losses import composites, recovery_loss
 from maskwright.methods.unsupervised.redo.networks import Judge, RegionGenerator, initialise
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.regions import RegionClassifier, RegionEncoder
-from maskwright.ops.transfer import to_device
 from maskwright.recipes.adversarial.adversary import Adversary, hinge, take_step
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.consistency.parts import SECOND
-from maskwright.recipes.training.drawing import DrawnTraining
+from maskwright.recipes.training.drawing import StreamSetup, to_signed
 from maskwright.recipes.training.forward import precision_of
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Shares(nn.Module):
         return shares
 
 
-class RedoTraining(DrawnTraining):
+class RedoTraining(Training):
     """A step of mask network, generators and recovery against a frozen discriminator, then the discriminator's."""
 
     must_fall: ClassVar[str] = "recovered"
@@ -107,6 +107,8 @@ class RedoTraining(DrawnTraining):
                 f"{images} photograph", "at least 2 for redo: real ones beside those that are redrawn",
                 "use --method kmeans or deep_spectral on a single one",
             )  # fmt: skip
+        setup = StreamSetup(to_signed, context.device)
+        super().__init__(setup)
         context.initialise("train")
         self.context, self.config, self.steps, self.device = context, config, steps, context.device
         self.precision = precision_of(config.precision, self.device)
@@ -129,12 +131,8 @@ class RedoTraining(DrawnTraining):
         crops = CentralSquare(config.crops.size, (1.0, 1.0), config.crops.size)
         orders = (context.sampler(images, config.crops.batch, seed) for seed in (0, SECOND))
         x, real = (Stream(context.data, range(images), order, crops, GREY) for order in orders)
-        self.streams = self.sampler = Streams(x=x, real=real)
+        setup.streams |= {"x": x, "real": real}
         self.health = ClusteringHealth(context.classes, steps, context.note)
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) to [-1, 1] on the device."""
-        return to_device(x, self.device).float() / 127.5 - 1
 
     # ------------------------------------------------------------------ restart
 

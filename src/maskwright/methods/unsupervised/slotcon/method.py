@@ -34,6 +34,7 @@ from maskwright.data.training.two_crops import TwoCropStream
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import rank, share
+from maskwright.engine.loop import Training
 from maskwright.engine.schedules import cosine_value
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.slotcon.losses import (
@@ -59,7 +60,7 @@ from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network, make_segmenter, network_rows, trained_network
-from maskwright.recipes.training.training import CropTraining
+from maskwright.recipes.training.setup import CropSetup
 
 CENTERS = "centers.safetensors"
 BEGUN = 256
@@ -91,29 +92,32 @@ def slotcon_network(context: Context, config: SlotConConfig) -> Network:
     return network.train()
 
 
-class SlotConTraining(CropTraining):
+class SlotConTraining(Training):
     """Two views of each photograph through the network and its average."""
 
     must_fall: ClassVar[str] = "slot_excess"
-    network: Network
+    setup: CropSetup
 
     def __init__(self, context: Any, config: SlotConConfig, steps: int) -> None:
         context.initialise("train")
-        super().__init__(context, config, steps, network=slotcon_network(context, config))
+        setup = CropSetup(context, config, steps, network=slotcon_network(context, config))
+        super().__init__(setup)
+        self.config = setup.config
+        self.student, self.network, self.context, self.steps = setup.student, setup.network, context, steps
         c, images = self.config, len(context.data)
         recipes = (photometric(c.views.recipe1), photometric(c.views.recipe2))
-        photographs = self.stream(range(images), self.order(images, c.crops.batch))
-        self.streams["u"] = TwoCropStream(photographs, recipes, c.views.overlap, c.views.flip)
-        self.teacher = EMATeacher(self.network, c.teacher.momentum, buffers="own", mode="train", warm=False)
-        self.center = Center(self.network.classes, c.loss.center).to(self.device)
+        photographs = setup.stream(range(images), context.sampler(images, c.crops.batch))
+        setup.streams["u"] = TwoCropStream(photographs, recipes, c.views.overlap, c.views.flip)
+        self.teacher = EMATeacher(setup.network, c.teacher.momentum, buffers="own", mode="train", warm=False)
+        self.center = Center(setup.network.classes, c.loss.center).to(setup.device)
         self.modules |= {"teacher": self.teacher, "center": self.center}
-        self.predictor = self.learn_too("predictor", Projector(c.groups.width, c.groups.hidden, c.groups.width))
+        self.predictor = setup.learn_too("predictor", Projector(c.groups.width, c.groups.hidden, c.groups.width))
         if not c.loss.slots:
             self.predictor.requires_grad_(False)
         if c.schedule == "cosine":
             warm = int(c.warm * max(1, images // c.crops.batch))
             self.schedule = warm_cosine(steps, warm, 1e-6 / c.optimizer.lr)
-        self.health = ClusteringHealth(self.network.classes, steps, context.note)
+        self.health = ClusteringHealth(setup.network.classes, steps, context.note)
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -124,7 +128,7 @@ class SlotConTraining(CropTraining):
             random = context.generator("start", j, rank())
             mine = share(chunk.tolist())
             if mine:
-                u = self.prepared(self.streams["u"].draw(mine, random))
+                u = self.setup.prepared(self.setup.streams["u"].draw(mine, random))
                 x = u.u1 if len(mine) > 1 else torch.cat((u.u1, u.u2))  # one place of one view has no variance
                 with self.student.autocast():
                     z = self.network.decode(self.network.features(x))
@@ -196,7 +200,7 @@ class SlotCon(CropMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2205.15288"
     summary: ClassVar[str] = "Prototypes that agree between two views."
     Config: ClassVar[type] = SlotConConfig
-    trainer: ClassVar[type[CropTraining]] = SlotConTraining
+    trainer: ClassVar[type[Training]] = SlotConTraining
     says: ClassVar[str] = "prototypes that group two views alike, and slots that tell their group"
     config: SlotConConfig
 

@@ -40,11 +40,12 @@ from maskwright.data.training.streams import Views
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.training.views import View, resample
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.loop import Training
 from maskwright.methods.weak.seam.network import SeamNetwork, SeamOutput
 from maskwright.ops.cam import background_power, keep_tagged, normalize_cam, suppress_non_maximal
 from maskwright.recipes.tags.method import TagMethod
 from maskwright.recipes.tags.options import ClassifierOptions, MapOptions
-from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin
+from maskwright.recipes.tags.training import TagSetup, multi_label_soft_margin
 from maskwright.recipes.tags.walk_options import WalkConfig
 from maskwright.recipes.tags.walking import STEPS, Walk
 
@@ -212,20 +213,20 @@ def make_seam_network(context: Any, config: SeamConfig, targets: TagTargets) -> 
     return SeamNetwork(context.backbone, len(targets), c.output_stride or None, c.dropout, c.freeze)
 
 
-class SeamTraining(TagTraining):
+class SeamTraining(Training):
     """Two branches of one network."""
 
-    def __init__(self, context: Any, config: SeamConfig, targets: TagTargets, steps: int) -> None:
-        super().__init__(context, config, targets, steps, make_seam_network)
-        m = self.network.multiple_of
-        self.small = min(self.crop, max(LEAST, round(self.crop * config.second.rescale / m)) * m)
-        self.grid = (-(-self.small // GRID), -(-self.small // GRID))  # (h, w) that maps are compared on
-        mean = torch.tensor(self.preprocess.mean).mul(255).round().to(torch.uint8)
-        self.margin = self.normalise(mean[None, :, None, None])  # what crops show beside the photograph
+    setup: TagSetup
 
-    def crop_side(self) -> int:
-        """At least so large that the smaller view has a few cells."""
-        return max(super().crop_side(), 2 * LEAST * self.network.multiple_of)
+    def __init__(self, context: Any, config: SeamConfig, targets: TagTargets, steps: int) -> None:
+        setup = TagSetup(context, config, targets, steps, make_seam_network, least=2 * LEAST)
+        super().__init__(setup)
+        self.config, self.steps, self.network = config, steps, setup.network
+        m = self.network.multiple_of
+        self.small = min(setup.crop, max(LEAST, round(setup.crop * config.second.rescale / m)) * m)
+        self.grid = (-(-self.small // GRID), -(-self.small // GRID))  # (h, w) that maps are compared on
+        mean = torch.tensor(setup.preprocess.mean).mul(255).round().to(torch.uint8)
+        self.margin = setup.normalise(mean[None, :, None, None])  # what crops show beside the photograph
 
     def transformed(self, view: View, random: torch.Generator) -> View:
         """A of a view: smaller, and where asked mirrored and rotated."""
@@ -239,21 +240,21 @@ class SeamTraining(TagTraining):
 
     def batch(self, indices: Any, random: torch.Generator) -> dict[str, Pair]:
         """Crops of tagged photographs, and the geometry of A of each."""
-        x: Views = self.streams.draw(indices, random)["x"]
+        x: Views = self.setup.streams.draw(indices, random)["x"]
         return {"x": Pair(x.weak, None, x.t, x.geometry, [self.transformed(v, random) for v in x.geometry])}
 
     def on_device(self, batch: Any) -> dict[str, Pair]:
         """The network's input, and A of it."""
         x: Pair = batch["x"]
-        x1 = self.normalise(x.x1)
+        x1 = self.setup.normalise(x.x1)
         x2, valid = resample(x1, x.views1, x.views2, (self.small, self.small), antialias=True)
         x2 = torch.where(valid[:, None], x2, self.margin).contiguous(memory_format=torch.channels_last)
-        return {"x": x._replace(x1=x1, x2=x2, y=x.y.to(self.device, non_blocking=True))}
+        return {"x": x._replace(x1=x1, x2=x2, y=x.y.to(self.setup.device, non_blocking=True))}
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """L = L_cls + er(t) L_ER + ecr L_ECR."""
         c, x = self.config, batch["x"]
-        with self.autocast():
+        with self.setup.autocast():
             out1, out2 = self.network(x.x1, x.y), self.network(x.x2, x.y)
         l_cls = classification_loss(out1, out2, x.y, c.small_share)
         first = self.seen(out1, x.y, x.views1, x.views2)  # A of the first branch's maps
@@ -291,7 +292,7 @@ class Seam(TagMethod):
     link: ClassVar[str] = "https://arxiv.org/abs/2004.04581"
     summary: ClassVar[str] = "Makes class maps follow a rescaled image."
     Config: ClassVar[type] = SeamConfig
-    trainer: ClassVar[type[TagTraining]] = SeamTraining
+    trainer: ClassVar[type[Training]] = SeamTraining
     # SEAM's copy of AffinityNet walks 2^6 steps with a background of power 6, AffinityNet 2^8 with 16.
     published: ClassVar[Mapping[str, int]] = {**STEPS, "psa": 64}
 

@@ -46,6 +46,7 @@ from maskwright.data.training.views import View, resample
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
+from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.methods.weak.toco.network import Projector, TocoNetwork
 from maskwright.models.segmenter import Segmenter
@@ -60,7 +61,7 @@ from maskwright.recipes.tags.method import TagMethod
 from maskwright.recipes.tags.network import tag_preprocess, tag_steps
 from maskwright.recipes.tags.options import ClassifierOptions, MapOptions, TagsConfig
 from maskwright.recipes.tags.showing import Way, what_is_shown
-from maskwright.recipes.tags.training import TagTraining, multi_label_soft_margin
+from maskwright.recipes.tags.training import TagSetup, multi_label_soft_margin
 from maskwright.recipes.training.optimizers import add_module
 
 if TYPE_CHECKING:
@@ -326,27 +327,34 @@ class LargeViewStream(Stream):
         return LargeViews(torch.stack(x), y, tuple(views), torch.stack(second), torch.stack(changed), valid)
 
 
-class TocoTraining(TagTraining):
+class TocoTraining(Training):
     """The one stage: classifiers, contrasts and segmentation branch at once."""
 
+    setup: TagSetup
+
     def __init__(self, context: Context, config: TocoConfig, targets: TagTargets, steps: int) -> None:
-        super().__init__(context, config, targets, steps, make_toco_network)
+        setup = TagSetup(context, config, targets, steps, make_toco_network)
+        super().__init__(setup)
+        self.config, self.targets, self.steps = config, targets, steps
+        self.network, self.autocast = setup.network, setup.autocast
+        self.preprocess, self.crop = setup.preprocess, setup.crop
         c, m = config, self.network.multiple_of
         context.initialise("classify")  # the projector's weights hang on no size of the network
-        self.projector = Projector(self.network.width, c.projector.hidden, out=c.projector.projection).to(self.device)
-        self.teacher = EMATeacher(self.projector, c.projector.momentum, warm=False).to(self.device)
+        projector = Projector(self.network.width, c.projector.hidden, out=c.projector.projection)
+        self.projector = projector.to(context.device)
+        self.teacher = EMATeacher(self.projector, c.projector.momentum, warm=False).to(context.device)
         self.modules |= {"projector": self.projector, "teacher": self.teacher}
         add_module(self.optimizers["network"], self.projector, c.classifier.lr, c.classifier.weight_decay)
         self.schedule = warm_poly(steps, round(c.warmup * steps))
         self.local = min(-(-c.local.side // m) * m, self.crop)
         self.grid = (-(-self.crop // 2), -(-self.crop // 2))
-        self.streams["x"] = LargeViewStream(self.stream())
+        setup.streams["x"] = LargeViewStream(setup.stream())
 
     def on_device(self, batch: Any) -> dict[str, LargeViews]:
         """Views as the network's input."""
         x: LargeViews = batch["x"]
-        images = [self.normalise(part) for part in (x.x, x.second, x.changed)]
-        y, valid = (part.to(self.device, non_blocking=True) for part in (x.y, x.valid))
+        images = [self.setup.normalise(part) for part in (x.x, x.second, x.changed)]
+        y, valid = (part.to(self.setup.device, non_blocking=True) for part in (x.y, x.valid))
         return {"x": LargeViews(images[0], y, x.views, images[1], images[2], valid)}
 
     @torch.no_grad()
@@ -458,7 +466,7 @@ class Toco(TagMethod):
     summary: ClassVar[str] = "Contrasts the tokens of a transformer."
     backbones: ClassVar[Literal["any", "vit"]] = "vit"
     Config: ClassVar[type] = TocoConfig
-    trainer: ClassVar[type[TagTraining]] = TocoTraining
+    trainer: ClassVar[type[Training]] = TocoTraining
 
     def stages(self) -> list[Stage]:
         """Classify, which trains all of ToCo; with `retrain` then masks or cams and seeds, and retrain."""
