@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -185,10 +186,8 @@ def train_rank(train: Any, training: Training, folder: Path, fabric: Any, rank: 
     run = RunFolder(folder, writes=rank == 0)
     stage = run.stage_folder("toy")
     barrier()
-    loop.fit(
-        training, name="toy", steps=9, seed=1, fabric=fabric, run=run, folder=stage, progress=Progress(quiet=True),
-        checkpoint_every=4, log_every=1,
-    )  # fmt: skip
+    context: Any = SimpleNamespace(run=run, seed=1, fabric=fabric, progress=Progress(quiet=True), workers=None)
+    loop.fit(training, context, "toy", stage, 9, checkpoint_every=4, log_every=1)
     barrier()
 
 

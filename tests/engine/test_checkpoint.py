@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests.engine.toys import equal
+from torch import nn
 
 from maskwright.engine import checkpoint
-from maskwright.engine.checkpoint import load_checkpoint, save_checkpoint
+from maskwright.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, stage_parts, trained
 from maskwright.errors import MaskwrightError
 
 STATE = {
@@ -87,3 +88,19 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch, where, faul
 def test_a_place_that_cannot_be_written(tmp_path):
     with pytest.raises(MaskwrightError, match="cannot write"):
         save_checkpoint(tmp_path / "missing" / "c.pt", STATE)
+
+
+def test_what_a_stage_left_is_loaded_in_evaluation_mode_and_another_build_is_refused(tmp_path):
+    torch.manual_seed(0)
+    left = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    folder = tmp_path / "first"
+    folder.mkdir()
+    save_checkpoint(folder / CHECKPOINT, {"step": 1, "parts": {"module.head": left.state_dict()}})
+    found = trained(folder, "head", nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+    assert torch.equal(found[0].weight, left[0].weight) and not found.training
+    assert set(stage_parts(folder / CHECKPOINT)) == {"module.head"}
+    for part, module in (("head", nn.Linear(2, 3)), ("tail", left)):
+        with pytest.raises(MaskwrightError, match="another network"):
+            trained(folder, part, module)
+    with pytest.raises(MaskwrightError, match="second stage left no"):
+        trained(tmp_path / "second", "head", left)

@@ -135,3 +135,20 @@ def test_one_process_needs_no_group():
     parameter = torch.nn.Parameter(torch.ones(2))
     distributed.average_gradients([parameter])
     assert parameter.grad is None
+
+
+def test_the_pass_over_images_leaves_out_what_a_killed_run_made():
+    made, quiet = {1, 4}, Progress(quiet=True)
+    assert list(distributed.each(quiet, range(6), "pass", done=made.__contains__)) == [0, 2, 3, 5]
+    assert list(distributed.each(quiet, [7, 5], "pass")) == [7, 5]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_images_and_wait_for_each_other(world, monkeypatch):
+    seen, waits = [], []
+    monkeypatch.setattr(distributed, "barrier", lambda: waits.append(len(seen)))
+    for rank in range(world):
+        part = slice(rank * 7 // world, (rank + 1) * 7 // world)
+        monkeypatch.setattr(distributed, "share", lambda items, part=part: items[part])
+        seen += distributed.each(Progress(quiet=True), range(7), "pass")
+    assert seen == list(range(7)) and len(waits) == world

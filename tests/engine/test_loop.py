@@ -14,10 +14,11 @@ import torch
 from tests.engine.toys import PlainFabric, Toy, equal, train
 from torch import nn
 
-from maskwright.engine import loop, resuming
+from maskwright.engine import resuming
 from maskwright.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from maskwright.engine.loop import Training
 from maskwright.engine.schedules import cosine, poly
+from maskwright.engine.updating import parameters_of
 from maskwright.errors import MaskwrightError, ask_to_stop, may_wait
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -352,7 +353,7 @@ class Two(Toy):
     def after_step(self, step: int) -> None:
         body, head = (self.optimizers[n].param_groups[0]["lr"] for n in ("body", "head"))
         self.rates.append((body, head))
-        gradients = [p.grad for p in loop.parameters_of(self.optimizers["body"]) if p.grad is not None]
+        gradients = [p.grad for p in parameters_of(self.optimizers["body"]) if p.grad is not None]
         self.norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
         super().after_step(step)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -122,11 +123,9 @@ def train(training: Training, folder: Path, steps: int = 7, **options: Any) -> R
     """Trains in `folder`, from where it stands."""
     run = RunFolder(folder)
     stage = run.stage_folder("toy")
-    fit(
-        training, steps=steps, run=run, folder=stage,
-        **({"name": "toy", "seed": 1, "fabric": PlainFabric(), "progress": Progress(quiet=True),
-            "checkpoint_every": 2, "log_every": 1} | options),
-    )  # fmt: skip
+    own = {"seed": 1, "fabric": PlainFabric(), "progress": Progress(quiet=True), "workers": None}
+    context: Any = SimpleNamespace(run=run, **{name: options.pop(name, value) for name, value in own.items()})
+    fit(training, context, "toy", stage, steps, **({"checkpoint_every": 2, "log_every": 1} | options))
     return run
 
 

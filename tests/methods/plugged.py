@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from tests.methods.faint import Faint
 from torch import Tensor
 
+from maskwright.engine.checkpoint import trained
 from maskwright.methods.supervised import Supervised
 from maskwright.models.networks.network import Network
 from maskwright.recipes.training.network import make_network
@@ -40,4 +41,4 @@ class Plugged(Supervised):
         """From the checkpoint, with that part."""
         network = make_network(self.context, self.config)
         network.classifier = Faint(network.width, network.classes)
-        return self.context.trained("train", "network", network)
+        return trained(self.context.run.path / "train", "network", network)

@@ -302,8 +302,8 @@ def test_interrupted_at_any_checkpoint_and_resumed_gives_the_same_weights(name, 
     real_fit, real_save = loop.fit, resuming.save_checkpoint
     saved: list[int] = []
 
-    def frequent(training, **options):
-        real_fit(training, **(options | {"checkpoint_every": 3}))
+    def frequent(*given, **options):
+        real_fit(*given, **(options | {"checkpoint_every": 3}))
 
     def interrupting(path, state):
         real_save(path, state)
@@ -348,9 +348,9 @@ def test_resumes_behind_every_stage(name, finished, data, tmp_path):
 def test_loss_falls(name, data, tmp_path, monkeypatch):
     falls: dict[str, str] = {}
 
-    def watched(training, **options):
-        falls[options["name"]] = training.must_fall
-        loop.fit(training, **options)
+    def watched(training, context, stage, *given, **options):
+        falls[stage] = training.must_fall
+        loop.fit(training, context, stage, *given, **options)
 
     monkeypatch.setattr("maskwright.engine.context.fit", watched)
     run(name, data, tmp_path / "run", steps=40)

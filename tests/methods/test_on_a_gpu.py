@@ -53,7 +53,8 @@ def test_trains_goes_on_elsewhere_predicts_and_suggests(name, workers, data, tmp
             raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        "maskwright.engine.context.fit", lambda t, **options: real_fit(t, **(options | {"checkpoint_every": 2}))
+        "maskwright.engine.context.fit",
+        lambda *given, **options: real_fit(*given, **(options | {"checkpoint_every": 2})),
     )
     monkeypatch.setattr(resuming, "save_checkpoint", stop)
     first, second = ("cuda", "cpu") if workers else ("cpu", "cuda")

@@ -1,9 +1,9 @@
-"""`maskwright compare`: runs side by side."""
+"""`maskwright compare`: runs side by side, also those that `maskwright train --seeds` makes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,3 +25,14 @@ def compare(
         write_json(json, comparison.to_json())
     if out is not None:
         echo(f"page: {out}")
+
+
+def train_and_show(seeds: list[int], **asked: Any) -> None:
+    """One run a seed, and the table of all, printed once where several processes made them."""
+    from maskwright import api
+    from maskwright.app.comparing.tables import print_comparison
+    from maskwright.engine.progress import Progress
+
+    comparison = api.train_seeds(seeds=seeds, **asked)
+    if not Progress.of_this_process().quiet:
+        print_comparison(comparison)

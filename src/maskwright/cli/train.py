@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from maskwright.cli import train_options as o
+from maskwright.cli.compare import train_and_show
 from maskwright.cli.options import Labels, Range, Void
 from maskwright.errors import MaskwrightError
 
@@ -52,14 +53,3 @@ def train(
     from maskwright import api
 
     api.train(seed=seed, **asked)
-
-
-def train_and_show(seeds: list[int], **asked: Any) -> None:
-    """One run a seed, and the table of all, printed once where several processes made them."""
-    from maskwright import api
-    from maskwright.app.comparing.tables import print_comparison
-    from maskwright.engine.progress import Progress
-
-    comparison = api.train_seeds(seeds=seeds, **asked)
-    if not Progress.of_this_process().quiet:
-        print_comparison(comparison)

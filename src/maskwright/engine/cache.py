@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.preprocess import Preprocess
 
+FEATURES = ".features"
+"""Folder of a run for features that the cache could not take; gone when the run is finished."""
 FORMAT = "2"
 HEADER_BYTES = 128
 HEADER = re.compile(

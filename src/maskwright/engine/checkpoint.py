@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from maskwright.data.trust.artefacts import Damage, file_checksum
 from maskwright.data.trust.files import temporary_beside
 from maskwright.errors import MaskwrightError
 
+M = TypeVar("M", bound=nn.Module)
 CHECKPOINT = "checkpoint.pt"
 """Its name in the folder of a training stage."""
 TRAILER = b"maskwright crc32 %08x\n"
@@ -150,3 +151,19 @@ def load_part(module: nn.Module, parts: Mapping[str, Any], name: str, path: Path
             "the one of this run",
             f"delete its folder {path.parent} and repeat the command with --resume",
         ) from error
+
+
+def trained(folder: Path, part: str, module: M) -> M:
+    """A module with the weights that a training stage left, in evaluation mode.
+
+    Args:
+        folder: of the stage.
+        part: the module's name in the training's `modules`.
+        module: of the same build; its tensors are overwritten.
+
+    Raises:
+        MaskwrightError: the stage left no checkpoint, a damaged one, or one of another build.
+    """
+    path = folder / CHECKPOINT
+    load_part(module, stage_parts(path), f"module.{part}", path)
+    return module.eval()

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sampler import Sampler
 from maskwright.engine import seeding
-from maskwright.engine.cache import FeatureCache, FeatureStore
-from maskwright.engine.checkpoint import CHECKPOINT, load_part, stage_parts
-from maskwright.engine.distributed import barrier, rank, share, world_size
+from maskwright.engine.cache import FeatureCache
+from maskwright.engine.checkpoint import CHECKPOINT
+from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.ledgers import TARGET, Ledgers
 from maskwright.engine.loop import Training, fit
 from maskwright.engine.progress import Progress
@@ -24,9 +23,6 @@ from maskwright.engine.records import RunFolder
 from maskwright.engine.resuming import restore
 from maskwright.engine.timing import Timed, Timing, time_steps
 from maskwright.models.parts.table import check_modules
-
-FEATURES = ".features"
-"""Folder of a run for features that the cache could not take; gone when the run is finished."""
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -37,11 +33,7 @@ if TYPE_CHECKING:
     from maskwright.engine.start import Start
     from maskwright.models.backbones.build import Backbone
     from maskwright.models.onnx_network import OnnxNetwork
-    from maskwright.models.parts.encoder import BackboneEncoder
-    from maskwright.models.preprocess import Preprocess
     from maskwright.models.segmenter import Segmenter
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -135,13 +127,6 @@ class Context:
         """A CPU generator for one purpose, a function of the run's seed and the purpose alone."""
         return seeding.generator(self.seed, *purpose)
 
-    def features(self, encoder: BackboneEncoder, preprocess: Preprocess, data: Dataset | None = None) -> FeatureStore:
-        """Dense features of the images, from the cache or computed now."""
-        images = self.data if data is None else data
-        return self.cache.features(
-            encoder, preprocess, images, progress=self.progress, device=self.device, instead=self.run.path / FEATURES
-        )
-
     def initialise(self, stage: str) -> None:
         """Seeds the global generators for what a stage draws before its first step: its initial weights."""
         seeding.seed_step(self.seed, -1, stage=stage)
@@ -158,42 +143,6 @@ class Context:
         seed = (self.seed + seed) & 0xFFFFFFFFFFFFFFFF
         return Sampler(images, batch, seed=seed, world=world_size(), rank=rank(), weights=chances)
 
-    def each(self, indices: Sequence[int], says: str, done: Callable[[int], bool] = lambda i: False) -> Iterator[int]:
-        """This process's share of images, one by one, shown as progress; then waits for the other processes.
-
-        Args:
-            indices: of all images.
-            says: a word for the progress line.
-            done: whether a killed run left what the caller makes of an image; such an image is passed over.
-        """
-        mine = share(indices)
-        for i in self.progress.track(mine, says, len(mine)):
-            if not done(i):
-                yield i
-        barrier()
-
-    def left(self, stage: str) -> dict[str, Any]:
-        """The state of each part of a training stage behind its last step, by name (`module.head`).
-
-        Raises:
-            MaskwrightError: the stage left no checkpoint, or a damaged one.
-        """
-        return stage_parts(self.run.path / stage / CHECKPOINT)
-
-    def trained(self, stage: str, part: str, module: M) -> M:
-        """A module with the weights that a training stage left, in evaluation mode.
-
-        Args:
-            stage: its name.
-            part: the module's name in the training's `modules`.
-            module: of the same build; its tensors are overwritten.
-
-        Raises:
-            MaskwrightError: the stage left no checkpoint, a damaged one, or one of another build.
-        """
-        load_part(module, self.left(stage), f"module.{part}", self.run.path / stage / CHECKPOINT)
-        return module.eval()
-
     def fit(self, training: Training, name: str, folder: Path, steps: int, **options: Any) -> None:
         """Trains a stage through the one loop; which labels it read is saved with its checkpoints.
 
@@ -203,17 +152,15 @@ class Context:
         """
         check_modules(training.modules.values())
         timing = self.timing
-        given: dict[str, Any] = {"name": name, "seed": self.seed, "fabric": self.fabric, "workers": self.workers}
         if timing.pace is not None:
-            time_steps(training, enough=timing.pace.enough, **given)
+            time_steps(training, self, name, timing.pace.enough)
             raise Timed
         training.extra = {**training.extra, "ledger": self.ledgers}
         if timing.as_it_stands:
             self.run.kept = (name, restore(training, folder / CHECKPOINT, self.progress), steps)
         else:
             after = timing.forecast(name, steps, self.progress.say).after
-            given |= {"steps": steps, "run": self.run, "folder": folder, "progress": self.progress, "after": after}
-            fit(training, **(given | options))
+            fit(training, self, name, folder, steps, **({"after": after} | options))
         timing.arrived(name, self.run.kept)
 
     def note(self, sentence: str, *, said: bool = False) -> None:

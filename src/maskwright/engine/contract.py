@@ -18,8 +18,6 @@ from maskwright.models.segmenter import Segmenter
 if TYPE_CHECKING:
     from maskwright.data.masking.classes import ClassTable
     from maskwright.engine.context import Context
-    from maskwright.models.parts.part import Part
-    from maskwright.models.preprocess import Preprocess
 
 StageKind = Literal["train", "fit", "label"]
 
@@ -178,18 +176,6 @@ class Method(ABC):
     def table(self) -> ClassTable:
         """What the segmenter tells apart: the run's classes or clusters; a method that adds one of its own says so."""
         return self.context.table
-
-    def assembled(self, encoder: Part, decoder: Part | None, classifier: Part, preprocess: Preprocess) -> Segmenter:
-        """A segmenter of the method on the run's backbone, in evaluation mode.
-
-        Args:
-            encoder: images to features.
-            decoder: features to an embedding; None: they are it.
-            classifier: embedding to logits, one for each class of `table`.
-            preprocess: from photograph to input.
-        """
-        provenance = self.context.backbone.provenance
-        return Segmenter(encoder, decoder, classifier, self.table, preprocess, provenance, self.name).eval()
 
     @abstractmethod
     def segmenter(self) -> Segmenter:

@@ -7,12 +7,15 @@ forwards, heads alone, teachers) that a wrapper would have to be told about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from maskwright.engine.progress import Progress
 
 T = TypeVar("T")
 
@@ -57,6 +60,24 @@ def share(items: Sequence[T]) -> Sequence[T]:
     """This process's contiguous share of a sequence; the shares of all processes make up the whole, in order."""
     n, w, r = len(items), world_size(), rank()
     return items[r * n // w : (r + 1) * n // w]
+
+
+def each(
+    progress: Progress, indices: Sequence[int], says: str, done: Callable[[int], bool] = lambda i: False
+) -> Iterator[int]:
+    """This process's share of images, one by one, shown as progress; then waits for the other processes.
+
+    Args:
+        progress: how work shows itself.
+        indices: of all images.
+        says: a word for the progress line.
+        done: whether a killed run left what the caller makes of an image; such an image is passed over.
+    """
+    mine = share(indices)
+    for i in progress.track(mine, says, len(mine)):
+        if not done(i):
+            yield i
+    barrier()
 
 
 def broadcast_object(value: T) -> T:

@@ -7,7 +7,6 @@ with their own order) lives in its `Training`, in `losses`, `update` and `after_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -18,18 +17,18 @@ from torch import Tensor, nn
 
 from maskwright.engine.ahead import Batches
 from maskwright.engine.checkpoint import CHECKPOINT
-from maskwright.engine.distributed import average_gradients, rank
-from maskwright.engine.resuming import HasState, Rhythm, restore, save
+from maskwright.engine.distributed import rank
+from maskwright.engine.resuming import HasState, Rhythm, must_be_finite, restore, save
 from maskwright.engine.schedules import Rates, Schedule
 from maskwright.engine.seeding import seed_step
 from maskwright.engine.setup import Setup
-from maskwright.errors import MaskwrightError, between_steps, stop_if_asked
+from maskwright.engine.updating import take_step
+from maskwright.errors import between_steps, stop_if_asked
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from maskwright.engine.progress import Progress
-    from maskwright.engine.records import RunFolder
+    from maskwright.engine.context import Context
 
 Indices = Sequence[int] | np.ndarray
 """Indices of images."""
@@ -54,7 +53,7 @@ class Training:
         schedule: factor on every optimiser's initial learning rate at a step, a pure function of the step; or such a
             function for each optimiser by its name, those without one kept at their rates.
         clip: greatest norm of each optimiser's gradient; None: gradients are as they are. An `update` of a method's own
-            hands it to `recipes.adversarial.adversary.take_step`.
+            hands it to `engine.updating.take_step`.
         must_fall: name of the loss term that falls while the stage learns; of players against each other, the total
             need not.
         reads_ahead: whether batches may be drawn in other threads while a step runs. False where the sampler or
@@ -103,14 +102,7 @@ class Training:
     def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
         """One step of all optimisers. Methods with an update of their own (adversarial, EM) override it."""
         terms = self.losses(batch, step)
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        fabric.backward(terms["loss"])
-        average_gradients(p for o in self.optimizers.values() for p in parameters_of(o))
-        for optimizer in self.optimizers.values():
-            if self.clip is not None:
-                nn.utils.clip_grad_norm_(parameters_of(optimizer), self.clip)
-            optimizer.step()
+        take_step(self.optimizers.values(), fabric, terms["loss"], self.clip)
         return terms
 
     def after_step(self, step: int) -> None:
@@ -118,24 +110,15 @@ class Training:
         self.setup.after_step(step)
 
 
-def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What an optimiser trains."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def fit(
     training: Training,
-    *,
+    context: Context,
     name: str,
-    steps: int,
-    seed: int,
-    fabric: Fabric,
-    run: RunFolder,
     folder: Path,
-    progress: Progress,
+    steps: int,
+    *,
     checkpoint_every: int | None = None,
     log_every: int | None = None,
-    workers: int | None = None,
     after: Callable[[int], object] = lambda done: None,
 ) -> None:
     """Trains a stage from where it stands to its last step.
@@ -146,20 +129,17 @@ def fit(
 
     Args:
         training: the stage.
+        context: of the run: its seed, record, device and processes, and how progress shows itself.
         name: the stage's name, for records.
-        steps: number of optimiser steps in all.
-        seed: the run's seed.
-        fabric: device, precision and processes.
-        run: the run's record.
         folder: where the checkpoint lies.
-        progress: shows rate, time left and the loss.
+        steps: number of optimiser steps in all.
         checkpoint_every, log_every: steps between checkpoints, and between records; None: as `Rhythm` says.
-        workers: threads that draw the next batches while a step runs; None: as `engine.ahead.read_ahead` says.
         after: called after each step with the number of steps that are done.
 
     Raises:
         MaskwrightError: when the loss is not a finite number, or a checkpoint is damaged or of another stage.
     """
+    run, progress = context.run, context.progress
     path, rhythm, rates = folder / CHECKPOINT, Rhythm(steps, checkpoint_every, log_every), Rates(training)
     start = restore(training, path, progress)
     run.kept = (name, start, steps)
@@ -167,12 +147,12 @@ def fit(
         progress.say(f"{name}: going on from step {start} of {steps}")
     run.forget_metrics(name, start)
     shown = progress.task(name, steps, done=start, foretells=False)
-    draws = Batches.of(training, range(start, steps), name, seed, workers)
+    draws = Batches.of(training, range(start, steps), name, context.seed, context.workers)
     with shown as task, draws as batches, between_steps(rhythm.alone):
         for step in range(start, steps):
             run.at = (name, step, steps)
             stop_if_asked()
-            terms = make_step(training, fabric, batches, rates, name, step, seed)
+            terms = make_step(training, context, name, step, batches, rates)
             logs, saves = rhythm.logs(step), rhythm.saves(step)
             loss = must_be_finite(terms["loss"], name, step) if logs or saves else None
             if logs:
@@ -186,26 +166,12 @@ def fit(
 
 
 def make_step(
-    training: Training, fabric: Fabric, batches: Batches, rates: Rates, name: str, step: int, seed: int
+    training: Training, context: Context, name: str, step: int, batches: Batches, rates: Rates
 ) -> dict[str, Tensor]:
     """One step of a stage: its random state, its rates, its batch, its update. Gives the loss terms."""
-    seed_step(seed, step, rank(), name)
+    seed_step(context.seed, step, rank(), name)
     rates.set(step)
     training.before_step(step)
-    terms = training.update(fabric, batches.next(), step)
+    terms = training.update(context.fabric, batches.next(), step)
     training.after_step(step)
     return terms
-
-
-def must_be_finite(loss: Tensor, name: str, step: int) -> float:
-    """The loss as a number; asked before a checkpoint too, else a resumed run would start from weights that are none.
-
-    Raises:
-        MaskwrightError: it is infinite or not a number.
-    """
-    found = float(loss.detach())
-    if not math.isfinite(found):
-        raise MaskwrightError(
-            f"the loss of stage {name} is {found} at step {step}", "a finite number", "lower its learning rate"
-        )
-    return found

@@ -8,12 +8,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maskwright.engine.records import MODEL
 from maskwright.models import bundle
+from maskwright.models.segmenter import Segmenter
 from maskwright.predict.kept import model_key
 from maskwright.predict.model import Model
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
     from maskwright.engine.contract import Method
+    from maskwright.models.parts.part import Part
+    from maskwright.models.preprocess import Preprocess
+
+
+def assembled(
+    method: Method, encoder: Part, decoder: Part | None, classifier: Part, preprocess: Preprocess
+) -> Segmenter:
+    """A segmenter of a method on the run's backbone, in evaluation mode.
+
+    Args:
+        method: whose `table` names the classes.
+        encoder: images to features.
+        decoder: features to an embedding; None: they are it.
+        classifier: embedding to logits, one for each class of the table.
+        preprocess: from photograph to input.
+    """
+    provenance = method.context.backbone.provenance
+    return Segmenter(encoder, decoder, classifier, method.table, preprocess, provenance, method.name).eval()
 
 
 def save_model(method: Method) -> Model:

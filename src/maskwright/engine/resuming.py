@@ -6,6 +6,7 @@ A kill at any moment costs no more than the steps since the last checkpoint. Che
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,20 @@ class Rhythm:
     def saved(self) -> None:
         """The stage was saved: the next minute begins."""
         self._saved_at = time.monotonic()
+
+
+def must_be_finite(loss: Tensor, name: str, step: int) -> float:
+    """The loss as a number; asked before a checkpoint too, else a resumed run would start from weights that are none.
+
+    Raises:
+        MaskwrightError: it is infinite or not a number.
+    """
+    found = float(loss.detach())
+    if not math.isfinite(found):
+        raise MaskwrightError(
+            f"the loss of stage {name} is {found} at step {step}", "a finite number", "lower its learning rate"
+        )
+    return found
 
 
 def save(training: Training, sampler: dict[str, Any], path: Path, step: int, writes: bool) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from maskwright.engine.context import FEATURES, Context
+from maskwright.engine.cache import FEATURES
+from maskwright.engine.context import Context
 from maskwright.engine.ending import told
 from maskwright.engine.records import FINISHED, MODEL, Stopwatch, now
 from maskwright.engine.result import Pages, save_model

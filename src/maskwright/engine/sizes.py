@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
+
+import torch
 
 from maskwright.engine.config import Option, idle_options, options
 from maskwright.errors import MaskwrightError
@@ -39,6 +43,23 @@ def shorter(config: Any) -> str:
     """The sentence on what makes a long stage shorter; empty where nothing does."""
     less = sizes(config)
     return f"Shorter: smaller values by --set (now {less}), or fewer photographs." if less else ""
+
+
+@contextmanager
+def explained(stage: str, config: Any) -> Iterator[None]:
+    """What does not fit, or is too small for batch norm, is told with the options that mend it.
+
+    Raises:
+        MaskwrightError: in place of torch's errors of either.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise too_large(stage, config) from error
+    except ValueError as error:
+        if ONE_VALUE in str(error):
+            raise too_small(stage, config) from error
+        raise
 
 
 def too_large(stage: str, config: Any) -> MaskwrightError:

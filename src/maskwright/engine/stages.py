@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from maskwright.engine.distributed import barrier
 from maskwright.engine.length import fit_steps, must_be_there, must_have_begun, reopen
 from maskwright.engine.records import LEDGER, Stopwatch
 from maskwright.engine.resuming import read_done, write_done
-from maskwright.engine.sizes import ONE_VALUE, shorter, too_large, too_small
+from maskwright.engine.sizes import explained, shorter
 from maskwright.errors import MaskwrightError, stop_if_asked
 
 if TYPE_CHECKING:
@@ -59,22 +57,15 @@ def _run(stage: Stage, method: Method, context: Context, watch: Stopwatch) -> di
     if stage.kind != "train":  # the loop knows from which step on to forget
         run.forget_metrics(stage.name, 0)
     try:
-        stage.run(folder)
-    except BaseException as error:
+        with explained(stage.name, method.config):
+            stage.run(folder)
+    except BaseException:
         with contextlib.suppress(MaskwrightError):  # on a full disk the first error is the one to tell
             context.ledgers.save(run.path / LEDGER, run.writes)
-        if isinstance(error, torch.OutOfMemoryError):
-            raise too_large(stage.name, method.config) from error
-        if isinstance(error, ValueError) and ONE_VALUE in str(error):
-            raise too_small(stage.name, method.config) from error
         raise
     context.ledgers.join()
-    record: dict[str, Any] = {
-        "name": stage.name,
-        "kind": stage.kind,
-        "says": stage.says,
-        "seconds": round(watch.seconds, 3),
-    }
+    record: dict[str, Any] = {"name": stage.name, "kind": stage.kind, "says": stage.says}
+    record["seconds"] = round(watch.seconds, 3)
     if stage.name in context.timing.reached:
         record["steps"], record["of"] = context.timing.reached[stage.name]
         must_have_begun(context, stage.name, record["steps"], record["of"])

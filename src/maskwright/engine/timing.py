@@ -17,8 +17,7 @@ from maskwright.engine.schedules import Rates
 from maskwright.errors import stop_if_asked
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
+    from maskwright.engine.context import Context
     from maskwright.engine.contract import Method, Stage
 
 
@@ -72,30 +71,20 @@ class Timing:
             self.reached[stage] = kept[1:]
 
 
-def time_steps(
-    training: Training,
-    *,
-    name: str,
-    seed: int,
-    fabric: Fabric,
-    enough: Callable[[int], bool],
-    workers: int | None = None,
-) -> None:
+def time_steps(training: Training, context: Context, name: str, enough: Callable[[int], bool]) -> None:
     """Makes the first steps of a training that is thrown away, to see how long they take; nothing is saved.
 
     Args:
         training: new; it is of no use afterwards.
+        context: of the run.
         name: the stage's name.
-        seed: the run's seed.
-        fabric: device, precision and processes.
         enough: asked after each step with the number of steps that were made.
-        workers: as of `fit`.
     """
     steps, rates = range(1_000_000), Rates(training)
-    with Batches.of(training, steps, name, seed, workers) as batches:
+    with Batches.of(training, steps, name, context.seed, context.workers) as batches:
         for step in steps:
             stop_if_asked()
-            terms = make_step(training, fabric, batches, rates, name, step, seed)
+            terms = make_step(training, context, name, step, batches, rates)
             float(terms["loss"].detach())  # a GPU has then done what it was asked
             if enough(step + 1):
                 return

@@ -84,7 +84,7 @@ def test_killed_at_each_checkpoint_it_ends_in_the_same_weights(place, done, tmp_
             saved.append((path.parent.name, state["step"]))
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskwright.engine.context.fit", lambda t, **o: real_fit(t, **(o | {"checkpoint_every": 1})))
+    monkeypatch.setattr("maskwright.engine.context.fit", lambda *g, **o: real_fit(*g, **(o | {"checkpoint_every": 1})))
     monkeypatch.setattr(resuming, "save_checkpoint", interrupting)
     for _ in range(12):
         try:

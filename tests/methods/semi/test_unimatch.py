@@ -400,7 +400,7 @@ def test_killed_and_resumed_to_the_same_weights(tmp_path, monkeypatch, version, 
             stops.append(state["step"])
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskwright.engine.context.fit", lambda t, **o: real_fit(t, **(o | {"checkpoint_every": 2})))
+    monkeypatch.setattr("maskwright.engine.context.fit", lambda *g, **o: real_fit(*g, **(o | {"checkpoint_every": 2})))
     monkeypatch.setattr(resuming, "save_checkpoint", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed")

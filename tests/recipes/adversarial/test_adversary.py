@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskwright.recipes.adversarial import adversary as module
-from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
+from maskwright.engine.updating import take_step
+from maskwright.recipes.adversarial.adversary import Adversary, adversarial
 
 CPU = torch.device("cpu")
 
@@ -98,7 +98,7 @@ def test_a_step_is_adams_on_its_own_gradient_alone():
     adam = torch.optim.Adam(alone.parameters(), lr=0.01, betas=(0.9, 0.99))
     for _ in range(3):
         a(maps(2, 3)).sum().backward()  # left by another loss
-        take_step(a.optimizer, Plain(), adversarial(a(real), True) + adversarial(a(fake), False))
+        take_step([a.optimizer], Plain(), adversarial(a(real), True) + adversarial(a(fake), False))
         adam.zero_grad()
         labels = torch.cat([torch.ones(5, 1), torch.zeros(5, 1)])
         both = nn.functional.binary_cross_entropy_with_logits(alone(torch.cat([real, fake])), labels)
@@ -111,31 +111,5 @@ def test_a_step_is_adams_on_its_own_gradient_alone():
 def test_steps_tell_real_from_fake():
     a, real, fake = adversary(lr=0.05), maps(20, 1) + 1, maps(20, 2) - 1
     for _ in range(60):
-        take_step(a.optimizer, Plain(), adversarial(a(real), True) + adversarial(a(fake), False))
+        take_step([a.optimizer], Plain(), adversarial(a(real), True) + adversarial(a(fake), False))
     assert float((a(real) > 0).float().mean()) > 0.9 and float((a(fake) < 0).float().mean()) > 0.9
-
-
-def test_gradients_are_the_mean_over_processes(monkeypatch):
-    """Of what the optimiser holds, each parameter once, before it moves."""
-    a = adversary()
-    before, seen = [p.detach().clone() for p in a.discriminator.parameters()], []
-
-    def average(parameters):
-        for p, q in zip(parameters, before, strict=True):
-            assert torch.equal(p, q) and p.grad is not None
-            p.grad.zero_()
-            seen.append(p)
-
-    monkeypatch.setattr(module, "average_gradients", average)
-    take_step(a.optimizer, Plain(), a(maps(3, 1)).sum())
-    assert {id(p) for p in seen} == {id(p) for p in a.discriminator.parameters()}
-    assert all(torch.equal(p, q) for p, q in zip(a.discriminator.parameters(), before)), "by those means"
-
-
-def test_a_step_takes_a_gradient_of_bounded_norm():
-    """SGD of rate 1: the step is the gradient, as it is or cut to the norm asked for."""
-    for clip, length in ((None, 5.0), (1.0, 1.0), (9.0, 5.0)):
-        w = nn.Parameter(torch.zeros(2))
-        take_step(torch.optim.SGD([w], lr=1.0), Plain(), (w * torch.tensor([3.0, 4.0])).sum(), clip)
-        assert float(w.detach().norm()) == pytest.approx(length, rel=1e-4)
-        assert torch.allclose(w.detach() / w.detach().norm(), -torch.tensor([0.6, 0.8]), atol=1e-5)

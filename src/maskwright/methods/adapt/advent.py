@@ -37,9 +37,10 @@ from torch import Tensor
 from maskwright.data.training.sources import Labels
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.loop import Training
+from maskwright.engine.updating import take_step
 from maskwright.ops.losses.seg_losses import reduce_pixels
 from maskwright.recipes.adaptation import SourceMethod, TargetConfig
-from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
+from maskwright.recipes.adversarial.adversary import Adversary, adversarial
 from maskwright.recipes.adversarial.discriminators import PixelDiscriminator, check_side
 from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp
@@ -164,11 +165,11 @@ class AdventTraining(Training):
     def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
         """A step of the network, then one of each discriminator on what the network had said before its step."""
         terms, said = self.segmenter_loss(batch, step)
-        take_step(self.optimizers["network"], fabric, terms["loss"], self.clip)
+        take_step([self.optimizers["network"]], fabric, terms["loss"], self.clip)
         for name, (i_s, i_t) in said.items():
             key = "d" if name == MAIN else f"d_{name}"
             terms[key] = self.discriminator_loss(name, batch, i_s, i_t)
-            take_step(self.adversaries[name].optimizer, fabric, terms[key], self.clip)
+            take_step([self.adversaries[name].optimizer], fabric, terms[key], self.clip)
         return terms
 
 

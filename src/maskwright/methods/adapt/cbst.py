@@ -46,7 +46,7 @@ from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import all_reduce_sum, barrier, share
+from maskwright.engine.distributed import all_reduce_sum, barrier, each, share
 from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
@@ -271,7 +271,7 @@ class CBST(SourceMethod):
     def fit_prior(self, folder: Path) -> None:
         """Writes q (C, G, G) of all masks of the source but those held out."""
         labels, counts = self.labels(), PlaceCounts(self.context.classes)
-        for i in self.context.each(self.seen(), "prior"):
+        for i in each(self.context.progress, self.seen(), "prior"):
             counts.add(labels.read(i))
         counts.counts = all_reduce_sum(counts.counts.to(self.context.device)).cpu()
         if self.context.run.writes:

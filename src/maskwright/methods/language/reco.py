@@ -45,6 +45,7 @@ from maskwright.data.folders.folder import Dataset
 from maskwright.engine.config import option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.needs import InputNeed, StreamNeed
+from maskwright.engine.result import assembled
 from maskwright.models.parts.class_vectors import Scores
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
@@ -292,4 +293,4 @@ class Reco(StudentMethod):
             tower_of(self.context).provenance, short_side=options.short_side, multiple_of=self.encoder.multiple_of
         )
         scores = Scores(len(r), 1 / options.scale)
-        return self.assembled(self.encoder, RecoScores(r, t["vectors"], t["owner"]), scores, preprocess)
+        return assembled(self, self.encoder, RecoScores(r, t["vectors"], t["owner"]), scores, preprocess)

@@ -39,8 +39,9 @@ from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.loop import Training
+from maskwright.engine.updating import take_step
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.adversarial.adversary import Adversary, adversarial, take_step
+from maskwright.recipes.adversarial.adversary import Adversary, adversarial
 from maskwright.recipes.adversarial.discriminators import WIDTHS, PixelDiscriminator, check_side, convolutions
 from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions, SemiConfig, UnlabeledOptions
 from maskwright.recipes.consistency.parts import Ramp, unlabeled_stream
@@ -312,10 +313,10 @@ class AdvSemiTraining(Training):
     def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
         """A step of S, then a step of D on what S had said before its step."""
         terms, play = self.segmenter_loss(batch, step)
-        take_step(self.optimizers["network"], fabric, terms["loss"], self.clip)
+        take_step([self.optimizers["network"]], fabric, terms["loss"], self.clip)
         if play is not None:
             terms["d"] = self.discriminator_loss(batch, play)
-            take_step(self.adversary.optimizer, fabric, terms["d"], self.clip)
+            take_step([self.adversary.optimizer], fabric, terms["d"], self.clip)
         return terms
 
 

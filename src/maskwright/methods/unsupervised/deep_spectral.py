@@ -39,11 +39,13 @@ from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.data.trust.files import file_for
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
-from maskwright.engine.distributed import all_reduce_sum, barrier, share
+from maskwright.engine.distributed import all_reduce_sum, barrier, each, share
 from maskwright.engine.loop import Indices, Training
+from maskwright.engine.result import assembled
 from maskwright.engine.schedules import cosine
 from maskwright.engine.seeding import derive
 from maskwright.engine.shown import Shown
@@ -258,7 +260,7 @@ class DeepSpectral(Method):
         def path(i: int) -> Path:
             return file_for(folder, self.names[i], ".safetensors")
 
-        for i in self.context.each(range(len(self.names)), "spectra", done=lambda i: path(i).exists()):
+        for i in each(self.context.progress, range(len(self.names)), "spectra", done=lambda i: path(i).exists()):
             values, vectors = spectrum(self.context.data.image(i), f.store[i].float(), c, self.context.seed)
             save_tensors(path(i), {"values": values, "vectors": vectors})
 
@@ -277,7 +279,7 @@ class DeepSpectral(Method):
         def box_of(i: int) -> Path:
             return file_for(folder / "boxes", self.names[i], ".json")  # of an image's files the last
 
-        for i in self.context.each(range(len(self.names)), "segments", done=lambda i: box_of(i).exists()):
+        for i in each(self.context.progress, range(len(self.names)), "segments", done=lambda i: box_of(i).exists()):
             name, (values, vectors) = self.names[i], self._spectrum(i)
             mask = self.object_mask(i, values, vectors)
             write_mask(file_for(folder / "objects", name, ".png"), mask.astype(np.uint8))
@@ -395,8 +397,8 @@ class DeepSpectral(Method):
         """Encoder and the self-trained head; without self-training, cosine to the mean feature of each class."""
         f, context = self.features, self.context
         if self.config.head.train:
-            head = context.trained("self_train", "head", self._head())
-            return self.assembled(f.encoder, Sequential(head[0], head[1]), head[2], f.preprocess)
+            head = trained(context.run.path / "self_train", "head", self._head())
+            return assembled(self, f.encoder, Sequential(head[0], head[1]), head[2], f.preprocess)
         t = self._labels()
         classifier = CosineClassifier(t["prototypes"], temperature=self.config.readout.temperature)
-        return self.assembled(f.encoder, projection(t, normalize=True), classifier, f.preprocess)
+        return assembled(self, f.encoder, projection(t, normalize=True), classifier, f.preprocess)

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.warped import WarpedPairs, WarpedStream
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.loop import Training
@@ -262,9 +263,9 @@ class IIC(CropMethod):
     def network(self) -> Network:
         """The trained network with the main head of least training loss."""
         c, context = self.config, self.context
-        network = context.trained("train", "network", iic_network(context, c))
+        network = trained(context.run.path / "train", "network", iic_network(context, c))
         empty = Heads(network.width, context.classes, c.heads.over * context.classes, c.heads.sub_heads)
-        heads = context.trained("train", "heads", empty)
+        heads = trained(context.run.path / "train", "heads", empty)
         if not heads.seen[1]:
             context.note("The main head never had its turn, so the clusters are random: set heads.turn lower.")
         if best := heads.best():

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.augment import photometric
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import world_size
@@ -297,4 +298,4 @@ class InfoSeg(CropMethod):
 
     def network(self) -> Network:
         """The trained network, from the artefact."""
-        return self.context.trained("train", "network", infoseg_network(self.context, self.config))
+        return trained(self.context.run.path / "train", "network", infoseg_network(self.context, self.config))

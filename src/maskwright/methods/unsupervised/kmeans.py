@@ -22,6 +22,7 @@ from torch import Tensor
 
 from maskwright.engine.config import part
 from maskwright.engine.contract import Stage
+from maskwright.engine.result import assembled
 from maskwright.models.parts.heads import CosineClassifier, Projection
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
@@ -76,6 +77,6 @@ class KMeans(FrozenMethod):
         """Encoder, projection and cosine to the cluster centres."""
         t = self.clusters()
         classifier = CosineClassifier(t["centers"], temperature=self.config.readout.temperature)
-        return self.assembled(
-            self.features.encoder, projection(t, normalize=True), classifier, self.features.preprocess
+        return assembled(
+            self, self.features.encoder, projection(t, normalize=True), classifier, self.features.preprocess
         )

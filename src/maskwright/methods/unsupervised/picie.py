@@ -43,6 +43,7 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.views import resample
 from maskwright.data.training.warped import WarpedPairs
 from maskwright.data.training.windowed import WindowStream
+from maskwright.engine.checkpoint import CHECKPOINT, stage_parts, trained
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
@@ -454,7 +455,7 @@ class Picie(CropMethod):
 
     def network(self) -> Network:
         """The trained network."""
-        return self.context.trained("train", "network", picie_network(self.context, self.config))
+        return trained(self.context.run.path / "train", "network", picie_network(self.context, self.config))
 
     def cluster(self, folder: Path) -> None:
         """The classifier of unit features: its weight (K, E) and bias (K,)."""
@@ -464,7 +465,7 @@ class Picie(CropMethod):
 
     def of_rounds(self) -> tuple[Tensor, Tensor]:
         """The last round's centroids of view 1, or MDC's learned classifier."""
-        left = self.context.left("train")
+        left = stage_parts(self.context.run.path / "train" / CHECKPOINT)
         weight: Tensor = left["extra.rounds"]["result"]["centers"][0][0]
         bias = torch.zeros(len(weight))
         if heads := left.get("module.heads"):

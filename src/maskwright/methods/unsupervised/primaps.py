@@ -33,10 +33,13 @@ from torch import Tensor
 
 from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.trust.files import file_for
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
+from maskwright.engine.distributed import each
 from maskwright.engine.loop import Indices, Training
+from maskwright.engine.result import assembled
 from maskwright.models.parts.heads import CosineClassifier, Projection
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
@@ -241,7 +244,7 @@ class Primaps(FrozenMethod):
     def masks(self, folder: Path) -> None:
         """`NAME.png`: the masks of each photograph on the grid of its features, 0 in none."""
         c, embed, images = self.config.masks, self.embedding(), range(len(self.context.data))
-        for i in self.context.each(images, "masks", done=lambda i: self.mask_file(i).exists()):
+        for i in each(self.context.progress, images, "masks", done=lambda i: self.mask_file(i).exists()):
             f = embed(self.features.store[i].float()[None])[0]  # (D, h, w)
             write_mask(self.mask_file(i), principal_masks(f, c.threshold, c.cover).to(torch.uint8).numpy())
 
@@ -261,5 +264,5 @@ class Primaps(FrozenMethod):
         """Encoder, PCA to unit length, and cosine to theta_M."""
         t, f = self.started(), self.features
         empty = EMATeacher(CosineClassifier(t["centers"], self.config.readout.temperature))
-        theta_m: Any = self.context.trained("em", "theta_m", empty).module
-        return self.assembled(f.encoder, projection(t, normalize=True), theta_m, f.preprocess)
+        theta_m: Any = trained(self.context.run.path / "em", "theta_m", empty).module
+        return assembled(self, f.encoder, projection(t, normalize=True), theta_m, f.preprocess)

@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.loop import Training
@@ -145,4 +146,4 @@ class SegSort(SegmentMethod):
 
     def network(self) -> Network:
         """The trained network, its classifier the layer to the embedding."""
-        return self.context.trained("train", "network", segsort_network(self.context, self.config))
+        return trained(self.context.run.path / "train", "network", segsort_network(self.context, self.config))

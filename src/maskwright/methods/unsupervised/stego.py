@@ -37,10 +37,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.loop import Indices, Training
+from maskwright.engine.result import assembled
 from maskwright.engine.schedules import cosine
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import autocast
@@ -465,14 +467,14 @@ class Stego(FrozenMethod):
     def embedding(self) -> Sequential:
         """Reduction, head and unit length: (B, D, h, w) -> (B, E, h, w)."""
         reduction, c = self.reduction, self.config.head
-        head = self.context.trained("distill", "head", StegoHead(reduction.out, c.code, c.dropout))
+        head = trained(self.context.run.path / "distill", "head", StegoHead(reduction.out, c.code, c.dropout))
         return Sequential(reduction, head, L2Norm()).eval()
 
     def cluster(self, folder: Path) -> None:
         """K centres of the codes, by k-means or from the probe."""
         c, context = self.config, self.context
         if c.readout.by == "probe":
-            probe = context.trained("distill", "probe", ClusterProbe(context.classes, c.head.code))
+            probe = trained(context.run.path / "distill", "probe", ClusterProbe(context.classes, c.head.code))
             centers = normalize(probe.mu.detach())
         else:
             centers = cluster_features(
@@ -486,7 +488,7 @@ class Stego(FrozenMethod):
         """Encoder, head and cosine to the cluster centres."""
         centers = self.context.run.tensors("cluster", CENTERS, {"centers": "KE"})["centers"]
         classifier = CosineClassifier(centers, temperature=self.config.readout.temperature)
-        return self.assembled(self.features.encoder, self.embedding(), classifier, self.features.preprocess)
+        return assembled(self, self.features.encoder, self.embedding(), classifier, self.features.preprocess)
 
 
 @torch.inference_mode()

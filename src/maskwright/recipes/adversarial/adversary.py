@@ -1,4 +1,4 @@
-"""A discriminator as a part of a training: its optimiser, its freeze, its step.
+"""A discriminator as a part of a training: its optimiser, its freeze, its losses.
 
 Legend: B batch, S crop side.
 """
@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.engine.distributed import average_gradients
-from maskwright.engine.loop import parameters_of
 from maskwright.ops.losses.seg_losses import reduce_pixels
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
 
 
 class Adversary:
@@ -52,23 +47,6 @@ class Adversary:
         finally:
             for p in trained:
                 p.requires_grad_(True)
-
-
-def take_step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor, clip: float | None = None) -> None:
-    """One step of one optimiser, its gradients the mean over processes.
-
-    Args:
-        optimizer: of one player.
-        fabric: device and processes.
-        loss: of that player.
-        clip: greatest norm of the gradient, a training's `clip`; None: as it is.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    fabric.backward(loss)
-    average_gradients(parameters_of(optimizer))
-    if clip is not None:
-        nn.utils.clip_grad_norm_(parameters_of(optimizer), clip)
-    optimizer.step()
 
 
 def adversarial(verdicts: Tensor, real: bool, valid: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from maskwright.engine.cache import FeatureStore
+from maskwright.engine.cache import FEATURES, FeatureStore
 from maskwright.engine.distributed import all_reduce_sum, reducer, share
 from maskwright.errors import MaskwrightError
 from maskwright.models.parts.encoder import BackboneEncoder
@@ -21,6 +21,7 @@ from maskwright.recipes.clustering import ClusterOptions, cluster_rows
 from maskwright.recipes.frozen.options import ReductionOptions
 
 if TYPE_CHECKING:
+    from maskwright.data.folders.folder import Dataset
     from maskwright.engine.context import Context
     from maskwright.models.backbones.build import Backbone
 
@@ -68,6 +69,16 @@ class FrozenFeatures:
         return len(self.mean)
 
 
+def stored_features(
+    context: Context, encoder: BackboneEncoder, preprocess: Preprocess, data: Dataset | None = None
+) -> FeatureStore:
+    """Dense features of the run's images, or of another data set's, from the cache or computed now."""
+    return context.cache.features(
+        encoder, preprocess, context.data if data is None else data, progress=context.progress, device=context.device,
+        instead=context.run.path / FEATURES,
+    )  # fmt: skip
+
+
 def frozen_features(
     context: Context, *, short_side: int, layers: tuple[int, ...] | None, kind: str = "tokens"
 ) -> FrozenFeatures:
@@ -99,7 +110,7 @@ def encoded_features(context: Context, encoder: BackboneEncoder, short_side: int
     preprocess = Preprocess.for_backbone(
         encoder.backbone.provenance, short_side=short_side, multiple_of=encoder.multiple_of
     )
-    store = context.features(encoder, preprocess)
+    store = stored_features(context, encoder, preprocess)
     mean, std = _moments(store)
     return FrozenFeatures(encoder, preprocess, store, mean, std)
 

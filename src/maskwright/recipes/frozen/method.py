@@ -16,6 +16,7 @@ import torch
 from maskwright.engine.config import option, part
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.forecast import photographs_shown
+from maskwright.engine.result import assembled
 from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.parts.part import Part
 from maskwright.predict.inference import predict_mask
@@ -78,7 +79,7 @@ class FrozenMethod(Method):
         place = sorted(images, key=lambda i: math.prod(data.size(i)))[len(images) // 2]
         with torch.random.fork_rng(devices=[]):
             head = CosineClassifier(torch.randn(self.context.classes, f.width), 1.0)
-        segmenter = self.assembled(f.encoder, None, head, f.preprocess).to(self.context.device)
+        segmenter = assembled(self, f.encoder, None, head, f.preprocess).to(self.context.device)
         return seconds_of(lambda: predict_mask(segmenter, data.image(place), device=self.context.device))
 
     @abstractmethod

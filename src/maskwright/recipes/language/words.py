@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maskwright.engine.config import option, part
+from maskwright.engine.result import assembled
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import Backbone
 from maskwright.models.parts.encoder import BackboneEncoder
@@ -203,7 +204,7 @@ def word_segmenter(
     preprocess = Preprocess.for_backbone(
         tower.provenance, short_side=options.short_side, multiple_of=encoder.multiple_of
     )
-    made = method.assembled(encoder, None, classifier, preprocess)
+    made = assembled(method, encoder, None, classifier, preprocess)
     made.extra[WORDS] = word_record(tower.name, options)
     return made
 

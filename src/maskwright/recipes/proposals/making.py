@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Holds, Proposals, SoftMap
-from maskwright.engine.distributed import barrier
+from maskwright.engine.distributed import barrier, each
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -47,8 +47,11 @@ def propose(
     barrier()
     store = Proposals.begin(folder / PROPOSALS, holds, says, seen, classes)
     items = context.data.items
-    for i in context.each(
-        range(len(items)) if chosen is None else chosen, "proposals", done=lambda i: items[i].name in store
+    for i in each(
+        context.progress,
+        range(len(items)) if chosen is None else chosen,
+        "proposals",
+        done=lambda i: items[i].name in store,
     ):
         store.write(items[i].name, make(i), items[i].image)
     return store

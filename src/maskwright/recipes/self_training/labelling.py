@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data.training.labels import LabelMap, LabelStore
-from maskwright.engine.distributed import all_reduce_sum, barrier
+from maskwright.engine.distributed import all_reduce_sum, barrier, each
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.losses.thresholds import ClassHistogram, class_balanced_labels, lrent_labels
@@ -87,7 +87,7 @@ class Labelling:
         chosen = [i for i in range(len(data)) if data.items[i].name in wanted]
         lam = None if self.portion is None else self.thresholds(folder, segmenter, chosen)
         store = LabelStore(folder / LABELS, self.context.table)
-        for i in self.context.each(chosen, "labelled", lambda i: data.items[i].name in store):
+        for i in each(self.context.progress, chosen, "labelled", lambda i: data.items[i].name in store):
             item = data.items[i]
             if self.alpha is None:
                 labels = self.pseudo_label(segmenter, data.image(i), lam)
@@ -145,7 +145,7 @@ class Labelling:
         context, path = self.context, folder / THRESHOLDS
         if not path.exists():
             histogram = ClassHistogram(context.classes)
-            for i in self.context.each(images, "looked at"):
+            for i in each(self.context.progress, images, "looked at"):
                 confidence, ids = self.most_probable(segmenter, self.images.image(i))
                 histogram.update(confidence, ids, every=DS_RATE)
             histogram.counts = all_reduce_sum(histogram.counts.to(context.device)).cpu()

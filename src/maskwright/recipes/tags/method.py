@@ -25,12 +25,13 @@ from torch import Tensor
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import Labels, StoredLabels
 from maskwright.data.training.tag_targets import TagTargets
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.loop import Training
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.tags.maps import MAPS, CamStore, MultiScale, write_cams
-from maskwright.recipes.tags.network import load_trained, make_cam_network, tag_preprocess, tag_steps
+from maskwright.recipes.tags.network import make_cam_network, tag_preprocess, tag_steps
 from maskwright.recipes.tags.options import TagsConfig
 from maskwright.recipes.tags.seeding import make_seeds
 from maskwright.recipes.tags.showing import Way
@@ -136,7 +137,7 @@ class TagMethod(Method):
 
     def trained(self) -> Any:
         """The classifier, from the artefact, in evaluation mode on the device."""
-        network = load_trained(self.network(), self.folder("classify"))
+        network = trained(self.folder("classify"), "network", self.network())
         return network.to(self.context.device, memory_format=torch.channels_last).eval()
 
     # ---------------------------------------------------------------------- cams

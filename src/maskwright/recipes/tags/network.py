@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from maskwright.data.training.tag_targets import TagTargets
-from maskwright.engine.checkpoint import CHECKPOINT, load_part, stage_parts
 from maskwright.models.networks.cam import CamNetwork
 from maskwright.models.preprocess import Preprocess
 
@@ -49,22 +46,6 @@ def tag_preprocess(context: Context, config: Any, multiple_of: int) -> Preproces
     """Normalisation of the backbone's weights; images up to the classifier's `long_side`."""
     provenance = context.backbone.provenance
     return Preprocess.for_backbone(provenance, long_side=config.classifier.long_side, multiple_of=multiple_of)
-
-
-def load_trained(network: nn.Module, folder: Path, part: str = "network") -> Any:
-    """Loads what a training stage left into a network of the same build, in evaluation mode.
-
-    Args:
-        network: of the same build.
-        folder: of the stage.
-        part: name in the training's `modules`.
-
-    Raises:
-        MaskwrightError: there is no checkpoint, or it is of another build.
-    """
-    path = folder / CHECKPOINT
-    load_part(network, stage_parts(path), f"module.{part}", path)
-    return network.eval()
 
 
 def tag_steps(context: Context, config: Any, default: int = 800) -> int:

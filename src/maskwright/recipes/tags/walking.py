@@ -22,6 +22,7 @@ from torch import Tensor
 
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.tag_targets import TagTargets
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
 from maskwright.models.backbones.dense import autocast
@@ -29,7 +30,7 @@ from maskwright.ops.cam import EPS, resize_maps
 from maskwright.ops.graphs.walk import affinity_from_edges, local_feature_affinity, random_walk
 from maskwright.recipes.tags.affinity import PairTraining, make_affinity_network
 from maskwright.recipes.tags.maps import MAPS, CamStore, ImageCams
-from maskwright.recipes.tags.network import load_trained, tag_preprocess, tag_steps
+from maskwright.recipes.tags.network import tag_preprocess, tag_steps
 from maskwright.recipes.tags.pairs import pair_bounds, power_at, write_sure_labels
 from maskwright.recipes.tags.thresholds import Threshold, find_threshold
 from maskwright.recipes.training.forward import precision_of
@@ -219,7 +220,9 @@ class Walk:
 
     def trained_affinity(self) -> Any:
         """The affinity's network, from the artefact, in evaluation mode on the device."""
-        network = load_trained(make_affinity_network(self.context, self.config, self.kind), self.folder("affinity"))
+        network = trained(
+            self.folder("affinity"), "network", make_affinity_network(self.context, self.config, self.kind)
+        )
         return network.to(self.context.device, memory_format=torch.channels_last).eval()
 
     # ---------------------------------------------------------------------- walk

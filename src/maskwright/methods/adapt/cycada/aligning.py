@@ -14,11 +14,12 @@ from torch import Tensor
 
 from maskwright.data.training.sources import Labels
 from maskwright.engine.loop import Training
+from maskwright.engine.updating import take_step
 from maskwright.methods.adapt.cycada.losses import domain_loss, fooling, told_apart
 from maskwright.methods.adapt.cycada.networks import DomainDiscriminator
 from maskwright.methods.adapt.cycada.options import CycadaConfig
 from maskwright.models.networks.build import Network
-from maskwright.recipes.adversarial.adversary import Adversary, take_step
+from maskwright.recipes.adversarial.adversary import Adversary
 from maskwright.recipes.adversarial.replay import AccuracyGate, accuracy
 from maskwright.recipes.consistency.parts import SECOND
 from maskwright.recipes.training.rates import resolved
@@ -106,14 +107,14 @@ class AlignTraining(Training):
         """D; and through the open gate f against D, then f on the source's labels where it labels both domains."""
         s, t = self.maps(batch)
         loss_d, right = self.discriminator_loss(s, t)
-        take_step(self.adversary.optimizer, fabric, loss_d, self.clip)
+        take_step([self.adversary.optimizer], fabric, loss_d, self.clip)
         terms = {"loss": loss_d, "d": loss_d, "accuracy": torch.tensor(right)}
         terms["open"] = torch.tensor(float(self.gate.push(right)))
         if not self.gate.open:
             return terms
         terms["fool"] = self.fooling(t)
-        take_step(self.optimizers["network"], fabric, terms["fool"], self.clip)
+        take_step([self.optimizers["network"]], fabric, terms["fool"], self.clip)
         if self.source is None:
             terms["s"] = self.supervised(self.student(batch["s"].weak), batch["s"].y)
-            take_step(self.optimizers["network"], fabric, terms["s"], self.clip)
+            take_step([self.optimizers["network"]], fabric, terms["s"], self.clip)
         return terms

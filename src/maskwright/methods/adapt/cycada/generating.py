@@ -15,6 +15,7 @@ from torch import Tensor
 from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import CropRecipe, Stream, Views
 from maskwright.engine.loop import Training
+from maskwright.engine.updating import take_step
 from maskwright.methods.adapt.cycada.losses import (
     Played,
     discriminator_loss,
@@ -27,7 +28,7 @@ from maskwright.methods.adapt.cycada.options import CycadaConfig
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.networks.build import Network
 from maskwright.ops.losses.seg_losses import cross_entropy
-from maskwright.recipes.adversarial.adversary import Adversary, take_step
+from maskwright.recipes.adversarial.adversary import Adversary
 from maskwright.recipes.adversarial.replay import ReplayPool
 from maskwright.recipes.consistency.parts import SECOND
 from maskwright.recipes.training.criteria import IGNORE
@@ -165,11 +166,11 @@ class GeneratorTraining(Training):
     def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
         """G and F, then D_T, then D_S."""
         terms, played = self.generator_losses(batch)
-        take_step(self.generators, fabric, terms["loss"], self.clip)
+        take_step([self.generators], fabric, terms["loss"], self.clip)
         for name, of, pool, real, fake in (
             ("d_t", self.of_target, self.pool_t, batch["t"].weak, played.fake_t),
             ("d_s", self.of_source, self.pool_s, batch["s"].weak, played.fake_s),
         ):
             terms[name] = discriminator_loss(self.verdicts(of, real), self.verdicts(of, pool(fake)))
-            take_step(of.optimizer, fabric, terms[name], self.clip)
+            take_step([of.optimizer], fabric, terms[name], self.clip)
         return terms

@@ -24,6 +24,7 @@ from maskwright.data.training.image_store import ImageStore
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import Labels
 from maskwright.data.trust.files import file_for, write_text
+from maskwright.engine.distributed import each
 from maskwright.methods.adapt.cycada.networks import LEAST, MULTIPLE, Generator
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.preprocess import resize_uint8
@@ -154,7 +155,7 @@ def translate_all(context: Context, folder: Path, translation: Translation) -> N
             source.ledger.note("masks", source.items[i].name)  # a run that was killed outright could not save that
         return there
 
-    for i in context.each(range(len(source)), "translated", done):
+    for i in each(context.progress, range(len(source)), "translated", done):
         name = source.items[i].name
         lot = context.generator("style", name)
         style = int(torch.randint(len(target), (), generator=lot))

@@ -47,6 +47,7 @@ from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.loop import Training
 from maskwright.engine.needs import StreamNeed
+from maskwright.engine.updating import take_step
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.dannet.discriminator import OutputDiscriminator
 from maskwright.methods.adapt.dannet.losses import (
@@ -63,7 +64,7 @@ from maskwright.methods.adapt.dannet.pairs import find_pairs, static_classes, ta
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.relighting import Relighting, RelitEncoder, WeightedClassifier
 from maskwright.recipes.adaptation import SourceMethod, TargetConfig
-from maskwright.recipes.adversarial.adversary import Adversary, least_squares, take_step
+from maskwright.recipes.adversarial.adversary import Adversary, least_squares
 from maskwright.recipes.consistency.options import NOTHING_UNLABELED, RampOptions, UnlabeledOptions
 from maskwright.recipes.consistency.parts import SECOND, Ramp
 from maskwright.recipes.training.criteria import SupervisedLoss, pixel_counts
@@ -333,11 +334,11 @@ class DANNetTraining(Training):
     def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
         """A step of relighting and segmenter, then one of each discriminator on what had been said before it."""
         terms, play = self.segmenter_loss(batch, step)
-        take_step(self.optimizers["network"], fabric, terms["loss"], self.clip)
+        take_step([self.optimizers["network"]], fabric, terms["loss"], self.clip)
         if play is not None:
             for name, adversary in self.adversaries.items():
                 terms[f"d_{name}"] = self.discriminator_loss(name, play)
-                take_step(adversary.optimizer, fabric, terms[f"d_{name}"], self.clip)
+                take_step([adversary.optimizer], fabric, terms[f"d_{name}"], self.clip)
         return terms
 
 

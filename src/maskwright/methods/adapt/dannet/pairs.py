@@ -19,6 +19,7 @@ from maskwright.data.training.pairing import paired, pairs_by_features, pairs_by
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.preprocess import Preprocess
+from maskwright.recipes.frozen.features import stored_features
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
@@ -81,7 +82,7 @@ def _nearest(context: Context, night: Dataset, day: Dataset) -> np.ndarray:
     )
     rows = []
     for data in (night, day):
-        store = context.features(encoder, preprocess, data)
+        store = stored_features(context, encoder, preprocess, data)
         rows.append(centred(torch.stack([store[i].float().mean((1, 2)) for i in range(len(store))])))
     pairs, cosine = pairs_by_features(*rows)
     context.note(

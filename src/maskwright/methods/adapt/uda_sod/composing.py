@@ -30,6 +30,7 @@ from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.data.trust.files import file_for
 from maskwright.engine.config import option
+from maskwright.engine.distributed import each
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.refinement.components import bounding_box, label_components
 
@@ -316,7 +317,7 @@ class Composer:
         """Writes all composites; those that are there already stay."""
         images, labels = ImageStore(folder / COMPOSITES), LabelStore(folder / COMPOSITES, self.context.table)
         numbers = range(self.options.count)
-        for k in self.context.each(numbers, "composites", done=lambda k: name_of(k) in labels):
+        for k in each(self.context.progress, numbers, "composites", done=lambda k: name_of(k) in labels):
             image, mask, geometry = self.make(k)
             write_record(file_for(folder / GEOMETRY, name_of(k), ".json"), geometry, durable=False)
             images.write(name_of(k), image)

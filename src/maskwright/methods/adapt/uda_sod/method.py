@@ -46,7 +46,7 @@ from maskwright.data.training.sources import Labels, StoredLabels
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import barrier, gather_objects, share
+from maskwright.engine.distributed import barrier, each, gather_objects, share
 from maskwright.engine.needs import LABELLED_SOURCE, InputNeed, StreamNeed
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.uda_sod.composing import (
@@ -306,7 +306,7 @@ class UDASOD(SourceMethod):
         number, context, data = number_of(folder.name), self.context, self.context.data
         stores = self.stores(folder, number)
         ask, names = self.asked(self.trained(self.before(number))), data.names
-        for i in context.each(range(len(data)), "labelled", done=lambda i: names[i] in stores[1]):
+        for i in each(context.progress, range(len(data)), "labelled", done=lambda i: names[i] in stores[1]):
             p = predictions(*self.views(ask, number, i))
             for store, values in zip(stores, (p[0], disagreement(p))):
                 store.write(names[i], SoftMap(values, values >= 0))

@@ -28,8 +28,10 @@ from typing import Any, ClassVar
 import torch
 
 from maskwright.data.training.augment import PRESETS as RECIPES
+from maskwright.engine.checkpoint import CHECKPOINT, stage_parts
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
+from maskwright.engine.result import assembled
 from maskwright.errors import MaskwrightError
 from maskwright.methods.language.groupvit.training import ContrastTraining, start_of
 from maskwright.models.preprocess import MAX_SIDE, Preprocess
@@ -182,7 +184,7 @@ class GroupVit(WordMethod):
 
     def write_towers(self, folder: Path) -> None:
         """Leaves both towers, as training left them, as transformers saves them."""
-        left = self.context.left(TRAIN)
+        left = stage_parts(self.context.run.path / TRAIN / CHECKPOINT)
         tensors = {f"{name}.{k}": v for name in ("image", "text") for k, v in left[f"module.{name}"].items()}
         tensors[MULTI] = left["module.multi"]["log_scale"]
         if self.context.run.writes:
@@ -218,7 +220,7 @@ class GroupVit(WordMethod):
         preprocess = Preprocess.for_backbone(
             tower.provenance, short_side=c.words.short_side, multiple_of=tower.multiple_of
         )
-        made = self.assembled(GroupEncoder(tower), None, classifier, preprocess)
+        made = assembled(self, GroupEncoder(tower), None, classifier, preprocess)
         made.provenance = tower.provenance
         if self.steps:
             began = start_of(context).provenance

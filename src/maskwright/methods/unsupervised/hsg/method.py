@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from maskwright.data.training.augment import PRESETS as RECIPES
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import world_size
@@ -148,14 +149,14 @@ class HSG(SegmentMethod):
 
     def network(self) -> Network:
         """The trained network, its classifier the layers to the embedding."""
-        return self.context.trained("train", "network", hsg_network(self.context, self.config))
+        return trained(self.context.run.path / "train", "network", hsg_network(self.context, self.config))
 
     def hierarchy(self) -> Hierarchy | None:
         """The trained groups; None without levels, and where the training ended before these joined it."""
         empty = new_levels(self.config.levels, self.config.dim)
         if empty is None:
             return None
-        found = self.context.trained("train", "levels", empty)
+        found = trained(self.context.run.path / "train", "levels", empty)
         norms = [m for m in found.modules() if isinstance(m, nn.BatchNorm1d)]
         if any(m.num_batches_tracked for m in norms):
             return found

@@ -42,6 +42,7 @@ from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import gather_objects, share
 from maskwright.engine.forecast import photographs_shown
 from maskwright.engine.needs import InputNeed
+from maskwright.engine.result import assembled
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.leopart.communities import find_communities, searcher
 from maskwright.methods.unsupervised.leopart.foreground import (
@@ -334,7 +335,7 @@ class Leopart(Method):
         )  # fmt: skip
         reduction = projection(self.context.run.tensors("reduce", REDUCED, REDUCTION), normalize=True)
         encoder = self.features.encoder.cpu()
-        return self.assembled(encoder, reduction, classifier, self.features.preprocess)
+        return assembled(self, encoder, reduction, classifier, self.features.preprocess)
 
 
 def enlarged(ids: np.ndarray, side: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.proposals import SoftMap
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import reducer, world_size
 from maskwright.engine.loop import Indices, Training
@@ -281,4 +282,4 @@ class LeopartTraining(Training):
 
 def trained_encoder(context: Context, config: Any) -> BackboneEncoder:
     """The student's encoder as training left it."""
-    return context.trained("train", "network", leopart_network(context, config)).encoder
+    return trained(context.run.path / "train", "network", leopart_network(context, config)).encoder

@@ -41,7 +41,7 @@ from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import gather_objects, share
+from maskwright.engine.distributed import each, gather_objects, share
 from maskwright.engine.loop import Training
 from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
@@ -188,7 +188,7 @@ class LookingBeyond(CropMethod):
             return
         t, store = self.words(), self.store()
         reduce = projection(t, normalize=True)
-        for i in context.each(range(len(images)), "label", done=lambda i: images.names[i] in store):
+        for i in each(context.progress, range(len(images)), "label", done=lambda i: images.names[i] in store):
             with torch.no_grad():
                 f = reduce(self.features.store[i].float()[None])[0]
             store.write(images.names[i], labelled(f, t["centers"], images.image(i), c), images.items[i].image)

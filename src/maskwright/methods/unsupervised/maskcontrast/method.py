@@ -37,9 +37,10 @@ from torch import Tensor
 
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.sources import StoredLabels
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import all_reduce_sum, gather_objects, reducer
+from maskwright.engine.distributed import all_reduce_sum, each, gather_objects, reducer
 from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.maskcontrast.training import (
@@ -276,7 +277,7 @@ class MaskContrast(CropMethod):
 
     def network(self) -> Network:
         """The trained network, which gives what object vectors are of, and saliency."""
-        network = self.context.trained("train", "network", salient_network(self.context, self.config))
+        network = trained(self.context.run.path / "train", "network", salient_network(self.context, self.config))
         if self.config.freeze > 0:
             freeze_first(network, self.config.freeze)
         if self.config.readout.of == "encoder":
@@ -296,7 +297,7 @@ class MaskContrast(CropMethod):
         retake(context, c, network, preprocess, range(len(context.data)))
         store, data = stored_objects(context.run.path / "objects"), context.data
         with as_it_stands(network):
-            for i in context.each(range(len(data)), "objects"):
+            for i in each(context.progress, range(len(data)), "objects"):
                 x = preprocess.apply(data.image(i))[None].to(context.device)
                 y = network.decode(network.features(x)).float()
                 if c.saliency.head:

@@ -17,7 +17,7 @@ from maskwright.data.masking.classes import IGNORE16
 from maskwright.data.masking.label_rules import ignore_of
 from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.engine.context import Context
-from maskwright.engine.distributed import broadcast_object, gather_objects, rank, share
+from maskwright.engine.distributed import broadcast_object, each, gather_objects, rank, share
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.luss_sweep import ThresholdSweep
 from maskwright.models.parts.attended_clusters import AttendedClusters
@@ -108,7 +108,7 @@ class PixelNames:
         Masks that are there stay, so that a killed run goes on where it was.
         """
         items = self.data.items
-        for i in self.context.each(range(len(items)), "label", done=lambda i: items[i].name in store):
+        for i in each(self.context.progress, range(len(items)), "label", done=lambda i: items[i].name in store):
             ids, a = self.name(i)
             found = torch.from_numpy(np.where(a < threshold, 0, ids))
             everywhere = torch.ones_like(found, dtype=torch.bool)

@@ -44,10 +44,12 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
+from maskwright.engine.checkpoint import CHECKPOINT, stage_parts, trained
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import share
 from maskwright.engine.loop import Training
+from maskwright.engine.result import assembled
 from maskwright.engine.schedules import cosine
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.judging import is_other
@@ -242,7 +244,7 @@ class Pass(Method):
 
     def pretrained(self, stage: str = "pretrain") -> PassNetwork:
         """The network as a stage left it."""
-        return self.context.trained(stage, "network", self.network())
+        return trained(self.context.run.path / stage, "network", self.network())
 
     def attend(self, folder: Path) -> None:
         """Trains the gate and the prototypes."""
@@ -251,7 +253,7 @@ class Pass(Method):
         network = self.pretrained().to(device)
         attention, swav = PixelAttention(network.width), self.swav(c.attention.queue, 0, 0)
         if c.instance.kind == "swav":
-            learned = context.left("pretrain")["module.instance"]["prototypes.weight"]
+            learned = stage_parts(context.run.path / "pretrain" / CHECKPOINT)["module.instance"]["prototypes.weight"]
             swav.prototypes.load_state_dict({"weight": learned})
         crops = self.crops(c.attention.local_crops, c.attention.scale_min)
         training = AttentionTraining(network, attention.to(device), swav.to(device), crops, c)
@@ -264,7 +266,7 @@ class Pass(Method):
         if not self.config.attention.learn:
             return self.encoder(self.pretrained().backbone), None
         encoder = self.encoder(self.pretrained("attention").backbone)
-        return encoder, self.context.trained("attention", "attention", PixelAttention(encoder.width))
+        return encoder, trained(self.context.run.path / "attention", "attention", PixelAttention(encoder.width))
 
     def encoder(self, backbone: Any) -> BackboneEncoder:
         """The deepest stage of a backbone."""
@@ -331,12 +333,12 @@ class Pass(Method):
 
     def named_by(self, threshold: float) -> Segmenter:
         """The labelling rule as a segmenter."""
-        return self.assembled(self.attended[0], None, self.rule(self.centroids(), threshold), self.preprocess())
+        return assembled(self, self.attended[0], None, self.rule(self.centroids(), threshold), self.preprocess())
 
     def unfinished(self) -> Segmenter:
         """The pretrained backbone (the gate's stage does not touch it) with an untrained linear layer."""
         encoder = self.encoder(self.pretrained().backbone.requires_grad_(True))
-        return self.assembled(encoder, None, LinearClassifier(encoder.width, len(self.table)), self.preprocess())
+        return assembled(self, encoder, None, LinearClassifier(encoder.width, len(self.table)), self.preprocess())
 
     def finetune(self, folder: Path) -> None:
         """Trains on the pseudo-labels."""
@@ -349,5 +351,5 @@ class Pass(Method):
     def segmenter(self) -> Segmenter:
         """The fine-tuned network, or the labelling rule itself where there is no fine-tuning."""
         if self.config.finetune.epochs:
-            return self.context.trained("finetune", "network", self.unfinished())
+            return trained(self.context.run.path / "finetune", "network", self.unfinished())
         return self.named_by(self.context.run.artefact("label", THRESHOLD, {"value": float})["value"])

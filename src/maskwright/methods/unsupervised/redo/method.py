@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
@@ -193,10 +194,9 @@ class Redo(Method):
         grey = (0.5, 0.5, 0.5)
         preprocess = Preprocess(grey, grey, short_side=c.crops.size, multiple_of=encoder.multiple_of)
         provenance = Provenance("redo", "random", "none needed", "none", mean=grey, std=grey)
-        return Segmenter(
-            context.trained("train", "encoder", encoder), None, context.trained("train", "classifier", classifier),
-            self.table, preprocess, provenance, self.name,
-        ).eval()  # fmt: skip
+        folder = context.run.path / "train"
+        encoder, classifier = trained(folder, "encoder", encoder), trained(folder, "classifier", classifier)
+        return Segmenter(encoder, None, classifier, self.table, preprocess, provenance, self.name).eval()
 
     @torch.no_grad()
     def polarity(self, folder: Path) -> None:

@@ -16,12 +16,13 @@ from maskwright.data.training.streams import CropRecipe, Stream
 from maskwright.data.training.views import View
 from maskwright.engine.distributed import all_reduce_sum, world_size
 from maskwright.engine.loop import Training
+from maskwright.engine.updating import take_step
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.redo.losses import composites, recovery_loss
 from maskwright.methods.unsupervised.redo.networks import Judge, RegionGenerator, initialise
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.parts.regions import RegionClassifier, RegionEncoder
-from maskwright.recipes.adversarial.adversary import Adversary, hinge, take_step
+from maskwright.recipes.adversarial.adversary import Adversary, hinge
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.consistency.parts import SECOND
 from maskwright.recipes.training.drawing import StreamSetup, to_signed
@@ -204,12 +205,12 @@ class RedoTraining(Training):
         x, real = batch["x"].weak, batch["real"].weak
         z = self.noise(x)
         terms = self.player_losses(x, z)
-        take_step(self.players, fabric, terms["loss"], self.clip)
+        take_step([self.players], fabric, terms["loss"], self.clip)
         with torch.no_grad():
             fakes = composites(x, *self.play(x, z))
         of = self.adversary.discriminator
         terms["d"] = hinge(self.verdicts(of, real), True) + hinge(self.verdicts(of, fakes), False)
-        take_step(self.adversary.optimizer, fabric, terms["d"], self.clip)
+        take_step([self.adversary.optimizer], fabric, terms["d"], self.clip)
         return terms
 
     def after_step(self, step: int) -> None:
