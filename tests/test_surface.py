@@ -130,7 +130,7 @@ def test_a_method_that_reads_no_mask_does_not_care_which_there_are(tmp_path):
 )  # fmt: skip
 def test_which_runs_read_masks(method, settings, reads):
     cls = mw.METHODS[method]
-    assert cls.reads_masks(configure(cls.Config, settings)) is reads
+    assert cls.terms(configure(cls.Config, settings)).reads_masks is reads
 
 
 def test_a_network_with_an_encoder_of_its_own_is_what_the_record_tells(tmp_path, capfd):
@@ -181,9 +181,9 @@ def test_a_backbone_that_is_used_is_told_as_before(tmp_path):
         "Its features come from mobilenetv3_small_050, whose weights saw: no labels."
         in (run / "report.html").read_text()
     )
-    config = mw.METHODS["cam"].Config(network="ddrnet23_slim")
-    assert mw.METHODS["cam"].backbone_unused(config) == "", "its classifier stands on it"
-    assert mw.METHODS["supervised"].backbone_unused(SupervisedConfig()) == ""
+    config = configure(mw.METHODS["cam"].Config, {"network": "ddrnet23_slim"})
+    assert mw.METHODS["cam"].terms(config).backbone_unused == "", "its classifier stands on it"
+    assert mw.METHODS["supervised"].terms(SupervisedConfig()).backbone_unused == ""
 
 
 def test_what_auto_chose_and_the_backbone_are_said_once(tmp_path, capfd):

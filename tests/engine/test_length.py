@@ -197,9 +197,9 @@ def test_methods_of_several_trainings_say_that_they_cannot_be_lengthened(data, t
         cls = METHODS[name]
         config = cls.Config()
         none = name in ("kmeans", "maskclip", "clip_seg", "reco")
-        assert (cls.own_steps(config, 8) > 0) == (not none), name
+        assert (cls.terms(config, 8).steps > 0) == (not none), name
         several = cls.family == "weak" or name in ("st_plus_plus", "pass", "cbst", "cyclegan", "cycada", "uda_sod")
-        assert bool(cls.fixed_length(config)) == (several or none), name
+        assert bool(cls.terms(config, 8).fixed_length) == (several or none), name
 
 
 # ---------------------------------------------------------------------- finished as it stands

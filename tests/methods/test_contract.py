@@ -142,7 +142,7 @@ def backbone_for(name: str) -> str:
 def beside(name: str) -> dict[str, StreamNeed]:
     """What a method takes of other data sets, by their names, with its options as they are."""
     method = mw.METHODS[name]
-    return method.streams_taken(method.Config())
+    return method.terms(method.Config()).taken
 
 
 def read_of(name: str) -> set[str]:

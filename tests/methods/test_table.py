@@ -48,7 +48,8 @@ def test_what_options_make_a_method_take_its_class_names_for_who_asks(name, sett
     """`maskwright methods NAME` shows what the class names."""
     method = METHODS[name]
     config = configure(method.Config, settings)
-    inputs, streams = method.inputs_taken(config), method.streams_taken(config)
+    terms = method.terms(config)
+    inputs, streams = terms.inputs, terms.taken
     assert set(inputs) <= set(method.inputs) and set(streams) - {"source"} <= set(method.streams)
     shown = "\n".join(page(method, 400, False))
     assert all(f"--input {k}=PLACE: {n.says} (may be left out)" in shown for k, n in inputs.items())

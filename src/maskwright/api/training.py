@@ -114,7 +114,7 @@ def train(
         bar.say(f"Method: {choice.reason}.")
     cls = find_method(choice.method)
     config = configure(cls.Config, {**choice.settings, **own_settings(weights, cls.Config), **(settings or {}), **more})
-    if choice.reason and SOURCE not in cls.streams_taken(config):
+    if choice.reason and SOURCE not in cls.terms(config).taken:
         sources.pop(SOURCE, None)  # the reason says so
     request = RunRequest(
         data=images, method=cls, config=config, out=out, sources=sources, inputs=places, split=split, labeled=labeled,
@@ -133,7 +133,7 @@ def train(
         from maskwright.app.run_pages import PAGES, what_clusters_want
 
         model = run_method(cls, config, context, PAGES)
-        if cls.classes_found(config) == "clusters":
+        if cls.terms(config).classes_from == "clusters":
             bar.say(what_clusters_want(context.run.path))
         return model
     finally:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from maskwright.engine.needs import LABELLED_SOURCE, InputNeed, StreamNeed, check_backbone
+from maskwright.engine.needs import ClassesFrom, InputNeed, StreamNeed, Terms, check_backbone
 from maskwright.models.parts.table import check_parts_of
 from maskwright.models.segmenter import Segmenter
 
@@ -72,7 +72,7 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     streams: ClassVar[Mapping[str, StreamNeed]] = {}
     inputs: ClassVar[Mapping[str, InputNeed]] = {}
-    classes_from: ClassVar[Literal["labels", "clusters", "objects"]] = "labels"
+    classes_from: ClassVar[ClassesFrom] = "labels"
     backbones: ClassVar[Literal["any", "vit", "joint", "groups"]] = "any"
     Config: ClassVar[type]
 
@@ -91,67 +91,14 @@ class Method(ABC):
         """
 
     @classmethod
-    def labels_needed(cls, config: Any) -> frozenset[str]:
-        """The labels without which a run with these options cannot be: `needs`, unless an option changes it."""
-        return cls.needs
-
-    @classmethod
-    def streams_taken(cls, config: Any) -> dict[str, StreamNeed]:
-        """The named data sets that a run with these options takes beside its own: `streams`, unless an option changes
-        it, and `source` where that is needed."""
-        needed = {"source": LABELLED_SOURCE} if "source" in cls.labels_needed(config) else {}
-        return {**needed, **cls.streams}
-
-    @classmethod
-    def inputs_taken(cls, config: Any) -> Mapping[str, InputNeed]:
-        """The second networks and proposals that a run with these options takes: `inputs`, unless an option changes
-        it."""
-        return cls.inputs
-
-    @classmethod
-    def classes_found(cls, config: Any) -> Literal["labels", "clusters", "objects"]:
-        """Where the classes of a run with these options come from: `classes_from`, unless an option changes it."""
-        return cls.classes_from
-
-    @classmethod
-    def reads_masks(cls, config: Any) -> bool:
-        """Whether a run with these options learns from masks of its own data, or lets them choose what it keeps.
-
-        A method with an option that peeks at masks overrides this.
-        """
-        return "masks" in cls.labels_needed(config)
-
-    @classmethod
-    def judges(cls, config: Any) -> bool:
-        """Whether a run with these options writes figures against masks beside its model."""
-        return False
-
-    @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """Steps of the main training of a run with these options where `--steps` does not say; 0 where nothing is
-        trained with gradients.
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """What a run with these options needs and is: what the class says, unless an option changes it, and its steps.
 
         Args:
             config: the options.
             images: of the run.
         """
-        return 0
-
-    @classmethod
-    def fixed_length(cls, config: Any) -> str:
-        """Why a run with these options cannot be lengthened; empty where it can: where the steps are all of one
-        training, which goes on from its last one."""
-        return "" if cls.own_steps(config, 1) else "it trains nothing step by step"
-
-    @classmethod
-    def wanted_backbone(cls, config: Any) -> str:
-        """The backbone that the options name; empty where they name none."""
-        return ""
-
-    @classmethod
-    def backbone_unused(cls, config: Any) -> str:
-        """Why a run with these options leaves its backbone's weights aside; empty where it does not."""
-        return ""
+        return Terms(needs=cls.needs, streams=cls.streams, inputs=cls.inputs, classes_from=cls.classes_from)
 
     def tail(self) -> float:
         """What comes behind the last training, as so many of its steps: about what whole photographs cost that are then

@@ -135,7 +135,7 @@ class Fitted:
 def photographs_shown(method: Method) -> int:
     """How many whole photographs the report's pictures need: previews, and what shows the clusters."""
     images = len(method.context.data)
-    clusters = method.classes_found(method.config) == "clusters"
+    clusters = method.terms(method.config).classes_from == "clusters"
     return min(SHOWN, images) + (min(SHOWN_OF_CLUSTERS, images) if clusters else 0)
 
 

@@ -5,7 +5,7 @@
 PLACE is of a network a `model.safetensors`, a run's folder, or a backbone's name, perhaps with `@WEIGHTS` (a file,
 `package` or `random`); of proposals their folder, or the folder of a run with one stage that made some. Where the
 method can have proposals made, a network will do for them too: a model, a run that has one and no proposals, or an ONNX
-file. Which names a method takes is what its class says (`Method.inputs_taken`). Of each input the run's record tells
+file. Which names a method takes is what its class says (`Terms.inputs`). Of each input the run's record tells
 the hash of its contents, which a resumed run must find again, and which labels it saw.
 """
 

@@ -1,8 +1,10 @@
-"""What a method takes beside the run's own data: data sets, second networks, proposals, and a kind of backbone."""
+"""What a run needs and takes beside its own data: data sets, second networks, proposals, a kind of backbone; and all
+other terms on which it can be."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from maskwright.errors import MaskwrightError
@@ -49,6 +51,55 @@ class InputNeed:
     kind: Literal["network", "proposals"]
     required: bool = True
     networks: bool = False
+
+
+ClassesFrom = Literal["labels", "clusters", "objects"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On what terms a run with given options can be: what the program asks a method before it begins.
+
+    Attributes:
+        needs: the labels without which it cannot be, out of `masks`, `tags`, `captions`, `names`, `source`.
+        streams: the named data sets that it takes beside its own, required or not.
+        inputs: the second networks and the proposals that it takes, by name, required or not.
+        classes_from: where its classes come from, as of `Method`.
+        peeks: whether it reads masks of its own data that it does not need, to learn from them or to choose what it
+            keeps.
+        judges: whether it writes figures against masks beside its model.
+        steps: of its main training where `--steps` does not say; 0 where nothing is trained with gradients.
+        fixed: why it cannot be lengthened though it trains; empty where its steps are all of one training, which goes
+            on from its last one.
+        backbone: the one that the options name; empty where they name none.
+        backbone_unused: why the backbone's weights are left aside; empty where they are not.
+    """
+
+    needs: frozenset[str] = frozenset()
+    streams: Mapping[str, StreamNeed] = field(default_factory=dict)
+    inputs: Mapping[str, InputNeed] = field(default_factory=dict)
+    classes_from: ClassesFrom = "labels"
+    peeks: bool = False
+    judges: bool = False
+    steps: int = 0
+    fixed: str = ""
+    backbone: str = ""
+    backbone_unused: str = ""
+
+    @property
+    def taken(self) -> dict[str, StreamNeed]:
+        """`streams`, and a fully labelled `source` where one is needed and no more is said of it."""
+        return {**({"source": LABELLED_SOURCE} if "source" in self.needs else {}), **self.streams}
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether masks of the run's own data are learned from or choose what it keeps."""
+        return self.peeks or "masks" in self.needs
+
+    @property
+    def fixed_length(self) -> str:
+        """Why the run cannot be lengthened; empty where it can."""
+        return self.fixed if self.steps else "it trains nothing step by step"
 
 
 def check_backbone(method: type[Method], backbone: Backbone) -> None:

@@ -73,20 +73,18 @@ def open_run(request: RunRequest) -> Context:
     fabric = make_fabric(request.device)
     check_processes(fabric.world_size, len(images))
     bar.quiet, bar.heard = bar.quiet or fabric.global_rank > 0, bar.heard and fabric.global_rank == 0
-    inputs = open_inputs(cls.inputs_taken(config), request.inputs, request.seed)
-    start = open_start(request.weights, cls.classes_found(config) != "clusters", request.seed)
+    terms = cls.terms(config, len(images))
+    inputs = open_inputs(terms.inputs, request.inputs, request.seed)
+    start = open_start(request.weights, terms.classes_from != "clusters", request.seed)
     if start is not None:
         inputs = {**inputs, WEIGHTS: start.input}
-    unused = cls.backbone_unused(config)
     backbone, why_backbone = find_backbone(
-        request.backbone_name, request.weights, bar, request.seed, cls.backbones, unused, start, cls.name
+        request.backbone_name, request.weights, bar, request.seed, cls.backbones, terms.backbone_unused, start, cls.name
     )
     check_backbone(cls, backbone)
-    reads = cls.reads_masks(config)
-    digest = hash_names(i.name for i in images.items if i.mask) if request.labeled or reads else ""
-    needs = cls.labels_needed(config)
-    beside = {name: _identity(data, request.taken[name].labels) for name, data in sources.items()}
-    own = {*needs, *(("masks",) if reads or cls.judges(config) else ())}
+    digest = hash_names(i.name for i in images.items if i.mask) if request.labeled or terms.reads_masks else ""
+    beside = {name: _identity(data, terms.taken[name].labels) for name, data in sources.items()}
+    own = {*terms.needs, *(("masks",) if terms.reads_masks or terms.judges else ())}
     labels = _identity(images, own, beside)
     record = {
         "status": RUNNING,
@@ -107,7 +105,7 @@ def open_run(request: RunRequest) -> Context:
         "device": str(fabric.device),
         "processes": fabric.world_size,
         "backbone": backbone.provenance.to_json(),
-        "backbone_unused": unused,
+        "backbone_unused": terms.backbone_unused,
         "weights_key": backbone.key,
         "data": _data_record(images, labels),
         "sources": {
@@ -125,7 +123,7 @@ def open_run(request: RunRequest) -> Context:
     run = RunFolder.start(
         request.folder, record, resume=request.resume, writes=fabric.is_global_zero, labels=labels,
         defaults=flat(configure(cls.Config, {})),
-        length=Length(cls.own_steps(config, len(images)), cls.fixed_length(config)),
+        length=Length(terms.steps, terms.fixed_length),
     )  # fmt: skip
     if run.earlier:
         bar.say(run.earlier)
@@ -154,7 +152,7 @@ def open_run(request: RunRequest) -> Context:
     if request.minutes is not None and run.record["steps"] is not None:
         bar.say(f"--minutes: this run has {run.record['steps']} steps since its start; --steps lengthens it")
     steps_told = ""
-    if request.steps is not None and not cls.own_steps(config, len(images)):
+    if request.steps is not None and not terms.steps:
         steps_told = f"--steps {request.steps}: not used, {cls.name} trains nothing step by step with these options."
     digest_told = digest and labels_note(images, request.labeled, digest)
     of_sources = [sentence for name, data in sources.items() for sentence in _told(name, data, request)]
@@ -166,7 +164,7 @@ def open_run(request: RunRequest) -> Context:
                 context.note(sentence)
         if request.reason:
             context.note(f"Method: {request.reason}.", said=True)  # before the images were read
-        context.note(f"Backbone: {why_backbone}.", said=not unused)  # by find_backbone, with the labels
+        context.note(f"Backbone: {why_backbone}.", said=not terms.backbone_unused)  # by find_backbone, with the labels
         for sentence in (f"Classes: {why_classes}.", *(one.says() for one in inputs.values())):
             context.note(sentence)
     return context
@@ -183,11 +181,11 @@ def check_processes(processes: int, images: int) -> None:
 
 def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset], ClassTable, str]:
     """The images that can be read, their values understood, those of the sources likewise, and the class table."""
-    cls, bar = request.method, request.progress
-    kind = cls.classes_found(request.config)
+    terms, bar = request.terms, request.progress
+    kind = terms.classes_from
     named = kind == "labels"
     images = _readable(request)
-    prepared = {n: prepare_source(n, source, request.taken[n], bar) for n, source in request.sources.items()}
+    prepared = {n: prepare_source(n, source, terms.taken[n], bar) for n, source in request.sources.items()}
     sources = apart(images, prepared)
     labelled = {name: sources[name] for name in request.labelled}
     known, whose = images.classes, "of the class table"
@@ -204,17 +202,16 @@ def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset],
             for name in labelled.keys() - own:
                 data, told = labelled[name], told_by_number(labelled[name].classes, known)
                 sources[name] = by_number(data.with_notices(told) if told else data, known)
-    reads = cls.reads_masks(request.config)
     with bar.counter("checking") as count:
-        images = understand(images, masks=reads, progress=count)
-    sources = {name: understood_source(name, data, request.taken[name]) for name, data in sources.items()}
+        images = understand(images, masks=terms.reads_masks, progress=count)
+    sources = {name: understood_source(name, data, terms.taken[name]) for name, data in sources.items()}
     if known is not None:
         sources |= {name: in_run_classes(sources[name], known) for name in own}
     if kind == "objects":
         table, why = object_table(images.classes, names=request.names, classes=request.classes)
         return images, sources, table, why
     counted = {name: sources[name] for name in labelled}
-    if reads or not labelled:
+    if terms.reads_masks or not labelled:
         counted[TARGET] = images
     table, why = class_table(known, whose, named=named, classes=request.classes, counted=counted)
     return images, sources, table, why
@@ -242,7 +239,7 @@ def _data_record(data: Dataset, labels: LabelIdentity) -> dict[str, Any]:
 
 def _told(name: str, data: Dataset, request: RunRequest) -> list[str]:
     """What is said of a data set beside the run's own."""
-    split, kinds = request.sources[name].split, sorted(request.taken[name].labels)
+    split, kinds = request.sources[name].split, sorted(request.terms.taken[name].labels)
     where = f"{data.root}, split {split}" if split else str(data.root)
     read = f"their {' and '.join(kinds)} may be read" if kinds else "no label of theirs may be read"
     head = name.capitalize()

@@ -16,7 +16,7 @@ from maskwright.errors import MaskwrightError
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
     from maskwright.engine.contract import Method
-    from maskwright.engine.needs import StreamNeed
+    from maskwright.engine.needs import Terms
 
 
 @dataclass(kw_only=True)
@@ -87,8 +87,8 @@ class RunRequest:
         if self.minutes is not None:
             self._check_minutes(self.minutes)
         self._check_labels()
-        check_inputs(self.method, self.method.inputs_taken(self.config), self.inputs)
-        wanted = self.method.wanted_backbone(self.config)
+        check_inputs(self.method, self.terms.inputs, self.inputs)
+        wanted = self.terms.backbone
         if wanted and self.backbone not in ("auto", wanted):
             raise MaskwrightError(f"--backbone {self.backbone} and --set encoder={wanted}", "one of the two")
 
@@ -97,16 +97,16 @@ class RunRequest:
             raise MaskwrightError(f"--minutes {minutes}", "a number above 0")
         if self.steps is not None:
             raise MaskwrightError(f"--steps {self.steps} and --minutes {minutes:g}", "one of the two", "leave one out")
-        if not self.method.own_steps(self.config, len(self.data)):
+        if not self.terms.steps:
             raise MaskwrightError(
                 f"--minutes and {self.method.name}, which trains nothing step by step", "a method that trains",
                 "leave it out",
             )  # fmt: skip
 
     def _check_labels(self) -> None:
-        method, present = self.method, self.data.labels_present()
-        check_sources(method, self.taken, self.sources)
-        for need in sorted(method.labels_needed(self.config)):
+        method, terms, present = self.method, self.terms, self.data.labels_present()
+        check_sources(method, terms.taken, self.sources)
+        for need in sorted(terms.needs):
             if need in present and not present[need]:
                 raise MaskwrightError(
                     f"{method.name} needs {need} and {self.data.root} has none",
@@ -114,14 +114,14 @@ class RunRequest:
                     f"`maskwright doctor {self.data.root}` says what it found, `maskwright methods` lists what needs "
                     "less",
                 )
-        if self.names is not None and method.classes_found(self.config) == "clusters":
+        if self.names is not None and terms.classes_from == "clusters":
             raise MaskwrightError(
                 f"--names and {method.name}, whose clusters have no names",
                 "a method whose classes are those of labels",
                 f"leave --names out; --classes {len(self.names)} makes as many clusters",
             )
         tables = (self.data.classes, *(self.sources[name].data.classes for name in self.labelled))
-        if "names" in method.labels_needed(self.config) and self.names is None and not any(tables):
+        if "names" in terms.needs and self.names is None and not any(tables):
             raise MaskwrightError(
                 f"{method.name} needs names of the classes and {self.data.root} has none",
                 f"{self.data.root / 'classes.txt'}, or --names",
@@ -129,14 +129,15 @@ class RunRequest:
             )
 
     @property
-    def taken(self) -> dict[str, StreamNeed]:
-        """What the method takes beside the run's own data, by name."""
-        return self.method.streams_taken(self.config)
+    def terms(self) -> Terms:
+        """On what terms the run can be."""
+        return self.method.terms(self.config, len(self.data))
 
     @property
     def labelled(self) -> list[str]:
         """Names of the given data sets beside the run's own whose masks are learned from."""
-        return [name for name in self.sources if "masks" in self.taken[name].labels]
+        taken = self.terms.taken
+        return [name for name in self.sources if "masks" in taken[name].labels]
 
     @property
     def folder(self) -> Path:
@@ -148,4 +149,4 @@ class RunRequest:
     @property
     def backbone_name(self) -> str:
         """The backbone's name: what the method's options want, or what was asked for."""
-        return self.method.wanted_backbone(self.config) or self.backbone
+        return self.terms.backbone or self.backbone

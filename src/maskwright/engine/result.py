@@ -102,7 +102,7 @@ class Pages(NamedTuple):
         """Makes the pictures of a method's run; its record tells what they show of each class."""
         context, run = method.context, method.context.run
         shares = self.previews(run.path, model, context.data, progress=context.progress)
-        if method.classes_found(method.config) == "clusters" and self.clusters is not None:
+        if method.terms(method.config).classes_from == "clusters" and self.clusters is not None:
             clusters = self.clusters(run.path, model, context.data, progress=context.progress)
             shares = clusters.share
             run.record.pop("places", None)

@@ -3,7 +3,7 @@
     --source [NAME=]DATA[@SPLIT]     repeatable; the one without a name is called `source`
 
 Which names a method takes, which it cannot do without, and which labels it reads of each, is what its class says
-(`Method.streams_taken`). Whatever else lies in a data set is hidden from the method.
+(`Terms.streams`). Whatever else lies in a data set is hidden from the method.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ class Choice:
     def steps_of(self, config: Any, asked: int | None) -> int | None:
         """The steps of a run with these options: those asked for, or fewer than the method's own, unless an option of
         the method says how many it has; None: the method's own."""
-        own = METHODS[self.method].own_steps
-        says = own(config, 1) != own(METHODS[self.method].Config(), 1)
+        cls = METHODS[self.method]
+        says = cls.terms(config).steps != cls.terms(cls.Config()).steps
         return asked if self.steps is None or says else self.steps
 
 
@@ -143,7 +143,7 @@ def choose(
     name, reason = choose_method(labels, images, source, short, words)
     settings = settings_of(name, labels, images)
     scaled = _scaled(name, labels, images, cpu)
-    own = METHODS[name].own_steps(METHODS[name].Config(), images)
+    own = METHODS[name].terms(METHODS[name].Config(), images).steps
     fewer = scaled if scaled is not None and scaled < own else None
     most = scaled if name == "stego" else None
     if steps is None and minutes is None and fewer is not None:

@@ -312,7 +312,7 @@ def test_a_run_by_an_input_without_cbfe_and_one_without_communities(data, tmp_pa
     oracle = {"cbfe.oracle_threshold": True, "communities.use": False, "foreground.use": False}
     model = train(data, tmp_path / "oracle", inputs=inputs, **oracle)
     assert record_of(tmp_path / "oracle")["labels_read"]["select"]["masks"] == 8
-    assert Leopart.reads_masks(configure(LeopartConfig, oracle)) and len(model.classes) == 3
+    assert Leopart.terms(configure(LeopartConfig, oracle)).reads_masks and len(model.classes) == 3
 
 
 def test_one_class_is_refused_and_does_not_run_for_ever(data, tmp_path):

@@ -185,6 +185,6 @@ def test_steps_and_contradictions(data):
 
 def test_masks_that_stand_for_tags_are_the_labels_needed():
     def needed(**options):
-        return TagMethod.labels_needed(configure(TagsConfig, options))
+        return TagMethod.terms(configure(TagsConfig, options)).needs
 
     assert needed(tags_from_masks=True) == {"masks"} and needed() == {"tags", "names"}

@@ -216,7 +216,8 @@ def test_without_labels_there_are_no_options_of_labels(option):
 
 def test_a_method_without_labels_asks_for_none_and_makes_clusters():
     config = configure(CropConfig, {})
-    assert not CropMethod.labels_needed(config) and not CropMethod.reads_masks(config)
+    terms = CropMethod.terms(config)
+    assert not terms.needs and not terms.reads_masks
     assert CropMethod.classes_from == "clusters"
 
 

@@ -48,6 +48,7 @@ from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, each, share
 from maskwright.engine.loop import Training
+from maskwright.engine.needs import Terms
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.tensors import save_tensors
@@ -228,9 +229,10 @@ class CBST(SourceMethod):
         return found
 
     @classmethod
-    def fixed_length(cls, config: Any) -> str:
+    def terms(cls, config: Any, images: int = 1) -> Terms:
         """Each round learns what the one before labelled."""
-        return "its trainings follow one another, and the later ones learn what the earlier ones labelled"
+        fixed = "its trainings follow one another, and the later ones learn what the earlier ones labelled"
+        return replace(super().terms(config, images), fixed=fixed)
 
     # ------------------------------------------------------------------ training
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 from maskwright.engine.config import Idle, option, part
-from maskwright.engine.needs import InputNeed
+from maskwright.engine.needs import InputNeed, Terms
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.towers.beside import ProxyEncoder
 from maskwright.models.towers.parts import JointEncoder
@@ -97,9 +97,10 @@ class ClipSeg(WordMethod):
     config: ClipSegConfig
 
     @classmethod
-    def inputs_taken(cls, config: Any) -> Mapping[str, InputNeed]:
+    def terms(cls, config: Any, images: int = 1) -> Terms:
         """The second network of ProxyCLIP."""
-        return {"proxy": replace(cls.inputs["proxy"], required=True)} if config.variant == "proxyclip" else {}
+        proxy = {"proxy": replace(cls.inputs["proxy"], required=True)} if config.variant == "proxyclip" else {}
+        return replace(super().terms(config, images), inputs=proxy)
 
     def segmenter(self) -> Segmenter:
         """Tower and words."""

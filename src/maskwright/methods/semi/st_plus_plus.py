@@ -34,7 +34,7 @@ Legend: B batch, C classes, S crop side, (H, W) image size, T teacher, K = 3 of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,6 +53,7 @@ from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
 from maskwright.engine.loop import Training
+from maskwright.engine.needs import Terms
 from maskwright.errors import MaskwrightError
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
@@ -289,9 +290,10 @@ class STPlusPlus(NetworkMethod):
         ]
 
     @classmethod
-    def fixed_length(cls, config: Any) -> str:
+    def terms(cls, config: Any, images: int = 1) -> Terms:
         """The last network learns what the first ones wrote."""
-        return "its trainings follow one another, and the later ones learn what the earlier ones wrote"
+        fixed = "its trainings follow one another, and the later ones learn what the earlier ones wrote"
+        return replace(super().terms(config, images), fixed=fixed)
 
     # ------------------------------------------------------------------ what is trained on what
 

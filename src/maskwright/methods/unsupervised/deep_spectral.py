@@ -24,7 +24,7 @@ Legend: N positions of one photograph, k eigenvectors, S segments of all photogr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -45,6 +45,7 @@ from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import all_reduce_sum, barrier, each, share
 from maskwright.engine.loop import Indices, Training
+from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
 from maskwright.engine.schedules import cosine
 from maskwright.engine.seeding import derive
@@ -206,9 +207,9 @@ class DeepSpectral(Method):
         return "crf" if self.config.readout.crf else "none"
 
     @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """The option `head.steps`, where a head is trained."""
-        return int(config.head.steps) if config.head.train else 0
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """The steps of the head, where one is trained."""
+        return replace(super().terms(config, images), steps=config.head.steps if config.head.train else 0)
 
     @property
     def steps(self) -> int:

@@ -23,7 +23,7 @@ Legend: N cells of one photograph or of a batch, D channels, K prototypes, Z mas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +39,7 @@ from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import each
 from maskwright.engine.loop import Indices, Training
+from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
 from maskwright.models.parts.heads import CosineClassifier, Projection
 from maskwright.models.segmenter import Segmenter
@@ -208,9 +209,9 @@ class Primaps(FrozenMethod):
     config: PrimapsConfig
 
     @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """The option `em.steps`."""
-        return int(config.em.steps)
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """The steps of expectation-maximisation."""
+        return replace(super().terms(config, images), steps=config.em.steps)
 
     @property
     def steps(self) -> int:

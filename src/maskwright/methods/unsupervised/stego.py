@@ -27,7 +27,7 @@ Legend: B batch, D channels of f, E channels of c, P = points^2 sampled position
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +42,7 @@ from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.loop import Indices, Training
+from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
 from maskwright.engine.schedules import cosine
 from maskwright.errors import MaskwrightError
@@ -349,9 +350,9 @@ class Stego(FrozenMethod):
     config: StegoConfig
 
     @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """The option `steps`."""
-        return int(config.steps)
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """The steps of the options."""
+        return replace(super().terms(config, images), steps=config.steps)
 
     @property
     def steps(self) -> int:

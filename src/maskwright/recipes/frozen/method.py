@@ -6,7 +6,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +16,7 @@ import torch
 from maskwright.engine.config import option, part
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.forecast import photographs_shown
+from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
 from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.parts.part import Part
@@ -53,9 +54,9 @@ class FrozenMethod(Method):
     config: Any
 
     @classmethod
-    def judges(cls, config: Any) -> bool:
+    def terms(cls, config: Any, images: int = 1) -> Terms:
         """A linear probe is fitted to masks."""
-        return bool(config.linear_probe)
+        return replace(super().terms(config, images), judges=config.linear_probe)
 
     @property
     def refinement(self) -> str:

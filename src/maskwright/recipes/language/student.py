@@ -24,7 +24,7 @@ from maskwright.data.training.sources import StoredLabels
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, share
-from maskwright.engine.needs import InputNeed
+from maskwright.engine.needs import InputNeed, Terms
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.dense import Backbone
 from maskwright.models.networks.build import Network, build_network
@@ -130,9 +130,13 @@ class StudentMethod(WordMethod):
     }  # fmt: skip
 
     @classmethod
-    def inputs_taken(cls, config: Any) -> Mapping[str, InputNeed]:
-        """What the network stands on, where one learns."""
-        return {name: need for name, need in cls.inputs.items() if name != "student" or config.plus.train}
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """What the network stands on and its steps, where one learns; rounds learn what those before labelled."""
+        terms, plus = super().terms(config, images), config.plus
+        if not plus.train:
+            return replace(terms, inputs={name: need for name, need in cls.inputs.items() if name != "student"})
+        fixed = "its trainings follow one another, and the later ones learn what the earlier ones labelled"
+        return replace(terms, steps=config.student.steps, fixed=fixed if plus.rounds else "")
 
     @abstractmethod
     def teacher(self) -> Segmenter:
@@ -143,18 +147,6 @@ class StudentMethod(WordMethod):
         return self.student(self.last) if self.config.plus.train else self.teacher()
 
     # ------------------------------------------------------------------ how long
-
-    @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """The option `student.steps`, where a network learns."""
-        return int(config.student.steps) if config.plus.train else 0
-
-    @classmethod
-    def fixed_length(cls, config: Any) -> str:
-        """Each round learns what the one before labelled."""
-        if config.plus.train and config.plus.rounds:
-            return "its trainings follow one another, and the later ones learn what the earlier ones labelled"
-        return super().fixed_length(config)
 
     def all_steps(self) -> list[int]:
         """Steps on the tower's labels, and of each round."""

@@ -7,8 +7,9 @@ Legend: M segments of all photographs, D width of the embedding, K clusters, C c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import gather_objects, share, world_size
-from maskwright.engine.needs import InputNeed
+from maskwright.engine.needs import InputNeed, Terms
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.heads import CosineClassifier, LinearClassifier, Sequential
@@ -75,14 +76,11 @@ class SegmentMethod(CropMethod):
     layout: ClassVar[Layout] = "corner"
 
     @classmethod
-    def labels_needed(cls, config: Any) -> frozenset[str]:
-        """Masks where neighbours vote."""
-        return frozenset({"masks"}) if config.readout.by == "neighbours" else cls.needs
-
-    @classmethod
-    def classes_found(cls, config: Any) -> Literal["labels", "clusters", "objects"]:
-        """Those of the masks where neighbours vote."""
-        return "labels" if config.readout.by == "neighbours" else "clusters"
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """Masks and their classes where neighbours vote."""
+        terms = super().terms(config, images)
+        vote = config.readout.by == "neighbours"
+        return replace(terms, needs=frozenset({"masks"}), classes_from="labels") if vote else terms
 
     def stages(self) -> list[Stage]:
         """Regions, where they are not given; train; prototypes."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from maskwright.data.training.tag_targets import TagTargets
 from maskwright.engine.checkpoint import trained
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.loop import Training
+from maskwright.engine.needs import Terms
 from maskwright.models.backbones.dense import autocast
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.tags.maps import MAPS, CamStore, MultiScale, write_cams
@@ -58,24 +60,16 @@ class TagMethod(Method):
     config: Any
 
     @classmethod
-    def labels_needed(cls, config: Any) -> frozenset[str]:
-        """Tags and the names of the classes that they are, or the masks that stand for both."""
-        return frozenset({"masks"} if config.tags.from_masks else {"tags", "names"})
-
-    @classmethod
-    def reads_masks(cls, config: Any) -> bool:
-        """Instead of tags, or to choose the threshold."""
-        return bool(config.tags.from_masks or config.seeds.oracle_threshold)
-
-    @classmethod
-    def judges(cls, config: Any) -> bool:
-        """The curve of the threshold, and the seeds where asked, are measured on masks."""
-        return bool(config.seeds.threshold_curve or config.seeds.judge)
-
-    @classmethod
-    def wanted_backbone(cls, config: Any) -> str:
-        """The option `network.encoder`."""
-        return str(config.network.encoder)
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """Tags and the names of their classes, or masks that stand for both; masks also choose the threshold, and judge
+        it, where asked. The last network learns what the classifier's maps became."""
+        c = config.seeds
+        return replace(
+            super().terms(config, images), needs=frozenset({"masks"} if config.tags.from_masks else {"tags", "names"}),
+            peeks=c.oracle_threshold, judges=c.threshold_curve or c.judge, steps=config.steps,
+            backbone=config.network.encoder,
+            fixed="its trainings follow one another, and the later ones learn what the earlier ones wrote",
+        )  # fmt: skip
 
     def stages(self) -> list[Stage]:
         """Classify, cams, a walk where there is one, seeds, retrain."""
@@ -87,16 +81,6 @@ class TagMethod(Method):
             Stage("seeds", "label", self.seeds, "background threshold and label maps"),
             Stage("retrain", "train", self.retrain, "a segmentation network on the label maps", self.steps),
         ]
-
-    @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """The option `steps`, of the network that is trained last."""
-        return int(config.steps)
-
-    @classmethod
-    def fixed_length(cls, config: Any) -> str:
-        """The network learns what the classifier's maps became."""
-        return "its trainings follow one another, and the later ones learn what the earlier ones wrote"
 
     @property
     def steps(self) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from maskwright.data.training.sources import Labels, MaskLabels
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.loop import Training
-from maskwright.models.networks.build import Network, brings_encoder
+from maskwright.engine.needs import Terms
+from maskwright.models.networks.build import Network
 from maskwright.models.segmenter import Segmenter
-from maskwright.recipes.training.network import make_segmenter, trained_network
+from maskwright.recipes.training.network import leaves_backbone, make_segmenter, trained_network
 from maskwright.recipes.training.rates import note_rates
 from maskwright.recipes.training.selection import hold_out
 from maskwright.recipes.training.tail import steps_of_photographs
@@ -35,17 +37,12 @@ class CropMethod(Method):
     config: Any
 
     @classmethod
-    def wanted_backbone(cls, config: Any) -> str:
-        """The option `network.encoder`."""
-        return str(config.network.encoder)
-
-    @classmethod
-    def backbone_unused(cls, config: Any) -> str:
-        """A network may bring an encoder of its own, or weights of the whole network may replace the backbone's."""
-        name, weights = config.network.name, config.network.weights
-        if brings_encoder(name):
-            return f"not used, because network {name} has an encoder of its own"
-        return f"its weights are not used, because network_weights={weights} replaces them" if weights else ""
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """The steps of the options, and what these make of the backbone."""
+        network = config.network
+        unused = leaves_backbone(network)
+        terms = super().terms(config, images)
+        return replace(terms, steps=config.steps, backbone=network.encoder, backbone_unused=unused)
 
     @property
     def result(self) -> str:
@@ -55,11 +52,6 @@ class CropMethod(Method):
     def stages(self) -> list[Stage]:
         """One: train."""
         return [Stage("train", "train", self.train, self.says, self.steps)]
-
-    @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """The option `steps`."""
-        return int(config.steps)
 
     def tail(self) -> float:
         """Photographs for batch-norm statistics, for the report, and for what a stage behind the training fits."""

@@ -12,12 +12,12 @@ from torch import Tensor
 from maskwright.data.trust.artefacts import Damage, parse_json
 from maskwright.engine.checkpoint import CHECKPOINT, load_part, stage_parts
 from maskwright.errors import MaskwrightError
-from maskwright.models.networks.build import Network, build_network
+from maskwright.models.networks.build import Network, brings_encoder, build_network
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
 from maskwright.recipes.training.norm_statistics import evenly, kept_by_freeze, retake_statistics
-from maskwright.recipes.training.options import CropConfig
+from maskwright.recipes.training.options import CropConfig, NetworkOptions
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
@@ -46,6 +46,15 @@ def make_network(context: Context, config: CropConfig, *, second: bool = False) 
     if start is not None and not second:
         context.note(start.into(network, context.table))
     return network
+
+
+def leaves_backbone(options: NetworkOptions) -> str:
+    """Why the run's backbone is left aside: a network may bring an encoder of its own, or weights of the whole network
+    may replace the backbone's; empty where neither does."""
+    if brings_encoder(options.name):
+        return f"not used, because network {options.name} has an encoder of its own"
+    weights = options.weights
+    return f"its weights are not used, because network_weights={weights} replaces them" if weights else ""
 
 
 def network_options(text: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 from maskwright.data.training.sources import Labels
 from maskwright.engine.checkpoint import CHECKPOINT, load_part, stage_parts
 from maskwright.engine.contract import Stage
+from maskwright.engine.needs import Terms
 from maskwright.methods.adapt.cycada.aligning import AlignTraining
 from maskwright.methods.adapt.cycada.generating import TO_TARGET, GeneratorTraining
 from maskwright.methods.adapt.cycada.networks import Generator
@@ -83,10 +84,11 @@ class Cycada(SourceMethod):
         return found
 
     @classmethod
-    def fixed_length(cls, config: Any) -> str:
+    def terms(cls, config: Any, images: int = 1) -> Terms:
         """Later trainings stand on the earlier ones, where there are several."""
         alone = config.translation != "cyclegan" and config.align.weight == 0
-        return "" if alone else "its trainings follow one another, and the later ones stand on the earlier ones"
+        fixed = "" if alone else "its trainings follow one another, and the later ones stand on the earlier ones"
+        return replace(super().terms(config, images), fixed=fixed)
 
     @property
     def judges_generators(self) -> bool:

@@ -47,7 +47,7 @@ from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, each, gather_objects, share
-from maskwright.engine.needs import LABELLED_SOURCE, InputNeed, StreamNeed
+from maskwright.engine.needs import LABELLED_SOURCE, InputNeed, StreamNeed, Terms
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.uda_sod.composing import (
     COMPOSITES,
@@ -169,23 +169,17 @@ class UDASOD(SourceMethod):
     config: UDASODConfig
 
     @classmethod
-    def streams_taken(cls, config: Any) -> dict[str, StreamNeed]:
-        """A source with masks, of cut-outs, or of bare photographs; and grounds, which only cut-outs cannot do
-        without."""
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """A source with masks, of cut-outs, which take grounds too, or of bare photographs, or another run's objects;
+        later trainings learn from what earlier ones labelled."""
         of = config.objects.of
-        source = LABELLED_SOURCE if of == "masks" else SEES_NONE[of]
-        return {"source": source, "grounds": replace(cls.streams["grounds"], required=of == "alpha")}
-
-    @classmethod
-    def inputs_taken(cls, config: Any) -> Mapping[str, InputNeed]:
-        """Another run's objects, which `objects.of=found` cannot do without."""
-        need = cls.inputs["objects"]
-        return {"objects": replace(need, required=config.objects.of == "found")}
-
-    @classmethod
-    def fixed_length(cls, config: Any) -> str:
-        """Later trainings learn from what earlier ones labelled."""
-        return "its trainings follow one another, and the later ones learn what the earlier ones labelled"
+        streams = {
+            "source": LABELLED_SOURCE if of == "masks" else SEES_NONE[of],
+            "grounds": replace(cls.streams["grounds"], required=of == "alpha"),
+        }
+        inputs = {"objects": replace(cls.inputs["objects"], required=of == "found")}
+        fixed = "its trainings follow one another, and the later ones learn what the earlier ones labelled"
+        return replace(super().terms(config, images), streams=streams, inputs=inputs, fixed=fixed)
 
     def stages(self) -> list[Stage]:
         """Composites and a network on them, then two for each round."""

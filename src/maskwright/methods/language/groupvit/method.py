@@ -21,7 +21,7 @@ Legend: B batch, G groups, C classes, E channels of the joint space.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.engine.checkpoint import CHECKPOINT, stage_parts
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
+from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
 from maskwright.errors import MaskwrightError
 from maskwright.methods.language.groupvit.training import ContrastTraining, start_of
@@ -152,14 +153,10 @@ class GroupVit(WordMethod):
     config: GroupVitConfig
 
     @classmethod
-    def labels_needed(cls, config: Any) -> frozenset[str]:
-        """Names, and captions where something is trained."""
-        return cls.needs if config.steps else frozenset({"names"})
-
-    @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """The option `steps`."""
-        return int(config.steps)
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """Names, and captions and steps where something is trained."""
+        needs = cls.needs if config.steps else frozenset({"names"})
+        return replace(super().terms(config, images), needs=needs, steps=config.steps)
 
     @property
     def steps(self) -> int:

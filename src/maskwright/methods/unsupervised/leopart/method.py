@@ -27,6 +27,7 @@ Legend: G and K clusters, E width of reduced features, C classes, (h, w) grid, (
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -41,7 +42,7 @@ from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import gather_objects, share
 from maskwright.engine.forecast import photographs_shown
-from maskwright.engine.needs import InputNeed
+from maskwright.engine.needs import InputNeed, Terms
 from maskwright.engine.result import assembled
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.leopart.communities import find_communities, searcher
@@ -109,14 +110,9 @@ class Leopart(Method):
             raise MaskwrightError(f"--classes {context.classes}, class 0 among them", "at least 2", "ask for more")
 
     @classmethod
-    def reads_masks(cls, config: LeopartConfig) -> bool:
-        """To choose CBFE's threshold, where that is asked for."""
-        return config.cbfe.oracle_threshold
-
-    @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """The option `steps`."""
-        return int(config.steps)
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """The steps of the options; masks choose CBFE's threshold where that is asked for."""
+        return replace(super().terms(config, images), steps=config.steps, peeks=config.cbfe.oracle_threshold)
 
     @property
     def refinement(self) -> str:

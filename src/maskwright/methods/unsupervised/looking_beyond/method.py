@@ -25,6 +25,7 @@ Legend: K clusters of the data set, C classes asked for, D width, (h, w) grid, (
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +44,7 @@ from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import each, gather_objects, share
 from maskwright.engine.loop import Training
-from maskwright.engine.needs import InputNeed
+from maskwright.engine.needs import InputNeed, Terms
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond.labelling import labelled, own_superpixels
 from maskwright.methods.unsupervised.looking_beyond.options import LookingBeyondConfig
@@ -123,9 +124,9 @@ class LookingBeyond(CropMethod):
             )
 
     @classmethod
-    def judges(cls, config: Any) -> bool:
-        """The auxiliary labels, where that is asked for."""
-        return bool(config.labels.judge)
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """Auxiliary labels are judged where that is asked for."""
+        return replace(super().terms(config, images), judges=config.labels.judge)
 
     @property
     def refinement(self) -> str:

@@ -27,7 +27,7 @@ Legend: B photographs, D width of embeddings, E components kept, K clusters with
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,7 +41,7 @@ from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, each, gather_objects, reducer
-from maskwright.engine.needs import InputNeed
+from maskwright.engine.needs import InputNeed, Terms
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.maskcontrast.training import (
     MaskContrastTraining,
@@ -217,9 +217,9 @@ class MaskContrast(CropMethod):
     config: MaskContrastConfig
 
     @classmethod
-    def judges(cls, config: Any) -> bool:
+    def terms(cls, config: Any, images: int = 1) -> Terms:
         """A linear probe is fitted to masks."""
-        return bool(config.linear_probe)
+        return replace(super().terms(config, images), judges=config.linear_probe)
 
     def stages(self) -> list[Stage]:
         """Objects, train, cluster, and a linear probe where one is asked for.

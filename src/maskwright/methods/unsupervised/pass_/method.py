@@ -30,7 +30,7 @@ Legend: B photographs, V crops, F width of the deepest stage, d embedding width,
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -49,6 +49,7 @@ from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import share
 from maskwright.engine.loop import Training
+from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
 from maskwright.engine.schedules import cosine
 from maskwright.errors import MaskwrightError
@@ -89,9 +90,13 @@ class Pass(Method):
     config: PassConfig
 
     @classmethod
-    def reads_masks(cls, config: PassConfig) -> bool:
-        """To choose the threshold, where that is asked for."""
-        return config.labels.oracle_threshold
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """As many steps as pretraining's epochs have, on which clusters and labels stand; masks choose the threshold
+        where that is asked for."""
+        steps = max(1, round(config.pretrain.epochs * images / config.crops.batch))
+        fixed = "its trainings follow one another, and the later ones learn what the earlier ones wrote"
+        terms = super().terms(config, images)
+        return replace(terms, steps=steps, fixed=fixed, peeks=config.labels.oracle_threshold)
 
     def __init__(self, config: PassConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -136,16 +141,6 @@ class Pass(Method):
         off = {name for name, on in (("attention", c.attention.learn), ("finetune", c.finetune.epochs)) if not on}
         return [s for s in stages if s.name not in off]
 
-    @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """As many as pretraining's epochs have."""
-        return max(1, round(config.pretrain.epochs * images / config.crops.batch))
-
-    @classmethod
-    def fixed_length(cls, config: Any) -> str:
-        """Clusters and labels stand on what was pretrained."""
-        return "its trainings follow one another, and the later ones learn what the earlier ones wrote"
-
     # ------------------------------------------------------------------ what stages share
 
     @property
@@ -157,7 +152,7 @@ class Pass(Method):
         """Optimiser steps of so many epochs; `--steps` is pretraining's number, and the others keep their share."""
         c = self.config
         passes = c.pretrain.epochs
-        whole = self.context.steps or self.own_steps(c, len(self.context.data))
+        whole = self.context.steps or self.terms(c, len(self.context.data)).steps
         return max(1, round(whole * epochs / passes))
 
     @property

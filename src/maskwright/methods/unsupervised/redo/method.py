@@ -21,7 +21,7 @@ Legend: B photographs, K regions, S side; M mask network, G generators, Z recove
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -32,6 +32,7 @@ from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.forecast import photographs_shown
+from maskwright.engine.needs import Terms
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.redo.networks import doublings
 from maskwright.methods.unsupervised.redo.training import RedoTraining
@@ -159,14 +160,10 @@ class Redo(Method):
             raise MaskwrightError(f"{context.classes} region", "at least 2: all else is one", "give --classes 2")
 
     @classmethod
-    def backbone_unused(cls, config: Any) -> str:
-        """ReDO has networks of its own."""
-        return "not used, because redo has networks of its own, which start from nothing"
-
-    @classmethod
-    def own_steps(cls, config: Any, images: int) -> int:
-        """The option `steps`."""
-        return int(config.steps)
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """The steps of the options, and networks of its own."""
+        unused = "not used, because redo has networks of its own, which start from nothing"
+        return replace(super().terms(config, images), steps=config.steps, backbone_unused=unused)
 
     def tail(self) -> float:
         """Photographs whose borders are looked at, and those that the report shows. A step passes the mask network
