@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from maskwright.predict.model import Model
 
 from maskwright.api.call import write_call
-from maskwright.api.opening import opened
 
 
 def train(
@@ -85,56 +84,27 @@ def train(
     Raises:
         MaskwrightError: on bad input.
     """
-    from maskwright.data.masking.classes import given_names
+    from maskwright.api.asking import requested
     from maskwright.engine.ahead import read_ahead
-    from maskwright.engine.config import configure
     from maskwright.engine.event_log import check_log, log_events
-    from maskwright.engine.inputs import named_inputs
     from maskwright.engine.opening import open_run
-    from maskwright.engine.progress import Progress
-    from maskwright.engine.request import RunRequest
     from maskwright.engine.run import run_method
-    from maskwright.engine.start import own_settings
-    from maskwright.engine.streams import SOURCE, open_sources
-    from maskwright.methods import find_method
-    from maskwright.methods.choosing import settle
 
     check_log(log)
-    bar = progress or Progress.of_this_process()
-    images = opened(data, labels, void, range)
-    images = images if split is None else images.split(split)
-    images = images if labeled is None else images.labeled(labeled)
-    sources, places = open_sources(source, beside=images), named_inputs(inputs)
-    known = None if names is None else given_names(names)
-    choice = settle(
-        method, images, resumed=out if resume else None, source=SOURCE in sources, names=known, backbone=backbone,
-        weights=weights, device=device, steps=steps, minutes=minutes,
+    request = requested(
+        data, method, out=out, source=source, inputs=inputs, split=split, labeled=labeled, classes=classes, names=names,
+        backbone=backbone, weights=weights, steps=steps, minutes=minutes, seed=seed, device=device, labels=labels,
+        void=void, range=range, settings={**(settings or {}), **more}, resume=resume, as_it_stands=as_it_stands,
+        progress=progress,
     )  # fmt: skip
-    if choice.reason:
-        bar.say(f"Method: {choice.reason}.")
-    cls = find_method(choice.method)
-    config = configure(cls.Config, {**choice.settings, **own_settings(weights, cls.Config), **(settings or {}), **more})
-    if choice.reason and SOURCE not in cls.terms(config).taken:
-        sources.pop(SOURCE, None)  # the reason says so
-    request = RunRequest(
-        data=images, method=cls, config=config, out=out, sources=sources, inputs=places, split=split, labeled=labeled,
-        classes=classes, names=known, backbone=backbone, weights=weights, steps=choice.steps_of(config, steps),
-        minutes=minutes, most_steps=choice.most_steps, seed=seed, device=device, resume=resume,
-        as_it_stands=as_it_stands, reason=choice.reason, progress=bar,
-    )  # fmt: skip
-    workers = read_ahead(workers)
+    threads = read_ahead(workers)
     context = open_run(request)
-    context.workers = workers
+    context.workers = threads
     try:
+        if report:
+            from maskwright.app.run_pages import PAGES
         write_call(context, request, data=data, source=source, log=log)
         log_events(context.run, log)
-        if not report:
-            return run_method(cls, config, context)
-        from maskwright.app.run_pages import PAGES, what_clusters_want
-
-        model = run_method(cls, config, context, PAGES)
-        if cls.terms(config).classes_from == "clusters":
-            bar.say(what_clusters_want(context.run.path))
-        return model
+        return run_method(request.method, request.config, context, PAGES if report else None)
     finally:
         context.run.release()

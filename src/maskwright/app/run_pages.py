@@ -10,9 +10,10 @@ from maskwright.app.report import write_report
 from maskwright.data.masking.cluster_map import MAP
 from maskwright.engine.result import Pages
 
-PAGES = Pages(write_previews, write_report, write_clusters)
-
 
 def what_clusters_want(run: Path) -> str:
     """The one line on how clusters become classes."""
     return f"clusters: see {run / MONTAGE}, fill in the column name of {run / MAP}, then {naming_command(run)}"
+
+
+PAGES = Pages(write_previews, write_report, write_clusters, what_clusters_want)

@@ -92,11 +92,13 @@ class Pages(NamedTuple):
         page: called with (run folder, record); writes the page and gives its path.
         clusters: called as `previews` in runs whose classes are clusters: shows what each is, and gives their `share`
             and what place in the frame predicts of them (`places`, `evaluate.places.Places` or None).
+        naming: called with the folder of such a run: the line on how its clusters become classes.
     """
 
     previews: Callable[..., Any]
     page: Callable[..., Path]
     clusters: Callable[..., Any] | None = None
+    naming: Callable[[Path], str] | None = None
 
     def draw(self, method: Method, model: Model) -> None:
         """Makes the pictures of a method's run; its record tells what they show of each class."""
@@ -114,3 +116,8 @@ class Pages(NamedTuple):
             {"name": n, "color": [int(v) for v in c], "share": float(s)}
             for n, c, s in zip(table.names, table.colors, shares)
         ]
+
+    def ends(self, method: Method) -> None:
+        """Says what is to be done next with the run of a method, where its classes are clusters."""
+        if self.naming is not None and method.terms(method.config).classes_from == "clusters":
+            method.context.progress.say(self.naming(method.context.run.path))

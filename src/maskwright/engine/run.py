@@ -52,4 +52,6 @@ def run_method(method: type[Method], config: Any, context: Context, pages: Pages
         if run.writes:
             shutil.rmtree(run.path / FEATURES, ignore_errors=True)
         say(f"model: {run.path / MODEL}")
+        if pages is not None:
+            pages.ends(one)
         return model
