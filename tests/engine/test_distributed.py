@@ -14,6 +14,7 @@ from tests.engine.encoders import CountingEncoder, preprocess
 from tests.engine.toys import PlainFabric, equal
 
 from maskwright.data.folders.folder import open_folder
+from maskwright.data.training.sampler import Sampler
 from maskwright.engine import distributed
 from maskwright.engine.cache import FeatureCache
 from maskwright.engine.progress import Progress
@@ -135,6 +136,13 @@ def test_one_process_needs_no_group():
     parameter = torch.nn.Parameter(torch.ones(2))
     distributed.average_gradients([parameter])
     assert parameter.grad is None
+
+
+def test_a_sampler_has_the_runs_seed_and_another_stream_another_order():
+    one, same, other = distributed.sampler(3, 50, 8), Sampler(50, 8, seed=3), distributed.sampler(3, 50, 8, more=9)
+    first = one.next()
+    assert (first == same.next()).all() and (first != other.next()).any()
+    assert len(distributed.sampler(2**63, 5, 2, more=2**64 - 1).next()) == 2, "sums beyond 64 bits wrap around"
 
 
 def test_the_pass_over_images_leaves_out_what_a_killed_run_made():

@@ -123,7 +123,7 @@ def test_streams_by_name(target, source, tmp_path):
     sources = {"source": Source(open_folder(source)), "day": Source(open_folder(day))}
     context = opened(open_folder(target), tmp_path / "run", DayAndNight, sources=sources)
     assert list(context.streams) == ["target", "source", "day"]
-    assert context.streams["target"] is context.data and context.source is context.data_of("source")
+    assert context.streams["target"] is context.data and context.sources["source"] is context.data_of("source")
     assert [len(data) for data in context.streams.values()] == [4, 6, 3]
     assert context.data_of("source").has_mask(0)
     assert not any(context.data_of("day").has_mask(i) for i in range(3)), "what the method does not take is hidden"
@@ -144,14 +144,15 @@ def test_the_source_is_fully_labelled(target, source, tmp_path):
     assert f"--source {source}@SPLIT" in raised.value.repair
     # The repair: a split of the labelled ones.
     data = open_folder(source).split("test")
-    assert len(opened(open_folder(target), tmp_path / "run", sources={"source": Source(data, "test")}).source) == 3
+    found = opened(open_folder(target), tmp_path / "run", sources={"source": Source(data, "test")})
+    assert len(found.sources["source"]) == 3
 
 
 def test_a_broken_image_of_the_source_is_skipped_and_named(target, source, tmp_path):
     (source / "images" / "broken.jpg").write_bytes(b"no photograph")
     context = open_run(two(target, source, tmp_path / "run"))
     context.run.release()
-    assert len(context.source) == 6
+    assert len(context.sources["source"]) == 6
     assert [name for name, _ in record_of(tmp_path / "run")["sources"]["source"]["skipped"]] == ["broken"]
 
 
@@ -193,7 +194,7 @@ def test_a_list_of_labelled_images_is_for_the_target_alone(tiny_folder, source, 
     data = open_folder(tiny_folder).labeled("train")
     sources = {"source": Source(open_folder(source))}
     context = opened(data, tmp_path / "run", sources=sources, labeled="train")
-    assert context.source.labels_present()["masks"] == 6, "of these names, train has four"
+    assert context.sources["source"].labels_present()["masks"] == 6, "of these names, train has four"
     assert context.data.labels_present()["masks"] == 4
 
 
@@ -219,12 +220,13 @@ def test_classes_of_two_tables_are_the_same_by_their_names(target, source, tmp_p
     context.run.release()
     assert context.table.names == ("sky", "square", "ground"), "the ids of the target's own masks"
     expected = np.array([2, 255, 1, 255])[np.minimum(stored, 3)]  # ground, disc, square
-    assert np.array_equal(context.source.mask(1), expected) and context.source.taught == (1, 2)
+    assert np.array_equal(context.sources["source"].mask(1), expected) and context.sources["source"].taught == (1, 2)
     notes = record_of(tmp_path / "run")["notes"]
     said = "its classes are taken by their names, 2 of 3 of which the run has; pixels of disc mean no class."
     assert f"Source: {said}" in notes
     assert "Source: no mask here teaches sky; evaluate --void 0 leaves it out of the mean." in notes
-    assert context.source.labels_present()["masks"] == context.ledgers.by_stream()["source"]["train"]["masks"] + 5
+    read = context.ledgers.by_stream()["source"]["train"]["masks"]
+    assert context.sources["source"].labels_present()["masks"] == read + 5
     with pytest.raises(MaskwrightError, match="they stand in another order"):  # resumed on other ids of the source
         (source / "classes.txt").write_text("disc\nground\nsquare\n")
         open_run(two(target, source, tmp_path / "run", resume=True))
@@ -241,8 +243,9 @@ def test_class_tables_without_a_common_name(target, source, tmp_path):
     # The repairs: names for both, or one mended table.
     context = open_run(two(target, source, tmp_path / "named", names=("a", "b", "c")))
     context.run.release()
-    assert context.table.names == context.source.classes.names == context.data.classes.names == ("a", "b", "c")
-    assert context.source.taught is None
+    beside = context.sources["source"]
+    assert context.table.names == beside.classes.names == context.data.classes.names == ("a", "b", "c")
+    assert context.sources["source"].taught is None
     (target / "classes.txt").write_text("ground\ndisc\nsquare\n")
     open_run(two(target, source, tmp_path / "run")).run.release()
 
@@ -254,7 +257,7 @@ def test_names_above_tables_of_two_orders(target, source, tmp_path):
     context = open_run(two(target, source, tmp_path / "run", names=("square", "ground", "disc")))
     context.run.release()
     expected = np.array([1, 2, 0, 255])[np.minimum(stored, 3)]  # ground, disc, square
-    assert np.array_equal(context.source.mask(1), expected)
+    assert np.array_equal(context.sources["source"].mask(1), expected)
     notes = record_of(tmp_path / "run")["notes"]
     assert "Source: its classes are taken by their names, 3 of 3 of which the run has." in notes
     for names in (("a", "b", "c"), ("ground", "disc", "square")):

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from maskwright.engine.seeding import derive, generator, seed_step
+from maskwright.engine.seeding import derive, generator, initialise, seed_step
 
 
 def test_derive_is_the_same_on_every_machine_and_in_every_version():
@@ -42,3 +42,15 @@ def test_a_step_seeds_all_generators():
         assert len({f[k] for f in found.values()}) == len(found)
     seed_step(0, 1, 0)
     assert draws() == found[0, 1, 0]
+
+
+def test_initial_draws_are_a_function_of_seed_and_stage():
+    draws = []
+    for stage, seed in (("a", 3), ("b", 3), ("a", 4), ("a", 3)):
+        torch.rand(5)
+        initialise(seed, stage)
+        draws.append(torch.rand(4))
+    assert torch.equal(draws[0], draws[3])
+    assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    seed_step(3, -1, stage="a")
+    assert torch.equal(draws[0], torch.rand(4)), "what runs of before drew"

@@ -132,7 +132,7 @@ def test_labels_of_the_source_count(tiny_folder, tmp_path):
             def run(folder: Path) -> None:
                 self.context.data.tags(0)
                 for i in (0, 1):
-                    self.context.source.mask(i)
+                    self.context.sources["source"].mask(i)
 
             return [Stage("read", "fit", run, "reads")]
 
@@ -175,4 +175,3 @@ def test_notes_are_kept_once(tiny_folder, tmp_path):
         given.note(sentence)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["notes"] == ["a", "b"]
     assert given.classes == 3 and given.device.type == "cpu"
-    assert given.generator("x", 1).initial_seed() == given.generator("x", 1).initial_seed() != given.generator("y")

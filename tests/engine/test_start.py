@@ -15,6 +15,7 @@ from tests.conftest import write_tiny_folder
 import maskwright as mw
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.masking.classes import ClassTable
+from maskwright.engine import seeding
 from maskwright.engine.config import configure
 from maskwright.engine.context import Context
 from maskwright.engine.opening import open_run
@@ -68,7 +69,7 @@ def opened(tmp_path: Path, weights: Path | None, names: tuple[str, ...], method:
     )  # fmt: skip
     context = open_run(request)
     context.run.release()
-    context.initialise("train")
+    seeding.initialise(context.seed, "train")
     return context, make_network(context, config)
 
 
@@ -192,7 +193,7 @@ def test_methods_on_frozen_features_take_the_backbone(tmp_path):
 def test_the_second_of_two_networks_differs(tmp_path):
     model = saved(tmp_path / "old" / "model.safetensors")
     context, first = opened(tmp_path, model, OLD, "cps")
-    context.initialise("second")
+    seeding.initialise(context.seed, "second")
     second = make_network(context, configure(METHODS["cps"].Config, {}), second=True)
     assert torch.equal(*(next(iter(n.encoder.state_dict().values())) for n in (first, second)))
     assert not torch.equal(*(n.classifier.state_dict()["conv.weight"] for n in (first, second)))

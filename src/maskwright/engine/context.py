@@ -1,4 +1,4 @@
-"""What a method is given to work with, and the building blocks that several methods share."""
+"""What a method is given to work with."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from maskwright.data.training.proposals import Proposals
-from maskwright.data.training.sampler import Sampler
-from maskwright.engine import seeding
 from maskwright.engine.cache import FeatureCache
 from maskwright.engine.checkpoint import CHECKPOINT
-from maskwright.engine.distributed import rank, world_size
 from maskwright.engine.ledgers import TARGET, Ledgers
 from maskwright.engine.loop import Training, fit
 from maskwright.engine.progress import Progress
@@ -81,11 +77,6 @@ class Context:
         return {TARGET: self.data, **self.sources}
 
     @property
-    def source(self) -> Dataset | None:
-        """The data set of the unnamed `--source`, labelled and of another domain; None where there is none."""
-        return self.sources.get("source")
-
-    @property
     def ledgers(self) -> Ledgers:
         """Which labels were read, by stream."""
         return Ledgers.of(self.streams)
@@ -122,26 +113,6 @@ class Context:
     def device(self) -> torch.device:
         """Where networks run."""
         return self.fabric.device
-
-    def generator(self, *purpose: int | str) -> torch.Generator:
-        """A CPU generator for one purpose, a function of the run's seed and the purpose alone."""
-        return seeding.generator(self.seed, *purpose)
-
-    def initialise(self, stage: str) -> None:
-        """Seeds the global generators for what a stage draws before its first step: its initial weights."""
-        seeding.seed_step(self.seed, -1, stage=stage)
-
-    def sampler(self, images: int, batch: int, seed: int = 0, chances: np.ndarray | None = None) -> Sampler:
-        """Which of so many images come next, this process's share of each batch.
-
-        Args:
-            images: how many there are.
-            batch: of them in a step, over all processes.
-            seed: added to the run's, so that two streams have orders of their own.
-            chances: how often each comes (images,); None: all alike.
-        """
-        seed = (self.seed + seed) & 0xFFFFFFFFFFFFFFFF
-        return Sampler(images, batch, seed=seed, world=world_size(), rank=rank(), weights=chances)
 
     def fit(self, training: Training, name: str, folder: Path, steps: int, **options: Any) -> None:
         """Trains a stage through the one loop; which labels it read is saved with its checkpoints.

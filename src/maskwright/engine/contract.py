@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from maskwright.data.masking.classes import ClassTable
     from maskwright.engine.context import Context
 
-StageKind = Literal["train", "fit", "label"]
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -36,7 +34,7 @@ class Stage:
     """
 
     name: str
-    kind: StageKind
+    kind: Literal["train", "fit", "label"]
     run: Callable[[Path], None]
     says: str
     steps: int = 0
@@ -52,12 +50,7 @@ class Method(ABC):
         link: the paper's address.
         summary: one plain sentence of what it does, at most 43 characters, so that a table of methods fits 80 columns.
         family: `unsupervised`, `semi`, `weak`, `adapt`, `language` or `supervised`.
-        needs: labels without which it cannot run, out of `masks`, `tags`, `captions`, `names`, `source`.
-        streams: the named data sets that it takes beside the run's own, required or not. One that needs `source` and
-            says no more of it gets a fully labelled one.
-        inputs: the second networks and the proposals that it takes, by name, required or not.
-        classes_from: `labels` where its classes are those of the labels, which have names; `clusters` where it finds
-            them itself; `objects` where it tells objects from background, whatever classes the labels have.
+        needs, streams, inputs, classes_from: its `Terms` as far as no option changes them.
         backbones: `any`, `vit` where only a vision transformer will do, `joint` where only an image tower that has
             a text tower will, or `groups` where only a GroupViT will; the automatic choice respects it.
         Config: its keyword-only dataclass of options.

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from maskwright.data.training.sampler import Sampler
 
 if TYPE_CHECKING:
     from maskwright.engine.progress import Progress
@@ -60,6 +63,20 @@ def share(items: Sequence[T]) -> Sequence[T]:
     """This process's contiguous share of a sequence; the shares of all processes make up the whole, in order."""
     n, w, r = len(items), world_size(), rank()
     return items[r * n // w : (r + 1) * n // w]
+
+
+def sampler(seed: int, images: int, batch: int, more: int = 0, chances: np.ndarray | None = None) -> Sampler:
+    """Which of so many images come next, this process's share of each batch.
+
+    Args:
+        seed: of the run.
+        images: how many there are.
+        batch: of them in a step, over all processes.
+        more: added to the seed, so that two streams have orders of their own.
+        chances: how often each comes (images,); None: all alike.
+    """
+    seed = (seed + more) & 0xFFFFFFFFFFFFFFFF
+    return Sampler(images, batch, seed=seed, world=world_size(), rank=rank(), weights=chances)
 
 
 def each(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from maskwright.engine.distributed import rank
 from maskwright.engine.resuming import HasState, Rhythm, must_be_finite, restore, save
 from maskwright.engine.schedules import Rates, Schedule
 from maskwright.engine.seeding import seed_step
-from maskwright.engine.setup import Setup
+from maskwright.engine.setup import Sampler, Setup
 from maskwright.engine.updating import take_step
 from maskwright.errors import between_steps, stop_if_asked
 
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
 
 Indices = Sequence[int] | np.ndarray
 """Indices of images."""
-
-
-class Sampler(HasState, Protocol):
-    """Draws the indices of this process's share of the next batch; of several streams, those of each by its name."""
-
-    def next(self) -> Any: ...
 
 
 class Training:

@@ -64,7 +64,8 @@ class Terms:
         needs: the labels without which it cannot be, out of `masks`, `tags`, `captions`, `names`, `source`.
         streams: the named data sets that it takes beside its own, required or not.
         inputs: the second networks and the proposals that it takes, by name, required or not.
-        classes_from: where its classes come from, as of `Method`.
+        classes_from: `labels` where its classes are those of the labels, which have names; `clusters` where it finds
+            them itself; `objects` where it tells objects from background, whatever classes the labels have.
         peeks: whether it reads masks of its own data that it does not need, to learn from them or to choose what it
             keeps.
         judges: whether it writes figures against masks beside its model.

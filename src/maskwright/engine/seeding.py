@@ -33,3 +33,8 @@ def seed_step(seed: int, step: int, rank: int = 0, stage: str = "") -> None:
     random.seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002 - libraries that draw from numpy's global state
     torch.manual_seed(value)
+
+
+def initialise(seed: int, stage: str) -> None:
+    """Seeds the global generators for what a stage draws before its first step: its initial weights."""
+    seed_step(seed, -1, stage=stage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -11,8 +11,11 @@ from torch import nn
 from maskwright.engine.resuming import HasState
 from maskwright.engine.schedules import Schedule
 
-if TYPE_CHECKING:
-    from maskwright.engine.loop import Sampler
+
+class Sampler(HasState, Protocol):
+    """Draws the indices of this process's share of the next batch; of several streams, those of each by its name."""
+
+    def next(self) -> Any: ...
 
 
 class Setup:

@@ -64,8 +64,8 @@ def _run(stage: Stage, method: Method, context: Context, watch: Stopwatch) -> di
             context.ledgers.save(run.path / LEDGER, run.writes)
         raise
     context.ledgers.join()
-    record: dict[str, Any] = {"name": stage.name, "kind": stage.kind, "says": stage.says}
-    record["seconds"] = round(watch.seconds, 3)
+    seconds = round(watch.seconds, 3)
+    record: dict[str, Any] = {"name": stage.name, "kind": stage.kind, "says": stage.says, "seconds": seconds}
     if stage.name in context.timing.reached:
         record["steps"], record["of"] = context.timing.reached[stage.name]
         must_have_begun(context, stage.name, record["steps"], record["of"])

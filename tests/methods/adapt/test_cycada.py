@@ -410,7 +410,7 @@ def test_generators_learn_nothing_of_held_out_masks(domains, tmp_path, monkeypat
     monkeypatch.setattr(method, "judge", lambda: make_network(method.context, method.config))
     monkeypatch.setattr(method.context, "fit", lambda training, *more: made.append(training))
     method.train_generators(tmp_path / "run" / "generators")
-    seen, held = hold_out(method.masks(), 0.25, method.context.generator("holdout"))
+    seen, held = hold_out(method.masks(), 0.25, method.context.seed)
     assert len(held) == 2 and made[0].setup.streams["s"].indices.tolist() == seen.indices
 
 

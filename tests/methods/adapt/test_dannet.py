@@ -153,7 +153,7 @@ def test_the_saved_model_relights_and_weighs(places, tmp_path):
     spec = loaded.to_spec()
     assert spec["encoder"]["kind"] == "RelitEncoder" and spec["classifier"]["kind"] == "WeightedClassifier"
     method = DANNet(configured(holdout=0.25), context_of(places, tmp_path / "other"))
-    labels, _ = hold_out(method.labels(), 0.25, method.context.generator("holdout"))
+    labels, _ = hold_out(method.labels(), 0.25, method.context.seed)
     torch.testing.assert_close(loaded.classifier.weight, rarity_weights(pixel_counts(labels, 3), 0.2))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

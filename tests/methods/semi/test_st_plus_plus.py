@@ -294,7 +294,7 @@ def test_labels_are_of_the_photograph_and_its_mirror_image(semi_context, lam):
 
 def test_held_out_images_get_no_pseudo_labels(data, tmp_path, semi_context):
     method = STPlusPlus(configured(holdout=0.4, unlabeled="all"), semi_context)
-    _, held = module.hold_out(method.labels(), 0.4, semi_context.generator("holdout"))
+    _, held = module.hold_out(method.labels(), 0.4, semi_context.seed)
     assert held and not set(held) & set(method.unlabeled())
     assert STPlusPlus(STPlusPlusConfig(), semi_context).unlabeled() == [3, 4, 5, 6, 7]
 

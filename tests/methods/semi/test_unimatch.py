@@ -140,9 +140,9 @@ def test_donors_have_an_order_of_their_own_that_resumes(semi_context, version):
 
 
 def test_processes_share_donors_as_they_share_images(semi_context, monkeypatch):
-    monkeypatch.setattr("maskwright.engine.context.world_size", lambda: 2)
+    monkeypatch.setattr("maskwright.engine.distributed.world_size", lambda: 2)
     for rank, share in ((0, 3), (1, 2)):
-        monkeypatch.setattr("maskwright.engine.context.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("maskwright.engine.distributed.rank", lambda rank=rank: rank)
         orders = training(semi_context, "fixmatch", batch_unlabeled=5).setup.streams["u"].order
         assert len(orders.first.next()) == len(orders.second.next()) == share
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -117,7 +116,7 @@ def test_mdcs_classifier_begins_alike_in_all_processes():
         rounds = Rounds(1, lambda number: None)
         rounds.number = step
         optimizers = {"heads": torch.optim.AdamW(heads.parameters())}
-        context = SimpleNamespace(generator=partial(seeding.generator, 0))
+        context = SimpleNamespace(seed=0)
         training = SimpleNamespace(rounds=rounds, heads=heads, optimizers=optimizers, context=context)
         seeding.seed_step(0, step, rank, "train")
         P.PicieTraining.before_step(training, step)

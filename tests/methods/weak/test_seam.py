@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,6 @@ from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.tag_targets import find_targets
 from maskwright.data.training.views import View
 from maskwright.engine.config import configure
-from maskwright.engine.context import Context
 from maskwright.engine.progress import Progress
 from maskwright.methods.weak.seam.method import (
     SeamConfig,
@@ -49,7 +47,6 @@ def training(data, **options) -> SeamTraining:
         data=data, table=data.classes, seed=0, steps=None, device=torch.device("cpu"),
         backbone=build_backbone("mobilenetv2_050", "random"),
     )  # fmt: skip
-    context.initialise, context.sampler = partial(Context.initialise, context), partial(Context.sampler, context)
     settings = {"tag_crop": 64, "tag_batch": 4, "precision": "fp32", **options}
     return SeamTraining(context, configure(SeamConfig, settings), find_targets(data, data.classes), 10)
 

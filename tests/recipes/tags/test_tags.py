@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,6 @@ from maskwright.data.folders.folder import open_folder
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.training.tag_targets import TagTargets, find_targets
 from maskwright.engine.config import configure
-from maskwright.engine.context import Context
 from maskwright.errors import MaskwrightError
 from maskwright.models.backbones.build import build_backbone
 from maskwright.recipes.tags.method import TagMethod
@@ -39,7 +37,6 @@ def context(data, **more):
         data=data, table=data.classes, seed=0, steps=None, device=torch.device("cpu"), notes=notes, note=notes.append,
         backbone=build_backbone("mobilenetv3_small_050", "random"), **more,
     )  # fmt: skip
-    found.initialise, found.sampler = partial(Context.initialise, found), partial(Context.sampler, found)
     return found
 
 

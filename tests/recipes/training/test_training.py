@@ -16,6 +16,7 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.overlap import PairStream
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine.config import configure
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.ops.losses.seg_losses import dice_loss, ohem_cross_entropy
@@ -125,7 +126,7 @@ class TwoDomains(Training):
         setup = NetworkSetup(context, config, labels, steps)
         super().__init__(setup)
         self.student, self.supervised = setup.student, setup.supervised
-        order = context.sampler(len(other), 3, seed=1)
+        order = sampler(context.seed, len(other), 3, more=1)
         change = photometric("unimatch")
         setup.streams["t"] = setup.stream(range(len(other)), order, change=change, strong_views=1, data=other)
         self.head = setup.learn_too("head", torch.nn.Conv2d(setup.network.width, 3, 1))
@@ -173,7 +174,7 @@ class Agreeing(Training):
         super().__init__(setup)
         self.student = setup.student
         images, crops = range(len(context.data)), config.crops
-        order = context.sampler(len(images), crops.batch)
+        order = sampler(context.seed, len(images), crops.batch)
         photographs = setup.stream(images, order, change=photometric("iic_coco"))
         setup.streams["u"] = PairStream(photographs, 8, (crops.scale_min, crops.scale_max))
 
@@ -233,10 +234,10 @@ def test_a_module_that_learns_too_has_the_heads_rate_and_decay(semi_context):
 
 
 def test_orders_differ_by_the_number_that_is_added_to_the_seed(semi_context):
-    first, again, other = (semi_context.sampler(50, 10, seed) for seed in (0, 0, 1))
+    first, again, other = (sampler(semi_context.seed, 50, 10, seed) for seed in (0, 0, 1))
     a, b, c = (o.next() for o in (first, again, other))
     assert (a == b).all() and (a != c).any()
-    assert semi_context.sampler(50, 10, 2**64).next().tolist() == a.tolist(), "sums stay below 2 to the 64"
+    assert sampler(semi_context.seed, 50, 10, 2**64).next().tolist() == a.tolist(), "sums stay below 2 to the 64"
 
 
 def test_held_out_images_are_not_drawn(semi_context):

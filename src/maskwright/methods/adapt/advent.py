@@ -36,6 +36,7 @@ from torch import Tensor
 
 from maskwright.data.training.sources import Labels
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
 from maskwright.engine.updating import take_step
 from maskwright.ops.losses.seg_losses import reduce_pixels
@@ -100,7 +101,8 @@ class AdventTraining(Training):
         super().__init__(setup)
         self.student, self.network, self.supervised = setup.student, setup.network, setup.supervised
         c, images = setup.config, range(len(context.data))
-        setup.streams["t"] = setup.stream(images, context.sampler(len(images), c.target.batch or c.crops.batch, SECOND))
+        order = sampler(context.seed, len(images), c.target.batch or c.crops.batch, SECOND)
+        setup.streams["t"] = setup.stream(images, order)
         self.ramp = Ramp(c.ramp, steps)
         self.shares = {MAIN: 1.0, **dict.fromkeys(setup.network.aux, c.aux_share)}
         if len(self.shares) == 1:

@@ -46,7 +46,7 @@ from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import all_reduce_sum, barrier, each, share
+from maskwright.engine.distributed import all_reduce_sum, barrier, each, sampler, share
 from maskwright.engine.loop import Training
 from maskwright.engine.needs import Terms
 from maskwright.errors import MaskwrightError
@@ -184,7 +184,7 @@ class RoundTraining(Training):
         c, own = self.config, setup.labels
         choose = Mining(mined, c.mining.chance) if mined and c.mining.chance else None
         setup.streams["s"] = setup.stream(own.indices, setup.streams["s"].order, own, data=own.data, choose=choose)
-        order = setup.context.sampler(len(pseudo.indices), c.target.batch or c.crops.batch, SECOND)
+        order = sampler(setup.context.seed, len(pseudo.indices), c.target.batch or c.crops.batch, SECOND)
         target = setup.stream(pseudo.indices, order, pseudo, choose=choose)
         setup.streams["t"] = target if soft is None else SoftStream(target, soft)
         self.soft = soft is not None

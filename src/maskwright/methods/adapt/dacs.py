@@ -49,6 +49,7 @@ from maskwright.data.training.mixing import class_mask, mix, patch_mask
 from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import Views
 from maskwright.engine.config import Idle, option, part
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.losses.feature_distance import class_cells, feature_distance
@@ -198,7 +199,7 @@ class DACSTraining(Training):
         self.student, self.supervised = setup.student, setup.supervised
         self.crop, self.device = setup.crop, setup.device
         c, images = self.config, range(len(context.data))
-        order = context.sampler(len(images), c.target.batch or c.crops.batch, SECOND)
+        order = sampler(context.seed, len(images), c.target.batch or c.crops.batch, SECOND)
         setup.streams["t"] = setup.stream(images, order)
         self.change = photometric(c.target.strong)
         self.teacher = Teacher.of(setup)
@@ -206,7 +207,7 @@ class DACSTraining(Training):
         if c.rare.temperature:
             rare = RareClasses(setup.labels, context.classes, c.rare, setup.crops)
             indices, chances = setup.labels.indices, rare.chances
-            order = context.sampler(len(indices), c.crops.batch, chances=chances)
+            order = sampler(context.seed, len(indices), c.crops.batch, chances=chances)
             setup.streams["s"] = setup.stream(indices, order, setup.labels, data=setup.labels.data, choose=rare)
         self.things = ids_of(c.things.classes, context.table.names)
         self.start: Any = frozen_copy(setup.network.encoder, not c.norms.freeze) if c.things.distance else None

@@ -51,7 +51,7 @@ from maskwright.data.trust.artefacts import write_record
 from maskwright.engine.checkpoint import load_checkpoint, load_part, save_checkpoint
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import barrier, share
+from maskwright.engine.distributed import barrier, sampler, share
 from maskwright.engine.loop import Training
 from maskwright.engine.needs import Terms
 from maskwright.errors import MaskwrightError
@@ -247,7 +247,7 @@ class RetrainTraining(Training):
         super().__init__(setup)
         self.student, self.supervised = setup.student, setup.supervised
         c = setup.config
-        order = setup.context.sampler(len(pseudo.indices), c.unlabeled.batch or c.crops.batch, SECOND)
+        order = sampler(setup.context.seed, len(pseudo.indices), c.unlabeled.batch or c.crops.batch, SECOND)
         photographs = setup.stream(pseudo.indices, order, pseudo)
         setup.streams["u"] = StrongStream(photographs, c.unlabeled.strong, c.cutout)
 
@@ -312,7 +312,7 @@ class STPlusPlus(NetworkMethod):
     def unlabeled(self) -> list[int]:
         """The images that get pseudo-labels, never those that are held out; all where every image has a mask."""
         everything, masks = range(len(self.context.data)), self.labels()
-        _, held = hold_out(masks, self.config.holdout, self.context.generator("holdout"))
+        _, held = hold_out(masks, self.config.holdout, self.context.seed)
         labeled = set(masks.indices)
         rest = [i for i in everything if i not in labeled] if self.config.unlabeled.images == "rest" else []
         return rest or [i for i in everything if i not in held]

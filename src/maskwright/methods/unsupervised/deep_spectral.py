@@ -39,11 +39,12 @@ from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.data.trust.files import file_for
+from maskwright.engine import seeding
 from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
-from maskwright.engine.distributed import all_reduce_sum, barrier, each, share
+from maskwright.engine.distributed import all_reduce_sum, barrier, each, sampler, share
 from maskwright.engine.loop import Indices, Training
 from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
@@ -161,7 +162,7 @@ class SelfTraining(Training):
         self.modules = {"head": self.head}
         trained = [p for p in self.head.parameters() if p.requires_grad]
         self.optimizers = {"head": torch.optim.AdamW(trained, lr=config.lr, weight_decay=1e-4)}
-        self.sampler = context.sampler(len(labels), config.batch)
+        self.sampler = sampler(context.seed, len(labels), config.batch)
         self.schedule = cosine(steps)
 
     def batch(self, indices: Indices, random: torch.Generator) -> list[tuple[Tensor, ...]]:
@@ -351,7 +352,7 @@ class DeepSpectral(Method):
     def cluster(self, folder: Path) -> None:
         """Clusters all segments: `masks/NAME.png` on the grid of the segments, and a mean feature of each class."""
         c, context = self.config, self.context
-        draw = context.generator("pca")
+        draw = seeding.generator(context.seed, "pca")
         reduction = fit_reduction(self.features, c.reduction, draw)
         found = list(self._described(projection(reduction)))
         first = 1 if self.has_background else 0
@@ -389,7 +390,7 @@ class DeepSpectral(Method):
             ids = torch.from_numpy(read_mask(file_for(masks, name, ".png")).astype(np.int64))
             size = self.features.store[i].shape[-2:]
             labels.append(F.interpolate(ids[None, None].float(), size, mode="nearest-exact")[0, 0].long())
-        context.initialise("self_train")
+        seeding.initialise(context.seed, "self_train")
         steps = self.steps
         training = SelfTraining(context, self.features, labels, self._head(), c, steps)
         context.fit(training, "self_train", folder, steps)

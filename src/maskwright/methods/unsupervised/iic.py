@@ -35,9 +35,11 @@ from torch import Tensor, nn
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.warped import WarpedPairs, WarpedStream
+from maskwright.engine import seeding
 from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
@@ -182,7 +184,7 @@ class IICTraining(Training):
     """Pairs of a crop and what it is changed to, through one network."""
 
     def __init__(self, context: Any, config: IICConfig, steps: int) -> None:
-        context.initialise("train")
+        seeding.initialise(context.seed, "train")
         setup = CropSetup(context, config, steps, network=iic_network(context, config))
         super().__init__(setup)
         self.config = setup.config
@@ -193,7 +195,7 @@ class IICTraining(Training):
                 f"cells of {c.information.cell} pixels in crops of {setup.crop}", "a whole number of them",
                 f"set information.cell={setup.network.multiple_of}",
             )  # fmt: skip
-        order = context.sampler(len(images), c.crops.batch)
+        order = sampler(context.seed, len(images), c.crops.batch)
         photographs = setup.stream(images, order, change=photometric(c.warp.recipe))
         setup.streams["u"] = WarpedStream(photographs, c.warp.flip, c.warp.rotate, (c.warp.zoom_min, c.warp.zoom_max))
         heads = Heads(setup.network.width, k, c.heads.over * k, c.heads.sub_heads)

@@ -34,10 +34,11 @@ from torch import Tensor
 
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.augment import photometric
+from maskwright.engine import seeding
 from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
-from maskwright.engine.distributed import world_size
+from maskwright.engine.distributed import sampler, world_size
 from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
@@ -241,13 +242,13 @@ class InfoSegTraining(Training):
                 f"at least {least}: negatives are other photographs of the same process",
                 f"add --set crops.batch={least}",
             )
-        context.initialise("train")
+        seeding.initialise(context.seed, "train")
         setup = CropSetup(context, config, steps, network=infoseg_network(context, config))
         super().__init__(setup)
         self.config = setup.config
         self.student, self.network, self.context = setup.student, setup.network, context
         c, images = self.config, range(len(context.data))
-        photographs = setup.stream(images, context.sampler(len(images), c.crops.batch))
+        photographs = setup.stream(images, sampler(context.seed, len(images), c.crops.batch))
         photographs.jitter = photometric(c.recipe)
         setup.streams["u"] = photographs
         self.health = ClusteringHealth(context.classes, steps, context.note)

@@ -43,11 +43,12 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.views import resample
 from maskwright.data.training.warped import WarpedPairs
 from maskwright.data.training.windowed import WindowStream
+from maskwright.engine import seeding
 from maskwright.engine.checkpoint import CHECKPOINT, stage_parts, trained
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import rank, reducer, share
+from maskwright.engine.distributed import rank, reducer, sampler, share
 from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
@@ -311,13 +312,13 @@ class PicieTraining(Training):
     setup: CropSetup
 
     def __init__(self, context: Any, config: PicieConfig, steps: int) -> None:
-        context.initialise("train")
+        seeding.initialise(context.seed, "train")
         setup = CropSetup(context, config, steps, network=picie_network(context, config), dropout=False)
         super().__init__(setup)
         self.config = setup.config
         self.student, self.network, self.context, self.device = setup.student, setup.network, context, setup.device
         c, v, images = self.config, self.config.views, len(context.data)
-        photographs = setup.stream(range(images), context.sampler(images, c.crops.batch))
+        photographs = setup.stream(range(images), sampler(context.seed, images, c.crops.batch))
         if v.invariance and not c.mdc:
             photographs.change = photometric(v.recipe)
         side = (v.side_min, v.side_max) if v.equivariance and not c.mdc else None
@@ -359,9 +360,9 @@ class PicieTraining(Training):
     def rows(self, number: int) -> Iterable[tuple[bool, tuple[Tensor, ...]]]:
         """Cells of all photographs for the clustering of a round."""
         c, context = self.config, self.context
-        seen = 0
-        for j, chunk in enumerate(chunks(len(context.data), c.crops.batch, context.generator("round", number))):
-            random = context.generator("round", number, j, rank())
+        seen, draw = 0, seeding.generator(context.seed, "round", number)
+        for j, chunk in enumerate(chunks(len(context.data), c.crops.batch, draw)):
+            random = seeding.generator(context.seed, "round", number, j, rank())
             u: WarpedPairs = self.setup.prepared(self.setup.streams["u"].draw(share(chunk.tolist()), random))
             views, valid = self.embed(self.labeller, u)
             taken = []
@@ -387,7 +388,8 @@ class PicieTraining(Training):
     def before_step(self, step: int) -> None:
         """A round where one is due; MDC's classifier then begins anew, the same in all processes."""
         if self.rounds.before_step(step) and self.heads is not None:
-            random = self.context.generator("heads", self.rounds.number)  # a step's own numbers differ by process
+            # A step's own numbers differ by process.
+            random = seeding.generator(self.context.seed, "heads", self.rounds.number)
             with torch.no_grad():
                 for name, p in self.heads.named_parameters():
                     p.zero_() if name.endswith("bias") else p.copy_(0.01 * torch.randn(p.shape, generator=random))
@@ -491,7 +493,7 @@ class Picie(CropMethod):
 
         def batches() -> Iterable[tuple[bool, tuple[Tensor, ...]]]:
             seen = 0
-            for chunk in chunks(len(context.data), c.crops.batch, context.generator("cluster")):
+            for chunk in chunks(len(context.data), c.crops.batch, seeding.generator(context.seed, "cluster")):
                 rows = live_rows(context, embed, preprocess, 0, c.rounds.rows, chosen=chunk.tolist())
                 yield seen < c.rounds.first, (rows,)
                 seen += len(chunk)

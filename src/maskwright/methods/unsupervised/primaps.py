@@ -37,7 +37,7 @@ from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import each
+from maskwright.engine.distributed import each, sampler
 from maskwright.engine.loop import Indices, Training
 from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
@@ -167,7 +167,7 @@ class Em(Training):
         self.theta_m = EMATeacher(self.theta_r, c.momentum, warm=False)
         self.modules = {"theta_r": self.theta_r, "theta_m": self.theta_m}
         self.optimizers = {"theta_r": torch.optim.Adam(self.theta_r.parameters(), lr=c.lr)}
-        self.sampler = context.sampler(len(masks), c.batch)
+        self.sampler = sampler(context.seed, len(masks), c.batch)
 
     def batch(self, indices: Indices, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Cells (N, D) of photographs of any size, and their masks (N,), numbered over the batch; 0 in none."""

@@ -30,9 +30,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from maskwright.engine import seeding
 from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
 from maskwright.models.networks.build import Network
 from maskwright.ops.losses.segment_contrast import segment_contrast
@@ -101,12 +103,11 @@ class SegSortTraining(SegmentTraining):
     """Crops with regions through one network."""
 
     def __init__(self, context: Any, config: SegSortConfig, steps: int) -> None:
-        context.initialise("train")
+        seeding.initialise(context.seed, "train")
         super().__init__(context, config, steps, segsort_network(context, config))
         c, images = self.config, self.regions.indices
-        self.setup.streams["u"] = self.setup.stream(
-            images, context.sampler(len(images), c.crops.batch), labels=self.regions
-        )
+        order = sampler(context.seed, len(images), c.crops.batch)
+        self.setup.streams["u"] = self.setup.stream(images, order, self.regions)
         self.memory: FeatureBank | None = None
         if c.loss.memory:
             self.memory = FeatureBank(c.loss.memory, c.dim).to(context.device)

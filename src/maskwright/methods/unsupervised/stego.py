@@ -37,10 +37,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskwright.engine import seeding
 from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Indices, Training
 from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
@@ -285,7 +287,7 @@ class Distillation(Training):
         self, context: Context, config: StegoConfig, pairs: Pairs, shifts: Sequence[float], weights: Sequence[float],
         steps: int,
     ) -> None:  # fmt: skip
-        context.initialise("distill")
+        seeding.initialise(context.seed, "distill")
         c, self.device = config.head, context.device
         self.precision = head_precision(c.precision, context.device)
         self.dropout, self.sampling, self.negatives = c.dropout, config.pairs.sampling, config.pairs.negatives
@@ -297,7 +299,7 @@ class Distillation(Training):
             "head": torch.optim.Adam(self.head.parameters(), lr=c.lr),
             "probe": torch.optim.Adam(self.probe.parameters(), lr=c.probe_lr),
         }
-        self.sampler = context.sampler(len(context.data), config.pairs.batch)
+        self.sampler = sampler(context.seed, len(context.data), config.pairs.batch)
         self.schedule = cosine(steps)
 
     def batch(self, indices: Indices, random: torch.Generator) -> dict[str, Tensor]:
@@ -395,7 +397,7 @@ class Stego(FrozenMethod):
                 "at least 2 for stego",
                 "use --method kmeans or deep_spectral on a single photograph",
             )
-        reduction = fit_reduction(self.features, c.reduction, context.generator("pca"))
+        reduction = fit_reduction(self.features, c.reduction, seeding.generator(context.seed, "pca"))
         project = projection(reduction)
         nearest = nearest_images(self.features, project, min(c.pairs.neighbors, images - 1))
         pairs = Pairs(ReducedMaps(self.features, project), nearest, c.pairs.points)
@@ -416,8 +418,8 @@ class Stego(FrozenMethod):
 
     def _choose(self, pairs: Pairs, images: int, weights: list[float]) -> tuple[list[float], list[float]]:
         """Shifts and weights from the centred correlations of a few batches."""
-        c, random, how = self.config, self.context.generator("shifts"), self.config.pairs.sampling
-        self.context.initialise("shifts")  # dropout below draws from the global state
+        c, random, how = self.config, seeding.generator(self.context.seed, "shifts"), self.config.pairs.sampling
+        seeding.initialise(self.context.seed, "shifts")  # dropout below draws from the global state
         seen: dict[str, list[Tensor]] = {k: [] for k in PAIRS}
         for _ in range(12):
             indices = torch.randint(images, (min(c.pairs.batch, max(2, images)),), generator=random).tolist()
@@ -480,7 +482,7 @@ class Stego(FrozenMethod):
         else:
             centers = cluster_features(
                 context, self.features, self.embedding(), c.clusters, max_rows=c.reduction.max_rows,
-                generator=context.generator("codes"),
+                generator=seeding.generator(context.seed, "codes"),
             ).centers  # fmt: skip
         if context.run.writes:
             save_tensors(folder / CENTERS, {"centers": centers})

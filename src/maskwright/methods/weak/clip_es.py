@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data.training.tag_targets import BACKGROUND_NAMES
+from maskwright.engine import seeding
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.errors import MaskwrightError
@@ -309,7 +310,7 @@ class ClipEs(TagMethod):
         tags, behind = tag_words(targets.names, ground, self.config.names)
         for sentence in (*tags.said, f"Against the tags count: {', '.join(behind)}."):
             context.note(sentence)
-        context.initialise("names")  # for a text tower whose weights are drawn
+        seeding.initialise(context.seed, "names")  # for a text tower whose weights are drawn
         vectors = embedded(text_tower(pair), tags, behind, self.config.names.prompts)
         if context.run.writes:
             save_tensors(folder / WORDS, vectors)

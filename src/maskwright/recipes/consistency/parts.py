@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.streams import Joined, Stream
-from maskwright.engine.distributed import world_size
+from maskwright.engine.distributed import sampler, world_size
 from maskwright.recipes.consistency.options import RampOptions, SemiConfig
 from maskwright.recipes.consistency.teacher_options import TeacherOptions
 from maskwright.recipes.ema import EMATeacher
@@ -66,8 +66,8 @@ def unlabeled_stream(setup: NetworkSetup, strong_views: int = 1, donors: bool = 
     """
     c: SemiConfig = setup.config
     images = unlabeled_images(setup, c.unlabeled.images)
-    order = setup.context.sampler(len(images), c.unlabeled_batch, SECOND)
-    both = Joined(order, setup.context.sampler(len(images), c.unlabeled_batch, DONORS)) if donors else order
+    order = sampler(setup.context.seed, len(images), c.unlabeled_batch, SECOND)
+    both = Joined(order, sampler(setup.context.seed, len(images), c.unlabeled_batch, DONORS)) if donors else order
     change = photometric(c.unlabeled.strong) if strong_views else None
     return setup.stream(images, both, change=change, strong_views=strong_views)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from maskwright.engine import seeding
 from maskwright.engine.cache import FEATURES, FeatureStore
 from maskwright.engine.distributed import all_reduce_sum, reducer, share
 from maskwright.errors import MaskwrightError
@@ -271,7 +272,7 @@ def reduced_clusters(
     Returns:
         What `fit_reduction` gives with `centers` (K, d), and the clustering.
     """
-    draw = context.generator("kmeans", "rows")
+    draw = seeding.generator(context.seed, "kmeans", "rows")
     fitted = fit_reduction(features, reduction, draw)
     decode = projection(fitted, normalize=True)
     found = cluster_features(context, features, decode, clusters, max_rows=reduction.max_rows, generator=draw)

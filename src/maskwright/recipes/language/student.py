@@ -21,6 +21,7 @@ import torch
 
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import StoredLabels
+from maskwright.engine import seeding
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, share
@@ -195,7 +196,7 @@ class StudentMethod(WordMethod):
             c = replace(c, optimizer=replace(c.optimizer, lr=c.optimizer.lr * self.config.plus.round_lr))
             network = self.learned(number - 1)
         else:
-            context.initialise(folder.name)
+            seeding.initialise(context.seed, folder.name)
             network = self.fresh()
         made = context.run.path / _numbered(PSEUDO, number) / LABELS
         labels = StoredLabels(context.data, LabelStore(made, context.table))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from maskwright.engine import seeding
 from maskwright.engine.config import option, part
 from maskwright.engine.result import assembled
 from maskwright.errors import MaskwrightError
@@ -112,7 +113,7 @@ def embed_classes(context: Context, classes: ClassWords, options: WordOptions, t
                 f"the backbone {context.backbone.name} comes without a text tower", "both towers",
                 "give --backbone clip:NAME, with --weights FILE where no hub can be reached",
             )  # fmt: skip
-        context.initialise(STAGE)  # for a text tower whose weights are drawn
+        seeding.initialise(context.seed, STAGE)  # for a text tower whose weights are drawn
         text = text_tower(pair)
     return embed_words(text, classes, TEMPLATES[options.prompts], chunk=options.chunk, track=context.progress.track)
 

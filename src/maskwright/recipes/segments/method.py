@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.data.training.sources import MaskLabels
+from maskwright.engine import seeding
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import gather_objects, share, world_size
 from maskwright.engine.needs import InputNeed, Terms
@@ -142,8 +143,8 @@ class SegmentMethod(CropMethod):
     def kept(self, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """At most this process's share of as many rows as the options keep, drawn without order."""
         most = -(-self.config.readout.most // world_size())
-        order = torch.randperm(len(rows), generator=self.context.generator("prototypes"))[:most].sort().values
-        order = order.to(rows.device)
+        draw = seeding.generator(self.context.seed, "prototypes")
+        order = torch.randperm(len(rows), generator=draw)[:most].sort().values.to(rows.device)
         return rows[order], ids[order]
 
     def cluster(self, rows: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from maskwright.engine import seeding
 from maskwright.engine.distributed import rank, share
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def live_rows(
     rows = []
     for i in share(chosen):
         found = features(preprocess.apply(images.image(i))[None].to(context.device))[0].flatten(1).T  # (h*w, D)
-        order = torch.randperm(len(found), generator=context.generator("rows", number, i))[:per_image]
+        order = torch.randperm(len(found), generator=seeding.generator(context.seed, "rows", number, i))[:per_image]
         rows.append(found[order.to(found.device)].float())
     if not rows:
         raise ValueError(f"{len(chosen)} images leave none for process {rank()}")

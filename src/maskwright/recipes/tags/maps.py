@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,12 @@ from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.trust.artefacts import Damage, read_arrays, unreadable, write_arrays
 from maskwright.data.trust.files import file_for
 from maskwright.engine.distributed import barrier, share
+from maskwright.models.backbones.dense import autocast
 from maskwright.models.preprocess import Preprocess
 from maskwright.ops.cam import fuse_flips, fuse_scales, normalize_cam, resize_maps
 from maskwright.ops.memory import PixelBudget
+from maskwright.recipes.tags.network import tag_preprocess
+from maskwright.recipes.training.forward import precision_of
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -225,6 +229,32 @@ def infer_cams(
             done += len(chunk)
             if advance is not None:
                 advance(done)
+
+
+def multi_scale(context: Context, config: Any, maps: Maps, multiple_of: int) -> MultiScale:
+    """A network's maps at the configured scales.
+
+    Args:
+        context: of the run.
+        config: options, a `TagsConfig`.
+        maps: of the network.
+        multiple_of: what sides of its input are multiples of.
+    """
+    m, device = config.maps, context.device
+    precision = partial(autocast, device, precision_of(config.precision, device))
+    return MultiScale(
+        maps, tag_preprocess(context, config, multiple_of), m.scales, m.flips, m.fuse, m.norm, device, precision
+    )
+
+
+def plain_maps(network: Any) -> Maps:
+    """The class maps of a `CamNetwork`, positive evidence only."""
+
+    @torch.no_grad()
+    def class_maps(x: Tensor, tags: Tensor) -> Tensor:
+        return network(x).cams.float().relu()
+
+    return class_maps
 
 
 def write_cams(context: Context, targets: TagTargets, inference: MultiScale, store: CamStore) -> None:

@@ -14,14 +14,12 @@ transformer's attention weighs (WeakTr) are another `network` and `maps`; maps o
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import Labels, StoredLabels
@@ -30,18 +28,16 @@ from maskwright.engine.checkpoint import trained
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.loop import Training
 from maskwright.engine.needs import Terms
-from maskwright.models.backbones.dense import autocast
 from maskwright.models.segmenter import Segmenter
-from maskwright.recipes.tags.maps import MAPS, CamStore, MultiScale, write_cams
-from maskwright.recipes.tags.network import make_cam_network, tag_preprocess, tag_steps
+from maskwright.recipes.tags.maps import MAPS, CamStore, Maps, MultiScale, multi_scale, plain_maps, write_cams
+from maskwright.recipes.tags.network import make_cam_network, tag_steps
 from maskwright.recipes.tags.options import TagsConfig
 from maskwright.recipes.tags.seeding import make_seeds
 from maskwright.recipes.tags.showing import Way
 from maskwright.recipes.tags.targets import read_targets
-from maskwright.recipes.tags.telling import note_stride
+from maskwright.recipes.tags.telling import named_background, note_stride
 from maskwright.recipes.tags.training import TagTraining
 from maskwright.recipes.tags.walking import Walk
-from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.network import make_segmenter, trained_network
 from maskwright.recipes.training.training import train_network
 
@@ -126,26 +122,13 @@ class TagMethod(Method):
 
     # ---------------------------------------------------------------------- cams
 
-    def maps(self, network: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def maps(self, network: Any) -> Maps:
         """A function from images (B, 3, H, W) and tags (B, T) to maps (B, T, h, w), not negative."""
-
-        @torch.no_grad()
-        def class_maps(x: Tensor, tags: Tensor) -> Tensor:
-            return network(x).cams.float().relu()
-
-        return class_maps
-
-    def precision(self) -> AbstractContextManager[None]:
-        """The precision of the maps' forward passes."""
-        return autocast(self.context.device, precision_of(self.config.precision, self.context.device))
+        return plain_maps(network)
 
     def inference(self, network: Any) -> MultiScale:
         """The network and the configured scales."""
-        context, c, m = self.context, self.config, self.config.maps
-        return MultiScale(
-            self.maps(network), tag_preprocess(context, c, network.multiple_of), m.scales, m.flips, m.fuse, m.norm,
-            context.device, self.precision,
-        )  # fmt: skip
+        return multi_scale(self.context, self.config, self.maps(network), network.multiple_of)
 
     @cached_property
     def raw_store(self) -> CamStore:
@@ -182,10 +165,4 @@ class TagMethod(Method):
         """The retrained network over the class table."""
         network = trained_network(self.context, self.config, self.folder("retrain"))
         found = make_segmenter(self.context, self.config, network, self.name, self.pseudo_labels().indices)
-        return self.named_background(found)
-
-    def named_background(self, segmenter: Segmenter) -> Segmenter:
-        """The model remembers what no tag names, for predictions on photographs with tags."""
-        ground = self.targets.background
-        segmenter.extra["background"] = "none" if ground is None else self.context.table.names[ground]
-        return segmenter
+        return named_background(found, self.targets)

@@ -9,6 +9,7 @@ from maskwright.recipes.tags.thresholds import Threshold
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
+    from maskwright.models.segmenter import Segmenter
 
 
 def note_targets(context: Context, targets: TagTargets) -> None:
@@ -46,3 +47,10 @@ def note_threshold(context: Context, threshold: Threshold, targets: TagTargets) 
         return
     what = "has no label" if targets.background is None else "is background"
     context.note(f"Seeds: a pixel {what} below {value:.3f} of a map's maximum, {why}.")
+
+
+def named_background(segmenter: Segmenter, targets: TagTargets) -> Segmenter:
+    """The model remembers what no tag names, for predictions on photographs with tags."""
+    ground = targets.background
+    segmenter.extra["background"] = "none" if ground is None else segmenter.classes.names[ground]
+    return segmenter

@@ -18,6 +18,8 @@ from torch import Tensor
 from maskwright.data.training.augment import Photometric
 from maskwright.data.training.streams import CropRecipe, Stream
 from maskwright.data.training.tag_targets import TagTargets
+from maskwright.engine import seeding
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
 from maskwright.engine.schedules import poly
 from maskwright.models.backbones.dense import autocast
@@ -69,7 +71,7 @@ class TagSetup(StreamSetup):
         least: int = 1,
     ) -> None:
         self.context, self.config, self.targets = context, config, targets
-        context.initialise(stage)
+        seeding.initialise(context.seed, stage)
         self.network: Any = make(context, config, targets)
         self.network.to(device=context.device, memory_format=torch.channels_last)
         self.network.train()
@@ -90,7 +92,7 @@ class TagSetup(StreamSetup):
         return Stream(
             data,
             images,
-            self.context.sampler(len(images), c.batch),
+            sampler(self.context.seed, len(images), c.batch),
             CropRecipe(self.crop, (c.scale_min, c.scale_max), c.long_side),
             self.preprocess.mean,
             tags=self.targets,

@@ -39,9 +39,8 @@ class CropMethod(Method):
     @classmethod
     def terms(cls, config: Any, images: int = 1) -> Terms:
         """The steps of the options, and what these make of the backbone."""
-        network = config.network
+        terms, network = super().terms(config, images), config.network
         unused = leaves_backbone(network)
-        terms = super().terms(config, images)
         return replace(terms, steps=config.steps, backbone=network.encoder, backbone_unused=unused)
 
     @property
@@ -102,7 +101,7 @@ class NetworkMethod(CropMethod):
 
     def seen(self) -> list[int]:
         """Labelled images that training looked at, in the data set of `labels`: not those held out."""
-        return list(hold_out(self.labels(), self.config.holdout, self.context.generator("holdout"))[0].indices)
+        return list(hold_out(self.labels(), self.config.holdout, self.context.seed)[0].indices)
 
     def segmenter(self) -> Segmenter:
         """The last iterate, or the one that held-out images chose."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.training.sources import Labels
+from maskwright.engine import seeding
 from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import miou
 from maskwright.models.preprocess import Preprocess
@@ -43,13 +44,13 @@ class Subset:
         return self.labels.read(i)
 
 
-def hold_out(labels: Labels, share: float, generator: torch.Generator) -> tuple[Labels, list[int]]:
+def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, list[int]]:
     """Splits the labelled images.
 
     Args:
         labels: of the images.
         share: of them that is held out; at least one image is held out and one kept.
-        generator: draws them.
+        seed: of the run, which draws them.
 
     Returns:
         The labels to train on, and the images held out.
@@ -58,7 +59,7 @@ def hold_out(labels: Labels, share: float, generator: torch.Generator) -> tuple[
     if share <= 0 or n < 2:
         return labels, []
     count = min(n - 1, max(1, round(share * n)))
-    order = torch.randperm(n, generator=generator).tolist()
+    order = torch.randperm(n, generator=seeding.generator(seed, "holdout")).tolist()
     held = sorted(labels.indices[k] for k in order[:count])
     return Subset(labels, sorted(labels.indices[k] for k in order[count:])), held
 

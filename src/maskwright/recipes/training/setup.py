@@ -17,6 +17,8 @@ from torch import nn
 
 from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import CropRecipe, Order, Stream
+from maskwright.engine import seeding
+from maskwright.engine.distributed import sampler
 from maskwright.engine.schedules import poly
 from maskwright.models.networks.build import Network
 from maskwright.recipes.training.criteria import SupervisedLoss, class_aware_chances
@@ -64,7 +66,7 @@ class CropSetup(StreamSetup):
     ) -> None:
         config = resolved(config, context)
         self.context, self.config, self.steps, self.device = context, config, steps, context.device
-        context.initialise(stage)
+        seeding.initialise(context.seed, stage)
         self.student = self.forward_of(network or make_network(context, config), dropout=dropout)
         self.network = self.student.network
         self.preprocess = make_preprocess(config, self.network)
@@ -131,11 +133,11 @@ class NetworkSetup(CropSetup):
     ) -> None:
         super().__init__(context, config, steps, **options)
         c = self.config
-        self.labels, self.held = hold_out(labels, c.holdout, context.generator("holdout"))
+        self.labels, self.held = hold_out(labels, c.holdout, context.seed)
         self.kept: nn.Module = self.network
         self.supervised = SupervisedLoss(self.student, c.loss, self.labels, context.classes)
         chances = class_aware_chances(self.labels) if c.crops.sample == "classes" else None
-        order = context.sampler(len(self.labels.indices), c.crops.batch, chances=chances)
+        order = sampler(context.seed, len(self.labels.indices), c.crops.batch, chances=chances)
         self.streams[name] = self.stream(self.labels.indices, order, self.labels, data=labels.data)
         self.selection: Selection | None = None
         if self.held:

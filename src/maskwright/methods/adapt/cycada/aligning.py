@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maskwright.data.training.sources import Labels
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
 from maskwright.engine.updating import take_step
 from maskwright.methods.adapt.cycada.losses import domain_loss, fooling, told_apart
@@ -53,7 +54,7 @@ class AlignTraining(Training):
         super().__init__(setup)
         self.config = setup.config
         self.student, self.network, self.supervised = setup.student, setup.network, setup.supervised
-        order = context.sampler(len(context.data), config.crops.batch, SECOND)
+        order = sampler(context.seed, len(context.data), config.crops.batch, SECOND)
         setup.streams["t"] = setup.stream(range(len(context.data)), order)
         channels = context.classes if a.on == "scores" else network.width
         self.adversary = Adversary(DomainDiscriminator(channels), setup.device, a.d_lr)

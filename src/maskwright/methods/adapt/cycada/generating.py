@@ -14,6 +14,8 @@ from torch import Tensor
 
 from maskwright.data.training.sources import Labels
 from maskwright.data.training.streams import CropRecipe, Stream, Views
+from maskwright.engine import seeding
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
 from maskwright.engine.updating import take_step
 from maskwright.methods.adapt.cycada.losses import (
@@ -84,7 +86,7 @@ class GeneratorTraining(Training):
         super().__init__(setup)
         self.config, self.weights, self.device = config, config.weights, context.device
         self.precision = precision_of(config.precision, self.device)
-        context.initialise("generators")
+        seeding.initialise(context.seed, "generators")
         self.to_target, self.to_source = (Generator(g.blocks, g.width).to(self.device) for _ in range(2))
         self.of_target, self.of_source = (
             Adversary(PatchDiscriminator(g.width), self.device, g.g_lr, BETAS) for _ in range(2)
@@ -110,7 +112,7 @@ class GeneratorTraining(Training):
         crops = CropRecipe(side, (g.scale_min, g.scale_max), config.crops.long_side)
         source, target = context.data_of("source"), context.data
         images = range(len(source)) if labels is None else labels.indices
-        orders = context.sampler(len(images), g.each), context.sampler(len(target), g.each, SECOND)
+        orders = sampler(context.seed, len(images), g.each), sampler(context.seed, len(target), g.each, SECOND)
         setup.streams["s"] = Stream(source, images, orders[0], crops, GREY, labels)
         setup.streams["t"] = Stream(target, range(len(target)), orders[1], crops, GREY)
 

@@ -125,7 +125,7 @@ class Cycada(SourceMethod):
         """G and F."""
         steps, labels, judge = self.config.generators.steps or self.steps, None, None
         if self.judges_generators:
-            labels, _ = hold_out(self.masks(), self.config.holdout, self.context.generator("holdout"))
+            labels, _ = hold_out(self.masks(), self.config.holdout, self.context.seed)
             judge = self.judge()
         training = GeneratorTraining(self.context, self.config, steps, labels, judge)
         self.context.fit(training, "generators", folder, steps)

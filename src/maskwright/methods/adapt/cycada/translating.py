@@ -24,6 +24,7 @@ from maskwright.data.training.image_store import ImageStore
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.sources import Labels
 from maskwright.data.trust.files import file_for, write_text
+from maskwright.engine import seeding
 from maskwright.engine.distributed import each
 from maskwright.methods.adapt.cycada.networks import LEAST, MULTIPLE, Generator
 from maskwright.models.backbones.dense import autocast
@@ -157,7 +158,7 @@ def translate_all(context: Context, folder: Path, translation: Translation) -> N
 
     for i in each(context.progress, range(len(source)), "translated", done):
         name = source.items[i].name
-        lot = context.generator("style", name)
+        lot = seeding.generator(context.seed, "style", name)
         style = int(torch.randint(len(target), (), generator=lot))
         mask = file_for(root / "masks", name, ".png")
         mask.parent.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,7 @@ from maskwright.data.training.twins import TwinStream
 from maskwright.data.trust.files import write_text
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
 from maskwright.engine.needs import StreamNeed
 from maskwright.engine.updating import take_step
@@ -251,7 +252,7 @@ class DANNetTraining(Training):
         night, day = self.context.data, self.context.data_of("day")
         partner = pairs_from_file(file, night, day)
         images = paired(partner).tolist()
-        order = self.context.sampler(len(images), self.config.target.batch or self.config.crops.batch, SECOND)
+        order = sampler(self.context.seed, len(images), self.config.target.batch or self.config.crops.batch, SECOND)
         stream = self.setup.stream
         return TwinStream(stream(images, order), stream(range(len(day)), order, data=day), partner)
 

@@ -29,6 +29,7 @@ from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.data.trust.files import file_for
+from maskwright.engine import seeding
 from maskwright.engine.config import option
 from maskwright.engine.distributed import each
 from maskwright.errors import MaskwrightError, unknown
@@ -278,7 +279,7 @@ class Composer:
 
     def make(self, number: int) -> tuple[np.ndarray, LabelMap, dict[str, Any]]:
         """Composite `number`: pixels uint8 (H, W, 3), labels (H, W) with 1 for the object, and its geometry."""
-        random = self.context.generator("composite", number)
+        random = seeding.generator(self.context.seed, "composite", number)
         cut = self.cuts[int(torch.randint(len(self.cuts), (), generator=random))]
         ground = self.grounds[int(torch.randint(len(self.grounds), (), generator=random))]
         pixels, alpha, _ = self.source.read(cut.image)

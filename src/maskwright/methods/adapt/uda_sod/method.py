@@ -44,6 +44,7 @@ from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.proposals import Proposals, SoftMap
 from maskwright.data.training.sources import Labels, StoredLabels
 from maskwright.data.trust.artefacts import write_record
+from maskwright.engine import seeding
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, each, gather_objects, share
@@ -341,7 +342,7 @@ class UDASOD(SourceMethod):
         """What `predictions` takes of photograph `i`: another by lot lends its light."""
         c, data = self.config, self.context.data
         image = data.image(i)
-        draw = self.context.generator("style", number, i)
+        draw = seeding.generator(self.context.seed, "style", number, i)
         other = (i + 1 + int(torch.randint(max(1, len(data) - 1), (), generator=draw))) % len(data)
         height, width = image.shape[:2]
         seen = min(1.0, c.crops.long_side / max(height, width))  # as large as the network sees the photograph

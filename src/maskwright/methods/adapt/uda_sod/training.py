@@ -16,7 +16,8 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.streams import Stream, Views
-from maskwright.engine.distributed import world_size
+from maskwright.engine import seeding
+from maskwright.engine.distributed import sampler, world_size
 from maskwright.engine.loop import Training
 from maskwright.methods.adapt.uda_sod.losses import SoftMasks, joined, mask_loss, object_logit
 from maskwright.recipes.consistency.parts import SECOND
@@ -112,7 +113,8 @@ class SaliencyTraining(Training):
         self.config = setup.config
         self.student, self.supervised = setup.student, setup.supervised
         c, own, context = self.config, setup.labels, setup.context
-        chosen = torch.randperm(len(own.indices), generator=context.generator("composites", kwargs["stage"]))
+        draw = seeding.generator(context.seed, "composites", kwargs["stage"])
+        chosen = torch.randperm(len(own.indices), generator=draw)
         count = int(len(own.indices) * portion + 1e-9)
         if pseudo is None or not pseudo.indices:
             count, pseudo = max(1, count), None
@@ -120,9 +122,10 @@ class SaliencyTraining(Training):
         n_s, n_t = shares_of(c.crops.batch, count, 0 if pseudo is None else len(pseudo.indices), world_size())
         del setup.streams["s"]
         if n_s:
-            setup.streams["s"] = self._jittered(setup.stream(indices, context.sampler(count, n_s), own, data=own.data))
+            order = sampler(context.seed, count, n_s)
+            setup.streams["s"] = self._jittered(setup.stream(indices, order, own, data=own.data))
         if pseudo is not None and n_t:
-            order = context.sampler(len(pseudo.indices), n_t, SECOND)
+            order = sampler(context.seed, len(pseudo.indices), n_t, SECOND)
             setup.streams["t"] = PseudoStream(self._jittered(setup.stream(pseudo.indices, order)), pseudo)
         cycle = triangular(setup.steps)
         self.schedule = lambda step: rate * cycle(step)

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import torch
 
 from maskwright.data.training.augment import PRESETS as RECIPES
+from maskwright.engine import seeding
 from maskwright.engine.checkpoint import CHECKPOINT, stage_parts
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.contract import Stage
@@ -200,7 +201,7 @@ class GroupVit(WordMethod):
                 f"{context.backbone.name} of a saved segmenter, whose text tower is not in it", "both towers",
                 "give --backbone groupvit --weights FOLDER",
             )  # fmt: skip
-        context.initialise(STAGE)  # for a text tower whose weights are drawn
+        seeding.initialise(context.seed, STAGE)  # for a text tower whose weights are drawn
         embedded_vocabulary(context, self.class_words, self.config.words, folder, GroupText.of(pair))
 
     def segmenter(self) -> Segmenter:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.captioned import Captioned, CaptionStream
+from maskwright.engine import seeding
 from maskwright.engine.context import Context
-from maskwright.engine.distributed import gather_rows, rank, world_size
+from maskwright.engine.distributed import gather_rows, rank, sampler, world_size
 from maskwright.engine.loop import Training
 from maskwright.engine.schedules import cosine
 from maskwright.errors import MaskwrightError
@@ -93,7 +94,7 @@ class ContrastTraining(Training):
         super().__init__(setup)
         c, self.context, self.steps, self.device = config, context, steps, context.device
         self.config, self.shape = config, tower.shape
-        context.initialise("train")
+        seeding.initialise(context.seed, "train")
         self.image: ImageTower = copy.deepcopy(tower.tower)
         self.text, self.multi = text_towers(pair)
         if pair.file is None:
@@ -125,7 +126,8 @@ class ContrastTraining(Training):
         side = c.crops.size or self.shape.image
         tokenizer = clip_tokens(LENGTH)
         return CaptionStream(
-            context.data, images, context.sampler(len(images), batch), -(-side // self.shape.patch) * self.shape.patch,
+            context.data, images, sampler(context.seed, len(images), batch),
+            -(-side // self.shape.patch) * self.shape.patch,
             c.crops.scale_min, tokenizer, TEMPLATES["imagenet"], c.contrast.words,
             None if c.crops.recipe == "none" else photometric(c.crops.recipe),
         )  # fmt: skip

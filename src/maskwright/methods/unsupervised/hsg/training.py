@@ -14,7 +14,9 @@ from torch import Tensor
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.streams import Repeated
+from maskwright.engine import seeding
 from maskwright.engine.config import option
+from maskwright.engine.distributed import sampler
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.hsg.losses import level_losses, make_graphs, mean_positions, region_loss
 from maskwright.models.networks.build import Network
@@ -109,10 +111,10 @@ class HSGTraining(SegmentTraining):
     layout: Layout = "centred"
 
     def __init__(self, context: Any, config: HSGConfig, steps: int) -> None:
-        context.initialise("train")
+        seeding.initialise(context.seed, "train")
         super().__init__(context, config, steps, hsg_network(context, config))
         c, images = self.config, self.regions.indices
-        order = context.sampler(len(images), c.crops.batch)
+        order = sampler(context.seed, len(images), c.crops.batch)
         photographs = self.setup.stream(images, order, self.regions)
         photographs.jitter = photometric(c.recipe)
         self.setup.streams["u"] = Repeated(photographs, VIEWS)

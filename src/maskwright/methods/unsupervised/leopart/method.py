@@ -38,6 +38,7 @@ from torch import Tensor
 
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
+from maskwright.engine import seeding
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import gather_objects, share
@@ -181,7 +182,7 @@ class Leopart(Method):
 
     def reduce(self, folder: Path) -> None:
         """PCA of tokens whose channels are standardised."""
-        draw = self.context.generator("reduce")
+        draw = seeding.generator(self.context.seed, "reduce")
         found = fit_reduction(self.features, self.config.reduction, draw, scale=self.features.std)
         if self.context.run.writes:
             save_tensors(folder / REDUCED, found)
@@ -205,7 +206,7 @@ class Leopart(Method):
         for i in share(images):
             f = self.reduced[i].flatten(1).T
             f = f if keep is None else f[torch.from_numpy(keep(i).ravel())]
-            rows.append(f[torch.randperm(len(f), generator=self.context.generator(purpose, i))[:each]])
+            rows.append(f[torch.randperm(len(f), generator=seeding.generator(self.context.seed, purpose, i))[:each]])
         return torch.cat(rows)
 
     def clustered(self, rows: Tensor, asked: int, least: int = 1) -> Tensor:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.proposals import SoftMap
+from maskwright.engine import seeding
 from maskwright.engine.checkpoint import trained
 from maskwright.engine.context import Context
-from maskwright.engine.distributed import reducer, world_size
+from maskwright.engine.distributed import reducer, sampler, world_size
 from maskwright.engine.loop import Indices, Training
 from maskwright.engine.schedules import cosine, cosine_value
 from maskwright.methods.unsupervised.leopart.foreground import ForegroundMaps
@@ -148,7 +149,7 @@ class LeopartTraining(Training):
 
     def __init__(self, context: Context, config: LeopartConfig, steps: int, maps: ForegroundMaps | None) -> None:
         self.context, self.c, self.steps, self.device = context, config, steps, context.device
-        context.initialise("train")
+        seeding.initialise(context.seed, "train")
         o, h = config.optimizer, config.head
         self.network = leopart_network(context, config).to(self.device)
         self.network.normalise_prototypes()
@@ -165,7 +166,7 @@ class LeopartTraining(Training):
         self.queues = nn.ModuleList(FeatureBank(rows, h.width) for _ in range(GLOBAL if h.queue else 0)).to(self.device)
         self.modules = {"network": self.network, "teacher": self.teacher, "queues": self.queues}
         self.optimizers = {"adamw": self._optimizer()}
-        self.sampler = context.sampler(len(context.data), config.crops.batch)
+        self.sampler = sampler(context.seed, len(context.data), config.crops.batch)
         self.schedule = cosine(steps)
         self.health = ClusteringHealth(h.prototypes, steps, context.note)
 

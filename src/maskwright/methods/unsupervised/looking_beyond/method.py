@@ -41,6 +41,7 @@ from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
+from maskwright.engine import seeding
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import each, gather_objects, share
 from maskwright.engine.loop import Training
@@ -164,7 +165,7 @@ class LookingBeyond(CropMethod):
     def dictionary(self, folder: Path) -> None:
         """PCA and the data set's centroids."""
         c, context = self.config, self.context
-        draw = context.generator("dictionary")
+        draw = seeding.generator(context.seed, "dictionary")
         found = fit_reduction(self.features, c.reduction, draw)
         rows = decoded_rows(
             self.features, projection(found, normalize=True), max_rows=c.reduction.max_rows, generator=draw,

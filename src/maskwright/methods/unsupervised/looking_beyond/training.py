@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.sources import Labels
+from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
 from maskwright.methods.unsupervised.looking_beyond.losses import cross_image_contrast, draw_pixels
 from maskwright.methods.unsupervised.looking_beyond.options import LookingBeyondConfig
@@ -39,7 +40,7 @@ class LookingBeyondTraining(Training):
         self.config = setup.config
         self.student, self.network = setup.student, setup.network
         c, self.linked = self.config.contrast, linked
-        order = context.sampler(len(labels.indices), self.config.crops.batch)
+        order = sampler(context.seed, len(labels.indices), self.config.crops.batch)
         photographs = setup.stream(labels.indices, order, labels)
         photographs.jitter = photometric(c.recipe)
         setup.streams["u"] = photographs

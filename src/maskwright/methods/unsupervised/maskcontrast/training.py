@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.sources import StoredLabels
-from maskwright.engine.distributed import gather_objects, world_size
+from maskwright.engine import seeding
+from maskwright.engine.distributed import gather_objects, sampler, world_size
 from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.maskcontrast.losses import (
@@ -72,7 +73,7 @@ class MaskContrastTraining(Training):
                 f"a queue, or a batch of at least {least}: negatives are other photographs of the same process",
                 f"add --set crops.batch={least}, or leave contrast.queue out",
             )
-        context.initialise("train")
+        seeding.initialise(context.seed, "train")
         setup = CropSetup(context, config, steps, network=salient_network(context, config))
         super().__init__(setup)
         c = self.config = setup.config
@@ -80,7 +81,7 @@ class MaskContrastTraining(Training):
         self.dim = c.contrast.dim
         if c.freeze > 0:
             freeze_first(setup.network, c.freeze)
-        photographs = setup.stream(objects.indices, context.sampler(len(objects.indices), c.crops.batch))
+        photographs = setup.stream(objects.indices, sampler(context.seed, len(objects.indices), c.crops.batch))
         photographs.jitter = photometric(c.views.recipe)
         area = (c.crops.scale_min, c.crops.scale_max)
         setup.streams["u"] = ObjectStream(photographs, objects.read, area, (c.views.least, c.views.most))

@@ -44,10 +44,11 @@ from maskwright.data.training.augment import photometric
 from maskwright.data.training.labels import LabelStore
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
+from maskwright.engine import seeding
 from maskwright.engine.checkpoint import CHECKPOINT, stage_parts, trained
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
-from maskwright.engine.distributed import share
+from maskwright.engine.distributed import sampler, share
 from maskwright.engine.loop import Training
 from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
@@ -206,7 +207,7 @@ class Pass(Method):
     def fit(self, training: Training, stage: str, folder: Path, steps: int, images: int, final: float = 1e-3) -> None:
         """A training stage through the one loop: cosine to a thousandth or `final`, images in random order."""
         context = self.context
-        training.sampler = context.sampler(images, self.config.crops.batch)
+        training.sampler = sampler(context.seed, images, self.config.crops.batch)
         training.schedule = cosine(steps, final=final)
         context.fit(training, stage, folder, steps)
 
@@ -215,7 +216,7 @@ class Pass(Method):
     def pretrain(self, folder: Path) -> None:
         """Trains backbone and heads; artefacts: the checkpoint, and the backbone's weights for `--weights`."""
         c, context, device = self.config, self.context, self.context.device
-        context.initialise("pretrain")
+        seeding.initialise(context.seed, "pretrain")
         network = self.network().to(device)
         steps, i = self.steps(c.pretrain.epochs), c.instance
         instance: InstanceLoss
@@ -244,7 +245,7 @@ class Pass(Method):
     def attend(self, folder: Path) -> None:
         """Trains the gate and the prototypes."""
         c, context, device = self.config, self.context, self.context.device
-        context.initialise("attention")
+        seeding.initialise(context.seed, "attention")
         network = self.pretrained().to(device)
         attention, swav = PixelAttention(network.width), self.swav(c.attention.queue, 0, 0)
         if c.instance.kind == "swav":
@@ -315,7 +316,7 @@ class Pass(Method):
                 "No class of classes.txt is other, so no pixel is; --set other=beside asks for it all the same."
             )
             return Threshold(0.0, "named")
-        t = choose_threshold(names, context.generator("threshold"))
+        t = choose_threshold(names, seeding.generator(context.seed, "threshold"))
         context.note(
             f"Attention threshold {t.value:.3f} (Otsu, no label read): {100 * (t.other or 0):.0f} % of the pixels are "
             f"other, separability {t.separability:.2f}" + (", no two clear groups." if t.doubtful else ".")
@@ -338,7 +339,7 @@ class Pass(Method):
     def finetune(self, folder: Path) -> None:
         """Trains on the pseudo-labels."""
         c, context = self.config, self.context
-        context.initialise("finetune")
+        seeding.initialise(context.seed, "finetune")
         labels = StoredLabels(context.data, LabelStore(context.run.path / "label" / "labels", self.table))
         training = Finetuning(self.unfinished().to(context.device), labels, self.sides[0], c, self.precision)
         self.fit(training, "finetune", folder, self.steps(c.finetune.epochs), len(labels.indices))

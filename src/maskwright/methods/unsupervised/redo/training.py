@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from maskwright.data.training.streams import CropRecipe, Stream
 from maskwright.data.training.views import View
-from maskwright.engine.distributed import all_reduce_sum, world_size
+from maskwright.engine import seeding
+from maskwright.engine.distributed import all_reduce_sum, sampler, world_size
 from maskwright.engine.loop import Training
 from maskwright.engine.updating import take_step
 from maskwright.errors import MaskwrightError
@@ -110,7 +111,7 @@ class RedoTraining(Training):
             )  # fmt: skip
         setup = StreamSetup(to_signed, context.device)
         super().__init__(setup)
-        context.initialise("train")
+        seeding.initialise(context.seed, "train")
         self.context, self.config, self.steps, self.device = context, config, steps, context.device
         self.precision = precision_of(config.precision, self.device)
         made = players(config, context.classes)
@@ -130,7 +131,7 @@ class RedoTraining(Training):
         self.modules = {**made, "shares": self.shares}
         self.optimizers = {"players": self.players, "discriminator": self.adversary.optimizer}
         crops = CentralSquare(config.crops.size, (1.0, 1.0), config.crops.size)
-        orders = (context.sampler(images, config.crops.batch, seed) for seed in (0, SECOND))
+        orders = (sampler(context.seed, images, config.crops.batch, seed) for seed in (0, SECOND))
         x, real = (Stream(context.data, range(images), order, crops, GREY) for order in orders)
         setup.streams |= {"x": x, "real": real}
         self.health = ClusteringHealth(context.classes, steps, context.note)
@@ -151,7 +152,7 @@ class RedoTraining(Training):
         self.shares.restarts += 1
         n = int(self.shares.restarts)
         with torch.random.fork_rng(devices=[]):
-            self.context.initialise(f"restart {n}")
+            seeding.initialise(self.context.seed, f"restart {n}")
             fresh = players(self.config, self.context.classes)
         for name in PLAYERS:
             self.modules[name].load_state_dict(fresh[name].state_dict())

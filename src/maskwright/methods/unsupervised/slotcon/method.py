@@ -31,9 +31,10 @@ from torch import Tensor
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.two_crops import TwoCropStream
+from maskwright.engine import seeding
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import rank, share
+from maskwright.engine.distributed import rank, sampler, share
 from maskwright.engine.loop import Training
 from maskwright.engine.schedules import cosine_value
 from maskwright.errors import MaskwrightError
@@ -99,14 +100,14 @@ class SlotConTraining(Training):
     setup: CropSetup
 
     def __init__(self, context: Any, config: SlotConConfig, steps: int) -> None:
-        context.initialise("train")
+        seeding.initialise(context.seed, "train")
         setup = CropSetup(context, config, steps, network=slotcon_network(context, config))
         super().__init__(setup)
         self.config = setup.config
         self.student, self.network, self.context, self.steps = setup.student, setup.network, context, steps
         c, images = self.config, len(context.data)
         recipes = (photometric(c.views.recipe1), photometric(c.views.recipe2))
-        photographs = setup.stream(range(images), context.sampler(images, c.crops.batch))
+        photographs = setup.stream(range(images), sampler(context.seed, images, c.crops.batch))
         setup.streams["u"] = TwoCropStream(photographs, recipes, c.views.overlap, c.views.flip)
         self.teacher = EMATeacher(setup.network, c.teacher.momentum, buffers="own", mode="train", warm=False)
         self.center = Center(setup.network.classes, c.loss.center).to(setup.device)
@@ -123,9 +124,9 @@ class SlotConTraining(Training):
     def begin(self) -> None:
         """Prototypes that are k-means of views, as long as random ones are; batch norm is that of a step."""
         c, context, images = self.config, self.context, len(self.context.data)
-        order, rows = torch.randperm(images, generator=context.generator("start"))[:BEGUN], []
+        order, rows = torch.randperm(images, generator=seeding.generator(context.seed, "start"))[:BEGUN], []
         for j, chunk in enumerate(order.split(c.crops.batch)):
-            random = context.generator("start", j, rank())
+            random = seeding.generator(context.seed, "start", j, rank())
             mine = share(chunk.tolist())
             if mine:
                 u = self.setup.prepared(self.setup.streams["u"].draw(mine, random))

@@ -43,6 +43,7 @@ from maskwright.data.training.labels import LabelMap, LabelStore
 from maskwright.data.training.streams import Stream
 from maskwright.data.training.tag_targets import TagTargets
 from maskwright.data.training.views import View, resample
+from maskwright.engine import seeding
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import barrier, share
@@ -61,6 +62,7 @@ from maskwright.recipes.tags.method import TagMethod
 from maskwright.recipes.tags.network import tag_preprocess, tag_steps
 from maskwright.recipes.tags.options import ClassifierOptions, MapOptions, TagsConfig
 from maskwright.recipes.tags.showing import Way, what_is_shown
+from maskwright.recipes.tags.telling import named_background
 from maskwright.recipes.tags.training import TagSetup, multi_label_soft_margin
 from maskwright.recipes.training.optimizers import add_module
 
@@ -339,7 +341,7 @@ class TocoTraining(Training):
         self.network, self.autocast = setup.network, setup.autocast
         self.preprocess, self.crop = setup.preprocess, setup.crop
         c, m = config, self.network.multiple_of
-        context.initialise("classify")  # the projector's weights hang on no size of the network
+        seeding.initialise(context.seed, "classify")  # the projector's weights hang on no size of the network
         projector = Projector(self.network.width, c.projector.hidden, out=c.projector.projection)
         self.projector = projector.to(context.device)
         self.teacher = EMATeacher(self.projector, c.projector.momentum, warm=False).to(context.device)
@@ -539,4 +541,4 @@ class Toco(TagMethod):
 
     def segmenter(self) -> Segmenter:
         """The branch, or the retrained network."""
-        return self.named_background(self.branch()) if self.config.retrain == "none" else super().segmenter()
+        return named_background(self.branch(), self.targets) if self.config.retrain == "none" else super().segmenter()
