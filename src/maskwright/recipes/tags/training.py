@@ -46,6 +46,7 @@ class TagSetup(StreamSetup):
 
     Attributes:
         network: what learns.
+        preprocess: pixels to its input.
         crop: S, pixels: as asked for, rounded up to what the network takes.
         targets: what the images are tagged with.
 

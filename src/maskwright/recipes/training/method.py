@@ -40,8 +40,7 @@ class CropMethod(Method):
     def terms(cls, config: Any, images: int = 1) -> Terms:
         """The steps of the options, and what these make of the backbone."""
         terms, network = super().terms(config, images), config.network
-        unused = leaves_backbone(network)
-        return replace(terms, steps=config.steps, backbone=network.encoder, backbone_unused=unused)
+        return replace(terms, steps=config.steps, backbone=network.encoder, backbone_unused=leaves_backbone(network))
 
     @property
     def result(self) -> str:
