@@ -298,6 +298,31 @@ def test_what_a_part_has_no_use_for_is_neither_listed_nor_taken():
     assert configure(Narrow, {"decay": "0.5"}).rates.decay == 0.5, "of one alone"
 
 
+@dataclass(kw_only=True)
+class Queue:
+    """A part whose length leaves its age without a use."""
+
+    length: int = option(8, "of the queue", low=0)
+    age: int = option(1, "of what enters", low=0)
+
+    def idle(self):
+        if self.length == 0:
+            yield ("age",), "length=0"
+
+
+@dataclass(kw_only=True)
+class Queued:
+    """A whole that begins with another age than the part does."""
+
+    queue: Queue = part(Queue, age=5)
+
+
+def test_idle_options_of_a_part_are_left_at_what_the_whole_begins_with():
+    assert configure(Queued, {"length": 0}).queue == Queue(length=0, age=5)
+    with pytest.raises(MaskwrightError, match="queue: age=1 with length=0: nothing depends on it"):
+        configure(Queued, {"length": 0, "age": 1})
+
+
 def test_a_part_takes_the_place_of_a_flat_option_that_is_unused():
     @dataclass(kw_only=True)
     class Mixed(OldNested):

@@ -64,6 +64,8 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("slotcon", {"groups.start": "random"}, "clusters.restarts=3"),
     ("stego", {}, "shifts.b_knn=0.3"),
     ("stego", {"auto_shift": False}, "shifts.share_knn=0.3"),
+    ("uda_sod", {"pseudo.portion": 0}, "pseudo.growth=3"),
+    ("uda_sod", {"pseudo.portion": 0}, "pseudo.skip=0.1"),
     ("stego", {"readout": "probe"}, "clusters.restarts=3"),
     ("stego", {}, "head.probe_lr=0.1"),
 )

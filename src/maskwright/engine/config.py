@@ -243,7 +243,7 @@ def configure(config_class: type, overrides: Mapping[str, Any]) -> Any:
     for o in options(config_class):
         if o.used:
             _check(o.name, o.of(config), o)
-    _check_parts(config, "")
+    _check_parts(config, _begins_with(config), "")
     return config
 
 
@@ -305,16 +305,21 @@ def _changed(standing: Any, values: Mapping[str, Any], before: str) -> dict[str,
     return out
 
 
-def _check_parts(config: Any, before: str) -> None:
-    """What parts, and then the whole, say of options that contradict each other."""
+def _begins_with(config: Any) -> Any:
+    """The configuration without settings, of the same preset; its parts have the values that the whole gives them."""
+    return type(config)(preset=config.preset) if hasattr(config, "preset") else type(config)()
+
+
+def _check_parts(config: Any, standing: Any, before: str) -> None:
+    """What parts, and then the whole, say of options that contradict each other; `standing` is what they begin with."""
     for f in dataclasses.fields(config):
         if "part" in f.metadata:
-            _check_parts(getattr(config, f.name), f"{before}{f.name}.")
+            _check_parts(getattr(config, f.name), getattr(standing, f.name), f"{before}{f.name}.")
     check = getattr(config, "check", None)
     try:
         if check is not None:
             check()
-        _refuse_idle(config)
+        _refuse_idle(config, standing)
     except MaskwrightError as error:
         if not before:
             raise
@@ -351,12 +356,9 @@ def idle_options(config: Any) -> dict[str, str]:
     }
 
 
-def _refuse_idle(config: Any) -> None:
-    """Raises `MaskwrightError` where an idle option has another value than its default, or than the preset's."""
+def _refuse_idle(config: Any, standing: Any) -> None:
+    """Raises `MaskwrightError` where an idle option has another value than what the configuration begins with."""
     idle = idle_options(config)
-    if not idle:
-        return
-    standing = type(config)(preset=config.preset) if hasattr(config, "preset") else type(config)()
     for o in options(type(config)):
         if o.name in idle and o.of(config) != o.of(standing):
             raise MaskwrightError(

@@ -147,6 +147,8 @@ class UDASODConfig(NetworkConfig):
             yield ("objects.cut", "objects.soften", "composites.ground_least"), "objects.of=alpha"
         other = ("variance",) if by == "portion" else ("portion", "growth", "portion_max", "skip")
         yield [f"pseudo.{name}" for name in other], f"pseudo.by={by}"
+        if by == "portion" and self.pseudo.portion == 0:
+            yield [f"pseudo.{name}" for name in ("growth", "portion_max", "skip")], "pseudo.portion=0"
 
 
 class UDASOD(SourceMethod):
