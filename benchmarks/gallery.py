@@ -91,7 +91,7 @@ def main() -> None:
             continue
         scores = json.loads((folder / "scores.json").read_text())
         masks = [matched(read_mask(folder / "masks" / f"{data.names[i]}.png"), scores["mapping"]) for i in chosen]
-        title = f"{name.removeprefix(options.data + '-')}\n{100 * scores['miou']:.1f} mIoU"
+        title = f"{name.partition('-')[2]}\n{100 * scores['miou']:.1f} mIoU"
         rows.append((title, [tinted(p, m, data.classes) for p, m in zip(images, masks)]))
     save(sheet(rows), options.out)
 

@@ -121,6 +121,8 @@ ENTRIES = (
     *(Entry(f"dubai-{name}", "dubai_aerial", name, classes=5, seeds=(0,)) for name in FROZEN),
     *(Entry(f"voc-{name}", "voc_part", name, train="train_all", test="val", classes=21, seeds=(0,)) for name in FROZEN),
     Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
+    *(Entry(f"ecssd-{name}", "ecssd_part", name, classes=2, protocol="saliency", seeds=(0,))
+      for name in ("maskcontrast", "leopart")),
     Entry("ecssd-otsu", "ecssd_part", "otsu", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-box", "ecssd_part", "box", classes=2, protocol="saliency", seeds=(0,)),
     Entry("ecssd-fiedler", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
