@@ -99,6 +99,8 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "hsg": {"fine": {"levels.which": "fine"}, "without_levels": {"levels.which": "regions"}},
 }  # fmt: skip
 """What each paper takes away, as rows on msrc_v2; MDC, PiCIE's baseline, among them."""
+STARTED = ("picie", "slotcon", "segsort")
+"""Methods whose start, the same clustering behind a single step, is a row on msrc_v2 as well."""
 ENTRIES = (
     Entry("camvid-kmeans", "camvid", "kmeans"),
     Entry("camvid-kmeans-crf", "camvid", "kmeans", settings={"crf": "true"}, seeds=(0,)),
@@ -118,6 +120,8 @@ ENTRIES = (
     *(Entry(f"msrc-{name}", "msrc_v2", name, classes=23, seeds=(0,)) for name in (*FROZEN, *LEARNED, "maskcontrast")),
     *(Entry(f"msrc-{name}-{part}", "msrc_v2", name, classes=23, settings=settings, seeds=(0,))
       for name, parts in ABLATIONS.items() for part, settings in parts.items()),
+    *(Entry(f"msrc-{name}-start", "msrc_v2", name, classes=23, settings={"steps": "1"}, seeds=(0,))
+      for name in STARTED),
     *(Entry(f"dubai-{name}", "dubai_aerial", name, classes=5, seeds=(0,)) for name in FROZEN),
     *(Entry(f"voc-{name}", "voc_part", name, train="train_all", test="val", classes=21, seeds=(0,)) for name in FROZEN),
     Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
