@@ -12,10 +12,18 @@ from PIL import Image
 
 def jpeg(image: np.ndarray, quality: int = 85, *, tinted: bool = False) -> bytes:
     """Encodes uint8 (H, W, 3) as a JPEG; above a quality of 90, and where it is tinted, colours keep their resolution:
-    else those next to lines would bleed, and those of lines vanish."""
-    out = BytesIO()
-    fine = tinted or quality >= 90
-    Image.fromarray(image).save(out, "JPEG", quality=quality, subsampling=0 if fine else 2, optimize=True)
+    else those next to lines would bleed, and those of lines vanish. Its code tables are its own where they fit: Pillow
+    holds such a file in memory and raises `OSError` above about a byte a pixel, as under a mask that is all grains."""
+    picture, fine = Image.fromarray(image), tinted or quality >= 90
+    for optimize in (True, False):
+        out = BytesIO()
+        try:
+            picture.save(out, "JPEG", quality=quality, subsampling=0 if fine else 2, optimize=optimize)
+        except OSError:
+            if not optimize:
+                raise
+        else:
+            break
     return out.getvalue()
 
 
