@@ -18,6 +18,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
 from maskwright.recipes.training.norm_statistics import evenly, kept_by_freeze, retake_statistics
 from maskwright.recipes.training.options import CropConfig, NetworkOptions
+from maskwright.recipes.training.rates import resolved
 
 if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
@@ -90,7 +91,7 @@ def retake(
     shown: bool = False,
 ) -> None:
     """Batch-norm statistics of the photographs that the configuration says, as `make_segmenter` wants them."""
-    norms, images = config.norms, context.data if data is None else data
+    norms, images = resolved(config, context).norms, context.data if data is None else data
     if norms.photographs == "all":
         seen, images = range(len(context.data)), context.data
     kept = kept_by_freeze(network.encoder) if norms.freeze else None

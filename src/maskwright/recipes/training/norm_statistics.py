@@ -140,6 +140,9 @@ def retake_as_recorded(segmenter: Any, run: Path, images: Dataset, device: torch
     if misfit(config, {"norm_images?": (int, None), "freeze_norm?": (bool, None)}):
         raise MaskwrightError(f"{path} holds options of another kind", "numbers of images", repair)
     if config.get("norm_images"):
-        kept = kept_by_freeze(segmenter.encoder) if config.get("freeze_norm") else None
+        freeze = config.get("freeze_norm", False)
+        if freeze is None:  # as the weights are; `rates.resolved` decided so
+            freeze = segmenter.provenance.source != "random"
+        kept = kept_by_freeze(segmenter.encoder) if freeze else None
         chosen = evenly(range(len(images)), config["norm_images"])
         retake_statistics(segmenter, images, chosen, segmenter.preprocess, device, kept)

@@ -1,4 +1,4 @@
-"""What rates and decay a network is trained with where the options do not say."""
+"""What rates, decay and batch norm a network is trained with where the options do not say."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def starts_pretrained(network: NetworkOptions, backbone: Backbone) -> bool:
 
 
 def resolved(config: C, context: Context, backbone: Backbone | None = None) -> C:
-    """The configuration with its rates and decay decided; those that it says already stay.
+    """The configuration with its rates, its decay and whether batch norms learn decided; what it says already stays.
 
     AdamW by default, also on a convolutional network, where papers have SGD and schedules of many epochs: with a dozen
     masks and 800 steps it was ahead of SGD on photographs that were not trained on (docs/semi.md). A vision transformer
@@ -49,7 +49,10 @@ def resolved(config: C, context: Context, backbone: Backbone | None = None) -> C
         encoder_lr=share if o.encoder_lr is None else o.encoder_lr,
         weight_decay=(1e-4 if sgd else 0.01) if o.weight_decay is None else o.weight_decay,
     )
-    return replace(config, optimizer=decided)
+    norms = config.norms
+    if norms.freeze is None:
+        norms = replace(norms, freeze=starts_pretrained(config.network, backbone))
+    return replace(config, optimizer=decided, norms=norms)
 
 
 def note_rates(setup: Any) -> None:

@@ -10,18 +10,19 @@ from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.errors import MaskwrightError
 from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.training.optimizers import OPTIMIZERS
-from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
+from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, NormOptions, OptimizerOptions
+from maskwright.recipes.training.presets import small_batch_norms
 
 PAPER: dict[str, Any] = {
     "network": "lateral_fpn", "crop": 224, "batch": 512, "long_side": 480, "optimizer": "lars", "lr": 2.0,
     "encoder_lr": 1.0, "weight_decay": 1e-5, "schedule": "cosine", "warm": 5.0, "hidden": 4096, "momentum": 0.99,
-    "count": 0, "start": "random", "by": "prototypes", "steps": 184_800,
+    "count": 0, "start": "random", "by": "prototypes", "freeze_norm": False, "steps": 184_800,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "crop": 160, "batch": 8, "optimizer": "adamw", "lr": 0.0, "encoder_lr": None,
         "weight_decay": None, "schedule": "poly", "warm": 0.0, "hidden": 512, "momentum": 0.97, "start": "kmeans",
-        "steps": 300,
+        "freeze_norm": None, "steps": 300,
     },
     "paper": PAPER,
     "paper_features": PAPER | {"count": 256, "by": "clusters"},
@@ -117,6 +118,7 @@ class SlotConConfig(CropConfig):
     loss: LossOptions = part(LossOptions)
     teacher: TeacherOptions = part(TeacherOptions)
     optimizer: SlotOptimizerOptions = part(SlotOptimizerOptions, lr=None)
+    norms: NormOptions = small_batch_norms()
     schedule: str = option(None, "of the learning rate (preset)", choices=("poly", "cosine"))
     warm: float = option(None, "passes over the photographs in which cosine grows to its rate (preset)", low=0)
     clusters: ClusterOptions = part(ClusterOptions)
