@@ -1,12 +1,12 @@
 """How much adaptation lifts a network on another domain, at equal budget: `python -m benchmarks.adapt`.
 
 All rows train DeepLabV3+ on MobileNetV2 for the same number of optimiser steps on crops of one size. The source is
-CamVid's day drives with all masks, the target its drive at dusk, of which no mask is read but by `target`, the ceiling.
-`source_only` is the floor; `source_only-norms` is the same training with batch-norm statistics of the target's
-photographs, as all rows below it have. `histogram` and `fda` train on translated photographs, `align` aligns scores
-without translation, `cycada` has both with generators a quarter as large. The last iterate is judged on the target's
-test photographs; nothing is chosen by them. Entries that are done are skipped; `--keep FOLDER` copies the runs'
-records."""
+CamVid's day drives with all masks, the target its drive at dusk, of which no mask is read but by `target`, the
+ceiling. `source_only` is the floor; `source_only-norms` is the same training with batch-norm statistics of the
+target's photographs, as most rows below it have, `source_only-frozen` keeps those of the encoder's own weights.
+`histogram` and `fda` train on translated photographs, `align` aligns scores without translation, `cycada` has both
+with generators a quarter as large. The last iterate is judged on the target's test photographs; nothing is chosen by
+them. Entries that are done are skipped; `--keep FOLDER` copies the runs' records."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from maskwright.predict.model import Model
 ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "source_only": ("source_only", {}),
     "source_only-norms": ("source_only", {"norm_from": "all"}),
+    "source_only-frozen": ("source_only", {"norms.freeze": "true"}),
     "dacs": ("dacs", {}),
     "advent": ("advent", {}),
     "cbst": ("cbst", {}),

@@ -1,16 +1,16 @@
 """How much unlabelled photographs lift a network over its few masks, at equal budget: `python -m benchmarks.lift`.
 
-Every entry is one method with its settings; all train DeepLabV3+ on MobileNetV2 for the same number of optimiser
-steps on crops of one size, on the photographs of CamVid's `train` of which only those of a list (`--labeled`) show
-their mask. `supervised` on the same masks is the floor, `supervised` on all masks (`full`) the ceiling. The last
-iterate is judged on `val` and `test`; nothing is chosen by either. `supervised-norms` shows the unlabelled photographs
-to the floor in one way: it takes its batch-norm statistics from all photographs once training is over, as the
-semi-supervised rows do, on the same training. `full` is the same whatever the list, so one list takes it over from
-another. Rows that end in `-whole` give every stage of a method the steps that the others have in all, as its paper
-does; `supervised-norms-long` and `full-long` are floor and ceiling with as many. They stand beside the table, not in
-its comparison. Entries that are done are skipped, so the script can be stopped and started at will, `--only` chooses
-among them and `--seeds` says how often. It writes a run folder an entry and prints the table; `--keep FOLDER` copies
-the runs' records."""
+Every entry is one method with its settings; all train DeepLabV3+ on MobileNetV2 for the same number of optimiser steps
+on crops of one size, on the photographs of CamVid's `train` of which only those of a list (`--labeled`) show their
+mask. `supervised` on the same masks is the floor, `supervised` on all masks (`full`) the ceiling. The last iterate is
+judged on `val` and `test`; nothing is chosen by either. `supervised-norms` shows the unlabelled photographs to the
+floor in one way: it takes its batch-norm statistics from all photographs once training is over, as the semi-supervised
+rows do, on the same training; `supervised-frozen` keeps those of the encoder's own weights. `full` is the same
+whatever the list, so one list takes it over from another. Rows that end in `-whole` give every stage of a method the
+steps that the others have in all, as its paper does; `supervised-norms-long` and `full-long` are floor and ceiling
+with as many. They stand beside the table, not in its comparison. Entries that are done are skipped, so the script can
+be stopped and started at will, `--only` chooses among them and `--seeds` says how often. It writes a run folder an
+entry and prints the table; `--keep FOLDER` copies the runs' records."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from maskwright.predict.model import Model
 ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "supervised": ("supervised", {}),
     "supervised-norms": ("supervised", {"norm_from": "all"}),
+    "supervised-frozen": ("supervised", {"norms.freeze": "true"}),
     "full": ("supervised", {}),
     "photometric": ("mean_teacher", {"perturb": "photometric"}),
     "cutout": ("mean_teacher", {"perturb": "cutout"}),
