@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.golden.formulas import as64, draw, generator, unit
 
-from maskwright.methods.unsupervised.stego import ClusterProbe, correspondence_loss, sample
+from maskwright.methods.unsupervised.stego.losses import ClusterProbe, correspondence_loss, sample
 
 
 def read(maps: np.ndarray, x: float, y: float) -> np.ndarray:

@@ -99,16 +99,13 @@ def test_few_masks_and_little_time_are_for_supervised_with_the_statistics_of_all
 @pytest.mark.parametrize(
     ("images", "labels", "steps"),
     [
-        (10, {}, 100),
-        (100, {}, 400),
-        (250, {}, 1000),
-        (5000, {}, None),
+        (10, {}, None),
         (5, {"masks": 5}, 837),
         (99, {"masks": 12}, None),
     ],
 )
 def test_steps_are_scaled_to_the_number_of_photographs(images, labels, steps):
-    """stego: 64 passes in batches of 16; supervised: 670 passes over the masks in batches of 4."""
+    """supervised: 670 passes over the masks in batches of 4; stego says itself how many it has."""
     found = auto(images, **labels)
     assert found.steps == steps
     assert steps is None or f"; {steps} steps of its 2000" in found.reason

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 TABLE = {
     "kmeans": "maskwright.methods.unsupervised.kmeans:KMeans",
     "deep_spectral": "maskwright.methods.unsupervised.deep_spectral:DeepSpectral",
-    "stego": "maskwright.methods.unsupervised.stego:Stego",
+    "stego": "maskwright.methods.unsupervised.stego.method:Stego",
     "primaps": "maskwright.methods.unsupervised.primaps:Primaps",
     "iic": "maskwright.methods.unsupervised.iic:IIC",
     "infoseg": "maskwright.methods.unsupervised.infoseg:InfoSeg",

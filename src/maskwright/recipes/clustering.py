@@ -15,6 +15,9 @@ from maskwright.ops.clustering.kmeans import KMeansResult, Metric, kmeans
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
 
+FEWEST = 4
+"""Rows of a fine cluster on average, at least."""
+
 
 @dataclass(kw_only=True)
 class ClusterOptions:
@@ -22,6 +25,20 @@ class ClusterOptions:
 
     restarts: int = option(10, "starts of k-means; the one with the best inertia is kept", low=1)
     iterations: int = option(100, "most iterations of each start", low=1)
+
+
+@dataclass(kw_only=True)
+class FineClusterOptions(ClusterOptions):
+    """k-means of more clusters than there are classes, which are then joined."""
+
+    fine: int = option(
+        1, "clusters of k-means for each class, joined by how alike their centres are; 1: none are joined", low=1,
+        high=100, main=True,
+    )  # fmt: skip
+
+    def count(self, classes: int, rows: int) -> int:
+        """Clusters of k-means for so many classes and rows: each has `FEWEST` rows on average at least."""
+        return max(classes, min(self.fine * classes, rows // FEWEST))
 
 
 def cluster_rows(

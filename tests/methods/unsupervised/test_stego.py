@@ -15,7 +15,7 @@ from tests.conftest import write_tiny_folder
 import maskwright as mw
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
-from maskwright.methods.unsupervised import stego as S
+from maskwright.methods.unsupervised.stego import method as S
 
 
 def slow_loss(f_a, f_b, c_a, c_b, b):

@@ -23,11 +23,11 @@ from torch import Tensor
 from maskwright.engine.config import part
 from maskwright.engine.contract import Stage
 from maskwright.engine.result import assembled
-from maskwright.models.parts.heads import CosineClassifier, Projection
+from maskwright.models.parts.heads import Projection
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
-from maskwright.recipes.clustering import ClusterOptions
-from maskwright.recipes.frozen.features import CLUSTERED, projection, reduced_clusters
+from maskwright.recipes.clustering import FineClusterOptions
+from maskwright.recipes.frozen.features import REDUCTION, centers_of, classifier_of, projection, reduced_clusters
 from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
 from maskwright.recipes.frozen.options import ReductionOptions
 
@@ -39,7 +39,7 @@ class KMeansConfig(FrozenConfig):
     """Options of `kmeans`."""
 
     reduction: ReductionOptions = part(ReductionOptions, main=("dim",), max_rows=1_000_000)
-    clusters: ClusterOptions = part(ClusterOptions, main=("restarts",))
+    clusters: FineClusterOptions = part(FineClusterOptions, main=("restarts",))
 
 
 class KMeans(FrozenMethod):
@@ -71,12 +71,12 @@ class KMeans(FrozenMethod):
 
     def clusters(self) -> dict[str, Tensor]:
         """The artefact of `cluster`: the reduction and the centres."""
-        return self.context.run.tensors("cluster", CLUSTERS, CLUSTERED)
+        return self.context.run.tensors("cluster", CLUSTERS, REDUCTION | centers_of(self.config.clusters))
 
     def segmenter(self) -> Segmenter:
         """Encoder, projection and cosine to the cluster centres."""
         t = self.clusters()
-        classifier = CosineClassifier(t["centers"], temperature=self.config.readout.temperature)
+        classifier = classifier_of(t, self.context.classes, self.config.readout.temperature)
         return assembled(
             self, self.features.encoder, projection(t, normalize=True), classifier, self.features.preprocess
         )

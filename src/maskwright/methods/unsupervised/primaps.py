@@ -44,7 +44,7 @@ from maskwright.engine.result import assembled
 from maskwright.models.parts.heads import CosineClassifier, Projection
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
-from maskwright.recipes.clustering import ClusterOptions
+from maskwright.recipes.clustering import FineClusterOptions
 from maskwright.recipes.ema import EMATeacher
 from maskwright.recipes.frozen.features import CLUSTERED, ReducedMaps, projection, reduced_clusters
 from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
@@ -82,7 +82,7 @@ class PrimapsConfig(FrozenConfig):
     """Options of `primaps`."""
 
     reduction: ReductionOptions = part(ReductionOptions, dim=64, whiten=False, max_rows=1_000_000)
-    clusters: ClusterOptions = part(ClusterOptions)
+    clusters: FineClusterOptions = part(FineClusterOptions, without=("fine",))
     masks: MaskOptions = part(MaskOptions)
     em: EmOptions = part(EmOptions)
 

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from maskwright.engine import seeding
 from maskwright.engine.cache import FEATURES, FeatureStore
-from maskwright.engine.distributed import all_reduce_sum, reducer, share
+from maskwright.engine.distributed import all_reduce_sum, gather_objects, reducer, share
 from maskwright.errors import MaskwrightError
 from maskwright.models.parts.encoder import BackboneEncoder
-from maskwright.models.parts.heads import Projection
+from maskwright.models.parts.foreground_clusters import ForegroundClusters
+from maskwright.models.parts.heads import CosineClassifier, Projection
+from maskwright.models.parts.part import Part
 from maskwright.models.preprocess import Preprocess
+from maskwright.ops.clustering.joining import ward_groups
 from maskwright.ops.clustering.kmeans import KMeansResult
 from maskwright.ops.clustering.pca import fit_pca
-from maskwright.recipes.clustering import ClusterOptions, cluster_rows
+from maskwright.recipes.clustering import FineClusterOptions, cluster_rows
 from maskwright.recipes.frozen.options import ReductionOptions
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 REDUCTION = {"mean": "D", "components": "ED", "scale": "E"}
 """What `fit_reduction` gives, a letter a dimension: D channels, E of them kept."""
 CLUSTERED = {**REDUCTION, "centers": "KE"}
-"""What `reduced_clusters` gives, likewise: K centres."""
+"""What `reduced_clusters` gives where no clusters are joined, likewise: K centres."""
 FINE_STRIDE = 16
 """Stride of the finest convolutional stage that carries meaning rather than edges and colour."""
 
@@ -259,7 +262,7 @@ def decoded_rows(
 
 
 def reduced_clusters(
-    context: Context, features: FrozenFeatures, reduction: ReductionOptions, clusters: ClusterOptions
+    context: Context, features: FrozenFeatures, reduction: ReductionOptions, clusters: FineClusterOptions
 ) -> tuple[dict[str, Tensor], KMeansResult]:
     """PCA of the features, and spherical k-means of what comes out of it: the method `kmeans`, and where others start.
 
@@ -270,25 +273,26 @@ def reduced_clusters(
         clusters: options of k-means.
 
     Returns:
-        What `fit_reduction` gives with `centers` (K, d), and the clustering.
+        What `fit_reduction` gives with what `joined_clusters` gives, and the clustering.
     """
     draw = seeding.generator(context.seed, "kmeans", "rows")
     fitted = fit_reduction(features, reduction, draw)
     decode = projection(fitted, normalize=True)
-    found = cluster_features(context, features, decode, clusters, max_rows=reduction.max_rows, generator=draw)
-    return {**fitted, "centers": found.centers}, found
+    joined, found = joined_clusters(context, features, decode, clusters, max_rows=reduction.max_rows, generator=draw)
+    return {**fitted, **joined}, found
 
 
-def cluster_features(
+def joined_clusters(
     context: Context,
     features: FrozenFeatures,
     decode: nn.Module,
-    options: ClusterOptions,
+    options: FineClusterOptions,
     *,
     max_rows: int,
     generator: torch.Generator,
-) -> KMeansResult:
-    """Spherical k-means of the embeddings of all images' positions, as many clusters as the run has classes.
+) -> tuple[dict[str, Tensor], KMeansResult]:
+    """Spherical k-means of the embeddings of all images' positions: as many clusters as the run has classes, or more
+    that are joined to as many.
 
     Args:
         context: the run.
@@ -300,6 +304,31 @@ def cluster_features(
 
     Raises:
         MaskwrightError: when there are fewer positions than clusters.
+
+    Returns:
+        `centers` (F, E), with the `class_of` each (F,) where they are joined (`centers_of`), and the clustering.
     """
     rows = decoded_rows(features, decode, max_rows=max_rows, generator=generator, device=torch.device("cpu"))  # (N, E)
-    return cluster_rows(context, rows, options)
+    total = sum(gather_objects(len(rows)))
+    found = cluster_rows(context, rows, options, options.count(context.classes, total))
+    if options.fine == 1:
+        return {"centers": found.centers}, found
+    return {"centers": found.centers, "class_of": ward_groups(found.centers, context.classes)}, found
+
+
+def centers_of(options: FineClusterOptions) -> dict[str, str | tuple[str, str]]:
+    """What `joined_clusters` gives under these options, a letter a dimension: F centres, and the class of each."""
+    return {"centers": "FE"} if options.fine == 1 else {"centers": "FE", "class_of": ("i", "F")}
+
+
+def classifier_of(t: Mapping[str, Tensor], classes: int, temperature: float) -> Part:
+    """What tells classes apart by cosines to centres: to one of each class, or to the nearest of several.
+
+    Args:
+        t: an artefact that holds what `joined_clusters` gave.
+        classes: K.
+        temperature: cosines are divided by it.
+    """
+    if "class_of" not in t:
+        return CosineClassifier(t["centers"], temperature)
+    return ForegroundClusters(t["centers"], t["class_of"], classes, temperature=temperature)

@@ -8,8 +8,9 @@ correlations are large exactly where those of f exceed a shift b. The codes then
 Deviates: shifts and weights come from the data's own correlations by default (`auto_shift`): the published ones are
 tuned to one dataset and one network each and fail off them. Features are those of whole photographs, brought to
 equal energy per layer and reduced by PCA, from the cache; the paper crops five parts of each photograph. Neighbours
-are found with dropout off (the original leaves it on). The learning rate falls by a cosine, because the last
-iterate is what is kept: the original takes the checkpoint with the best score on validation labels. The codes are
+are found with dropout off (the original leaves it on). The learning rate falls by a cosine. The iterate that is kept
+is the one whose clusters agree most with the frozen features (`iterate`), of which the features without a head are
+the first: the original takes the checkpoint with the best score on validation labels. The codes are
 clustered by k-means with restarts (`readout=kmeans`); the original's cluster probe, which depends on its start by
 up to 15 mIoU, is `readout=probe`. Photographs are compared by the mean of tokens of unit length, in the original by
 the mean of tokens as they are: 9 to 11 % of the neighbours are others (CamVid, msrc_v2). A random partner brings its
@@ -27,233 +28,77 @@ Legend: B batch, D channels of f, E channels of c, P = points^2 sampled position
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import faiss
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from maskwright.data.trust.artefacts import write_record
 from maskwright.engine import seeding
-from maskwright.engine.checkpoint import trained
-from maskwright.engine.config import Idle, option, part
+from maskwright.engine.checkpoint import load_checkpoint, load_part, save_checkpoint, trained
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import sampler
+from maskwright.engine.distributed import gather_objects, sampler
 from maskwright.engine.loop import Indices, Training
 from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
 from maskwright.engine.schedules import cosine
 from maskwright.errors import MaskwrightError
+from maskwright.methods.unsupervised.stego.losses import (
+    ClusterProbe,
+    balanced_weights,
+    center,
+    correlation,
+    correspondence_loss,
+    normalize,
+    quantile_shift,
+    sample,
+    super_permutation,
+)
+from maskwright.methods.unsupervised.stego.options import StegoConfig
 from maskwright.models.backbones.dense import autocast
-from maskwright.models.parts.heads import CosineClassifier, L2Norm, Projection, Sequential, StegoHead
+from maskwright.models.parts.heads import L2Norm, Projection, Sequential, StegoHead
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
+from maskwright.ops.clustering.agreement import pair_agreement
 from maskwright.ops.clustering.kmeans import kmeans
-from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.frozen.batches import windows
 from maskwright.recipes.frozen.features import (
     REDUCTION,
     FrozenFeatures,
     ReducedMaps,
-    cluster_features,
+    centers_of,
+    classifier_of,
+    decoded_rows,
     fit_reduction,
     head_precision,
+    joined_clusters,
     projection,
 )
-from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod, seconds_of
-from maskwright.recipes.frozen.options import ReadoutOptions, ReductionOptions
+from maskwright.recipes.frozen.method import FrozenMethod, seconds_of
 
 PAIRS = ("self", "knn", "rand")
 PREPARED = "prepared.safetensors"
 CENTERS = "centers.safetensors"
+CHOICE = "choice.json"
+FIRST = 25
+"""Steps to the first iterate that is kept; each next one comes after twice as many."""
+LAST = -1
+"""The iterate behind the last step."""
+FEWEST = 100
+"""Steps below which few photographs do not lead: after 100 CamVid's validation split has what it has after 2,000."""
 TRIED = 32
 """Photographs on which it is tried how long the clustering of all takes."""
 
 
-@dataclass(kw_only=True)
-class HeadOptions:
-    """The head, and how it learns."""
-
-    code: int = option(70, "channels E of the codes", low=2, main=True)
-    dropout: float = option(0.1, "probability of a channel to be dropped, in the head and in f", low=0.0, high=0.9)
-    lr: float = option(5e-4, "Adam's learning rate of the head", low=0.0, main=True)
-    probe_lr: float = option(5e-3, "Adam's learning rate of the cluster probe", low=0.0)
-    precision: str = option(
-        "auto", "of the head's forward pass: bf16 on a GPU, fp32 on a CPU; or as said", choices=("auto", "bf16", "fp32")
-    )
-
-
-@dataclass(kw_only=True)
-class PairOptions:
-    """Which positions of which photographs are compared."""
-
-    batch: int = option(16, "photographs a step", low=2, main=True)
-    points: int = option(11, "positions are sampled on a points x points draw a photograph", low=1)
-    sampling: str = option(
-        "corners", "where -1 and 1 lie: on the outer cells' centres, as the authors have it, or on their outer edges "
-        "(cells), where what is within half a cell of the rim reads the rim", choices=("corners", "cells"),
-    )  # fmt: skip
-    neighbors: int = option(7, "nearest photographs to draw the neighbour from", low=1, main=True)
-    negatives: int = option(5, "random pairings a step", low=1)
-
-
-@dataclass(kw_only=True)
-class ShiftOptions:
-    """Shifts b and weights w of the three pairings."""
-
-    auto: bool = option(True, "shifts b and weights w from the data's own correlations", old="auto_shift")
-    share_self: float = option(0.25, "share of centred correlations with itself that exceed b_self", low=0.0, high=1.0)
-    share_knn: float = option(0.20, "the same for neighbours", low=0.0, high=1.0)
-    share_rand: float = option(0.10, "the same for random pairs", low=0.0, high=1.0)
-    b_self: float = option(0.18, "shift where auto_shift is off")
-    b_knn: float = option(0.12, "shift where auto_shift is off")
-    b_rand: float = option(0.46, "shift where auto_shift is off")
-    w_self: float = option(0.67, "weight of the pairing with itself")
-    w_knn: float = option(0.25, "weight of the pairing with a neighbour")
-    w_rand: float = option(0.63, "weight of the random pairings")
-
-
-@dataclass(kw_only=True)
-class CodeReadoutOptions(ReadoutOptions):
-    """From codes to clusters and predictions."""
-
-    by: str = option("kmeans", "how codes become clusters", choices=("kmeans", "probe"), old="readout")
-
-
-@dataclass(kw_only=True)
-class StegoConfig(FrozenConfig):
-    """Options of `stego`."""
-
-    reduction: ReductionOptions = part(
-        ReductionOptions, without=("whiten",), old={"dim": "reduce"}, dim=64, whiten=False,
-        says={"dim": "channels of f kept by PCA before the head; 0 keeps all"},
-    )  # fmt: skip
-    head: HeadOptions = part(HeadOptions)
-    pairs: PairOptions = part(PairOptions)
-    shifts: ShiftOptions = part(ShiftOptions)
-    steps: int = option(2000, "optimiser steps; --steps overrides it", low=1, main=True)
-    clusters: ClusterOptions = part(
-        ClusterOptions, without=("iterations",), says={"restarts": "starts of the final k-means"}
-    )
-    readout: CodeReadoutOptions = part(
-        CodeReadoutOptions, crf=True, temperature=0.5,
-        says={"crf": "the dense CRF after prediction, as in the paper, unless --refine says otherwise",
-              "temperature": "cosines are divided by it to give logits; the paper's alpha = 2 is 0.5"},
-    )  # fmt: skip
-
-    def idle(self) -> Idle:
-        """The shifts of the other choice, and options of the other way to cluster codes."""
-        if self.shifts.auto:
-            yield ("shifts.b_self", "shifts.b_knn", "shifts.b_rand"), "shifts.auto=true"
-        else:
-            yield ("shifts.share_self", "shifts.share_knn", "shifts.share_rand"), "shifts.auto=false"
-        if self.readout.by == "probe":
-            yield ("clusters",), "readout.by=probe"
-        else:  # no gradient of the probe reaches the codes
-            yield ("head.probe_lr",), "readout.by=kmeans"
-
-
-def normalize(x: Tensor) -> Tensor:
-    """Unit length over channels (dimension 1)."""
-    return F.normalize(x, dim=1, eps=1e-10)
-
-
-def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of every position of a with every position of b.
-
-    Args:
-        a: (B, D, P), unit length over D.
-        b: (B, D, P), likewise.
-
-    Returns:
-        (B, P, P) in [-1, 1]; [n, i, j] of position i of a and j of b.
-    """
-    return a.transpose(1, 2) @ b
-
-
-def center(f: Tensor) -> Tensor:
-    """Spatial centring of correlations (B, P, P): each anchor position loses its mean, the mean of all is kept."""
-    m = f.mean()
-    f1 = f - f.mean(dim=2, keepdim=True)
-    return f1 - f1.mean() + m
-
-
-def correspondence_loss(f_a: Tensor, f_b: Tensor, c_a: Tensor, c_b: Tensor, b: float) -> Tensor:
-    """- clamp(S, 0) (F_centred - b), averaged: codes correlate where features do by more than b.
-
-    Args:
-        f_a: features (B, D, P) of the anchors, unit length; no gradient reaches them.
-        f_b: features (B, D, P) of the partners, unit length.
-        c_a: codes (B, E, P) of the anchors, unit length.
-        c_b: codes (B, E, P) of the partners, unit length.
-        b: shift.
-    """
-    with torch.no_grad():
-        f = center(correlation(f_a, f_b))
-    s = correlation(c_a, c_b)
-    return -(s.clamp(min=0) * (f - b)).mean()
-
-
-def super_permutation(size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Indices (size,) that never name themselves where size >= 2; an index may occur twice, as in the original."""
-    p = torch.randperm(size, generator=generator)
-    p[p == torch.arange(size)] += 1
-    return p % size
-
-
-def sample(x: Tensor, points: Tensor, sampling: str = "corners") -> Tensor:
-    """Bilinear samples of unit length.
-
-    Args:
-        x: maps (B, D, h, w).
-        points: (B, P, 2) in [-1, 1], x before y.
-        sampling: "corners": -1 and 1 are the centres of the outer cells; "cells": their outer edges, and the half cell
-            between repeats the rim, which of a 14 x 14 grid is 14 % of the points.
-
-    Returns:
-        (B, D, P).
-    """
-    aligned = sampling == "corners"
-    return normalize(F.grid_sample(x, points[:, None], padding_mode="border", align_corners=aligned)[:, :, 0])
-
-
-def quantile_shift(correlations: Tensor, share: float) -> float:
-    """The shift that a share of centred correlations exceed."""
-    flat = correlations.flatten()
-    rank_ = min(len(flat) - 1, int((1 - share) * len(flat)))
-    return float(flat.kthvalue(rank_ + 1).values)
-
-
-def balanced_weights(spreads: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """Weights under which each pairing pulls with the strength its weight asks for.
-
-    A pairing's gradient on S is F_centred - b; pairings whose correlations spread less would pull less.
-
-    Args:
-        spreads: mean |F_centred - b| of each pairing.
-        weights: the wanted proportions.
-
-    Returns:
-        Weights with the same sum.
-    """
-    raw = [w / max(s, 1e-6) for w, s in zip(weights, spreads)]
-    return [r * sum(weights) / sum(raw) for r in raw]
-
-
-class ClusterProbe(nn.Module):
-    """K directions trained beside the head by the cosine k-means energy; no gradient reaches the codes."""
-
-    def __init__(self, clusters: int, code: int) -> None:
-        super().__init__()
-        self.mu = nn.Parameter(torch.randn(clusters, code))
-
-    def forward(self, c: Tensor) -> Tensor:
-        """- mean over positions of the cosine to the nearest direction; c: (B, E, h, w)."""
-        return -torch.einsum("behw,ke->bkhw", normalize(c.detach()), normalize(self.mu)).amax(1).mean()
+def iterate_file(folder: Path, done: int) -> Path:
+    """Where the head after so many steps is kept in the stage's folder."""
+    return folder / f"iterate_{done}.pt"
 
 
 class Pairs:
@@ -281,13 +126,15 @@ class Distillation(Training):
         shifts: b of each pairing.
         weights: w of each pairing.
         steps: of the stage.
+        folder: of the stage, where iterates are kept.
     """
 
     def __init__(
         self, context: Context, config: StegoConfig, pairs: Pairs, shifts: Sequence[float], weights: Sequence[float],
-        steps: int,
+        steps: int, folder: Path,
     ) -> None:  # fmt: skip
         seeding.initialise(context.seed, "distill")
+        self.folder = folder if context.run.writes else None
         c, self.device = config.head, context.device
         self.precision = head_precision(c.precision, context.device)
         self.dropout, self.sampling, self.negatives = c.dropout, config.pairs.sampling, config.pairs.negatives
@@ -339,6 +186,12 @@ class Distillation(Training):
             "cluster": l_cluster,
         }
 
+    def after_step(self, step: int) -> None:
+        """Keeps the head after 25, 50, 100, 200 steps and so on: places that do not hang on how many there are."""
+        done = step + 1
+        if self.folder is not None and done % FIRST == 0 and (done // FIRST).bit_count() == 1:
+            save_checkpoint(iterate_file(self.folder, done), {"head": self.head.state_dict()})
+
 
 class Stego(FrozenMethod):
     """Distilled feature correspondences, clustered."""
@@ -353,20 +206,28 @@ class Stego(FrozenMethod):
 
     @classmethod
     def terms(cls, config: Any, images: int = 1) -> Terms:
-        """The steps of the options."""
-        return replace(super().terms(config, images), steps=config.steps)
+        """The option `steps`, or fewer where photographs are few."""
+        scaled = max(FEWEST, config.passes * images // config.pairs.batch)
+        steps = int(min(config.steps, scaled) if config.passes else config.steps)
+        return replace(super().terms(config, images), steps=steps)
 
     @property
     def steps(self) -> int:
         """Of the head."""
-        return int(self.context.steps or self.config.steps)
+        return int(self.context.steps or self.terms(self.config, len(self.context.data)).steps)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an iterate is chosen: the probe is of the last one alone."""
+        return bool(self.config.iterate.keep == "agreeing" and self.config.readout.by == "kmeans")
 
     def own_stages(self) -> list[Stage]:
-        """Prepare (PCA, neighbours, shifts), distill, cluster."""
+        """Prepare (PCA, neighbours, shifts), distill, choose, cluster."""
         says = "features, nearest photographs, shifts from their correlations"
         return [
             Stage("prepare", "fit", self.prepare, says),
             Stage("distill", "train", self.distill, "a head whose codes correlate where features do", self.steps),
+            *([Stage("choose", "fit", self.choose, "the iterate that agrees most with the features")] * self.chooses),
             Stage("cluster", "fit", self.cluster, "k-means of the codes"),
         ]
 
@@ -436,11 +297,11 @@ class Stego(FrozenMethod):
         return shifts, balanced_weights(spreads, weights)
 
     def distill(self, folder: Path) -> None:
-        """Trains the head; the artefact is its last iterate."""
+        """Trains the head; the artefact is its last iterate, with earlier ones beside it."""
         c, context, t = self.config, self.context, self.prepared
         steps = self.steps
         pairs = Pairs(ReducedMaps(self.features, self.reduction), t["nearest"], c.pairs.points)
-        training = Distillation(context, c, pairs, t["shifts"].tolist(), t["weights"].tolist(), steps)
+        training = Distillation(context, c, pairs, t["shifts"].tolist(), t["weights"].tolist(), steps, folder)
         context.fit(training, "distill", folder, steps)
 
     def seconds_behind(self) -> float:
@@ -467,30 +328,82 @@ class Stego(FrozenMethod):
             seconds += c.clusters.restarts * start
         return super().seconds_behind() + seconds * images / tried
 
+    def iterates(self) -> dict[int, StegoHead | None]:
+        """The head after so many steps, in order: none at 0, the last one at `LAST`."""
+        folder, c = self.context.run.path / "distill", self.config.head
+        empty = partial(StegoHead, self.reduction.out, c.code, c.dropout)
+        found: dict[int, StegoHead | None] = {0: None}
+        done = FIRST
+        while (state := load_checkpoint(file := iterate_file(folder, done))) is not None:
+            head = empty()
+            load_part(head, state, "head", file)
+            found[done] = head.eval()
+            done *= 2
+        return found | {LAST: trained(folder, "head", empty())}
+
+    @torch.inference_mode()
+    def choose(self, folder: Path) -> None:
+        """`choice.json`: the agreement of each iterate's clusters with the features, and the iterate of the most."""
+        c, context = self.config.iterate, self.context
+        draw, here = seeding.generator(context.seed, "choose"), torch.device("cpu")
+        mine = decoded_rows(self.features, self.reduction, max_rows=c.rows, generator=draw, device=here)
+        rows = torch.cat(gather_objects(mine))  # (N, D), the same in each process
+        found: dict[str, float] = {}
+        for done, head in self.iterates().items():
+            codes = rows if head is None else head(rows.T[None, :, :, None])[0, :, :, 0].T
+            labels = self._tried(codes)
+            if labels is not None:
+                found[str(done)] = pair_agreement(rows, labels)
+        best = max(found, key=lambda done: found[done], default=str(LAST))
+        told = {"0": "the features without a head", str(LAST): "the last one"}
+        context.note(
+            f"Iterate: {told.get(best, f'after {best} steps')}, whose clusters agree most with the features: "
+            + ", ".join(f"{'last' if k == str(LAST) else k} {v:.3f}" for k, v in found.items()) + "."
+        )  # fmt: skip
+        if context.run.writes:
+            write_record(folder / CHOICE, {"iterate": int(best), "agreement": found})
+
+    def _tried(self, codes: Tensor) -> Tensor | None:
+        """Clusters (N,) of codes; None where there are too few that differ."""
+        try:
+            return kmeans(codes.contiguous(), self.context.classes, restarts=3, seed=self.context.seed).labels
+        except ValueError:
+            return None
+
     def embedding(self) -> Sequential:
-        """Reduction, head and unit length: (B, D, h, w) -> (B, E, h, w)."""
-        reduction, c = self.reduction, self.config.head
-        head = trained(self.context.run.path / "distill", "head", StegoHead(reduction.out, c.code, c.dropout))
-        return Sequential(reduction, head, L2Norm()).eval()
+        """Reduction, the chosen head and unit length: (B, D, h, w) -> (B, E, h, w)."""
+        best = LAST
+        if self.chooses:
+            best = self.context.run.artefact("choose", CHOICE, {"iterate": int})["iterate"]
+        heads = self.iterates()
+        if best not in heads:
+            raise MaskwrightError(
+                f"the distill stage left no iterate of {best} steps", ", ".join(map(str, heads)),
+                f"delete {self.context.run.path / 'choose'} and repeat the command with --resume",
+            )  # fmt: skip
+        head = heads[best]
+        return Sequential(self.reduction, *([] if head is None else [head]), L2Norm()).eval()
 
     def cluster(self, folder: Path) -> None:
         """K centres of the codes, by k-means or from the probe."""
         c, context = self.config, self.context
         if c.readout.by == "probe":
             probe = trained(context.run.path / "distill", "probe", ClusterProbe(context.classes, c.head.code))
-            centers = normalize(probe.mu.detach())
+            t = {"centers": normalize(probe.mu.detach())}
         else:
-            centers = cluster_features(
+            t, _ = joined_clusters(
                 context, self.features, self.embedding(), c.clusters, max_rows=c.reduction.max_rows,
                 generator=seeding.generator(context.seed, "codes"),
-            ).centers  # fmt: skip
+            )  # fmt: skip
         if context.run.writes:
-            save_tensors(folder / CENTERS, {"centers": centers})
+            save_tensors(folder / CENTERS, t)
 
     def segmenter(self) -> Segmenter:
         """Encoder, head and cosine to the cluster centres."""
-        centers = self.context.run.tensors("cluster", CENTERS, {"centers": "KE"})["centers"]
-        classifier = CosineClassifier(centers, temperature=self.config.readout.temperature)
+        c = self.config
+        expected = {"centers": "KE"} if c.readout.by == "probe" else centers_of(c.clusters)
+        t = self.context.run.tensors("cluster", CENTERS, expected)
+        classifier = classifier_of(t, self.context.classes, c.readout.temperature)
         return assembled(self, self.features.encoder, self.embedding(), classifier, self.features.preprocess)
 
 

@@ -1,0 +1,1 @@
+"""STEGO, ICLR 2022: distilled feature correspondences."""
