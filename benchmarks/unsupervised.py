@@ -71,6 +71,12 @@ FIGURES = {
 """What the table shows of a protocol; others show mIoU and pixel accuracy."""
 FINE = {"layers": "3"}
 """Only the stage of stride 16: block 4 of EfficientNet-Lite0."""
+LAST = {"keep": "last", "passes": "0"}
+"""`stego` as its paper has it: all steps, and the last iterate of the head, whatever its clusters are."""
+JOINED = {"whiten": "false", "dim": "32", "fine": "2", "crf": "true"}
+"""Twice as many clusters as classes, joined: the best combination for CamVid's validation split."""
+PLAIN = {"stego": LAST}
+"""Settings of rows that bear a method's name alone."""
 FROZEN = ("kmeans", "stego", "primaps", "deep_spectral")
 """Methods on features that nothing trains, which are cheap enough for every set."""
 LEARNED = ("iic", "infoseg", "picie", "slotcon", "leopart", "looking_beyond", "segsort", "hsg")
@@ -99,6 +105,8 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "hsg": {"fine": {"levels.which": "fine"}, "without_levels": {"levels.which": "regions"}},
 }  # fmt: skip
 """What each paper takes away, as rows on msrc_v2; MDC, PiCIE's baseline, among them."""
+NORMS = {"norms.freeze": "false"}
+"""Batch-norm statistics of each step's crops, where the presets keep those of the encoder's weights."""
 STARTED = ("picie", "slotcon", "segsort")
 """Methods whose start, the same clustering behind a single step, is a row on msrc_v2 as well."""
 ENTRIES = (
@@ -108,22 +116,37 @@ ENTRIES = (
     Entry("camvid-primaps", "camvid", "primaps"),
     Entry("camvid-primaps-psi0.4", "camvid", "primaps", settings={"threshold": "0.4"}, seeds=(0,)),
     Entry("camvid-deep_spectral", "camvid", "deep_spectral"),
-    Entry("camvid-stego", "camvid", "stego"),
+    Entry("camvid-kmeans-joined", "camvid", "kmeans", settings=JOINED),
+    Entry("camvid-kmeans-joined-without_crf", "camvid", "kmeans", run_of="camvid-kmeans-joined", refine="none"),
+    Entry("camvid-stego", "camvid", "stego", settings=LAST),
+    Entry("camvid-stego-agreeing", "camvid", "stego", seeds=(0,)),
+    Entry("camvid-stego-agreeing-without_crf", "camvid", "stego", run_of="camvid-stego-agreeing", refine="none",
+          seeds=(0,)),
     Entry("camvid-stego-without_crf", "camvid", "stego", run_of="camvid-stego", refine="none"),
-    Entry("camvid-stego-cells", "camvid", "stego", settings={"sampling": "cells"}),
-    Entry("camvid-stego-fixed_shifts", "camvid", "stego", settings={"auto_shift": "false"}, refine="none", seeds=(0,)),
+    Entry("camvid-stego-cells", "camvid", "stego", settings={**LAST, "sampling": "cells"}),
+    Entry("camvid-stego-fixed_shifts", "camvid", "stego", settings={**LAST, "auto_shift": "false"},
+          refine="none", seeds=(0,)),
     Entry("camvid-kmeans-block4", "camvid", "kmeans", settings=FINE),
-    Entry("camvid-stego-block4", "camvid", "stego", settings=FINE, refine="none", seeds=(0,)),
+    Entry("camvid-stego-block4", "camvid", "stego", settings={**LAST, **FINE}, refine="none", seeds=(0,)),
     Entry("camvid-kmeans-random", "camvid", "kmeans", weights="random", seeds=(0,)),
     Entry("msrc-kmeans-random", "msrc_v2", "kmeans", classes=23, weights="random", seeds=(0,)),
     *(Entry(f"camvid-{name}", "camvid", name, seeds=(0,)) for name in LEARNED),
-    *(Entry(f"msrc-{name}", "msrc_v2", name, classes=23, seeds=(0,)) for name in (*FROZEN, *LEARNED, "maskcontrast")),
+    *(Entry(f"msrc-{name}", "msrc_v2", name, classes=23, settings=PLAIN.get(name, {}), seeds=(0,))
+      for name in (*FROZEN, *LEARNED, "maskcontrast")),
     *(Entry(f"msrc-{name}-{part}", "msrc_v2", name, classes=23, settings=settings, seeds=(0,))
       for name, parts in ABLATIONS.items() for part, settings in parts.items()),
-    *(Entry(f"msrc-{name}-start", "msrc_v2", name, classes=23, settings={"steps": "1"}, seeds=(0,))
-      for name in STARTED),
-    *(Entry(f"dubai-{name}", "dubai_aerial", name, classes=5, seeds=(0,)) for name in FROZEN),
-    *(Entry(f"voc-{name}", "voc_part", name, train="train_all", test="val", classes=21, seeds=(0,)) for name in FROZEN),
+    *(Entry(f"msrc-{name}{norms}-start", "msrc_v2", name, classes=23, settings={"steps": "1", **kept}, seeds=(0,))
+      for name in STARTED for norms, kept in (("", {}), ("-norms", NORMS))),
+    *(Entry(f"{short}-{name}-norms", data, name, classes=classes, settings=NORMS, seeds=(0,))
+      for short, data, classes in (("msrc", "msrc_v2", 23), ("camvid", "camvid", 11))
+      for name in (*LEARNED, "maskcontrast") if name != "leopart"),
+    *(Entry(f"dubai-{name}", "dubai_aerial", name, classes=5, settings=PLAIN.get(name, {}), seeds=(0,))
+      for name in FROZEN),
+    *(Entry(f"voc-{name}", "voc_part", name, train="train_all", test="val", classes=21, settings=PLAIN.get(name, {}),
+            seeds=(0,)) for name in FROZEN),
+    *(Entry(f"{short}-{method}-{row}", data, method, classes=classes, settings=settings, refine="none", seeds=(0,))
+      for short, data, classes in (("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))
+      for method, row, settings in (("kmeans", "joined", JOINED), ("stego", "agreeing", {}))),
     Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
     *(Entry(f"ecssd-{name}", "ecssd_part", name, classes=2, protocol="saliency", seeds=(0,))
       for name in ("maskcontrast", "leopart")),

@@ -163,7 +163,7 @@ def test_a_longer_run_goes_on_by_the_longer_schedule(data, tmp_path, stop, often
 
 
 def test_what_stands_on_a_longer_training_is_made_anew(data, tmp_path):
-    small = {"short_side": 64, "pairs.batch": 4, "restarts": 1, "precision": "fp32"}
+    small = {"short_side": 64, "pairs.batch": 4, "restarts": 1, "precision": "fp32", "iterate.keep": "last"}
     given: dict[str, Any] = {"method": "stego", "settings": small, "classes": 3}
     supervised(data, tmp_path / "run", steps=2, **given)
     before = load_file(tmp_path / "run" / "model.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from tests.methods.unsupervised.small import trainer
 
 import maskwright as mw
+from maskwright.engine import resuming
 from maskwright.engine.checkpoint import load_checkpoint
 from maskwright.engine.progress import Progress
 from maskwright.methods.unsupervised.stego import method as S
@@ -84,20 +84,38 @@ def test_the_last_iterate_and_the_probe_choose_nothing(data, tmp_path):
         assert not (tmp_path / name / "choose").exists()
 
 
-def test_a_lost_choice_is_made_again_alike(data, tmp_path):
-    run = tmp_path / "run"
-    stego(data, run, steps=30)
-    before = (run / "choose" / S.CHOICE).read_bytes(), load_file(run / "model.safetensors")
-    for stage in ("choose", "cluster"):
-        shutil.rmtree(run / stage)
-    (run / "model.safetensors").unlink()
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("at", [20, 40, 57])
+def test_a_run_that_is_killed_keeps_and_chooses_what_it_would_have(at, data, tmp_path, monkeypatch):
+    """Before the first iterate, between two with a checkpoint behind the first, and behind the last of them. Iterates
+    agree in turn, so that the one after 50 steps is chosen."""
+    monkeypatch.setattr(resuming, "every", lambda steps: 15)
+    values = iter([0.1, 0.2, 0.9, 0.3] * 2)
+    monkeypatch.setattr(S, "pair_agreement", lambda f, labels: next(values))
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    stego(data, whole, steps=60)
+    real = S.Distillation.after_step
+
+    def after(self, step):
+        if step == at:
+            raise Killed
+        real(self, step)
+
+    monkeypatch.setattr(S.Distillation, "after_step", after)
+    with pytest.raises(Killed):
+        stego(data, run, steps=60)
+    monkeypatch.setattr(S.Distillation, "after_step", real)
     mw.train(
-        data, "stego", out=run, classes=3, backbone="mobilenetv3_small_050", weights="random", steps=30, device="cpu",
+        data, "stego", out=run, classes=3, backbone="mobilenetv3_small_050", weights="random", steps=60, device="cpu",
         settings={**FEW, "pairs.batch": 4}, progress=Progress(quiet=True), report=False, resume=True,
     )  # fmt: skip
-    assert (run / "choose" / S.CHOICE).read_bytes() == before[0]
-    after = load_file(run / "model.safetensors")
-    assert after.keys() == before[1].keys() and all(torch.equal(after[k], before[1][k]) for k in after)
+    assert (run / "choose" / S.CHOICE).read_bytes() == (whole / "choose" / S.CHOICE).read_bytes()
+    a, b = (load_file(folder / "model.safetensors") for folder in (whole, run))
+    assert any(k.startswith("decoder.parts.1.") for k in a), "the model holds a head"
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_steps_follow_the_photographs_up_to_the_option():
