@@ -138,8 +138,8 @@ ENTRIES = (
     *(Entry(f"msrc-{name}{norms}-start", "msrc_v2", name, classes=23, settings={"steps": "1", **kept}, seeds=(0,))
       for name in STARTED for norms, kept in (("", {}), ("-norms", NORMS))),
     *(Entry(f"{short}-{name}-norms", data, name, classes=classes, settings=NORMS, seeds=(0,))
-      for short, data, classes in (("msrc", "msrc_v2", 23), ("camvid", "camvid", 11))
-      for name in (*LEARNED, "maskcontrast") if name != "leopart"),
+      for short, data, classes, more in (("msrc", "msrc_v2", 23, ("maskcontrast",)), ("camvid", "camvid", 11, ()))
+      for name in (*LEARNED, *more) if name != "leopart"),
     *(Entry(f"dubai-{name}", "dubai_aerial", name, classes=5, settings=PLAIN.get(name, {}), seeds=(0,))
       for name in FROZEN),
     *(Entry(f"voc-{name}", "voc_part", name, train="train_all", test="val", classes=21, settings=PLAIN.get(name, {}),
