@@ -81,6 +81,8 @@ FROZEN = ("kmeans", "stego", "primaps", "deep_spectral")
 """Methods on features that nothing trains, which are cheap enough for every set."""
 LEARNED = ("iic", "infoseg", "picie", "slotcon", "leopart", "looking_beyond", "segsort", "hsg")
 """Methods that train their encoder on scenes, by their presets `small`."""
+NORMS = {"norms.freeze": "false"}
+"""Batch-norm statistics of each step's crops, where `slotcon` keeps those of the encoder's weights."""
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "iic": {"without_over": {"over": "0"}, "without_displacement": {"displacement": "0"}},
     "infoseg": {"unbalanced": {"balance": "0"}, "detach": {"detach": "true"}, "classes": {"negatives": "classes"}},
@@ -89,7 +91,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "without_equivariance": {"equivariance": "false"}, "within": {"terms": "within"}, "mse": {"mse": "true"},
         "over": {"over": "4"}, "frequency": {"balance": "frequency"},
     },
-    "slotcon": {"without_slots": {"slots": "false"}, "without_centring": {"centring": "false"}},
+    "slotcon": {"without_slots": {"slots": "false"}, "without_centring": {"centring": "false"}, "norms": NORMS},
     "maskcontrast": {
         "without_contrast": {"contrast.weight": "0", "readout.of": "encoder"}, "without_queue": {"queue": "0"},
         "without_saliency": {"saliency.head": "false"},
@@ -105,10 +107,10 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "hsg": {"fine": {"levels.which": "fine"}, "without_levels": {"levels.which": "regions"}},
 }  # fmt: skip
 """What each paper takes away, as rows on msrc_v2; MDC, PiCIE's baseline, among them."""
-NORMS = {"norms.freeze": "false"}
-"""Batch-norm statistics of each step's crops, where the presets keep those of the encoder's weights."""
-STARTED = ("picie", "slotcon", "segsort")
-"""Methods whose start, the same clustering behind a single step, is a row on msrc_v2 as well."""
+STARTED: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("picie", "picie", {}), ("segsort", "segsort", {}), ("slotcon", "slotcon", {}), ("slotcon-norms", "slotcon", NORMS),
+)  # fmt: skip
+"""Rows, methods and settings whose start, the same clustering behind a single step, is a row on msrc_v2 as well."""
 ENTRIES = (
     Entry("camvid-kmeans", "camvid", "kmeans"),
     Entry("camvid-kmeans-crf", "camvid", "kmeans", settings={"crf": "true"}, seeds=(0,)),
@@ -136,11 +138,12 @@ ENTRIES = (
       for name in (*FROZEN, *LEARNED, "maskcontrast")),
     *(Entry(f"msrc-{name}-{part}", "msrc_v2", name, classes=23, settings=settings, seeds=(0,))
       for name, parts in ABLATIONS.items() for part, settings in parts.items()),
-    *(Entry(f"msrc-{name}{norms}-start", "msrc_v2", name, classes=23, settings={"steps": "1", **kept}, seeds=(0,))
-      for name in STARTED for norms, kept in (("", {}), ("-norms", NORMS))),
-    *(Entry(f"{short}-{name}-norms", data, name, classes=classes, settings=NORMS, seeds=(0,))
-      for short, data, classes, more in (("msrc", "msrc_v2", 23, ("maskcontrast",)), ("camvid", "camvid", 11, ()))
-      for name in (*LEARNED, *more) if name != "leopart"),
+    *(Entry(f"msrc-{row}-start", "msrc_v2", name, classes=23, settings={"steps": "1", **settings}, seeds=(0,))
+      for row, name, settings in STARTED),
+    *(Entry(f"msrc-{name}-frozen", "msrc_v2", name, classes=23, settings={"norms.freeze": "true"}, seeds=(0,))
+      for name in ("picie", "looking_beyond", "segsort")),
+    Entry("camvid-looking_beyond-frozen", "camvid", "looking_beyond", settings={"norms.freeze": "true"}, seeds=(0,)),
+    Entry("camvid-slotcon-norms", "camvid", "slotcon", settings=NORMS, seeds=(0,)),
     *(Entry(f"dubai-{name}", "dubai_aerial", name, classes=5, settings=PLAIN.get(name, {}), seeds=(0,))
       for name in FROZEN),
     *(Entry(f"voc-{name}", "voc_part", name, train="train_all", test="val", classes=21, settings=PLAIN.get(name, {}),

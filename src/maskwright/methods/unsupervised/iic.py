@@ -56,13 +56,13 @@ from maskwright.recipes.training.setup import CropSetup
 PAPER: dict[str, Any] = {
     "network": "iic10a", "sobel": True, "crop": 128, "batch": 60, "long_side": 211, "scale_min": 1.0, "scale_max": 1.0,
     "lr": 1e-4, "encoder_lr": 1.0, "weight_decay": 0.0, "schedule": "constant", "recipe": "iic_coco", "cell": 1,
-    "displacement": 10, "sub_heads": 1, "over": 3, "freeze_norm": False, "steps": 173_000,
+    "displacement": 10, "sub_heads": 1, "over": 3, "steps": 173_000,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "sobel": False, "batch": 8, "long_side": 480, "scale_min": 0.5, "lr": 0.0,
         "encoder_lr": None, "weight_decay": None, "schedule": "poly", "cell": 4, "displacement": 2, "sub_heads": 3,
-        "freeze_norm": None, "steps": 700,
+        "steps": 700,
     },
     "paper": PAPER,
     "paper_potsdam": PAPER | {

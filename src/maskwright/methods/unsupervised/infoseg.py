@@ -55,13 +55,13 @@ from maskwright.recipes.training.setup import CropSetup
 PAPER: dict[str, Any] = {
     "network": "infoseg_cnn", "local": "encoder", "dim": 1024, "crop": 128, "batch": 64, "long_side": 211,
     "scale_min": 1.0, "scale_max": 1.0, "lr": 1e-4, "encoder_lr": 1.0, "weight_decay": 0.0, "schedule": "constant",
-    "recipe": "iic_coco", "temperature": 32.0, "balance": 0.0, "freeze_norm": False, "steps": 81_000,
+    "recipe": "iic_coco", "temperature": 32.0, "balance": 0.0, "steps": 81_000,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "local": "decoder", "dim": 128, "batch": 8, "long_side": 480, "scale_min": 0.5, "lr": 0.0,
         "encoder_lr": None, "weight_decay": None, "schedule": "poly", "temperature": 11.3, "balance": 1.0,
-        "freeze_norm": None, "steps": 1000,
+        "steps": 1000,
     },
     "paper": PAPER,
     "paper_potsdam": PAPER | {"crop": 200, "long_side": 1024, "recipe": "iic_potsdam", "steps": 13_400},

@@ -67,13 +67,12 @@ from maskwright.recipes.training.setup import CropSetup
 
 PAPER: dict[str, Any] = {
     "crop": 320, "batch": 128, "long_side": 427, "scale_min": 1.0, "scale_max": 1.0, "lr": 1e-4, "encoder_lr": 1.0,
-    "weight_decay": 0.0, "schedule": "constant", "balance": "frequency", "first": 5120, "rows": 6400,
-    "freeze_norm": False, "steps": 3880,
+    "weight_decay": 0.0, "schedule": "constant", "balance": "frequency", "first": 5120, "rows": 6400, "steps": 3880,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "crop": 160, "batch": 8, "long_side": 480, "scale_min": 0.5, "balance": "inverse", "first": 1024, "rows": 200,
-        "freeze_norm": None, "steps": 400,
+        "steps": 400,
     },
     "paper": PAPER,
 }  # fmt: skip

@@ -43,17 +43,16 @@ from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.segments.method import SegmentMethod, embedding_network
 from maskwright.recipes.segments.options import RegionOptions, SegmentOptions, SegmentReadout, idle_segment_options
 from maskwright.recipes.segments.training import Segments, SegmentTraining, segment_figures
-from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, NormOptions, OptimizerOptions
-from maskwright.recipes.training.presets import small_batch_norms
+from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
 
 PAPER: dict[str, Any] = {
     "network": "pspnet", "crop": 336, "batch": 8, "long_side": 500, "scale_min": 0.5, "scale_max": 2.0,
-    "optimizer": "sgd", "lr": 2e-2, "encoder_lr": 0.1, "weight_decay": 5e-4, "freeze_norm": False, "steps": 10_000,
+    "optimizer": "sgd", "lr": 2e-2, "encoder_lr": 0.1, "weight_decay": 5e-4, "steps": 10_000,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "crop": 160, "long_side": 480, "optimizer": "adamw", "lr": 1e-3, "encoder_lr": 0.3,
-        "weight_decay": 0.01, "freeze_norm": None, "steps": 400,
+        "weight_decay": 0.01, "steps": 400,
     },
     "paper": PAPER,
 }  # fmt: skip
@@ -80,7 +79,6 @@ class SegSortConfig(CropConfig):
         says={"batch": "photographs in a step", "scale_min": "least random scale of a crop"},
     )  # fmt: skip
     optimizer: OptimizerOptions = part(OptimizerOptions, name=None, lr=None)
-    norms: NormOptions = small_batch_norms()
     regions: RegionOptions = part(RegionOptions)
     segments: SegmentOptions = part(SegmentOptions)
     loss: LossOptions = part(LossOptions)

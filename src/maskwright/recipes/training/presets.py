@@ -7,27 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskwright.engine.config import fill_from_preset, option, part
-from maskwright.recipes.training.options import CropConfig, CropOptions, NormOptions, OptimizerOptions
+from maskwright.recipes.training.options import CropConfig, CropOptions, OptimizerOptions
 
 
 def preset_option(presets: Mapping[str, object]) -> Any:
     """The option `preset` of a method that has these, `small` among them."""
     return option("small", "sets the other options' defaults", choices=tuple(presets), main=True)
-
-
-def small_batch_norms(**values: Any) -> Any:
-    """The part `norms` of a method without labels, whose preset `small` keeps the statistics of trained weights.
-
-    Eight crops are too few to take them from: of EfficientNet-Lite0's features on msrc_v2, k-means makes 29.7 mIoU with
-    the weights' own statistics, 9.5 with those of batches of 8 photographs, 21.5 of 40 and 29.7 of all.
-
-    Args:
-        values: other values that the part begins with.
-    """
-    return part(
-        NormOptions, without=("photographs",), photographs="all", freeze=None, **values,
-        says={"freeze": "keep the encoder's batch-norm statistics; none: those of trained weights (preset)"},
-    )  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -48,7 +33,6 @@ class PresetConfig(CropConfig):
         says={"batch": "photographs in a step", "scale_min": "least random scale of a crop"},
     )  # fmt: skip
     optimizer: OptimizerOptions = part(OptimizerOptions, lr=None)
-    norms: NormOptions = small_batch_norms()
     schedule: str = option(None, "of the learning rate (preset)", choices=("poly", "constant"))
     steps: int = option(None, "optimiser steps where --steps does not say (preset)", low=1, main=True)
 

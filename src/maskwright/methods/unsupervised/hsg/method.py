@@ -53,19 +53,18 @@ from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.segments.method import SegmentMethod
 from maskwright.recipes.segments.options import RegionOptions, SegmentOptions, SegmentReadout, idle_segment_options
 from maskwright.recipes.training.network import make_segmenter
-from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, NormOptions, OptimizerOptions
-from maskwright.recipes.training.presets import small_batch_norms
+from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, OptimizerOptions
 
 PAPER: dict[str, Any] = {
     "network": "deeplabv3", "hidden": 2048, "crop": 448, "batch": 48, "long_side": 640, "scale_min": 0.5,
     "scale_max": 1.5, "optimizer": "sgd", "lr": 8e-3, "encoder_lr": 1.0, "weight_decay": 1e-4, "schedule": "steps",
-    "which": "fine+coarse", "start": 0.0, "rate": 10.0, "segments.grid": 4, "freeze_norm": False, "steps": 20_000,
+    "which": "fine+coarse", "start": 0.0, "rate": 10.0, "segments.grid": 4, "steps": 20_000,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "hidden": 0, "crop": 160, "batch": 4, "long_side": 480, "optimizer": "adamw", "lr": 1e-3,
         "encoder_lr": 0.3, "weight_decay": 0.01, "schedule": "poly", "start": 0.25, "rate": 1.0,
-        "freeze_norm": None, "steps": 300,
+        "steps": 300,
     },
     "paper": PAPER,
     "paper_regions": PAPER | {
@@ -90,7 +89,6 @@ class HSGConfig(CropConfig):
         says={"batch": "photographs in a step, two views of each", "scale_min": "least random scale of a view"},
     )  # fmt: skip
     optimizer: OptimizerOptions = part(OptimizerOptions, name=None, lr=None)
-    norms: NormOptions = small_batch_norms()
     schedule: str = option(
         None, "of the learning rate; steps: a tenth at .32, .56 and .75 of the way (preset)", choices=("poly", "steps")
     )

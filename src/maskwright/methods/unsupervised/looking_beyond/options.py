@@ -9,18 +9,16 @@ from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.frozen.options import FeatureOptions, ReadoutOptions, ReductionOptions
-from maskwright.recipes.training.options import CropConfig, CropOptions, NormOptions, OptimizerOptions
-from maskwright.recipes.training.presets import small_batch_norms
+from maskwright.recipes.training.options import CropConfig, CropOptions, OptimizerOptions
 
 PAPER: dict[str, Any] = {
     "crop": 512, "batch": 16, "optimizer": "sgd", "count": 256, "dim": 128, "max_rows": 1_000_000, "restarts": 5,
-    "superpixels": 500, "short_side": 448, "labels_a_step": 16, "width": 128, "rows": 256,
-    "freeze_norm": False, "steps": 30_000,
+    "superpixels": 500, "short_side": 448, "labels_a_step": 16, "width": 128, "rows": 256, "steps": 30_000,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "crop": 160, "batch": 8, "optimizer": "adamw", "count": 64, "dim": 64, "max_rows": 60_000, "restarts": 3,
-        "superpixels": 300, "short_side": 320, "rows": 128, "freeze_norm": None, "steps": 300,
+        "superpixels": 300, "short_side": 320, "rows": 128, "steps": 300,
     },
     "paper": PAPER,
 }  # fmt: skip
@@ -73,7 +71,6 @@ class LookingBeyondConfig(CropConfig):
         says={"batch": "photographs in a step", "scale_min": "least random scale of a crop"},
     )  # fmt: skip
     optimizer: OptimizerOptions = part(OptimizerOptions, name=None)
-    norms: NormOptions = small_batch_norms()
     contrast: ContrastOptions = part(ContrastOptions)
     readout: ReadoutOptions = part(ReadoutOptions)
     rows: int = option(None, "cells of a photograph that the last clustering is fitted on (preset)", low=1)

@@ -75,18 +75,17 @@ from maskwright.recipes.training.options import (
     NormOptions,
     OptimizerOptions,
 )
-from maskwright.recipes.training.presets import small_batch_norms
 
 PAPER: dict[str, Any] = {
     "network": "deeplabv3", "network_options": "output_stride=8", "crop": 224, "batch": 128, "long_side": 512,
     "queue": 256, "momentum": 0.999, "optimizer": "sgd", "lr": 0.004, "encoder_lr": 1.0, "weight_decay": 1e-4,
-    "norm_images": 0, "freeze": 0.0, "freeze_norm": False, "steps": 3280,
+    "norm_images": 0, "freeze": 0.0, "steps": 3280,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "network_options": "", "crop": 160, "batch": 8, "long_side": 320, "queue": 64,
         "momentum": 0.99, "optimizer": "adamw", "lr": 0.0, "encoder_lr": None, "weight_decay": None,
-        "norm_images": 64, "freeze_norm": None, "steps": 300,
+        "norm_images": 64, "steps": 300,
     },
     "paper": PAPER,
     "paper_supervised": PAPER | {"batch": 64, "queue": 128, "freeze": 0.47, "steps": 6600},
@@ -170,7 +169,7 @@ class MaskContrastConfig(CropConfig):
               "scale_max": "greatest share"},
     )  # fmt: skip
     optimizer: OptimizerOptions = part(OptimizerOptions, name=None, lr=None)
-    norms: NormOptions = small_batch_norms(images=None)
+    norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all", images=None)
     views: ViewOptions = part(ViewOptions)
     contrast: ContrastOptions = part(ContrastOptions)
     saliency: SaliencyOptions = part(SaliencyOptions)

@@ -7,11 +7,12 @@ views share must agree with those of a teacher, an average of the network and it
 and each group's mean feature, its slot, must tell the same group of the other view from all other slots.
 
 Deviates: on any backbone; `preset=small` starts from trained weights and from prototypes that are k-means of their
-features (`groups.start`), `preset=paper` from nothing, prototypes random as the authors'. What is predicted
-is the prototype of the greatest score at each place (the authors' segmentation, by PiCIE's unreleased evaluation), or
-k-means of the features (`readout.by=clusters`) where there are more prototypes than classes. Pairs that share nothing
-do not enter the grouping loss; steps with fewer than two anchors have no slot loss. Batch norm has the statistics of
-each process. Crops are resized bilinearly, the authors' bicubically. RoIAlign's samples are in double precision.
+features (`groups.start`), and keeps their batch-norm statistics (`norms.freeze`); `preset=paper` starts from nothing,
+prototypes random as the authors'. What is predicted is the prototype of the greatest score at each place (the authors'
+segmentation, by PiCIE's unreleased evaluation), or k-means of the features (`readout.by=clusters`) where there are
+more prototypes than classes. Pairs that share nothing do not enter the grouping loss; steps with fewer than two
+anchors have no slot loss. Batch norm has the statistics of each process. Crops are resized bilinearly, the authors'
+bicubically. RoIAlign's samples are in double precision.
 
 What the original gets wrong: without an overlap the aligned scores are zeros, and the loss a constant; without an
 anchor it is not a number, and one anchor stops the predictor's batch norm; the default optimiser is not the published
