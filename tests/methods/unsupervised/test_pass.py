@@ -252,7 +252,7 @@ def test_the_gate_and_the_last_stage_have_the_released_crops_and_rates(data, tmp
     made = P.Pass(config_of(preset="imagenet_s50", threads=1), context)
     learned = {"module.instance": {"prototypes.weight": torch.randn(8, made.config.instance.dim)}}
     monkeypatch.setattr(Context, "fit", fit)
-    monkeypatch.setattr(Context, "left", lambda self, stage: learned)
+    monkeypatch.setattr("maskwright.methods.unsupervised.pass_.method.stage_parts", lambda path: learned)
     monkeypatch.setattr(P.Pass, "pretrained", lambda self, stage="pretrain": made.network().eval())
     made.attend(tmp_path)
     LabelStore(tmp_path / "label" / "labels", made.table).write(
