@@ -141,7 +141,7 @@ ENTRIES = (
     *(Entry(f"msrc-{row}-start", "msrc_v2", name, classes=23, settings={"steps": "1", **settings}, seeds=(0,))
       for row, name, settings in STARTED),
     *(Entry(f"msrc-{name}-frozen", "msrc_v2", name, classes=23, settings={"norms.freeze": "true"}, seeds=(0,))
-      for name in ("picie", "looking_beyond", "segsort")),
+      for name in ("picie", "looking_beyond", "segsort", "maskcontrast")),
     Entry("camvid-looking_beyond-frozen", "camvid", "looking_beyond", settings={"norms.freeze": "true"}, seeds=(0,)),
     Entry("camvid-slotcon-norms", "camvid", "slotcon", settings=NORMS, seeds=(0,)),
     *(Entry(f"dubai-{name}", "dubai_aerial", name, classes=5, settings=PLAIN.get(name, {}), seeds=(0,))

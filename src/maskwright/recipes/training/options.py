@@ -87,7 +87,7 @@ class LossOptions:
 class NormOptions:
     """Batch normalisation."""
 
-    freeze: bool = option(False, "keep the encoder's batch-norm statistics", old="freeze_norm")
+    freeze: bool | None = option(False, "keep the encoder's batch-norm statistics; none: if trained", old="freeze_norm")
     images: int = option(
         64,
         "whole photographs that batch-norm statistics are retaken on after the last step; 0: training's own",

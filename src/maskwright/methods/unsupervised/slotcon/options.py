@@ -121,7 +121,7 @@ class SlotConConfig(CropConfig):
     optimizer: SlotOptimizerOptions = part(SlotOptimizerOptions, lr=None)
     norms: NormOptions = part(
         NormOptions, without=("photographs",), photographs="all", freeze=None,
-        says={"freeze": "keep the encoder's batch-norm statistics; none: those of trained weights (preset)"},
+        says={"freeze": "keep the encoder's batch-norm statistics; none: if trained (preset)"},
     )  # fmt: skip
     schedule: str = option(None, "of the learning rate (preset)", choices=("poly", "cosine"))
     warm: float = option(None, "passes over the photographs in which cosine grows to its rate (preset)", low=0)
