@@ -31,9 +31,10 @@ def statistics(module: nn.Module) -> list[torch.Tensor]:
     return [m.running_mean.clone() for m in batch_norms(module)]
 
 
-def test_small_keeps_the_statistics_of_trained_weights_and_of_no_others(semi_context):
+@pytest.mark.parametrize("name", ["slotcon", "maskcontrast"])
+def test_small_keeps_the_statistics_of_trained_weights_and_of_no_others(name, semi_context):
     def freezes(**options):
-        return resolved(configure(METHODS["slotcon"].Config, options), semi_context).norms.freeze
+        return resolved(configure(METHODS[name].Config, options), semi_context).norms.freeze
 
     assert not freezes() and not freezes(preset="paper"), "random weights have none to keep"
     trained(semi_context)

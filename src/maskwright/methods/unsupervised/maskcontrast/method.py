@@ -13,9 +13,9 @@ Then the salient pixels of a photograph get the cluster of their mean embedding:
 Deviates: on any backbone and network; the paper's masks are of a saliency network, whose ONNX file is an input here.
 Object vectors are taken at the resolution of the network's map, the authors' at 512 x 512. The clustering is fitted on
 the run's photographs, theirs on those that it is judged on. The key network has no dropout; its batch is not shuffled
-between processes. The rate falls each step, not each epoch, and
-SGD is Nesterov's. The linear read-out (`linear_probe=true`) is the house's, after the last step; theirs is of the best
-epoch on the validation set. Retrieval is not built.
+between processes. `preset=small` keeps the batch-norm statistics of trained weights (`norms.freeze`). The rate falls
+each step, not each epoch, and SGD is Nesterov's. The linear read-out (`linear_probe=true`) is the house's, after the
+last step; theirs is of the best epoch on the validation set. Retrieval is not built.
 
 What the original gets wrong: photographs without a salient pixel put a zero vector into PCA and k-means, and are left
 out here; a draw whose mask stays empty is repeated without end; a batch of one photograph fails; its "unsupervised"
@@ -79,13 +79,13 @@ from maskwright.recipes.training.options import (
 PAPER: dict[str, Any] = {
     "network": "deeplabv3", "network_options": "output_stride=8", "crop": 224, "batch": 128, "long_side": 512,
     "queue": 256, "momentum": 0.999, "optimizer": "sgd", "lr": 0.004, "encoder_lr": 1.0, "weight_decay": 1e-4,
-    "norm_images": 0, "freeze": 0.0, "steps": 3280,
+    "norm_images": 0, "freeze_norm": False, "freeze": 0.0, "steps": 3280,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "small": PAPER | {
         "network": "auto", "network_options": "", "crop": 160, "batch": 8, "long_side": 320, "queue": 64,
         "momentum": 0.99, "optimizer": "adamw", "lr": 0.0, "encoder_lr": None, "weight_decay": None,
-        "norm_images": 64, "steps": 300,
+        "norm_images": 64, "freeze_norm": None, "steps": 300,
     },
     "paper": PAPER,
     "paper_supervised": PAPER | {"batch": 64, "queue": 128, "freeze": 0.47, "steps": 6600},
@@ -169,7 +169,10 @@ class MaskContrastConfig(CropConfig):
               "scale_max": "greatest share"},
     )  # fmt: skip
     optimizer: OptimizerOptions = part(OptimizerOptions, name=None, lr=None)
-    norms: NormOptions = part(NormOptions, without=("photographs",), photographs="all", images=None)
+    norms: NormOptions = part(
+        NormOptions, without=("photographs",), photographs="all", images=None, freeze=None,
+        says={"freeze": "keep the encoder's batch-norm statistics; none: if trained (preset)"},
+    )  # fmt: skip
     views: ViewOptions = part(ViewOptions)
     contrast: ContrastOptions = part(ContrastOptions)
     saliency: SaliencyOptions = part(SaliencyOptions)
