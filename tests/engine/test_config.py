@@ -74,12 +74,22 @@ def test_defaults():
     [
         ("clusters", "five"), ("clusters", "5.5"), ("clusters", ""), ("clusters", "none"), ("clusters", 5.5),
         ("clusters", True), ("clusters", None), ("rate", "fast"), ("rate", [1]), ("crf", "maybe"), ("crf", 1),
-        ("layers", "a,b"), ("layers", 3), ("layers", [1, 2.5]), ("scales", "none"), ("limit", "many"), ("kind", 3),
+        ("layers", "a,b"), ("layers", 3), ("scales", "none"), ("limit", "many"), ("kind", 3),
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_refused(key, value):
-    with pytest.raises(MaskwrightError, match=f"{key}=.*expected a value of type"):
+    words = {
+        "clusters": "a whole number", "rate": "a number", "crf": "true or false", "kind": "a word",
+        "layers": "whole numbers joined by commas", "scales": "numbers joined by commas",
+        "limit": "a whole number",
+    }  # fmt: skip
+    with pytest.raises(MaskwrightError, match=f"{key}=.*expected {words[key]}"):
         configure(Config, {key: value})
+
+
+def test_an_element_of_another_type_is_refused():
+    with pytest.raises(MaskwrightError, match=r"layers=2\.5; expected a whole number"):
+        configure(Config, {"layers": [1, 2.5]})
 
 
 @pytest.mark.parametrize(
@@ -274,7 +284,7 @@ def test_ranges_choices_types_and_checks_name_the_part():
     for settings, words in (
         ({"ema": "2"}, r"teacher\.ema=2\.0; expected at most 1"),
         ({"ema_buffers": "owns"}, r"unknown value of teacher\.buffers 'owns'.*'own'"),
-        ({"critic_lr": "fast"}, r"critic\.rates\.lr=fast; expected a value of type float"),
+        ({"critic_lr": "fast"}, r"critic\.rates\.lr=fast; expected a number"),
         ({"buffers": "own"}, r"teacher: buffers=own with mode=eval; expected mode=train"),
     ):
         with pytest.raises(MaskwrightError, match=words):

@@ -153,7 +153,7 @@ def allowed(o: Mapping[str, Any]) -> str:
         return f"at least {low}"
     if high is not None:
         return f"at most {high}"
-    return "true | false" if o["type"] == "bool" else ""
+    return {"bool": "true | false", "bool | None": "true | false | none"}.get(o["type"], "")
 
 
 def formerly(o: Mapping[str, Any]) -> str:

@@ -469,7 +469,15 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
 
 
 def _wrong_type(key: str, value: Any, hint: Any) -> MaskwrightError:
-    return MaskwrightError(f"{key}={value}", f"a value of type {_type_name(hint)}", f"write --set {key}=VALUE")
+    return MaskwrightError(f"{key}={value}", _in_words(hint), f"write --set {key}=VALUE")
+
+
+def _in_words(hint: Any) -> str:
+    """What a value of a type is, for people."""
+    if typing.get_origin(hint) is tuple:
+        kind = typing.get_args(hint)[0]
+        return {int: "whole numbers", float: "numbers"}.get(kind, "words") + " joined by commas"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[hint]
 
 
 def _type_name(hint: Any) -> str:
