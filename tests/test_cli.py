@@ -242,7 +242,7 @@ def test_predict_keeps_to_tags(maskwright, trained, tmp_path):
         (["train", "NOWHERE"], ["NOWHERE"]),
         (["train", "DATA", "--method", "stegoo"], ["stegoo", "'stego'"]),
         (["train", "DATA", "--method", "kmeans", "--set", "restartz=3"], ["restartz", "'clusters.restarts'"]),
-        (["train", "DATA", "--method", "kmeans", "--set", "restarts=many"], ["restarts=many", "int"]),
+        (["train", "DATA", "--method", "kmeans", "--set", "restarts=many"], ["restarts=many", "a whole number"]),
         (["train", "DATA", "--method", "kmeans", "--set", "restarts"], ["key=value"]),
         (["train", "DATA", "--method", "kmeans", "--set", "restarts=0"], ["restarts", "at least 1"]),
         (["train", "DATA", "--method", "kmeans", "--split", "trian"], ["trian", "train"]),
