@@ -17,13 +17,14 @@ from torch import Tensor
 
 from benchmarks.records import data_root
 from maskwright import api
+from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.evaluate.metrics import apply_mapping, miou
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.networks.build import build_network
 from maskwright.models.preprocess import Preprocess
 from maskwright.ops.clustering.kmeans import kmeans
 from maskwright.ops.matching import hungarian
-from maskwright.recipes.training.norm_statistics import batch_norms
+from maskwright.recipes.training.norm_statistics import retake_statistics
 
 CLASSES, PHOTOGRAPHS, SIZE, BATCHES, SEEDS = 23, 120, (224, 320), (8, 40), (0, 1)
 
@@ -34,26 +35,15 @@ def maps(network: Any, x: Tensor, batch: int) -> Tensor:
     return torch.cat([network.features(part)[-1] for part in x.split(batch)])
 
 
-def of_all(network: Any, x: Tensor) -> Any:
-    """A copy with the statistics of all pictures, in evaluation mode."""
-    retaken = copy.deepcopy(network)
-    for norm in batch_norms(retaken):
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over batches
-    maps(retaken.train(), x, 24)
-    return retaken.eval()
-
-
 def judged(f: Tensor, masks: Sequence[np.ndarray], seed: int) -> float:
     """mIoU in percent of k-means of the places of maps (N, D, h, w)."""
     centers = kmeans(f.permute(0, 2, 3, 1).flatten(0, 2), CLASSES, restarts=3, seed=seed).centers
-    counts = np.zeros((CLASSES, CLASSES), np.int64)
+    table = ConfusionMatrix(CLASSES, CLASSES)
     for one, mask in zip(f, masks):
         scores = torch.einsum("kd,dhw->khw", F.normalize(centers, dim=1), F.normalize(one, dim=0))
-        large = F.interpolate(scores[None], mask.shape, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
-        known = mask < CLASSES
-        np.add.at(counts, (large[known], mask[known]), 1)
-    return 100 * miou(apply_mapping(counts, hungarian(counts)))
+        large = F.interpolate(scores[None], mask.shape, mode="bilinear", align_corners=False)[0].argmax(0)
+        table.update(large.numpy(), mask)
+    return 100 * miou(apply_mapping(table.counts, hungarian(table.counts)))
 
 
 def main() -> None:
@@ -61,10 +51,12 @@ def main() -> None:
     data = api.open_folder(data_root() / "msrc_v2").split("test")
     shown = list(range(0, len(data), len(data) // PHOTOGRAPHS))[:PHOTOGRAPHS]
     network = build_network("auto", build_backbone("efficientnet_lite0", "package"), CLASSES)
-    preprocess = Preprocess.for_backbone(network.provenance)
+    preprocess = Preprocess.for_backbone(network.provenance, multiple_of=network.multiple_of)
     x = torch.cat([preprocess.apply_many([data.image(i)], SIZE) for i in shown])
     masks = [data.mask(i) for i in shown]
-    rows = {"of the weights": maps(network.eval(), x, 24), "of all photographs": maps(of_all(network, x), x, 24)}
+    retaken = copy.deepcopy(network)
+    retake_statistics(retaken, data, shown, preprocess, torch.device("cpu"))
+    rows = {"of the weights": maps(network.eval(), x, 24), "of all photographs": maps(retaken, x, 24)}
     rows |= {f"of {batch} photographs": maps(copy.deepcopy(network).train(), x, batch) for batch in BATCHES}
     print("| statistics | mIoU, seeds |\n|---|---|")
     for name, f in rows.items():

@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper_features": PAPER | {"count": 256, "by": "clusters"},
 }  # fmt: skip
 """By flat names. `small` finishes on two cores, and its few crops are no statistics for a trained encoder's batch
-norm: of EfficientNet-Lite0's features on msrc_v2 k-means makes 32 mIoU with those of the weights, 30 with those of all
+norm: of EfficientNet-Lite0's features on msrc_v2 k-means makes 32 mIoU with those of the weights, 28 with those of all
 photographs, 9 with those of 8 and 20 of 40 (`benchmarks.norm_batches`). `paper` is 800 passes over COCO's 118,287
 training photographs on ResNet-50, with as many prototypes as clusters are asked for; `paper_features` the 256
 prototypes of the authors' pretraining, whose features are then clustered."""
