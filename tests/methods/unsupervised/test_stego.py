@@ -16,6 +16,7 @@ import maskwright as mw
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.stego import method as S
+from maskwright.recipes.frozen import method as frozen_method
 
 
 def slow_loss(f_a, f_b, c_a, c_b, b):
@@ -230,6 +231,29 @@ def test_minutes_leave_room_for_clusters_and_pictures_and_the_run_is_that_of_as_
     small(folder, "plain", steps=10)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "plain"))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_what_follows_counts_the_clusterings_that_choose_the_iterate(small, tmp_path, monkeypatch):
+    """With 10 steps the features alone and the last head are tried, with 50 also those of 25 and 50 steps."""
+    told = []
+    real = S.Stego.seconds_behind
+    monkeypatch.setattr(S.Stego, "seconds_behind", lambda self: told.append(real(self)) or 0.0)
+
+    def a_second(work):
+        work()
+        return 1.0
+
+    for module in (S, frozen_method):
+        monkeypatch.setattr(module, "seconds_of", a_second)
+    folder = write_tiny_folder(tmp_path / "tiny", count=4)
+    for name, most, keep in (("last", 10, "last"), ("few", 10, "agreeing"), ("more", 50, "agreeing")):
+        monkeypatch.setattr(S.Stego, "steps", most)
+        settings = {"iterate.keep": keep, "reduction.max_rows": "16"}
+        settings |= {} if keep == "last" else {"iterate.rows": "8"}
+        small(folder, name, steps=None, minutes=0.2, settings=settings)
+    last, few, more = told
+    each = S.RESTARTS * 8 / 16
+    assert few - last == pytest.approx(2 * each) and more - last == pytest.approx(4 * each)
 
 
 def test_one_photograph_is_refused_with_a_way_out(small, tmp_path):

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=CropConfig)
 
+OF_FEW_CROPS: dict[str, Any] = {
+    "without": ("photographs",), "photographs": "all", "freeze": None,
+    "says": {"freeze": "keep the encoder's batch-norm statistics; none: if trained (preset)"},
+}  # fmt: skip
+"""How the part `NormOptions` begins where a step has few photographs and no labels: the statistics of trained weights
+are kept if the preset does not say otherwise (docs/results.md)."""
+
 
 def learns_vit(network: NetworkOptions, backbone: Backbone) -> bool:
     """Whether the network that will be trained has a vision transformer as its encoder."""

@@ -75,6 +75,7 @@ from maskwright.recipes.training.options import (
     NormOptions,
     OptimizerOptions,
 )
+from maskwright.recipes.training.rates import OF_FEW_CROPS
 
 PAPER: dict[str, Any] = {
     "network": "deeplabv3", "network_options": "output_stride=8", "crop": 224, "batch": 128, "long_side": 512,
@@ -169,10 +170,7 @@ class MaskContrastConfig(CropConfig):
               "scale_max": "greatest share"},
     )  # fmt: skip
     optimizer: OptimizerOptions = part(OptimizerOptions, name=None, lr=None)
-    norms: NormOptions = part(
-        NormOptions, without=("photographs",), photographs="all", images=None, freeze=None,
-        says={"freeze": "keep the encoder's batch-norm statistics; none: if trained (preset)"},
-    )  # fmt: skip
+    norms: NormOptions = part(NormOptions, images=None, **OF_FEW_CROPS)
     views: ViewOptions = part(ViewOptions)
     contrast: ContrastOptions = part(ContrastOptions)
     saliency: SaliencyOptions = part(SaliencyOptions)

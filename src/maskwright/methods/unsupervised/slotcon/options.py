@@ -11,6 +11,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.recipes.clustering import ClusterOptions
 from maskwright.recipes.training.optimizers import OPTIMIZERS
 from maskwright.recipes.training.options import CropConfig, CropOptions, NetworkOptions, NormOptions, OptimizerOptions
+from maskwright.recipes.training.rates import OF_FEW_CROPS
 
 PAPER: dict[str, Any] = {
     "network": "lateral_fpn", "crop": 224, "batch": 512, "long_side": 480, "optimizer": "lars", "lr": 2.0,
@@ -119,10 +120,7 @@ class SlotConConfig(CropConfig):
     loss: LossOptions = part(LossOptions)
     teacher: TeacherOptions = part(TeacherOptions)
     optimizer: SlotOptimizerOptions = part(SlotOptimizerOptions, lr=None)
-    norms: NormOptions = part(
-        NormOptions, without=("photographs",), photographs="all", freeze=None,
-        says={"freeze": "keep the encoder's batch-norm statistics; none: if trained (preset)"},
-    )  # fmt: skip
+    norms: NormOptions = part(NormOptions, **OF_FEW_CROPS)
     schedule: str = option(None, "of the learning rate (preset)", choices=("poly", "cosine"))
     warm: float = option(None, "passes over the photographs in which cosine grows to its rate (preset)", low=0)
     clusters: ClusterOptions = part(ClusterOptions)

@@ -27,9 +27,10 @@ Legend: B batch, D channels of f, E channels of c, P = points^2 sampled position
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -90,6 +91,8 @@ FIRST = 25
 """Steps to the first iterate that is kept; each next one comes after twice as many."""
 LAST = -1
 """The iterate behind the last step."""
+RESTARTS = 3
+"""Of the k-means that an iterate is judged by."""
 FEWEST = 100
 """Steps below which few photographs do not lead: after 100 CamVid's validation split has what it has after 2,000."""
 TRIED = 32
@@ -99,6 +102,14 @@ TRIED = 32
 def iterate_file(folder: Path, done: int) -> Path:
     """Where the head after so many steps is kept in the stage's folder."""
     return folder / f"iterate_{done}.pt"
+
+
+def places_kept(steps: int | None = None) -> Iterator[int]:
+    """After how many steps iterates are kept: 25, 50, 100, 200 and so on; up to `steps`, if it is given."""
+    done = FIRST
+    while steps is None or done <= steps:
+        yield done
+        done *= 2
 
 
 class Pairs:
@@ -189,7 +200,7 @@ class Distillation(Training):
     def after_step(self, step: int) -> None:
         """Keeps the head after 25, 50, 100, 200 steps and so on: places that do not hang on how many there are."""
         done = step + 1
-        if self.folder is not None and done % FIRST == 0 and (done // FIRST).bit_count() == 1:
+        if self.folder is not None and done in places_kept(done):
             save_checkpoint(iterate_file(self.folder, done), {"head": self.head.state_dict()})
 
 
@@ -326,20 +337,26 @@ class Stego(FrozenMethod):
             most = c.clusters.iterations
             start = seconds_of(lambda: kmeans(x, self.context.classes, iterations=most, seed=self.context.seed))
             seconds += c.clusters.restarts * start
+            if self.chooses:  # as many rows however many photographs there are
+                kept = sum(1 for _ in places_kept(self.steps)) + 2
+                seconds += RESTARTS * kept * start * c.iterate.rows / len(x) * tried / images
         return super().seconds_behind() + seconds * images / tried
 
-    def iterates(self) -> dict[int, StegoHead | None]:
-        """The head after so many steps, in order: none at 0, the last one at `LAST`."""
+    def iterates(self) -> list[int]:
+        """After how many steps there is an iterate, in order: at 0 there is no head, the last one is at `LAST`."""
+        folder = self.context.run.path / "distill"
+        return [0, *takewhile(lambda done: iterate_file(folder, done).exists(), places_kept()), LAST]
+
+    def head(self, done: int) -> StegoHead | None:
+        """The head after so many steps, ready to predict; None at 0."""
+        if done == 0:
+            return None
         folder, c = self.context.run.path / "distill", self.config.head
-        empty = partial(StegoHead, self.reduction.out, c.code, c.dropout)
-        found: dict[int, StegoHead | None] = {0: None}
-        done = FIRST
-        while (state := load_checkpoint(file := iterate_file(folder, done))) is not None:
-            head = empty()
-            load_part(head, state, "head", file)
-            found[done] = head.eval()
-            done *= 2
-        return found | {LAST: trained(folder, "head", empty())}
+        head = StegoHead(self.reduction.out, c.code, c.dropout)
+        if done == LAST:
+            return trained(folder, "head", head)
+        load_part(head, load_checkpoint(file := iterate_file(folder, done)) or {}, "head", file)
+        return head.eval()
 
     @torch.inference_mode()
     def choose(self, folder: Path) -> None:
@@ -349,7 +366,8 @@ class Stego(FrozenMethod):
         mine = decoded_rows(self.features, self.reduction, max_rows=c.rows, generator=draw, device=here)
         rows = torch.cat(gather_objects(mine))  # (N, D), the same in each process
         found: dict[str, float] = {}
-        for done, head in self.iterates().items():
+        for done in self.iterates():
+            head = self.head(done)
             codes = rows if head is None else head(rows.T[None, :, :, None])[0, :, :, 0].T
             labels = self._tried(codes)
             if labels is not None:
@@ -366,7 +384,7 @@ class Stego(FrozenMethod):
     def _tried(self, codes: Tensor) -> Tensor | None:
         """Clusters (N,) of codes; None where there are too few that differ."""
         try:
-            return kmeans(codes.contiguous(), self.context.classes, restarts=3, seed=self.context.seed).labels
+            return kmeans(codes.contiguous(), self.context.classes, restarts=RESTARTS, seed=self.context.seed).labels
         except ValueError:
             return None
 
@@ -375,13 +393,13 @@ class Stego(FrozenMethod):
         best = LAST
         if self.chooses:
             best = self.context.run.artefact("choose", CHOICE, {"iterate": int})["iterate"]
-        heads = self.iterates()
-        if best not in heads:
+        left = self.iterates()
+        if best not in left:
             raise MaskwrightError(
-                f"the distill stage left no iterate of {best} steps", ", ".join(map(str, heads)),
+                f"the distill stage left no iterate of {best} steps", ", ".join(map(str, left)),
                 f"delete {self.context.run.path / 'choose'} and repeat the command with --resume",
             )  # fmt: skip
-        head = heads[best]
+        head = self.head(best)
         return Sequential(self.reduction, *([] if head is None else [head]), L2Norm()).eval()
 
     def cluster(self, folder: Path) -> None:
