@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.records import add_options, data_root, run_rows, spread, take_over, weights_root
+from benchmarks.records import add_options, data_root, other_of, run_rows, spread, take_over, weights_root
 from maskwright import api
 from maskwright.data.trust.files import write_json
 from maskwright.predict.model import Model
@@ -39,6 +39,8 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
 SAME_TRAINING = {"source_only-norms": "source_only"}
 """Rows that differ from another by what follows its training, whose stage they take over."""
 CEILING = "target"
+WITH_TEACHER = ("dacs", "dacs-mic")
+"""Rows whose teacher is judged beside the student that is kept: what `teacher.final=teacher` keeps."""
 WITH_DAY = ("dannet",)
 """Rows that take unlabelled photographs of the target's places by day; DANNet's two side networks are narrower there
 than in the paper (64 channels), where they cost many times what the segmenter does."""
@@ -61,10 +63,10 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None
         settings={**budget, **settings}, resume=True, report=False, device=options.device,
     )  # fmt: skip
     scores = {"test": judge(model, folder / "masks", data, options.test)}
-    other = api.other_network(model, folder / "run")
-    if other is not None:  # of student and teacher the one that is not kept
-        judged = Model(other, model.segmenter.extra, device=model.device)
-        scores["other"] = judge(judged, folder / "masks-other", data, options.test)
+    if name in WITH_TEACHER:
+        other = other_of(model, folder / "run", api.open_folder(data).split(options.target))
+        assert other is not None
+        scores["other"] = judge(other, folder / "masks-other", data, options.test)
     record = json.loads((folder / "run" / "run.json").read_text())
     write_json(
         folder / "scores.json",
@@ -87,7 +89,7 @@ def table(runs: Path) -> str:
     for file in sorted(runs.glob("*/scores.json")):
         scores = json.loads(file.read_text())
         found.setdefault(scores["entry"], []).append(scores)
-    lines = ["| row | test mIoU | test accuracy | the other network | seeds | seconds |", "|---|---|---|---|---|---|"]
+    lines = ["| row | test mIoU | test accuracy | its teacher | seeds | seconds |", "|---|---|---|---|---|---|"]
     for name in ENTRIES:
         if rows := found.get(name):
             cells = [spread([100 * s["test"][k] for s in rows]) for k in ("miou", "pixel_accuracy")]

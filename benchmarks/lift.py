@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.records import add_options, data_root, run_rows, spread, take_over, weights_root
+from benchmarks.records import add_options, data_root, other_of, run_rows, spread, take_over, weights_root
 from maskwright import api
 from maskwright.data.trust.files import write_json
 from maskwright.predict.model import Model
@@ -85,9 +85,9 @@ def run(name: str, seed: int, labeled: str, folder: Path, options: argparse.Name
         steps=steps, settings={**budget, **settings}, resume=True, report=False, device=options.device,
     )  # fmt: skip
     scores = judge(model, folder / "masks", data)
-    other = api.other_network(model, folder / "run")
+    other = other_of(model, folder / "run", api.open_folder(data).split("train"))
     if other is not None:  # of student and teacher the one that is not kept
-        scores["other"] = judge(Model(other, model.segmenter.extra, device=model.device), folder / "masks-other", data)
+        scores["other"] = judge(other, folder / "masks-other", data)
     record = json.loads((folder / "run" / "run.json").read_text())
     write_json(
         folder / "scores.json",

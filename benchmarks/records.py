@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from maskwright import api
+from maskwright.data.folders.folder import Dataset
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import LEDGER
+from maskwright.predict.model import Model
+from maskwright.recipes.training.norm_statistics import retake_as_recorded
 
 
 def data_root() -> Path:
@@ -59,6 +63,21 @@ def take_over(source: Path, place: Path, stage: str) -> None:
     beside.rename(place / stage)
     if not (place / LEDGER).exists():
         shutil.copy(source / LEDGER, place / LEDGER)
+
+
+def other_of(model: Model, run: Path, seen: Dataset) -> Model | None:
+    """The network of a run beside the kept one, as `teacher.final` would have kept it; None where there is none.
+
+    Args:
+        model: what the run left.
+        run: its folder.
+        seen: the photographs whose batch-norm statistics it gets, where the kept one got some.
+    """
+    other = api.other_network(model, run)
+    if other is None:
+        return None
+    retake_as_recorded(other.to(model.device), run, seen, torch.device(model.device))
+    return Model(other, model.segmenter.extra, device=model.device)
 
 
 def spread(values: Sequence[float]) -> str:

@@ -20,7 +20,7 @@ from maskwright.data.trust.files import write_json
 
 OBJECTS = "cow,horse,sheep,aeroplane,face,car,bicycle,flower,sign,bird,book,chair,cat,dog,body,boat"
 """Classes of MSRC v2 that are things."""
-ALONE = {"pseudo.portion": "0", "pseudo.portion_max": "0", "pseudo.composites": "1", "pseudo.decay": "1"}
+ALONE = {"pseudo.portion": "0", "pseudo.composites": "1", "pseudo.decay": "1"}
 ROWS = {"uda_sod": ("uda_sod", {}), "composites": ("uda_sod", ALONE), "source_only": ("source_only", {})}
 """Row -> method and its settings beyond those of all."""
 FIRST = "uda_sod"
