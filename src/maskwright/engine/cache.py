@@ -21,7 +21,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ from maskwright.engine.distributed import barrier, share
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
-    from maskwright.data.folders.folder import Dataset
     from maskwright.engine.progress import Progress
     from maskwright.models.parts.encoder import BackboneEncoder
     from maskwright.models.preprocess import Preprocess
@@ -143,6 +142,21 @@ class FeatureStore:
         return self[0].shape[0]
 
 
+class Images(Protocol):
+    """What features are of: a data set, or parts of its photographs."""
+
+    def __len__(self) -> int: ...
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(H, W) of image i, pixels."""
+
+    def image(self, i: int) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+
+    def content_hash(self, i: int) -> str:
+        """A hash of what image i shows, hexadecimal."""
+
+
 class FeatureCache:
     """Keeps dense features by encoder, preprocessing and image content.
 
@@ -171,14 +185,14 @@ class FeatureCache:
         self,
         encoder: BackboneEncoder,
         preprocess: Preprocess,
-        data: Dataset,
+        data: Images,
         *,
         progress: Progress,
         device: torch.device | str = "cpu",
         batch: int | None = None,
         instead: Path | None = None,
     ) -> FeatureStore:
-        """The store of a dataset's features; what is missing is computed, by all processes together.
+        """The store of the features of images; what is missing is computed, by all processes together.
 
         Args:
             encoder: frozen; gives (B, D, h, w).
@@ -253,7 +267,7 @@ def _sound(path: Path) -> bool:
 
 
 def _batches(
-    data: Dataset, preprocess: Preprocess, indices: Sequence[int], batch: int
+    data: Images, preprocess: Preprocess, indices: Sequence[int], batch: int
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Groups of images whose inputs have the same size, with inputs (batch, 3, h, w); a group that is smaller than
     `batch` is filled up with its last image."""

@@ -60,7 +60,7 @@ class KMeans(FrozenMethod):
     def cluster(self, folder: Path) -> None:
         """Fits PCA and k-means; the artefact holds both."""
         c, context = self.config, self.context
-        t, found = reduced_clusters(context, self.features, c.reduction, c.clusters)
+        t, found = reduced_clusters(context, self.learned, c.reduction, c.clusters)
         if context.run.writes:
             save_tensors(folder / CLUSTERS, t)
         context.run.log("cluster", found.iterations, {"loss": float(found.inertia)})
@@ -77,6 +77,4 @@ class KMeans(FrozenMethod):
         """Encoder, projection and cosine to the cluster centres."""
         t = self.clusters()
         classifier = classifier_of(t, self.context.classes, self.config.readout.temperature)
-        return assembled(
-            self, self.features.encoder, projection(t, normalize=True), classifier, self.features.preprocess
-        )
+        return assembled(self, self.learned.encoder, projection(t, normalize=True), classifier, self.learned.preprocess)

@@ -229,7 +229,7 @@ class Primaps(FrozenMethod):
     def start(self, folder: Path) -> None:
         """The reduction and the first prototypes, those of `kmeans`."""
         c = self.config
-        t, _ = reduced_clusters(self.context, self.features, c.reduction, c.clusters)
+        t, _ = reduced_clusters(self.context, self.learned, c.reduction, c.clusters)
         if self.context.run.writes:
             save_tensors(folder / START, t)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from maskwright.engine import seeding
-from maskwright.engine.cache import FEATURES, FeatureStore
+from maskwright.engine.cache import FEATURES, FeatureStore, Images
 from maskwright.engine.distributed import all_reduce_sum, gather_objects, reducer, share
 from maskwright.errors import MaskwrightError
 from maskwright.models.parts.encoder import BackboneEncoder
@@ -22,10 +22,10 @@ from maskwright.ops.clustering.joining import ward_groups
 from maskwright.ops.clustering.kmeans import KMeansResult
 from maskwright.ops.clustering.pca import fit_pca
 from maskwright.recipes.clustering import FineClusterOptions, cluster_rows
+from maskwright.recipes.frozen.crops import Crops
 from maskwright.recipes.frozen.options import ReductionOptions
 
 if TYPE_CHECKING:
-    from maskwright.data.folders.folder import Dataset
     from maskwright.engine.context import Context
     from maskwright.models.backbones.build import Backbone
 
@@ -56,7 +56,7 @@ class FrozenFeatures:
     Attributes:
         encoder: image to (B, D, h, w).
         preprocess: file to image as the encoder wants it.
-        store: the features of the images, on disk.
+        store: the features of the images, or of their crops, on disk.
         mean: (D,) over all positions of all images.
         std: (D,) likewise, at least 1e-6.
     """
@@ -74,7 +74,7 @@ class FrozenFeatures:
 
 
 def stored_features(
-    context: Context, encoder: BackboneEncoder, preprocess: Preprocess, data: Dataset | None = None
+    context: Context, encoder: BackboneEncoder, preprocess: Preprocess, data: Images | None = None
 ) -> FeatureStore:
     """Dense features of the run's images, or of another data set's, from the cache or computed now."""
     return context.cache.features(
@@ -84,15 +84,16 @@ def stored_features(
 
 
 def frozen_features(
-    context: Context, *, short_side: int, layers: tuple[int, ...] | None, kind: str = "tokens"
+    context: Context, *, short_side: int, layers: tuple[int, ...] | None, kind: str = "tokens", crop: float = 1.0
 ) -> FrozenFeatures:
-    """Computes, or finds in the cache, the dense features of the run's images.
+    """Computes, or finds in the cache, the dense features of the run's images, or of crops of them.
 
     Args:
         context: the run.
         short_side: pixels of the shorter side of the network's input.
         layers: blocks or stages to read, joined by channels; None for `default_layers`.
         kind: `tokens`, or `q`, `k`, `v` of a transformer block.
+        crop: share of each side that random crops show, at the scale of the whole; 1 for whole images.
     """
     if kind != "tokens" and not context.backbone.is_vit:
         raise MaskwrightError(
@@ -100,21 +101,31 @@ def frozen_features(
             "or take a vision transformer, as --backbone dinov2_small",
         )  # fmt: skip
     chosen = tuple(layers) if layers else default_layers(context.backbone)
-    return encoded_features(context, BackboneEncoder(context.backbone, layers=chosen, features=kind), short_side)
+    encoder = BackboneEncoder(context.backbone, layers=chosen, features=kind)
+    return encoded_features(context, encoder, short_side, crop)
 
 
-def encoded_features(context: Context, encoder: BackboneEncoder, short_side: int) -> FrozenFeatures:
-    """The dense features of the run's images by an encoder that no longer learns, computed or found in the cache.
+def encoded_features(context: Context, encoder: BackboneEncoder, short_side: int, crop: float = 1.0) -> FrozenFeatures:
+    """The dense features of the run's images, or of crops of them, by an encoder that no longer learns, computed or
+    found in the cache.
 
     Args:
         context: the run.
         encoder: of the run's backbone, or of what a stage made of it.
         short_side: pixels of the shorter side of the network's input.
+        crop: as of `frozen_features`.
+
+    Returns:
+        Their `preprocess` is that of whole images; the images of their `store` are the crops where there are some.
     """
     preprocess = Preprocess.for_backbone(
         encoder.backbone.provenance, short_side=short_side, multiple_of=encoder.multiple_of
     )
-    store = stored_features(context, encoder, preprocess)
+    if crop == 1:
+        store = stored_features(context, encoder, preprocess)
+    else:
+        smaller = replace(preprocess, short_side=max(encoder.multiple_of, round(short_side * crop)))
+        store = stored_features(context, encoder, smaller, Crops(context.data, crop))
     mean, std = _moments(store)
     return FrozenFeatures(encoder, preprocess, store, mean, std)
 

@@ -22,7 +22,7 @@ from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.parts.part import Part
 from maskwright.predict.inference import predict_mask
 from maskwright.recipes.frozen.features import FrozenFeatures, frozen_features
-from maskwright.recipes.frozen.options import FeatureOptions, ReadoutOptions
+from maskwright.recipes.frozen.options import CropFeatureOptions, ReadoutOptions
 from maskwright.recipes.probing.linear import linear_probe
 
 
@@ -30,7 +30,7 @@ from maskwright.recipes.probing.linear import linear_probe
 class FrozenConfig:
     """Options of all methods on frozen features."""
 
-    features: FeatureOptions = part(FeatureOptions)
+    features: CropFeatureOptions = part(CropFeatureOptions)
     readout: ReadoutOptions = part(ReadoutOptions)
     linear_probe: bool = option(
         False, "also fit a linear probe on the masks that may be read, as a model beside this one"
@@ -69,13 +69,23 @@ class FrozenMethod(Method):
         c = self.config.features
         return frozen_features(self.context, short_side=c.short_side, layers=c.layers, kind=c.kind)
 
+    @cached_property
+    def learned(self) -> FrozenFeatures:
+        """The features that are learned from: those of crops where crops are asked for, else of the run's images."""
+        c = self.config.features
+        if c.crop == 1:
+            return self.features
+        return frozen_features(
+            self.context, short_side=c.short_side, layers=c.layers, kind=c.kind, crop=c.crop,
+        )  # fmt: skip
+
     def seconds_behind(self) -> float:
         """The photographs that the report shows, by the time that one takes under a head of the same width."""
         return photographs_shown(self) * self.seconds_a_photograph()
 
     def seconds_a_photograph(self) -> float:
         """How long the backbone takes for one photograph of middle size, with a mask of as many classes."""
-        data, f = self.context.data, self.features
+        data, f = self.context.data, self.learned
         images = range(0, len(data), max(1, len(data) // 16))
         place = sorted(images, key=lambda i: math.prod(data.size(i)))[len(images) // 2]
         with torch.random.fork_rng(devices=[]):

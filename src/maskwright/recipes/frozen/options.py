@@ -18,6 +18,16 @@ class FeatureOptions:
 
 
 @dataclass(kw_only=True)
+class CropFeatureOptions(FeatureOptions):
+    """The same, where crops may be learned from in place of whole photographs."""
+
+    crop: float = option(
+        1.0, "share of each side of random crops that are learned from in place of whole photographs; 1: no crops",
+        low=0.2, high=1, main=True,
+    )  # fmt: skip
+
+
+@dataclass(kw_only=True)
 class ReductionOptions:
     """PCA of the features."""
 

@@ -157,7 +157,7 @@ class Distillation(Training):
             "head": torch.optim.Adam(self.head.parameters(), lr=c.lr),
             "probe": torch.optim.Adam(self.probe.parameters(), lr=c.probe_lr),
         }
-        self.sampler = sampler(context.seed, len(context.data), config.pairs.batch)
+        self.sampler = sampler(context.seed, len(pairs.nearest), config.pairs.batch)
         self.schedule = cosine(steps)
 
     def batch(self, indices: Indices, random: torch.Generator) -> dict[str, Tensor]:
@@ -247,7 +247,7 @@ class Stego(FrozenMethod):
         """The artefact of `prepare`."""
         expected: dict[str, str | tuple[str, str]] = {"nearest": ("i", "IN"), "shifts": "3", "weights": "3"}
         t = self.context.run.tensors("prepare", PREPARED, expected | REDUCTION)
-        images = len(self.context.data)
+        images = len(self.learned.store)
         if len(t["nearest"]) != images or not bool(((t["nearest"] >= 0) & (t["nearest"] < images)).all()):
             raise MaskwrightError(
                 "the prepare stage names photographs that the run has not", f"0 to {images - 1}",
@@ -269,10 +269,11 @@ class Stego(FrozenMethod):
                 "at least 2 for stego",
                 "use --method kmeans or deep_spectral on a single photograph",
             )
-        reduction = fit_reduction(self.features, c.reduction, seeding.generator(context.seed, "pca"))
+        images = len(self.learned.store)
+        reduction = fit_reduction(self.learned, c.reduction, seeding.generator(context.seed, "pca"))
         project = projection(reduction)
-        nearest = nearest_images(self.features, project, min(c.pairs.neighbors, images - 1))
-        pairs = Pairs(ReducedMaps(self.features, project), nearest, c.pairs.points)
+        nearest = nearest_images(self.learned, project, min(c.pairs.neighbors, images - 1))
+        pairs = Pairs(ReducedMaps(self.learned, project), nearest, c.pairs.points)
         shifts = [c.shifts.b_self, c.shifts.b_knn, c.shifts.b_rand]
         weights = [c.shifts.w_self, c.shifts.w_knn, c.shifts.w_rand]
         if c.shifts.auto:
@@ -311,14 +312,14 @@ class Stego(FrozenMethod):
         """Trains the head; the artefact is its last iterate, with earlier ones beside it."""
         c, context, t = self.config, self.context, self.prepared
         steps = self.steps
-        pairs = Pairs(ReducedMaps(self.features, self.reduction), t["nearest"], c.pairs.points)
+        pairs = Pairs(ReducedMaps(self.learned, self.reduction), t["nearest"], c.pairs.points)
         training = Distillation(context, c, pairs, t["shifts"].tolist(), t["weights"].tolist(), steps, folder)
         context.fit(training, "distill", folder, steps)
 
     def seconds_behind(self) -> float:
         """Besides pictures the codes of all photographs and their k-means: tried on some, under a head that has learned
         nothing, and one start."""
-        c, images = self.config, len(self.context.data)
+        c, images = self.config, len(self.learned.store)
         tried = min(TRIED, images)
         with torch.random.fork_rng(devices=[]):
             head = StegoHead(self.reduction.out, c.head.code, c.head.dropout)
@@ -328,7 +329,7 @@ class Stego(FrozenMethod):
 
         def read() -> None:
             with torch.inference_mode():
-                maps = [decode(self.features.store[i].float()[None])[0].flatten(1).T for i in range(tried)]
+                maps = [decode(self.learned.store[i].float()[None])[0].flatten(1).T for i in range(tried)]
             rows[:] = [e[:each] for e in maps]
 
         seconds = seconds_of(read)
@@ -363,7 +364,7 @@ class Stego(FrozenMethod):
         """`choice.json`: the agreement of each iterate's clusters with the features, and the iterate of the most."""
         c, context = self.config.iterate, self.context
         draw, here = seeding.generator(context.seed, "choose"), torch.device("cpu")
-        mine = decoded_rows(self.features, self.reduction, max_rows=c.rows, generator=draw, device=here)
+        mine = decoded_rows(self.learned, self.reduction, max_rows=c.rows, generator=draw, device=here)
         rows = torch.cat(gather_objects(mine))  # (N, D), the same in each process
         found: dict[str, float] = {}
         for done in self.iterates():
@@ -410,7 +411,7 @@ class Stego(FrozenMethod):
             t = {"centers": normalize(probe.mu.detach())}
         else:
             t, _ = joined_clusters(
-                context, self.features, self.embedding(), c.clusters, max_rows=c.reduction.max_rows,
+                context, self.learned, self.embedding(), c.clusters, max_rows=c.reduction.max_rows,
                 generator=seeding.generator(context.seed, "codes"),
             )  # fmt: skip
         if context.run.writes:
@@ -422,7 +423,7 @@ class Stego(FrozenMethod):
         expected = {"centers": "KE"} if c.readout.by == "probe" else centers_of(c.clusters)
         t = self.context.run.tensors("cluster", CENTERS, expected)
         classifier = classifier_of(t, self.context.classes, c.readout.temperature)
-        return assembled(self, self.features.encoder, self.embedding(), classifier, self.features.preprocess)
+        return assembled(self, self.learned.encoder, self.embedding(), classifier, self.learned.preprocess)
 
 
 @torch.inference_mode()
