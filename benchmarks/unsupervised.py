@@ -76,7 +76,9 @@ LAST = {"keep": "last", "passes": "0"}
 JOINED = {"whiten": "false", "dim": "32", "fine": "2", "crf": "true"}
 """Twice as many clusters as classes, joined: the best combination for CamVid's validation split."""
 CROPS = {"whiten": "false", "dim": "64", "crop": "0.5"}
-"""Clusters of random crops of half of each side: the best of k-means for CamVid's validation split."""
+"""Clusters of random crops of half of each side."""
+MARGIN = {"margin": "0.25"}
+"""Clusters of what lies inside a margin: the best of k-means for CamVid's validation split."""
 PLAIN = {"stego": LAST}
 """Settings of rows that bear a method's name alone."""
 FROZEN = ("kmeans", "stego", "primaps", "deep_spectral")
@@ -153,15 +155,18 @@ ENTRIES = (
     *(Entry(f"{short}-{method}-{row}", data, method, classes=classes, settings=settings, refine="none", seeds=(0,))
       for short, data, classes in (("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))
       for method, row, settings in (("kmeans", "joined", JOINED), ("stego", "agreeing", {}))),
-    *(Entry(f"{short}-kmeans-crops", data, "kmeans", train=train, test=test, classes=classes, settings=CROPS, seeds=seeds)
-      for short, data, train, test, classes, seeds in (
-          ("camvid", "camvid", "train", "test", 11, SEEDS), ("msrc", "msrc_v2", "train", "test", 23, SEEDS),
-          ("dubai", "dubai_aerial", "train", "test", 5, (0,)), ("voc", "voc_part", "train_all", "val", 21, (0,)))),
-    *(Entry(f"{short}-kmeans-crops-crf", data, "kmeans", classes=classes, settings=CROPS, seeds=SEEDS,
-            run_of=f"{short}-kmeans-crops", refine="crf")
+    *(Entry(f"{short}-kmeans-crops", data, "kmeans", classes=classes, settings=CROPS, seeds=(0,))
+      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
+    *(Entry(f"{short}-kmeans-margin", data, "kmeans", *splits, classes, settings=MARGIN, seeds=seeds)
+      for short, data, splits, classes, seeds in (
+          ("camvid", "camvid", ("train", "test"), 11, SEEDS), ("msrc", "msrc_v2", ("train", "test"), 23, SEEDS),
+          ("dubai", "dubai_aerial", ("train", "test"), 5, (0,)), ("voc", "voc_part", ("train_all", "val"), 21, (0,)))),
+    *(Entry(f"{short}-kmeans-margin-crf", data, "kmeans", classes=classes, settings=MARGIN,
+            run_of=f"{short}-kmeans-margin", refine="crf")
       for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
-    *(Entry(f"{short}-{method}-crops", data, method, classes=classes, settings={"crop": "0.5"}, refine="none", seeds=(0,))
-      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23)) for method in ("stego", "primaps")),
+    *(Entry(f"{short}-{method}-margin", data, method, classes=classes, settings=MARGIN, refine="none", seeds=(0,))
+      for method in ("stego", "primaps")
+      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
     Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
     *(Entry(f"ecssd-{name}", "ecssd_part", name, classes=2, protocol="saliency", seeds=(0,))
       for name in ("maskcontrast", "leopart")),

@@ -1,4 +1,4 @@
-"""Crops that clusters are learned from in place of whole photographs."""
+"""What of photographs clusters are learned from: whole ones, crops, or what lies inside a margin."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from maskwright.models.backbones.build import build_backbone
 from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.preprocess import Preprocess
 from maskwright.recipes.frozen.crops import Crops
+from maskwright.recipes.frozen.features import FrozenFeatures, feature_rows, inside, moments
 
 
 @pytest.fixture
@@ -86,9 +87,10 @@ def test_clusters_of_crops_are_of_crops_and_the_model_sees_whole_photographs(dat
 
 
 @pytest.mark.parametrize("method", ["stego", "primaps"])
-def test_methods_behind_clusters_take_crops(data, tmp_path, monkeypatch, method):
+def test_methods_behind_clusters_take_crops_and_a_margin(data, tmp_path, monkeypatch, method):
     monkeypatch.setenv("MASKWRIGHT_CACHE", str(tmp_path / "cache"))
-    settings = {"crop": "0.5", "short_side": "64", "restarts": "1"} | ({"batch": "3"} if method == "stego" else {})
+    settings = {"crop": "0.5", "margin": "0.2", "short_side": "64", "restarts": "1"}
+    settings |= {"batch": "3"} if method == "stego" else {}
     model = mw.train(
         data, method, out=tmp_path / "run", classes=2, backbone="tf_efficientnet_lite0", weights="random", steps=3,
         settings=settings, report=False, progress=Progress(quiet=True),
@@ -97,3 +99,30 @@ def test_methods_behind_clusters_take_crops(data, tmp_path, monkeypatch, method)
     if method == "stego":
         nearest = load_file(tmp_path / "run" / "prepare" / "prepared.safetensors")["nearest"]
         assert len(nearest) == 20 and int(nearest.max()) < 20
+
+
+@pytest.mark.parametrize(
+    ("shape", "margin", "left"),
+    [((20, 28), 0.2, (12, 16)), ((20, 28), 0, (20, 28)), ((1, 2), 0.4, (1, 2)), ((3, 5), 0.45, (1, 1))],
+)
+def test_the_margin_is_a_share_of_each_side_and_something_stays(shape, margin, left):
+    f = torch.arange(shape[0] * shape[1]).view(1, *shape)
+    kept = inside(f, margin)
+    assert kept.shape[1:] == left
+    assert torch.equal(kept.flip(1, 2), inside(f.flip(1, 2), margin))
+
+
+def test_moments_and_rows_are_of_positions_inside_the_margin():
+    """A map whose border is full of another value: none of it is seen."""
+    f = torch.full((2, 3, 10, 10), 100.0)
+    f[:, :, 2:8, 2:8] = torch.randn(2, 3, 6, 6)
+
+    class Store(list):
+        width = 3
+
+    features = FrozenFeatures(None, None, Store(f), torch.zeros(3), torch.ones(3), 0.2)
+    rows = feature_rows(features, 1000, torch.Generator())
+    assert rows.shape == (72, 3) and float(rows.max()) < 100
+    mean, std = moments(features.store, 0.2)
+    assert torch.allclose(mean, rows.mean(0), atol=1e-5) and torch.allclose(std, rows.std(0, correction=0), atol=1e-5)
+    assert float(moments(features.store, 0)[0].min()) > 50

@@ -57,8 +57,9 @@ class FrozenFeatures:
         encoder: image to (B, D, h, w).
         preprocess: file to image as the encoder wants it.
         store: the features of the images, or of their crops, on disk.
-        mean: (D,) over all positions of all images.
+        mean: (D,) over all positions of all images that are learned from.
         std: (D,) likewise, at least 1e-6.
+        margin: share of each side along which positions are not learned from.
     """
 
     encoder: BackboneEncoder
@@ -66,11 +67,22 @@ class FrozenFeatures:
     store: FeatureStore
     mean: Tensor
     std: Tensor
+    margin: float = 0.0
 
     @property
     def width(self) -> int:
         """Number of channels D."""
         return len(self.mean)
+
+    def inner(self, i: int) -> Tensor:
+        """Features (D, h', w') of image i that are learned from."""
+        return inside(self.store[i], self.margin)
+
+
+def inside(f: Tensor, margin: float) -> Tensor:
+    """A map (..., h, w) without the positions that lie in a share of each side along its border; at least one stays."""
+    (top, height), (left, width) = ((min(round(margin * n), (n - 1) // 2), n) for n in f.shape[-2:])
+    return f[..., top : height - top, left : width - left]
 
 
 def stored_features(
@@ -84,8 +96,9 @@ def stored_features(
 
 
 def frozen_features(
-    context: Context, *, short_side: int, layers: tuple[int, ...] | None, kind: str = "tokens", crop: float = 1.0
-) -> FrozenFeatures:
+    context: Context, *, short_side: int, layers: tuple[int, ...] | None, kind: str = "tokens", crop: float = 1.0,
+    margin: float = 0.0,
+) -> FrozenFeatures:  # fmt: skip
     """Computes, or finds in the cache, the dense features of the run's images, or of crops of them.
 
     Args:
@@ -94,6 +107,7 @@ def frozen_features(
         layers: blocks or stages to read, joined by channels; None for `default_layers`.
         kind: `tokens`, or `q`, `k`, `v` of a transformer block.
         crop: share of each side that random crops show, at the scale of the whole; 1 for whole images.
+        margin: share of each side along which positions are not learned from.
     """
     if kind != "tokens" and not context.backbone.is_vit:
         raise MaskwrightError(
@@ -102,10 +116,12 @@ def frozen_features(
         )  # fmt: skip
     chosen = tuple(layers) if layers else default_layers(context.backbone)
     encoder = BackboneEncoder(context.backbone, layers=chosen, features=kind)
-    return encoded_features(context, encoder, short_side, crop)
+    return encoded_features(context, encoder, short_side, crop, margin)
 
 
-def encoded_features(context: Context, encoder: BackboneEncoder, short_side: int, crop: float = 1.0) -> FrozenFeatures:
+def encoded_features(
+    context: Context, encoder: BackboneEncoder, short_side: int, crop: float = 1.0, margin: float = 0.0
+) -> FrozenFeatures:
     """The dense features of the run's images, or of crops of them, by an encoder that no longer learns, computed or
     found in the cache.
 
@@ -113,7 +129,7 @@ def encoded_features(context: Context, encoder: BackboneEncoder, short_side: int
         context: the run.
         encoder: of the run's backbone, or of what a stage made of it.
         short_side: pixels of the shorter side of the network's input.
-        crop: as of `frozen_features`.
+        crop, margin: as of `frozen_features`.
 
     Returns:
         Their `preprocess` is that of whole images; the images of their `store` are the crops where there are some.
@@ -126,8 +142,8 @@ def encoded_features(context: Context, encoder: BackboneEncoder, short_side: int
     else:
         smaller = replace(preprocess, short_side=max(encoder.multiple_of, round(short_side * crop)))
         store = stored_features(context, encoder, smaller, Crops(context.data, crop))
-    mean, std = _moments(store)
-    return FrozenFeatures(encoder, preprocess, store, mean, std)
+    mean, std = moments(store, margin)
+    return FrozenFeatures(encoder, preprocess, store, mean, std, margin)
 
 
 def head_precision(asked: str, device: torch.device) -> str:
@@ -138,12 +154,13 @@ def head_precision(asked: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" else "fp32"
 
 
-def _moments(store: FeatureStore) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel, over all positions and processes, accumulated in float64."""
+def moments(store: FeatureStore, margin: float) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, over all positions but those of the margin, and all processes,
+    accumulated in float64."""
     total = torch.zeros(2, store.width, dtype=torch.float64)
     count = torch.zeros(1, dtype=torch.float64)
     for i in share(range(len(store))):
-        f = store[i].float().flatten(1)  # (D, h*w)
+        f = inside(store[i], margin).float().flatten(1)  # (D, h*w)
         total[0] += f.sum(1)
         total[1] += f.square().sum(1)
         count += f.shape[1]
@@ -154,23 +171,24 @@ def _moments(store: FeatureStore) -> tuple[Tensor, Tensor]:
     return mean.float(), std.float()
 
 
-def feature_rows(store: FeatureStore, limit: int, generator: torch.Generator) -> Tensor:
+def feature_rows(features: FrozenFeatures, limit: int, generator: torch.Generator) -> Tensor:
     """Positions of this process's share of the images as rows (N, D), float32.
 
     Args:
-        store: the features.
+        features: of the images.
         limit: at most about this many rows over all processes; above it the same number is drawn from each image.
         generator: for the draw.
     """
-    positions = sum(store[i].shape[1] * store[i].shape[2] for i in (0, len(store) // 2, len(store) - 1)) / 3
-    each = limit / max(1, len(store))
+    images = len(features.store)
+    positions = sum(features.inner(i)[0].numel() for i in (0, images // 2, images - 1)) / 3
+    each = limit / max(1, images)
     rows = []
-    for i in share(range(len(store))):
-        f = store[i].flatten(1).T  # (h*w, D)
+    for i in share(range(images)):
+        f = features.inner(i).flatten(1).T  # (h*w, D)
         if positions > each and len(f) > each:
             f = f[torch.randperm(len(f), generator=generator)[: max(1, int(each))]]
         rows.append(f.float())
-    return torch.cat(rows) if rows else torch.empty(0, store.width)
+    return torch.cat(rows) if rows else torch.empty(0, features.store.width)
 
 
 def joint_scale(features: FrozenFeatures) -> Tensor:
@@ -196,7 +214,7 @@ def fit_reduction(
         `mean` (D,), `components` (d, D) and `scale` (d,), the arguments of `models.parts.heads.Projection`.
     """
     energy = joint_scale(features) if scale is None else scale
-    rows = feature_rows(features.store, options.max_rows, generator) / energy  # (N, D)
+    rows = feature_rows(features, options.max_rows, generator) / energy  # (N, D)
     dim = min(options.dim or features.width, features.width)
     pca = fit_pca(rows, dim, whiten=options.whiten, all_reduce=reducer())
     # x / energy - mean, projected: the energy goes into the mean and the components
@@ -215,14 +233,14 @@ class ReducedMaps:
     """Bytes of reduced features below which all of them are held."""
 
     def __init__(self, features: FrozenFeatures, reduction: Projection) -> None:
-        self.store, self.reduction = features.store, reduction
-        room = 4 * self.load(0).numel() * len(self.store) <= self.MEMORY
+        self.features, self.reduction = features, reduction
+        room = 4 * self.load(0).numel() * len(features.store) <= self.MEMORY
         self.held: dict[int, Tensor] | None = {} if room else None
 
     @torch.no_grad()
     def load(self, i: int) -> Tensor:
-        """(E, h, w) of photograph i, computed anew."""
-        return self.reduction(self.store[i].float()[None])[0]
+        """(E, h, w) of what is learned from photograph i, computed anew."""
+        return self.reduction(self.features.inner(i).float()[None])[0]
 
     def __getitem__(self, i: int) -> Tensor:
         """(E, h, w) of photograph i."""
@@ -264,7 +282,7 @@ def decoded_rows(
     each = max(1, max_rows // max(1, len(features.store)))
     rows = []
     for i in share(range(len(features.store))):
-        e = decode(features.store[i].float().to(device)[None])[0].flatten(1).T  # (h*w, E)
+        e = decode(features.inner(i).float().to(device)[None])[0].flatten(1).T  # (h*w, E)
         rows.append((e[torch.randperm(len(e), generator=generator)[:each]] if len(e) > each else e).cpu())
     if not rows:  # more processes than images
         width = decode(features.store[0].float().to(device)[None]).shape[1]

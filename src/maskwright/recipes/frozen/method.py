@@ -22,7 +22,7 @@ from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.parts.part import Part
 from maskwright.predict.inference import predict_mask
 from maskwright.recipes.frozen.features import FrozenFeatures, frozen_features
-from maskwright.recipes.frozen.options import CropFeatureOptions, ReadoutOptions
+from maskwright.recipes.frozen.options import LearnedFeatureOptions, ReadoutOptions
 from maskwright.recipes.probing.linear import linear_probe
 
 
@@ -30,7 +30,7 @@ from maskwright.recipes.probing.linear import linear_probe
 class FrozenConfig:
     """Options of all methods on frozen features."""
 
-    features: CropFeatureOptions = part(CropFeatureOptions)
+    features: LearnedFeatureOptions = part(LearnedFeatureOptions)
     readout: ReadoutOptions = part(ReadoutOptions)
     linear_probe: bool = option(
         False, "also fit a linear probe on the masks that may be read, as a model beside this one"
@@ -71,13 +71,11 @@ class FrozenMethod(Method):
 
     @cached_property
     def learned(self) -> FrozenFeatures:
-        """The features that are learned from: those of crops where crops are asked for, else of the run's images."""
+        """The features that clusters are learned from: of crops, or without a margin, where that is asked for."""
         c = self.config.features
-        if c.crop == 1:
-            return self.features
         return frozen_features(
-            self.context, short_side=c.short_side, layers=c.layers, kind=c.kind, crop=c.crop,
-        )  # fmt: skip
+            self.context, short_side=c.short_side, layers=c.layers, kind=c.kind, crop=c.crop, margin=c.margin
+        )
 
     def seconds_behind(self) -> float:
         """The photographs that the report shows, by the time that one takes under a head of the same width."""

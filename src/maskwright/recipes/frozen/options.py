@@ -18,12 +18,16 @@ class FeatureOptions:
 
 
 @dataclass(kw_only=True)
-class CropFeatureOptions(FeatureOptions):
-    """The same, where crops may be learned from in place of whole photographs."""
+class LearnedFeatureOptions(FeatureOptions):
+    """The same, and what of a photograph is learned from."""
 
     crop: float = option(
         1.0, "share of each side of random crops that are learned from in place of whole photographs; 1: no crops",
         low=0.2, high=1, main=True,
+    )  # fmt: skip
+    margin: float = option(
+        0.0, "share of each side along which positions are not learned from: there features tell of the border",
+        low=0, high=0.45, main=True,
     )  # fmt: skip
 
 

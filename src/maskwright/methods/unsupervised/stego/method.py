@@ -329,7 +329,7 @@ class Stego(FrozenMethod):
 
         def read() -> None:
             with torch.inference_mode():
-                maps = [decode(self.learned.store[i].float()[None])[0].flatten(1).T for i in range(tried)]
+                maps = [decode(self.learned.inner(i).float()[None])[0].flatten(1).T for i in range(tried)]
             rows[:] = [e[:each] for e in maps]
 
         seconds = seconds_of(read)
@@ -439,7 +439,7 @@ def nearest_images(features: FrozenFeatures, project: Projection, count: int) ->
         (images, count) indices, nearest first, never the image itself.
     """
     mean = torch.stack(
-        [normalize(project(features.store[i].float()[None])).mean((0, 2, 3)) for i in range(len(features.store))]
+        [normalize(project(features.inner(i).float()[None])).mean((0, 2, 3)) for i in range(len(features.store))]
     )
     e = F.normalize(mean, dim=1).numpy()
     index = faiss.IndexFlatIP(e.shape[1])
