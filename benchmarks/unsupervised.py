@@ -138,8 +138,8 @@ ENTRIES = (
     Entry("camvid-kmeans-random", "camvid", "kmeans", weights="random", seeds=(0,)),
     Entry("msrc-kmeans-random", "msrc_v2", "kmeans", classes=23, weights="random", seeds=(0,)),
     *(Entry(f"camvid-{name}", "camvid", name, seeds=(0,)) for name in LEARNED),
-    *(Entry(f"msrc-{name}", "msrc_v2", name, classes=23, settings=PLAIN.get(name, {}), seeds=(0,))
-      for name in (*FROZEN, *LEARNED, "maskcontrast")),
+    *(Entry(f"msrc-{name}", "msrc_v2", name, classes=23, settings=PLAIN.get(name, {}),
+            seeds=SEEDS if name == "kmeans" else (0,)) for name in (*FROZEN, *LEARNED, "maskcontrast")),
     *(Entry(f"msrc-{name}-{part}", "msrc_v2", name, classes=23, settings=settings, seeds=(0,))
       for name, parts in ABLATIONS.items() for part, settings in parts.items()),
     *(Entry(f"msrc-{row}-start", "msrc_v2", name, classes=23, settings={"steps": "1", **settings}, seeds=(0,))
