@@ -12,10 +12,11 @@ Then the salient pixels of a photograph get the cluster of their mean embedding:
 
 Deviates: on any backbone and network; the paper's masks are of a saliency network, whose ONNX file is an input here.
 Object vectors are taken at the resolution of the network's map, the authors' at 512 x 512. The clustering is fitted on
-the run's photographs, theirs on those that it is judged on. The key network has no dropout; its batch is not shuffled
-between processes. `preset=small` keeps the batch-norm statistics of trained weights (`norms.freeze`). The rate falls
-each step, not each epoch, and SGD is Nesterov's. The linear read-out (`linear_probe=true`) is the house's, after the
-last step; theirs is of the best epoch on the validation set. Retrieval is not built.
+the run's photographs, theirs on those that it is judged on, and keeps fewer components where objects are few. The key
+network has no dropout; its batch is not shuffled between processes. `preset=small` keeps the batch-norm statistics of
+trained weights (`norms.freeze`). The rate falls each step, not each epoch, and SGD is Nesterov's. The linear read-out
+(`linear_probe=true`) is the house's, after the last step; theirs is of the best epoch on the validation set. Retrieval
+is not built.
 
 What the original gets wrong: photographs without a salient pixel put a zero vector into PCA and k-means, and are left
 out here; a draw whose mask stays empty is repeated without end; a batch of one photograph fails; its "unsupervised"
@@ -26,7 +27,7 @@ Legend: B photographs, D width of embeddings, E components kept, K clusters with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,7 +54,7 @@ from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.parts.salient_objects import THRESHOLD, ObjectClusters, object_vectors
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
-from maskwright.ops.clustering.pca import fit_pca
+from maskwright.ops.clustering.pca import PCA, fit_pca
 from maskwright.recipes.clustering import ClusterOptions, cluster_rows
 from maskwright.recipes.clustering_health import clustering_health, collapse
 from maskwright.recipes.frozen.features import CLUSTERED
@@ -95,6 +96,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 ResNet-50 of MoCo v2's weights, `paper_supervised` on ImageNet's with masks of a supervised saliency network: stem and
 first two stages (0.47 of the blocks) stay as they are."""
 CENTERS = "centers.safetensors"
+EACH = 10
+"""Objects for each component of the whitened PCA, at least."""
 
 
 @dataclass(kw_only=True)
@@ -147,7 +150,9 @@ class ReadoutOptions:
         "with contrast.weight=0)", choices=("embedding", "encoder"),
     )  # fmt: skip
     threshold: float = option(THRESHOLD, "saliency (a logit) above which a pixel is object")
-    dim: int = option(32, "E, components of the object vectors that are kept, whitened", low=1)
+    dim: int = option(
+        32, f"E, components of the object vectors that are kept, whitened; one for {EACH} objects at most", low=1
+    )
     temperature: float = option(
         1.0, "squared distances are divided by it to give logits; for confidence and refinement only", low=1e-4
     )
@@ -200,6 +205,21 @@ class MaskContrastConfig(CropConfig):
             raise MaskwrightError(f"crops.scale_max={self.crops.scale_max}", "at most 1, a share of the area")
         if self.readout.of == "encoder" and not self.saliency.head:
             raise MaskwrightError("readout.of=encoder without a saliency head", "saliency.head=true")
+
+
+def whitened(rows: Tensor, dim: int, objects: int, all_reduce: Callable[[Tensor], Tensor] | None = None) -> PCA:
+    """Whitened PCA of object vectors, with at most a component for each `EACH` of them, and one at least.
+
+    With nearly as many components as vectors whitening makes all of them equally far from each other.
+
+    Args:
+        rows: this process's share (N, D).
+        dim: most components, E.
+        objects: vectors of all processes.
+        all_reduce: sums a tensor over processes.
+    """
+    kept = min(dim, rows.shape[1], max(1, objects // EACH))
+    return fit_pca(rows, kept, whiten=True, all_reduce=all_reduce)
 
 
 class MaskContrast(CropMethod):
@@ -322,7 +342,9 @@ class MaskContrast(CropMethod):
                 "at least as many photographs", "ask for fewer with --classes, lower readout.threshold, or add steps",
             )  # fmt: skip
         if c.saliency.head:
-            pca = fit_pca(rows, min(c.readout.dim, rows.shape[1]), whiten=True, all_reduce=reducer())
+            pca = whitened(rows, c.readout.dim, sum(counts), reducer())
+            if (kept := len(pca.components)) < min(c.readout.dim, rows.shape[1]):
+                context.note(f"readout.dim cut to {kept}: {sum(counts)} objects, {EACH} a component.")
             result = cluster_rows(context, pca.apply(rows), c.clusters, clusters, "euclidean")
             tensors = {"mean": pca.mean, "components": pca.components, "scale": pca.scale, "centers": result.centers}
         else:
