@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from maskwright.app.stage_view import stage_views
+from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.training.proposals import Proposals
 from maskwright.engine.config import configure
 from maskwright.engine.context import Context
@@ -51,6 +52,15 @@ def test_the_eigengap_gives_as_many_segments_as_there_are_parts(parts):
     assert len(np.unique(ids)) == parts
     # Each part is whole: a segment too many would cut one of them at random.
     assert all(len(np.unique(ids[:, x])) == 1 for x in range(12))
+
+
+def test_more_than_256_segments_stay_apart_in_their_file(tmp_path):
+    """A grid of 20 x 20 positions that differ in two vectors."""
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(20.0), indexing="ij")
+    ids = method(segments=300).segment(0, torch.zeros(3), torch.stack((torch.ones_like(x), x, y), -1))
+    assert len(np.unique(ids)) == 300
+    write_mask(tmp_path / "a.png", ids)
+    assert np.array_equal(read_mask(tmp_path / "a.png"), ids)
 
 
 def test_segments_have_ten_starts(monkeypatch):
