@@ -48,6 +48,9 @@ def cluster_rows(
     clusters: int | None = None,
     metric: Metric = "cosine",
     shown: bool = True,
+    of: str = "positions",
+    asked: str = "--classes",
+    more: str = "add images",
 ) -> KMeansResult:
     """k-means of all processes' rows, spherical unless the metric says otherwise.
 
@@ -58,6 +61,9 @@ def cluster_rows(
         clusters: how many; by default as many as the run has classes.
         metric: "cosine" or "euclidean".
         shown: whether progress shows it; not inside a training, which is shown itself.
+        of: what the rows are, for errors; so are the next two.
+        asked: the option that says how many clusters.
+        more: what makes the rows more.
 
     Raises:
         MaskwrightError: when there are fewer rows than clusters.
@@ -66,8 +72,8 @@ def cluster_rows(
     counts = gather_objects(len(rows))
     if sum(counts) < k:
         raise MaskwrightError(
-            f"{k} clusters from {sum(counts)} positions of {len(context.data)} images",
-            "at least one position a cluster", "ask for fewer with --classes, or add images",
+            f"{k} clusters from {sum(counts)} {of} of {len(context.data)} images", f"at least as many {of} as clusters",
+            f"ask for fewer with {asked}, or {more}" if sum(counts) else more,
         )  # fmt: skip
     try:
         with context.progress.task("k-means", options.restarts if shown else 0) as task:
@@ -78,5 +84,5 @@ def cluster_rows(
             )  # fmt: skip
     except ValueError as error:
         raise MaskwrightError(
-            f"the features cannot be clustered: {error}", "", "ask for fewer with --classes"
+            f"the features cannot be clustered: {error}", "", f"ask for fewer with {asked}"
         ) from error

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tests.methods.unsupervised.small import trainer
 
 from maskwright.app.stage_view import stage_views
 from maskwright.data.masking.masks import read_mask, write_mask
@@ -17,6 +18,7 @@ from maskwright.engine.config import configure
 from maskwright.engine.context import Context
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
+from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised import deep_spectral as D
 from maskwright.ops.graphs.spectral import spectral_embedding
 
@@ -106,3 +108,12 @@ def test_the_box_is_that_of_the_largest_part_whose_corners_touch(tmp_path, monke
     (folder / "boxes" / "a.json").unlink()
     found.segments(folder)
     assert json.loads((folder / "boxes.json").read_text())["boxes"]["a"] == [2, 6, 14, 14]
+
+
+def test_where_no_segment_lies_in_its_object_all_can_be_clustered(data, tmp_path, monkeypatch):
+    train = trainer("deep_spectral", {"short_side": 64, "segments.count": 4, "head.train": False})
+    monkeypatch.setattr(D.DeepSpectral, "object_mask", lambda self, i, *_: np.zeros(self.context.data.size(i), bool))
+    with pytest.raises(MaskwrightError, match="1 clusters from 0 segments that lie more than half in their") as raised:
+        train(data, tmp_path / "zero", None, classes=2)
+    assert raised.value.repair == "set segments.background=cluster, or another segments.count"
+    train(data, tmp_path / "all", None, classes=2, **{"segments.background": "cluster"})

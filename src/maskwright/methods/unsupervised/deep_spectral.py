@@ -355,10 +355,13 @@ class DeepSpectral(Method):
         draw = seeding.generator(context.seed, "pca")
         reduction = fit_reduction(self.features, c.reduction, draw)
         found = list(self._described(projection(reduction)))
-        first = 1 if self.has_background else 0
+        first, of, more = 0, "segments", "add images"
+        if self.has_background:
+            first, of = 1, "segments that lie more than half in their object"
+            more = "set segments.background=cluster, or another segments.count"
         rows = torch.cat([z[inside] for _, _, z, inside in found])  # (S, d)
         wanted = context.classes - first
-        centers = cluster_rows(context, rows, c.clusters, clusters=wanted).centers
+        centers = cluster_rows(context, rows, c.clusters, clusters=wanted, of=of, more=more).centers
         total = torch.zeros(context.classes, centers.shape[1])
         dtype = np.uint8 if context.classes < 255 else np.uint16
         for i, ids, z, inside in found:

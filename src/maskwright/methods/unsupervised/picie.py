@@ -276,7 +276,8 @@ def cluster_streams(
     begun: list[tuple[Tensor, ...]] = []
 
     def centers(k: int, rows: Tensor) -> Tensor:
-        return cluster_rows(context, rows, config.clusters, k, "euclidean", shown=False).centers
+        asked = "rounds.over" if k > counts[0] else "rounds.count" if config.rounds.count else "--classes"
+        return cluster_rows(context, rows, config.clusters, k, "euclidean", shown=False, asked=asked).centers
 
     def begin() -> None:
         for view in zip(*begun):

@@ -149,7 +149,7 @@ class SegmentMethod(CropMethod):
 
     def cluster(self, rows: Tensor) -> Tensor:
         """Centres (K, D) of the prototypes of all processes; says where they fall together."""
-        k, result = self.context.classes, cluster_rows(self.context, rows, self.config.clusters)
+        k, result = self.context.classes, cluster_rows(self.context, rows, self.config.clusters, of="segments")
         sentence = collapse(clustering_health(result.labels, k), k)
         if sentence is not None:
             self.context.note(f"Of the segments' prototypes {sentence}")

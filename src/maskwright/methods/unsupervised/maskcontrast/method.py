@@ -284,11 +284,25 @@ class MaskContrast(CropMethod):
         if len(names) < 2:
             raise MaskwrightError(
                 f"{len(names)} of {len(shares)} photographs with an object of {100 * c.least:g} % to {100 * c.most:g} "
-                "% of the area", "at least 2", "give objects by --input objects=PLACE, or change objects.threshold",
+                "% of the area", "at least 2", self.other_objects(shares),
             )  # fmt: skip
         if left := len(shares) - len(names):
             context.note(f"{left} photographs are not learned from: nearly none or nearly all of them is object.")
         return StoredLabels(context.data, store, names)
+
+    def other_objects(self, shares: Mapping[str, float]) -> str:
+        """What would give more photographs with a fitting object, of the share of the area that each one's has."""
+        c, context, objects = self.config.views, self.context, self.config.objects
+        maker = object_maker(context, objects, context.inputs.get("objects"))
+        empty = [i for i, name in enumerate(context.data.names) if shares.get(name) == 0]
+        ways = (
+            ("lower views.least", any(0 < share_of <= c.least for share_of in shares.values())),
+            ("raise views.most", any(c.most <= share_of < 1 for share_of in shares.values())),
+            ("lower objects.least", objects.least > 0 and any(maker.mask(i).any() for i in empty)),
+            ("change objects.threshold", maker.soft),
+            ("give other objects by --input objects=PLACE", True),
+        )
+        return ", or ".join(way for way, helps in ways if helps)
 
     # ------------------------------------------------------------------ training
 
@@ -337,18 +351,19 @@ class MaskContrast(CropMethod):
         counts = gather_objects(len(rows))
         clusters = context.classes - 1
         if sum(counts) < clusters:
+            salient = ", lower readout.threshold, or add steps" if c.saliency.head else ", or add photographs"
             raise MaskwrightError(
                 f"{clusters} clusters of objects and {sum(counts)} of {len(context.data)} photographs with one",
-                "at least as many photographs", "ask for fewer with --classes, lower readout.threshold, or add steps",
+                "at least as many photographs", f"ask for fewer with --classes{salient}",
             )  # fmt: skip
         if c.saliency.head:
             pca = whitened(rows, c.readout.dim, sum(counts), reducer())
             if (kept := len(pca.components)) < min(c.readout.dim, rows.shape[1]):
                 context.note(f"readout.dim cut to {kept}: {sum(counts)} objects, {EACH} a component.")
-            result = cluster_rows(context, pca.apply(rows), c.clusters, clusters, "euclidean")
+            result = cluster_rows(context, pca.apply(rows), c.clusters, clusters, "euclidean", of="objects")
             tensors = {"mean": pca.mean, "components": pca.components, "scale": pca.scale, "centers": result.centers}
         else:
-            result = cluster_rows(context, rows, c.clusters, clusters)
+            result = cluster_rows(context, rows, c.clusters, clusters, of="objects")
             none = [torch.zeros(0, c.contrast.dim)]  # of photographs without an object a process may have no other
             ground = all_reduce_sum(torch.cat([g for _, g in found] or none).sum(0))
             centers = F.normalize(torch.cat((ground[None], result.centers)), dim=1)
