@@ -32,13 +32,32 @@ class FineClusterOptions(ClusterOptions):
     """k-means of more clusters than there are classes, which are then joined."""
 
     fine: int = option(
-        1, "clusters of k-means for each class, joined by how alike their centres are; 1: none are joined", low=1,
-        high=100, main=True,
+        1, "clusters of k-means for each class, fewer where positions are few, joined by how alike their centres are; "
+        "1: none are joined", low=1, high=100, main=True,
     )  # fmt: skip
 
     def count(self, classes: int, rows: int) -> int:
         """Clusters of k-means for so many classes and rows: each has `FEWEST` rows on average at least."""
-        return max(classes, min(self.fine * classes, rows // FEWEST))
+        return enough(self.fine * classes, rows, classes)
+
+
+def enough(asked: int, rows: int, least: int = 1) -> int:
+    """Clusters, at most as many as asked for, that have `FEWEST` rows each on average; `least` of them need not."""
+    return min(asked, max(least, rows // FEWEST))
+
+
+def note_fewer(context: Context, count: int, asked: int) -> None:
+    """Says where positions are too few for the clusters asked for."""
+    if count < asked:
+        context.note(f"{count} clusters in place of {asked}: {FEWEST} positions of the photographs for each.")
+
+
+def fewer_clusters(context: Context, asked: int, rows: Tensor, least: int = 1) -> int:
+    """How many clusters rows of all processes, of which this one's are (N, D), are enough for; says where they are
+    fewer than asked for."""
+    count = enough(asked, sum(gather_objects(len(rows))), least)
+    note_fewer(context, count, asked)
+    return count
 
 
 def cluster_rows(
@@ -52,7 +71,8 @@ def cluster_rows(
     asked: str = "--classes",
     more: str = "add images",
 ) -> KMeansResult:
-    """k-means of all processes' rows, spherical unless the metric says otherwise.
+    """k-means of all processes' rows, spherical unless the metric says otherwise. Says where there are fewer clusters
+    than `FineClusterOptions` ask for.
 
     Args:
         context: the run.
@@ -75,6 +95,8 @@ def cluster_rows(
             f"{k} clusters from {sum(counts)} {of} of {len(context.data)} images", f"at least as many {of} as clusters",
             f"ask for fewer with {asked}, or {more}" if sum(counts) else more,
         )  # fmt: skip
+    if isinstance(options, FineClusterOptions):
+        note_fewer(context, k, options.fine * context.classes)
     try:
         with context.progress.task("k-means", options.restarts if shown else 0) as task:
             return kmeans(

@@ -67,7 +67,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.clustering.kmeans import assign
 from maskwright.ops.graphs.communities import co_occurrence
-from maskwright.recipes.clustering import cluster_rows
+from maskwright.recipes.clustering import cluster_rows, fewer_clusters
 from maskwright.recipes.frozen.features import (
     REDUCTION,
     FrozenFeatures,
@@ -79,8 +79,6 @@ from maskwright.recipes.frozen.features import (
 from maskwright.recipes.proposals.making import PROPOSALS
 
 REDUCED, GATE, CLUSTERS, CUT = "reduction.safetensors", "gate.safetensors", "clusters.safetensors", "cut.json"
-FEWEST = 4
-"""Cells of the photographs for each cluster, at least."""
 
 
 class Leopart(Method):
@@ -211,9 +209,7 @@ class Leopart(Method):
 
     def clustered(self, rows: Tensor, asked: int, least: int = 1) -> Tensor:
         """Centres of spherical k-means of all processes' rows, fewer than asked for where there are few."""
-        count = min(asked, max(least, sum(gather_objects(len(rows))) // FEWEST))
-        if count < asked:
-            self.context.note(f"{count} clusters in place of {asked}: {FEWEST} cells of the photographs for each.")
+        count = fewer_clusters(self.context, asked, rows, least)
         return cluster_rows(self.context, rows, self.config.clusters, count).centers
 
     def ids(self, i: int, centers: Tensor) -> np.ndarray:

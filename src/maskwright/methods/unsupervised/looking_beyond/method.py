@@ -54,7 +54,7 @@ from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.label_quality import label_counts, label_quality
-from maskwright.recipes.clustering import cluster_rows
+from maskwright.recipes.clustering import cluster_rows, fewer_clusters
 from maskwright.recipes.clustering_health import clustering_health, collapse
 from maskwright.recipes.frozen.features import (
     CLUSTERED,
@@ -70,8 +70,6 @@ from maskwright.recipes.training.network import make_segmenter, network_rows
 
 DICTIONARY, CENTERS, QUALITY = "dictionary.safetensors", "centers.safetensors", "quality.json"
 INPUT = "labels"
-FEWEST = 4
-"""Positions of the photographs for each cluster, at least."""
 
 
 def check_links(store: Proposals) -> None:
@@ -171,11 +169,7 @@ class LookingBeyond(CropMethod):
             self.features, projection(found, normalize=True), max_rows=c.reduction.max_rows, generator=draw,
             device=torch.device("cpu"),
         )  # fmt: skip
-        count = min(c.labels.count, max(2, sum(gather_objects(len(rows))) // FEWEST))
-        if count < c.labels.count:
-            context.note(
-                f"{count} labels in place of {c.labels.count}: {FEWEST} positions of the photographs for each."
-            )
+        count = fewer_clusters(context, c.labels.count, rows, least=2)
         centers = cluster_rows(context, rows, c.clusters, count).centers
         if context.run.writes:
             save_tensors(folder / DICTIONARY, {**found, "centers": centers})
