@@ -165,7 +165,8 @@ def test_runs_on_superpixels_and_on_labels_that_are_given(data, linked, tmp_path
     assert stages_of(tmp_path / "single") == ["label", "train", "cluster"]
     assert all(step["across"] == 0 for step in steps_of(tmp_path / "single")), "nothing links two photographs"
     given = {"labels": linked / "label" / "labels"}
-    train(data, tmp_path / "given", backbone="test_vit", inputs=given)
+    small = {name: value for name, value in SMALL.items() if not name.startswith(("features.", "labels."))}
+    trainer("looking_beyond", small)(data, tmp_path / "given", backbone="test_vit", inputs=given)
     assert stages_of(tmp_path / "given") == ["train", "cluster"]
     with pytest.raises(MaskwrightError, match="one of the two"):
         train(data, tmp_path / "both", inputs=given, **{"labels.by": "superpixels"})

@@ -130,6 +130,7 @@ class IICConfig(PresetConfig):
 
     def idle(self) -> Idle:
         """Options of over-clustering where there is none."""
+        yield from super().idle()
         if not self.heads.over:
             yield ("heads.turn", "information.lamb_over"), "heads.over=0"
 

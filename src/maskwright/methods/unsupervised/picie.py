@@ -160,6 +160,7 @@ class PicieConfig(PresetConfig):
 
     def idle(self) -> Idle:
         """Options of changes where nothing is changed, and of MDC's classifier where there is none."""
+        yield from super().idle()
         if self.mdc:
             yield ("views",), "mdc=true"
             return

@@ -39,6 +39,7 @@ from torch import Tensor
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine import seeding
+from maskwright.engine.config import refuse_idle
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import gather_objects, share
@@ -100,6 +101,9 @@ class Leopart(Method):
     def __init__(self, config: LeopartConfig, context: Context) -> None:
         super().__init__(config, context)
         self.by = source_of(context, config.foreground)
+        if self.by != "attention":
+            told = ("foreground.mass", "foreground.smallest"), f"foreground.by={config.foreground.by}, here {self.by}"
+            refuse_idle(config, [told])
         if INPUT in context.inputs and not (config.foreground.use or config.cbfe.use):
             raise MaskwrightError(
                 f"--input {INPUT} with foreground.use=false and cbfe.use=false", "a use", "leave it out"

@@ -42,6 +42,7 @@ from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine import seeding
+from maskwright.engine.config import refuse_idle
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import each, gather_objects, share
 from maskwright.engine.loop import Training
@@ -117,6 +118,9 @@ class LookingBeyond(CropMethod):
             raise MaskwrightError(
                 f"--input {INPUT} and labels.by={config.labels.by}", "one of the two", "leave one out"
             )
+        if self.given:
+            made = ("features", "reduction", *(f"labels.{n}" for n in ("count", "superpixels", "compactness", "side")))
+            refuse_idle(config, [(made, f"--input {INPUT}")])
         if config.labels.by == "superpixels" and not config.labels.superpixels:
             raise MaskwrightError(
                 "labels.by=superpixels without superpixels", "labels.superpixels above 0", "give some"

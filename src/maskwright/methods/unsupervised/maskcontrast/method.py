@@ -39,7 +39,8 @@ from torch import Tensor
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.sources import StoredLabels
 from maskwright.engine.checkpoint import trained
-from maskwright.engine.config import Idle, fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part, refuse_idle
+from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, each, gather_objects, reducer
 from maskwright.engine.needs import InputNeed, Terms
@@ -191,6 +192,7 @@ class MaskContrastConfig(CropConfig):
 
     def idle(self) -> Idle:
         """Options of a contrast that does not count, and of a read-out by saliency where there is none."""
+        yield from super().idle()
         if not self.contrast.weight:
             yield ("contrast.temperature", "contrast.queue", "contrast.momentum"), "contrast.weight=0"
         if not self.saliency.head:
@@ -236,6 +238,13 @@ class MaskContrast(CropMethod):
     Config: ClassVar[type] = MaskContrastConfig
     says: ClassVar[str] = "object pixels that pick their own object among others"
     config: MaskContrastConfig
+
+    def __init__(self, config: MaskContrastConfig, context: Context) -> None:
+        super().__init__(config, context)
+        found = ("objects.graph", "objects.spectral", "objects.short_side")
+        given = "objects" in context.inputs
+        told = (found, "--input objects") if given else (("objects.threshold",), "no --input objects")
+        refuse_idle(config, [told])
 
     @classmethod
     def terms(cls, config: Any, images: int = 1) -> Terms:
