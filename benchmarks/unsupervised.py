@@ -131,6 +131,8 @@ ENTRIES = (
           seeds=(0,)),
     Entry("camvid-stego-without_crf", "camvid", "stego", settings=LAST, run_of="camvid-stego", refine="none"),
     Entry("camvid-stego-cells", "camvid", "stego", settings={**LAST, "sampling": "cells"}),
+    Entry("camvid-stego-cells-without_crf", "camvid", "stego", settings={**LAST, "sampling": "cells"},
+          run_of="camvid-stego-cells", refine="none"),
     Entry("camvid-stego-fixed_shifts", "camvid", "stego", settings={**LAST, "auto_shift": "false"},
           refine="none", seeds=(0,)),
     Entry("camvid-kmeans-block4", "camvid", "kmeans", settings=FINE),

@@ -13,6 +13,7 @@ import sys
 
 import pytest
 import torch
+from benchmarks.unsupervised import ENTRIES
 from PIL import Image
 from safetensors.torch import load_file
 from tests.conftest import REPOSITORY, write_tiny_folder
@@ -130,3 +131,10 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
     assert rows == set(TABLE), "each method has its row"
     named = set(re.findall(r"`([a-z]\w+)`", README.split("## Which method")[1].split("## What")[0]))
     assert {n for n in named if n in TABLE} >= {"stego", "supervised", "dacs"}
+
+
+def test_each_record_without_labels_is_a_row_that_can_be_run_again():
+    rows = {entry.name for entry in ENTRIES}
+    sets = tuple({name.partition("-")[0] + "-" for name in rows})
+    records = {p.name.rpartition("-")[0] for p in (REPOSITORY / "docs" / "runs").iterdir() if p.name.startswith(sets)}
+    assert len(records) > 50 and records <= rows

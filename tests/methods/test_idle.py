@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.conftest import write_tiny_folder
+from tests.methods.unsupervised.small import trainer
 
 import maskwright as mw
-from maskwright.engine.config import Option, configure, idle_options, options
+from maskwright.data.training.labels import LabelMap
+from maskwright.data.training.proposals import Proposals
+from maskwright.engine.config import Option, configure, idle_options, options, refuse_idle
 from maskwright.errors import MaskwrightError
 
 NAMES = sorted(n for n, method in mw.METHODS.items() if hasattr(method.Config, "idle"))
@@ -21,6 +25,19 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("hsg", {"levels.which": "fine"}, "levels.coarse=2"),
     ("iic", {"heads.over": 0}, "heads.turn=3"),
     ("iic", {"heads.over": 0}, "information.lamb_over=1.5"),
+    *(
+        (name, {"optimizer.encoder_lr": 0}, "optimizer.layer_decay=0.9")
+        for name in (
+            "hsg",
+            "iic",
+            "infoseg",
+            "looking_beyond",
+            "maskcontrast",
+            "picie",
+            "segsort",
+            "slotcon",
+        )
+    ),
     ("leopart", {"communities.use": False}, "communities.count=20"),
     ("leopart", {"communities.use": False}, "communities.by=own"),
     ("leopart", {"cbfe.use": False}, "cbfe.oracle_threshold=true"),
@@ -78,6 +95,52 @@ def test_what_a_switch_leaves_without_a_use_is_refused(name, settings, idle):
     with pytest.raises(MaskwrightError, match=rf"^{key}=.* with .*: nothing depends on it") as raised:
         configure(config, settings | {key: value})
     assert "leave it out" in str(raised.value)
+
+
+GIVEN: tuple[tuple[str, str, str, Any], ...] = (
+    ("segsort", "regions", "regions.by", "superpixels"),
+    ("segsort", "regions", "regions.most", 9),
+    ("hsg", "regions", "regions.threshold", 0.5),
+    ("hsg", "regions", "regions.superpixels", 99),
+    ("segsort", "", "regions.given", "contours"),
+    ("looking_beyond", "labels", "features.short_side", 64),
+    ("looking_beyond", "labels", "reduction.dim", 8),
+    ("looking_beyond", "labels", "labels.count", 9),
+    ("looking_beyond", "labels", "labels.side", 64),
+    ("maskcontrast", "objects", "objects.short_side", 64),
+    ("maskcontrast", "objects", "objects.graph.color", 0.5),
+    ("maskcontrast", "objects", "objects.spectral.refine", False),
+    ("maskcontrast", "", "objects.threshold", 0.4),
+    ("leopart", "", "foreground.mass", 0.5),
+    ("leopart", "saliency", "foreground.smallest", 2),
+)
+"""Methods, what they are given, and an option that this leaves without a use; the network has no class token."""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Photographs, and their masks as regions and as objects."""
+    data = write_tiny_folder(tmp_path_factory.mktemp("data") / "tiny", count=4)
+    photographs, found = mw.open_folder(data), {"data": data}
+    for holds in ("regions", "objects"):
+        found[holds] = data.parent / holds
+        store = Proposals.begin(found[holds], holds, "a test", "none")
+        for i, name in enumerate(photographs.names):
+            store.write(name, LabelMap.from_mask((photographs.mask(i) > 0).astype("uint8")))
+    return found
+
+
+@pytest.mark.parametrize("name, given, key, value", GIVEN)
+def test_what_an_input_or_the_network_leaves_without_a_use_is_refused(name, given, key, value, places, tmp_path):
+    inputs = {given: str(places["regions" if given == "regions" else "objects"])} if given else None
+    with pytest.raises(MaskwrightError, match=rf"^{key}=.* with .*: nothing depends on it.*; leave it out"):
+        trainer(name, {})(places["data"], tmp_path / "run", 1, inputs, **{key: value})
+
+
+def test_an_option_left_at_what_the_preset_says_is_never_refused():
+    for name, settings in (("segsort", {"regions.most": 48}), ("looking_beyond", {"preset": "paper"})):
+        config = configure(mw.METHODS[name].Config, settings)
+        refuse_idle(config, [(("regions", "features", "labels.count"), "a test")])
 
 
 def switched(o: Option) -> Iterator[Any]:

@@ -15,7 +15,8 @@ Settings may be written in full (`teacher.ema=0.9`), by their last name (`ema=0.
 it, or by the flat name under which an option was listed before it had a part. A class attribute `unused` names fields
 that play no role in a method: they are neither listed nor taken, there and in the classes below. Options that others
 leave without a use are named by a method `idle` of the configuration, which gives pairs of names, of options or of
-parts, and of what leaves them so: `(("proxy",), "variant=sclip")`. Those that were set nevertheless are refused."""
+parts, and of what leaves them so: `(("proxy",), "variant=sclip")`. Those that were set nevertheless are refused; where
+inputs or the network leave options without a use, the method's `__init__` refuses them by `refuse_idle`."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ import math
 import types
 import typing
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -319,7 +320,7 @@ def _check_parts(config: Any, standing: Any, before: str) -> None:
     try:
         if check is not None:
             check()
-        _refuse_idle(config, standing)
+        _refuse(config, standing, idle_options(config))
     except MaskwrightError as error:
         if not before:
             raise
@@ -347,7 +348,24 @@ def fill_from_preset(config: Any, preset: Mapping[str, Any]) -> None:
 
 def idle_options(config: Any) -> dict[str, str]:
     """The options that others leave without a use in a configuration, by whole name, and what leaves each so."""
-    told = config.idle() if hasattr(config, "idle") else ()
+    return _by_name(config, config.idle() if hasattr(config, "idle") else ())
+
+
+def refuse_idle(config: Any, told: Iterable[tuple[Sequence[str], str]]) -> None:
+    """For a method's `__init__`: refuses options that the run's inputs or its network leave without a use, which a
+    configuration's `idle` does not know of.
+
+    Args:
+        config: the method's.
+        told: what `idle` would give: names of options or parts, and what leaves them so.
+
+    Raises:
+        MaskwrightError: one of them has another value than what the configuration begins with.
+    """
+    _refuse(config, _begins_with(config), _by_name(config, told))
+
+
+def _by_name(config: Any, told: Iterable[tuple[Sequence[str], str]]) -> dict[str, str]:
     return {
         o.name: why
         for names, why in told
@@ -356,9 +374,8 @@ def idle_options(config: Any) -> dict[str, str]:
     }
 
 
-def _refuse_idle(config: Any, standing: Any) -> None:
+def _refuse(config: Any, standing: Any, idle: Mapping[str, str]) -> None:
     """Raises `MaskwrightError` where an idle option has another value than what the configuration begins with."""
-    idle = idle_options(config)
     for o in options(type(config)):
         if o.name in idle and o.of(config) != o.of(standing):
             raise MaskwrightError(

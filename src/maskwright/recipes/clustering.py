@@ -32,13 +32,32 @@ class FineClusterOptions(ClusterOptions):
     """k-means of more clusters than there are classes, which are then joined."""
 
     fine: int = option(
-        1, "clusters of k-means for each class, joined by how alike their centres are; 1: none are joined", low=1,
-        high=100, main=True,
+        1, "clusters of k-means for each class, fewer where positions are few, joined by how alike their centres are; "
+        "1: none are joined", low=1, high=100, main=True,
     )  # fmt: skip
 
     def count(self, classes: int, rows: int) -> int:
         """Clusters of k-means for so many classes and rows: each has `FEWEST` rows on average at least."""
-        return max(classes, min(self.fine * classes, rows // FEWEST))
+        return enough(self.fine * classes, rows, classes)
+
+
+def enough(asked: int, rows: int, least: int = 1) -> int:
+    """Clusters, at most as many as asked for, that have `FEWEST` rows each on average; `least` of them need not."""
+    return min(asked, max(least, rows // FEWEST))
+
+
+def note_fewer(context: Context, count: int, asked: int) -> None:
+    """Says where positions are too few for the clusters asked for."""
+    if count < asked:
+        context.note(f"{count} clusters in place of {asked}: {FEWEST} positions of the photographs for each.")
+
+
+def fewer_clusters(context: Context, asked: int, rows: Tensor, least: int = 1) -> int:
+    """How many clusters rows of all processes, of which this one's are (N, D), are enough for; says where they are
+    fewer than asked for."""
+    count = enough(asked, sum(gather_objects(len(rows))), least)
+    note_fewer(context, count, asked)
+    return count
 
 
 def cluster_rows(
@@ -48,8 +67,12 @@ def cluster_rows(
     clusters: int | None = None,
     metric: Metric = "cosine",
     shown: bool = True,
+    of: str = "positions",
+    asked: str = "--classes",
+    more: str = "add images",
 ) -> KMeansResult:
-    """k-means of all processes' rows, spherical unless the metric says otherwise.
+    """k-means of all processes' rows, spherical unless the metric says otherwise. Says where there are fewer clusters
+    than `FineClusterOptions` ask for.
 
     Args:
         context: the run.
@@ -58,6 +81,9 @@ def cluster_rows(
         clusters: how many; by default as many as the run has classes.
         metric: "cosine" or "euclidean".
         shown: whether progress shows it; not inside a training, which is shown itself.
+        of: what the rows are, for errors; so are the next two.
+        asked: the option that says how many clusters.
+        more: what makes the rows more.
 
     Raises:
         MaskwrightError: when there are fewer rows than clusters.
@@ -66,9 +92,11 @@ def cluster_rows(
     counts = gather_objects(len(rows))
     if sum(counts) < k:
         raise MaskwrightError(
-            f"{k} clusters from {sum(counts)} positions of {len(context.data)} images",
-            "at least one position a cluster", "ask for fewer with --classes, or add images",
+            f"{k} clusters from {sum(counts)} {of} of {len(context.data)} images", f"at least as many {of} as clusters",
+            f"ask for fewer with {asked}, or {more}" if sum(counts) else more,
         )  # fmt: skip
+    if isinstance(options, FineClusterOptions):
+        note_fewer(context, k, options.fine * context.classes)
     try:
         with context.progress.task("k-means", options.restarts if shown else 0) as task:
             return kmeans(
@@ -78,5 +106,5 @@ def cluster_rows(
             )  # fmt: skip
     except ValueError as error:
         raise MaskwrightError(
-            f"the features cannot be clustered: {error}", "", "ask for fewer with --classes"
+            f"the features cannot be clustered: {error}", "", f"ask for fewer with {asked}"
         ) from error

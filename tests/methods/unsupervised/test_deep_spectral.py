@@ -9,13 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tests.methods.unsupervised.small import trainer
 
 from maskwright.app.stage_view import stage_views
+from maskwright.data.masking.masks import read_mask, write_mask
 from maskwright.data.training.proposals import Proposals
 from maskwright.engine.config import configure
 from maskwright.engine.context import Context
 from maskwright.engine.progress import Progress
 from maskwright.engine.records import RunFolder
+from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised import deep_spectral as D
 from maskwright.ops.graphs.spectral import spectral_embedding
 
@@ -51,6 +54,15 @@ def test_the_eigengap_gives_as_many_segments_as_there_are_parts(parts):
     assert len(np.unique(ids)) == parts
     # Each part is whole: a segment too many would cut one of them at random.
     assert all(len(np.unique(ids[:, x])) == 1 for x in range(12))
+
+
+def test_more_than_256_segments_stay_apart_in_their_file(tmp_path):
+    """A grid of 20 x 20 positions that differ in two vectors."""
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(20.0), indexing="ij")
+    ids = method(segments=300).segment(0, torch.zeros(3), torch.stack((torch.ones_like(x), x, y), -1))
+    assert len(np.unique(ids)) == 300
+    write_mask(tmp_path / "a.png", ids)
+    assert np.array_equal(read_mask(tmp_path / "a.png"), ids)
 
 
 def test_segments_have_ten_starts(monkeypatch):
@@ -96,3 +108,12 @@ def test_the_box_is_that_of_the_largest_part_whose_corners_touch(tmp_path, monke
     (folder / "boxes" / "a.json").unlink()
     found.segments(folder)
     assert json.loads((folder / "boxes.json").read_text())["boxes"]["a"] == [2, 6, 14, 14]
+
+
+def test_where_no_segment_lies_in_its_object_all_can_be_clustered(data, tmp_path, monkeypatch):
+    train = trainer("deep_spectral", {"short_side": 64, "segments.count": 4, "head.train": False})
+    monkeypatch.setattr(D.DeepSpectral, "object_mask", lambda self, i, *_: np.zeros(self.context.data.size(i), bool))
+    with pytest.raises(MaskwrightError, match="1 clusters from 0 segments that lie more than half in their") as raised:
+        train(data, tmp_path / "zero", None, classes=2)
+    assert raised.value.repair == "set segments.background=cluster, or another segments.count"
+    train(data, tmp_path / "all", None, classes=2, **{"segments.background": "cluster"})

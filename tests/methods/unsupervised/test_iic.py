@@ -70,6 +70,19 @@ def test_the_main_head_of_least_loss_is_kept_and_said(data, tmp_path, monkeypatc
     assert torch.equal(model.segmenter.classifier.linear.weight, kept)
 
 
+def test_the_alarm_of_collapse_counts_no_padding(data, tmp_path, monkeypatch):
+    """Crops of 96 around photographs of 48 x 64 pixels: what lies outside is in no cluster."""
+    seen = []
+    real = I.ClusteringHealth.__call__
+    watched = lambda self, p, valid=None: seen.append((p, valid)) or real(self, p, valid)  # noqa: E731
+    monkeypatch.setattr(I.ClusteringHealth, "__call__", watched)
+    settings = {"crops.size": 96, "crops.batch": 2, "crops.scale_min": 1.0, "crops.scale_max": 1.0}
+    train(data, tmp_path / "run", 1, **settings)
+    ((p, valid),) = seen
+    assert valid.shape == (2, 24, 24) and p.shape[-2:] == valid.shape[-2:], "cells of 4 pixels"
+    assert float(valid.float().mean()) == pytest.approx(48 * 64 / 96**2, abs=0.05)
+
+
 def test_running_losses():
     heads = I.Heads(4, 3, 9, 2)
     for step in range(200):

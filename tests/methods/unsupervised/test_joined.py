@@ -50,6 +50,17 @@ def test_fine_clusters_have_some_rows_each_and_classes_one_cluster_at_least():
     assert options.count(3, FEWEST * 7) == 7 and options.count(3, 2) == 3
 
 
+@pytest.mark.parametrize(("train", "settings"), [(kmeans, {"max_rows": 40}), (stego, {"reduction.max_rows": 40})])
+def test_fewer_fine_clusters_than_asked_for_are_said(train, settings, data, tmp_path):
+    """Eight photographs of five positions each."""
+    train(data, tmp_path / "run", **{"clusters.fine": 5, "reduction.dim": 4}, **settings)
+    notes = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    assert "10 clusters in place of 15: 4 positions of the photographs for each." in notes
+    train(data, tmp_path / "all", **{"clusters.fine": 2, "reduction.dim": 4}, **settings)
+    notes = json.loads((tmp_path / "all" / "run.json").read_text())["notes"]
+    assert not any("clusters in place of" in note for note in notes)
+
+
 def test_stego_keeps_the_iterate_that_agrees_most_and_says_the_others(data, tmp_path):
     run = tmp_path / "run"
     stego(data, run, steps=101)

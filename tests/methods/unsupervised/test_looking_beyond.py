@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tests.conftest import write_tiny_folder
 from tests.methods.unsupervised.small import steps_of, trainer
 
 import maskwright as mw
@@ -18,6 +19,7 @@ from maskwright.data.training.streams import Views
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond import labelling as Lb
+from maskwright.methods.unsupervised.looking_beyond import training as Training
 from maskwright.methods.unsupervised.looking_beyond.losses import assign_margin, cross_image_contrast, draw_pixels
 from maskwright.methods.unsupervised.looking_beyond.method import LookingBeyond, check_links, with_counts
 from maskwright.methods.unsupervised.looking_beyond.options import PRESETS, LabelOptions, LookingBeyondConfig
@@ -163,7 +165,8 @@ def test_runs_on_superpixels_and_on_labels_that_are_given(data, linked, tmp_path
     assert stages_of(tmp_path / "single") == ["label", "train", "cluster"]
     assert all(step["across"] == 0 for step in steps_of(tmp_path / "single")), "nothing links two photographs"
     given = {"labels": linked / "label" / "labels"}
-    train(data, tmp_path / "given", backbone="test_vit", inputs=given)
+    small = {name: value for name, value in SMALL.items() if not name.startswith(("features.", "labels."))}
+    trainer("looking_beyond", small)(data, tmp_path / "given", backbone="test_vit", inputs=given)
     assert stages_of(tmp_path / "given") == ["train", "cluster"]
     with pytest.raises(MaskwrightError, match="one of the two"):
         train(data, tmp_path / "both", inputs=given, **{"labels.by": "superpixels"})
@@ -196,6 +199,22 @@ def test_two_crops_of_one_photograph_are_one_photograph(linked):
     assert float(found["across"]) == pytest.approx(across / pairs)
     if not linked:
         assert (first + second, third) == (6, 6), "one superpixel of each photograph, both crops of it"
+
+
+def test_positives_of_other_photographs_need_two_in_each_process(data, tmp_path, monkeypatch):
+    across = {"contrast.across": True, "labels.judge": False}
+    one = write_tiny_folder(tmp_path / "one", count=1)
+    with pytest.raises(MaskwrightError, match=r"across=true and 1 photographs.* leave contrast\.across out"):
+        train(one, tmp_path / "alone", 1, **across)
+    train(one, tmp_path / "not_across", 1)
+    with pytest.raises(MaskwrightError, match=r"crops\.batch=1 in 1 processes.* add --set crops\.batch=2"):
+        train(data, tmp_path / "single", 1, **across, **{"crops.batch": 1})
+    train(data, tmp_path / "pair", 1, **across, **{"crops.batch": 2})
+    monkeypatch.setattr(Training, "world_size", lambda: 2)
+    config = configure(LookingBeyondConfig, {"contrast.across": True, "crops.batch": 3})
+    labels = SimpleNamespace(indices=range(8))
+    with pytest.raises(MaskwrightError, match="batch of at least 4: positives are other photographs of the same"):
+        LookingBeyondTraining(SimpleNamespace(), config, 1, labels, True)
 
 
 def test_options():

@@ -14,9 +14,10 @@ from tests.methods.unsupervised.small import parts_of, steps_of, trainer
 import maskwright as mw
 from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelMap
-from maskwright.data.training.proposals import Proposals
+from maskwright.data.training.proposals import Proposals, SoftMap
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
+from maskwright.methods.unsupervised.maskcontrast import losses as L
 from maskwright.methods.unsupervised.maskcontrast import method as M
 from maskwright.methods.unsupervised.maskcontrast import training as T
 from maskwright.methods.unsupervised.maskcontrast.training import freeze_first
@@ -24,6 +25,8 @@ from maskwright.methods.unsupervised.maskcontrast.views import accepted
 from maskwright.models.networks.vit_heads import LastMap
 from maskwright.models.parts.salient_objects import ObjectClusters, SalientDecoder, object_vectors
 from maskwright.models.parts.table import build_part
+from maskwright.ops.clustering.kmeans import kmeans
+from maskwright.ops.clustering.pca import fit_pca
 
 SMALL = {"crops.size": 32, "crops.batch": 4, "precision": "fp32", "contrast.queue": 6, "clusters.restarts": 2}
 train = trainer("maskcontrast", SMALL)
@@ -52,6 +55,7 @@ def test_a_run_on_given_objects(done, found):
     assert record["inputs"]["objects"]["labels_seen"] == "masks of 7 images"
     assert not any(n for counts in record["labels_read"].values() for n in counts.values())
     notes = " ".join(record["notes"])
+    assert "readout.dim cut to 1: " in notes
     assert "1 of 8 photographs have none" in notes and "1 photographs are not learned from" in notes
     assert len(Proposals(out / "objects" / "proposals")) == 7
     parts = parts_of(out)
@@ -117,7 +121,7 @@ def test_without_a_queue_each_process_needs_two_photographs(monkeypatch):
 def test_a_process_may_have_no_photograph_with_an_object(monkeypatch, tmp_path):
     centers = SimpleNamespace(centers=torch.eye(2, 32), labels=torch.zeros(0, dtype=torch.int64))
     monkeypatch.setattr(M, "gather_objects", lambda x: [x, 3] if isinstance(x, int) else [x])
-    monkeypatch.setattr(M, "cluster_rows", lambda *_: centers)
+    monkeypatch.setattr(M, "cluster_rows", lambda *_, **__: centers)
     told = []
     method = SimpleNamespace(
         config=configure(M.MaskContrastConfig, {"saliency.head": False}), vectors=lambda: iter(()),
@@ -126,6 +130,53 @@ def test_a_process_may_have_no_photograph_with_an_object(monkeypatch, tmp_path):
     )  # fmt: skip
     M.MaskContrast.cluster(method, tmp_path)
     assert told == [3]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whitening_of_few_objects_leaves_their_kinds_apart(seed):
+    """Ten vectors of either kind: with all components kept they are equally far from each other."""
+    random = torch.Generator().manual_seed(seed)
+    kinds = F.normalize(torch.randn(2, 32, generator=random), dim=1).repeat_interleave(10, 0)
+    rows = F.normalize(kinds + 0.05 * torch.randn(20, 32, generator=random), dim=1)
+    distances = torch.pdist(fit_pca(rows, 32, whiten=True).apply(rows))
+    assert float(distances.std()) < 0.02 * float(distances.mean()), "nothing to cluster"
+    pca = M.whitened(rows, 32, 20)
+    assert len(pca.components) == 2
+    labels = kmeans(pca.apply(rows), 2, metric="euclidean", init="kmeans++", restarts=10, seed=seed).labels
+    assert len(labels[:10].unique()) == len(labels[10:].unique()) == 1 and labels[0] != labels[10]
+
+
+def test_components_of_whitening():
+    rows = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    for dim, objects, kept in ((32, 400, 6), (4, 400, 4), (4, 40, 4), (4, 39, 3), (4, 2, 1)):
+        assert len(M.whitened(rows, dim, objects).components) == kept
+    torch.testing.assert_close(M.whitened(rows, 4, 400).apply(rows), fit_pca(rows, 4, whiten=True).apply(rows))
+
+
+def test_a_photograph_that_a_batch_holds_twice_is_not_its_own_negative():
+    random = torch.Generator().manual_seed(0)
+    q, mask = torch.randn(3, 4, 2, 2, generator=random), torch.ones(3, 2, 2, dtype=torch.bool)
+    p, queue = (F.normalize(torch.randn(n, 4, generator=random), dim=1) for n in (3, 2))
+    images = torch.tensor([5, 7, 5])
+    e = F.normalize(q, dim=1).permute(0, 2, 3, 1).flatten(0, 2) @ torch.cat((p, queue)).T / 0.5  # (N, B + Q)
+    own = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 0, 1, 0, 0]], dtype=torch.bool).repeat_interleave(4, 0)
+    slow = (e.logsumexp(1) - e.masked_fill(~own, -torch.inf).logsumexp(1)).mean()
+    found = L.object_contrast(q, mask, p, queue, 0.5, images)
+    torch.testing.assert_close(found, slow)
+    assert found < L.object_contrast(q, mask, p, queue, 0.5)
+    apart = L.object_contrast(q, mask, p, queue, 0.5, torch.tensor([5, 7, 2]))
+    assert torch.equal(apart, L.object_contrast(q, mask, p, queue, 0.5)), "no photograph twice"
+    alone = L.object_contrast(q, mask, p, queue[:0], 0.5, torch.tensor([5, 5, 5]))
+    assert alone.item() == 0, "no other photograph"
+    swapped = p[[2, 1, 0]][..., None, None].expand(3, 4, 2, 2)
+    assert float(L.agreement(swapped, mask, p, images)) == 1 and float(L.agreement(swapped, mask, p)) < 0.5
+
+
+def test_a_step_asks_which_photographs_its_places_hold(monkeypatch, data, found, tmp_path):
+    seen = []
+    monkeypatch.setattr(T, "object_contrast", lambda *a: seen.append(a[5]) or L.object_contrast(*a))
+    train(data, tmp_path / "run", 2, {"objects": str(found)}, **{"crops.batch": 8})
+    assert all(len(images) == 8 and len(images.unique()) < 8 for images in seen) and len(seen) == 2, "six photographs"
 
 
 @pytest.mark.slow
@@ -146,6 +197,31 @@ def test_without_objects_or_photographs(data, tmp_path):
         train(data, tmp_path / "run", 1, {"objects": str(tmp_path / "none")})
     with pytest.raises(MaskwrightError, match="in none of 7 draws"):
         accepted(0, lambda i: (None, [0.0]), lambda: 1, 0.01, 0.99, tries=7)
+
+
+def test_what_would_give_more_objects_is_named_and_helps(data, tmp_path):
+    """Objects of 16 of 3072 pixels, as ids and as soft maps; `objects.least` decides before `views.least`."""
+    small, soft = (Proposals.begin(tmp_path / holds, holds, "a test", "none") for holds in ("objects", "soft"))
+    mask = np.zeros((48, 64), np.uint8)
+    mask[20:24, 30:34] = 1
+    for name in open_folder(data).names:
+        small.write(name, LabelMap.from_mask(mask))
+        values = torch.full((48, 64), 0.1)
+        values[:, :30] = 0.4
+        soft.write(name, SoftMap(values, torch.ones(48, 64, dtype=torch.bool)))
+
+    def fails(name, inputs, **settings) -> str:
+        with pytest.raises(MaskwrightError, match="0 of 8 photographs with an object") as raised:
+            train(data, tmp_path / name, 1, {"objects": str(tmp_path / inputs)}, **settings)
+        return raised.value.repair.removesuffix(", or give other objects by --input objects=PLACE")
+
+    assert fails("a", "objects") == "lower objects.least"
+    settings = {"objects.least": 0.001}
+    assert fails("b", "objects", **settings) == "lower views.least"
+    train(data, tmp_path / "c", 1, {"objects": str(tmp_path / "objects")}, **settings, **{"views.least": 0.001})
+    assert fails("d", "soft") == "change objects.threshold"
+    train(data, tmp_path / "e", 1, {"objects": str(tmp_path / "soft")}, **{"objects.threshold": 0.3})
+    assert fails("f", "soft", **{"objects.threshold": 0.3, "views.most": 0.4}).startswith("raise views.most")
 
 
 def test_presets_say_what_the_papers_commands_say():

@@ -87,6 +87,14 @@ def test_rounds_leave_centroids_and_counts_of_each_view_and_number_of_clusters(d
     assert P.loss_shares(3, 6) == pytest.approx([math.log(6) / math.log(18), math.log(3) / math.log(18)])
 
 
+def test_more_clusters_than_cells_are_refused_by_the_option_that_asks_for_them(data, tmp_path):
+    few = {"rounds.first": 4, "rounds.rows": 10}
+    for option, many, fewer in (("rounds.count", 50, 5), ("rounds.over", 20, 2)):
+        with pytest.raises(MaskwrightError, match=rf"clusters from 40 .*ask for fewer with {option}"):
+            train(data, tmp_path / option, 1, **few, **{option: many})
+        train(data, tmp_path / f"{option}-fewer", 1, **few, **{option: fewer})
+
+
 def test_mdc_learns_a_classifier_that_begins_anew_each_round(data, tmp_path, monkeypatch):
     seen: list[tuple[float, int]] = []
     real = P.PicieTraining.before_step

@@ -117,6 +117,13 @@ def test_ablations_and_features_that_are_clustered(data, tmp_path):
     torch.testing.assert_close(lengths, torch.full((5,), 8.0).sqrt(), atol=0.05, rtol=0)
 
 
+def test_more_prototypes_than_places_are_refused_by_the_option_that_asks_for_them(data, tmp_path):
+    by = {"readout.by": "clusters", "groups.start": "kmeans"}
+    with pytest.raises(MaskwrightError, match=r"3000 clusters from .*ask for fewer with groups\.count"):
+        train(data, tmp_path / "many", 1, **by, **{"groups.count": 3000})
+    train(data, tmp_path / "fewer", 1, **by, **{"groups.count": 4})
+
+
 def test_a_photograph_left_over_begins_with_both_its_views_and_single_places_are_told(tmp_path):
     """Maps of one place: the last of three photographs in twos is alone where the first prototypes are found."""
     three = write_tiny_folder(tmp_path / "three", count=3)

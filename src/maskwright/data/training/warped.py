@@ -44,6 +44,10 @@ class WarpedPairs(NamedTuple):
         """
         return self._replace(u1=normalise(self.u1), u2=normalise(self.u2))
 
+    def valid(self) -> Tensor:
+        """Bool (B, S, S), on the CPU: which pixels of the first crops lie in the photograph."""
+        return torch.stack([v.valid() for v in self.views1])
+
     def back(self, maps2: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, K, h, w) of the second crops in the frame of the first, differentiable, and where they are valid.
 

@@ -91,8 +91,8 @@ class SegmentOptions:
     """The segments of one photograph."""
 
     count: int = option(
-        15, "segments a photograph; 0: as many as eigenvalues lie below their largest gap", low=0, old="segments",
-        main=True,
+        15, "segments a photograph; 0: as many as eigenvalues lie below their largest gap", low=0, high=65_536,
+        old="segments", main=True,
     )  # fmt: skip
     background: str = option(
         "auto",
@@ -316,23 +316,23 @@ class DeepSpectral(Method):
         return object_mask(self.context.data.image(i), soft, self.config.objects.refine)
 
     def segment(self, i: int, values: Tensor, vectors: Tensor) -> np.ndarray:
-        """Segments of the grid, uint8 (h, w); 0 is the one with the greatest share of the border."""
+        """Segments of the grid, uint16 (h, w); 0 is the one with the greatest share of the border."""
         h, w, k = vectors.shape
         n = self.config.segments.count or int(eigengap(values))
         z = vectors.reshape(h * w, k)[:, 1:]
         n = min(n, h * w)
         if n < 2 or k < 2:
-            return np.zeros((h, w), np.uint8)
+            return np.zeros((h, w), np.uint16)
         try:
             seed = derive(self.context.seed, "segments", self.names[i])
             ids = kmeans(z, n, metric="euclidean", restarts=SEGMENT_RESTARTS, seed=seed % 2**31).labels
         except ValueError:  # a flat photograph has fewer distinct rows than segments
-            return np.zeros((h, w), np.uint8)
+            return np.zeros((h, w), np.uint16)
         on_border = torch.bincount(ids[border_nodes(h, w)], minlength=n)
         order = torch.argsort(on_border, descending=True, stable=True)
         renumber = torch.empty_like(order)
         renumber[order] = torch.arange(n)
-        return renumber[ids].reshape(h, w).to(torch.uint8).numpy()
+        return renumber[ids].reshape(h, w).numpy().astype(np.uint16)
 
     def _described(self, project: Projection) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
         """This process's photographs: index, ids (h, w), unit features (S_i, d), which segments are object (S_i,)."""
@@ -355,10 +355,13 @@ class DeepSpectral(Method):
         draw = seeding.generator(context.seed, "pca")
         reduction = fit_reduction(self.features, c.reduction, draw)
         found = list(self._described(projection(reduction)))
-        first = 1 if self.has_background else 0
+        first, of, more = 0, "segments", "add images"
+        if self.has_background:
+            first, of = 1, "segments that lie more than half in their object"
+            more = "set segments.background=cluster, or another segments.count"
         rows = torch.cat([z[inside] for _, _, z, inside in found])  # (S, d)
         wanted = context.classes - first
-        centers = cluster_rows(context, rows, c.clusters, clusters=wanted).centers
+        centers = cluster_rows(context, rows, c.clusters, clusters=wanted, of=of, more=more).centers
         total = torch.zeros(context.classes, centers.shape[1])
         dtype = np.uint8 if context.classes < 255 else np.uint16
         for i, ids, z, inside in found:

@@ -46,6 +46,7 @@ from maskwright.models.networks.build import Network
 from maskwright.models.parts.heads import LinearClassifier
 from maskwright.models.parts.sobel import SobelEncoder
 from maskwright.ops.losses.mutual_information import collapsed_loss, uncollapsed_loss
+from maskwright.ops.losses.region_contrast import nearest
 from maskwright.recipes.clustering_health import ClusteringHealth
 from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network
@@ -129,6 +130,7 @@ class IICConfig(PresetConfig):
 
     def idle(self) -> Idle:
         """Options of over-clustering where there is none."""
+        yield from super().idle()
         if not self.heads.over:
             yield ("heads.turn", "information.lamb_over"), "heads.over=0"
 
@@ -235,7 +237,8 @@ class IICTraining(Training):
         each = torch.stack([self.information(u, self.probabilities(embedding, h), lamb) for h in heads])
         self.heads.remember(kind, each.detach())
         with torch.no_grad():
-            health = self.health(self.probabilities(embedding[: len(u.u1)], mains[self.heads.best()]))
+            p1 = self.probabilities(embedding[: len(u.u1)], mains[self.heads.best()])
+            health = self.health(p1, nearest(u.valid().to(p1.device), (self.side, self.side)))
         recent = {n: self.heads.recent[k].mean() for k, n in enumerate(("over", "main")) if self.heads.seen[k] > 0}
         return {"loss": each.mean(), **recent, **health}
 

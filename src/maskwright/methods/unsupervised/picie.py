@@ -160,6 +160,7 @@ class PicieConfig(PresetConfig):
 
     def idle(self) -> Idle:
         """Options of changes where nothing is changed, and of MDC's classifier where there is none."""
+        yield from super().idle()
         if self.mdc:
             yield ("views",), "mdc=true"
             return
@@ -276,7 +277,8 @@ def cluster_streams(
     begun: list[tuple[Tensor, ...]] = []
 
     def centers(k: int, rows: Tensor) -> Tensor:
-        return cluster_rows(context, rows, config.clusters, k, "euclidean", shown=False).centers
+        asked = "rounds.over" if k > counts[0] else "rounds.count" if config.rounds.count else "--classes"
+        return cluster_rows(context, rows, config.clusters, k, "euclidean", shown=False, asked=asked).centers
 
     def begin() -> None:
         for view in zip(*begun):

@@ -91,6 +91,7 @@ class SegSortConfig(CropConfig):
 
     def idle(self) -> Idle:
         """Options of segments and of the read-out that the others leave without a use."""
+        yield from super().idle()
         yield from idle_segment_options(self.regions, self.segments, self.readout)
 
 

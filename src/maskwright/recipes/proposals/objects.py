@@ -85,10 +85,16 @@ class ObjectMaker(Protocol):
     Attributes:
         says: whose masks they are, in a few words.
         labels_seen: the labels that whoever makes them saw.
+        soft: whether it has soft maps, of which `ObjectMaskOptions.threshold` makes masks.
     """
 
     says: str
     labels_seen: str
+
+    @property
+    def soft(self) -> bool:
+        """As above."""
+        ...
 
     def __contains__(self, name: str) -> bool:
         """Whether it says anything of a photograph."""
@@ -149,6 +155,11 @@ class StoredObjects:
             seen.update(np.unique(stored.values).tolist())
         return seen <= {0, 255} or any(128 <= v < 255 for v in seen)
 
+    @property
+    def soft(self) -> bool:
+        """As the protocol says."""
+        return self.grey
+
     def __contains__(self, name: str) -> bool:
         return name in self.store
 
@@ -178,6 +189,7 @@ class NetworkObjects:
         method = "" if isinstance(network, OnnxNetwork) else network.method
         self.says = f"{method or 'network'} {Path(given.place).name}"
         self.labels_seen = given.labels_seen
+        self.soft = isinstance(network, OnnxNetwork)
         if isinstance(network, OnnxNetwork):
             context.note(network.notes)
 
@@ -203,6 +215,7 @@ class SpectralObjects:
     """
 
     says = "eigenvectors of frozen features"
+    soft = False
 
     def __init__(self, context: Context, options: ObjectMaskOptions) -> None:
         self.context, self.options = context, options

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from maskwright.data.training.sources import MaskLabels
 from maskwright.engine import seeding
+from maskwright.engine.config import refuse_idle
+from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import gather_objects, share, world_size
 from maskwright.engine.needs import InputNeed, Terms
@@ -31,7 +33,7 @@ from maskwright.ops.clustering.segments import Layout, majority, numbered, proto
 from maskwright.ops.losses.region_contrast import as_rows, nearest
 from maskwright.recipes.clustering import cluster_rows
 from maskwright.recipes.clustering_health import clustering_health, collapse
-from maskwright.recipes.segments.regions import INPUTS, REGIONS, given, make_regions
+from maskwright.recipes.segments.regions import INPUTS, REGIONS, given, idle_by_input, make_regions
 from maskwright.recipes.self_training.rounds import as_it_stands
 from maskwright.recipes.training.method import CropMethod
 from maskwright.recipes.training.network import make_network, make_preprocess, make_segmenter, retake
@@ -75,6 +77,10 @@ class SegmentMethod(CropMethod):
 
     inputs: ClassVar[Mapping[str, InputNeed]] = INPUTS
     layout: ClassVar[Layout] = "corner"
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        refuse_idle(config, idle_by_input(given(context, config.regions)))
 
     @classmethod
     def terms(cls, config: Any, images: int = 1) -> Terms:
@@ -149,7 +155,7 @@ class SegmentMethod(CropMethod):
 
     def cluster(self, rows: Tensor) -> Tensor:
         """Centres (K, D) of the prototypes of all processes; says where they fall together."""
-        k, result = self.context.classes, cluster_rows(self.context, rows, self.config.clusters)
+        k, result = self.context.classes, cluster_rows(self.context, rows, self.config.clusters, of="segments")
         sentence = collapse(clustering_health(result.labels, k), k)
         if sentence is not None:
             self.context.note(f"Of the segments' prototypes {sentence}")

@@ -16,6 +16,7 @@ from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.training.views import View
+from maskwright.engine.config import Idle
 from maskwright.engine.needs import InputNeed
 from maskwright.errors import MaskwrightError
 from maskwright.ops.refinement.regions import gradient_contours, merge_regions
@@ -53,6 +54,14 @@ def given(context: Context, options: RegionOptions) -> Literal["none", "regions"
             "add --set regions.by=contours, or leave --input out",
         )  # fmt: skip
     return found
+
+
+def idle_by_input(found: Literal["none", "regions", "contours"]) -> Idle:
+    """Options of the part `regions` that have no use with what `--input regions` holds (`given`)."""
+    if found == "none":
+        yield ("regions.given",), "no --input regions"
+    if found == "regions":
+        yield [f"regions.{name}" for name in ("by", "most", "threshold", "superpixels")], "--input regions"
 
 
 def store_of(context: Context) -> Proposals:

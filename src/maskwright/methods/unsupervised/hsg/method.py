@@ -106,6 +106,7 @@ class HSGConfig(CropConfig):
     def idle(self) -> Idle:
         """Options of levels that are not learned, and of segments and the read-out that the others leave without a
         use."""
+        yield from super().idle()
         yield from idle_segment_options(self.regions, self.segments, self.readout)
         which = self.levels.which
         if which == "fine":

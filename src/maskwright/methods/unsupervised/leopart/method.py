@@ -39,6 +39,7 @@ from torch import Tensor
 from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine import seeding
+from maskwright.engine.config import refuse_idle
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Method, Stage
 from maskwright.engine.distributed import gather_objects, share
@@ -67,7 +68,7 @@ from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.clustering.kmeans import assign
 from maskwright.ops.graphs.communities import co_occurrence
-from maskwright.recipes.clustering import cluster_rows
+from maskwright.recipes.clustering import cluster_rows, fewer_clusters
 from maskwright.recipes.frozen.features import (
     REDUCTION,
     FrozenFeatures,
@@ -79,8 +80,6 @@ from maskwright.recipes.frozen.features import (
 from maskwright.recipes.proposals.making import PROPOSALS
 
 REDUCED, GATE, CLUSTERS, CUT = "reduction.safetensors", "gate.safetensors", "clusters.safetensors", "cut.json"
-FEWEST = 4
-"""Cells of the photographs for each cluster, at least."""
 
 
 class Leopart(Method):
@@ -102,6 +101,9 @@ class Leopart(Method):
     def __init__(self, config: LeopartConfig, context: Context) -> None:
         super().__init__(config, context)
         self.by = source_of(context, config.foreground)
+        if self.by != "attention":
+            told = ("foreground.mass", "foreground.smallest"), f"foreground.by={config.foreground.by}, here {self.by}"
+            refuse_idle(config, [told])
         if INPUT in context.inputs and not (config.foreground.use or config.cbfe.use):
             raise MaskwrightError(
                 f"--input {INPUT} with foreground.use=false and cbfe.use=false", "a use", "leave it out"
@@ -211,9 +213,7 @@ class Leopart(Method):
 
     def clustered(self, rows: Tensor, asked: int, least: int = 1) -> Tensor:
         """Centres of spherical k-means of all processes' rows, fewer than asked for where there are few."""
-        count = min(asked, max(least, sum(gather_objects(len(rows))) // FEWEST))
-        if count < asked:
-            self.context.note(f"{count} clusters in place of {asked}: {FEWEST} cells of the photographs for each.")
+        count = fewer_clusters(self.context, asked, rows, least)
         return cluster_rows(self.context, rows, self.config.clusters, count).centers
 
     def ids(self, i: int, centers: Tensor) -> np.ndarray:

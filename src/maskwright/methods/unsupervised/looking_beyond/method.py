@@ -42,6 +42,7 @@ from maskwright.data.training.proposals import Proposals
 from maskwright.data.training.sources import StoredLabels
 from maskwright.data.trust.artefacts import write_record
 from maskwright.engine import seeding
+from maskwright.engine.config import refuse_idle
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import each, gather_objects, share
 from maskwright.engine.loop import Training
@@ -54,7 +55,7 @@ from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
 from maskwright.ops.label_quality import label_counts, label_quality
-from maskwright.recipes.clustering import cluster_rows
+from maskwright.recipes.clustering import cluster_rows, fewer_clusters
 from maskwright.recipes.clustering_health import clustering_health, collapse
 from maskwright.recipes.frozen.features import (
     CLUSTERED,
@@ -70,8 +71,6 @@ from maskwright.recipes.training.network import make_segmenter, network_rows
 
 DICTIONARY, CENTERS, QUALITY = "dictionary.safetensors", "centers.safetensors", "quality.json"
 INPUT = "labels"
-FEWEST = 4
-"""Positions of the photographs for each cluster, at least."""
 
 
 def check_links(store: Proposals) -> None:
@@ -119,6 +118,9 @@ class LookingBeyond(CropMethod):
             raise MaskwrightError(
                 f"--input {INPUT} and labels.by={config.labels.by}", "one of the two", "leave one out"
             )
+        if self.given:
+            made = ("features", "reduction", *(f"labels.{n}" for n in ("count", "superpixels", "compactness", "side")))
+            refuse_idle(config, [(made, f"--input {INPUT}")])
         if config.labels.by == "superpixels" and not config.labels.superpixels:
             raise MaskwrightError(
                 "labels.by=superpixels without superpixels", "labels.superpixels above 0", "give some"
@@ -171,11 +173,7 @@ class LookingBeyond(CropMethod):
             self.features, projection(found, normalize=True), max_rows=c.reduction.max_rows, generator=draw,
             device=torch.device("cpu"),
         )  # fmt: skip
-        count = min(c.labels.count, max(2, sum(gather_objects(len(rows))) // FEWEST))
-        if count < c.labels.count:
-            context.note(
-                f"{count} labels in place of {c.labels.count}: {FEWEST} positions of the photographs for each."
-            )
+        count = fewer_clusters(context, c.labels.count, rows, least=2)
         centers = cluster_rows(context, rows, c.clusters, count).centers
         if context.run.writes:
             save_tensors(folder / DICTIONARY, {**found, "centers": centers})

@@ -82,6 +82,7 @@ class LookingBeyondConfig(CropConfig):
     def idle(self) -> Idle:
         """Options of clusters, and positives of other photographs, where no label links them; of superpixels that do
         not vote."""
+        yield from super().idle()
         if self.labels.by == "superpixels":
             yield ("contrast.across", "features", "reduction", "labels.count"), "labels.by=superpixels"
         elif not self.labels.superpixels:

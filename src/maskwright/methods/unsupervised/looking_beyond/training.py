@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.sources import Labels
-from maskwright.engine.distributed import sampler
+from maskwright.engine.distributed import sampler, world_size
 from maskwright.engine.loop import Training
+from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond.losses import cross_image_contrast, draw_pixels
 from maskwright.methods.unsupervised.looking_beyond.options import LookingBeyondConfig
 from maskwright.recipes.consistency.representation import labels_at
@@ -32,9 +33,14 @@ class LookingBeyondTraining(Training):
         steps: of the stage.
         labels: auxiliary labels of photographs.
         linked: whether a label means the same in all photographs.
+
+    Raises:
+        MaskwrightError: positives are to lie in other photographs, and there are none.
     """
 
     def __init__(self, context: Any, config: LookingBeyondConfig, steps: int, labels: Labels, linked: bool) -> None:
+        if config.contrast.across and linked:
+            self.check_across(len(labels.indices), config.crops.batch)
         setup = CropSetup(context, config, steps, dropout=False)
         super().__init__(setup)
         self.config = setup.config
@@ -48,6 +54,21 @@ class LookingBeyondTraining(Training):
             nn.Conv2d(setup.network.width, c.hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(c.hidden, c.width, 1)
         )
         self.projection = setup.learn_too("projection", projection)
+
+    @staticmethod
+    def check_across(photographs: int, batch: int) -> None:
+        """Raises `MaskwrightError` where a step has no positive in another photograph."""
+        if photographs < 2:
+            raise MaskwrightError(
+                f"contrast.across=true and {photographs} photographs with labels",
+                "at least 2: positives are other photographs", "leave contrast.across out",
+            )  # fmt: skip
+        if batch < (least := 2 * world_size()):
+            raise MaskwrightError(
+                f"contrast.across=true and crops.batch={batch} in {world_size()} processes",
+                f"a batch of at least {least}: positives are other photographs of the same process",
+                f"add --set crops.batch={least}, or leave contrast.across out",
+            )  # fmt: skip
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """The contrast of drawn pixels, and of what they are: how many, of how many labels, how often across

@@ -1,5 +1,8 @@
 """The losses of MaskContrast, as functions of tensors.
 
+Deviates: a photograph that stands in a batch twice has both its prototypes as its own; the authors push the second one
+away as another photograph's.
+
 Legend: B photographs, D width of embeddings, (S, S) views, M^q and M^k object masks of the query and the key view, Q
 rows of the queue.
 """
@@ -37,7 +40,14 @@ def enet_weights(images: Tensor, count: int) -> Tensor:
     return 1 / torch.log(ENET + n / n.sum().clamp(min=1))
 
 
-def object_contrast(q: Tensor, mask: Tensor, prototypes: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def first_places(images: Tensor) -> Tensor:
+    """Of each place of a batch the first one that holds the same photograph, int64 (B,); images: int64 (B,)."""
+    return (images[:, None] == images).to(torch.uint8).argmax(1)
+
+
+def object_contrast(
+    q: Tensor, mask: Tensor, prototypes: Tensor, queue: Tensor, temperature: float, images: Tensor | None = None
+) -> Tensor:
     """L_c: each object pixel of the query views picks its own photograph's prototype among all and the queue's.
 
     Args:
@@ -46,19 +56,22 @@ def object_contrast(q: Tensor, mask: Tensor, prototypes: Tensor, queue: Tensor, 
         prototypes: of the key views (B, D).
         queue: earlier ones (Q, D); Q may be 0.
         temperature: T.
+        images: int64 (B,), which photograph each place holds. None: all differ.
 
     Returns:
         sum_u w_i(u) l_u / sum_u w_i(u), l_u the cross entropy of [q_u p_1..B, q_u queue] / T against its own
-        photograph's column; 0 where no pixel is object.
+        photograph's column, or the sum of its columns where it has several; 0 where no pixel is object.
     """
     b = len(prototypes)
     rows = F.normalize(q, dim=1).permute(0, 2, 3, 1)[mask]  # (N, D)
     image = torch.arange(b, device=mask.device)[:, None, None].expand_as(mask)[mask]
     keys = torch.cat((prototypes, queue.to(prototypes)))
     key_ids = torch.arange(len(keys), device=mask.device)  # those of the queue belong to none
+    if images is not None:
+        key_ids[:b] = first_places(images)
     weights = enet_weights(image, b)[image]
     return contrastive_loss(
-        rows, None, keys, temperature=temperature, anchor_ids=image, negative_ids=key_ids, weights=weights
+        rows, None, keys, temperature=temperature, anchor_ids=key_ids[image], negative_ids=key_ids, weights=weights
     )  # fmt: skip
 
 
@@ -79,7 +92,12 @@ def balanced_cross_entropy(s: Tensor, mask: Tensor, weight: float | None = None)
 
 
 @torch.no_grad()
-def agreement(q: Tensor, mask: Tensor, prototypes: Tensor) -> Tensor:
-    """Share of the photographs whose query object is nearest to its own prototype of the batch; 1 / B by chance."""
-    own = object_prototypes(q, mask) @ prototypes.T
-    return (own.argmax(1) == torch.arange(len(own), device=own.device)).float().mean()
+def agreement(q: Tensor, mask: Tensor, prototypes: Tensor, images: Tensor | None = None) -> Tensor:
+    """Share of the query objects that are nearest to a prototype of their own photograph; 1 / B by chance.
+
+    Args:
+        q, mask, prototypes, images: as for `object_contrast`.
+    """
+    nearest = (object_prototypes(q, mask) @ prototypes.T).argmax(1)
+    own = torch.arange(len(nearest), device=nearest.device) if images is None else images
+    return (own[nearest] == own).float().mean()

@@ -12,10 +12,11 @@ Then the salient pixels of a photograph get the cluster of their mean embedding:
 
 Deviates: on any backbone and network; the paper's masks are of a saliency network, whose ONNX file is an input here.
 Object vectors are taken at the resolution of the network's map, the authors' at 512 x 512. The clustering is fitted on
-the run's photographs, theirs on those that it is judged on. The key network has no dropout; its batch is not shuffled
-between processes. `preset=small` keeps the batch-norm statistics of trained weights (`norms.freeze`). The rate falls
-each step, not each epoch, and SGD is Nesterov's. The linear read-out (`linear_probe=true`) is the house's, after the
-last step; theirs is of the best epoch on the validation set. Retrieval is not built.
+the run's photographs, theirs on those that it is judged on, and keeps fewer components where objects are few. The key
+network has no dropout; its batch is not shuffled between processes. `preset=small` keeps the batch-norm statistics of
+trained weights (`norms.freeze`). The rate falls each step, not each epoch, and SGD is Nesterov's. The linear read-out
+(`linear_probe=true`) is the house's, after the last step; theirs is of the best epoch on the validation set. Retrieval
+is not built.
 
 What the original gets wrong: photographs without a salient pixel put a zero vector into PCA and k-means, and are left
 out here; a draw whose mask stays empty is repeated without end; a batch of one photograph fails; its "unsupervised"
@@ -26,7 +27,7 @@ Legend: B photographs, D width of embeddings, E components kept, K clusters with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +39,8 @@ from torch import Tensor
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.data.training.sources import StoredLabels
 from maskwright.engine.checkpoint import trained
-from maskwright.engine.config import Idle, fill_from_preset, option, part
+from maskwright.engine.config import Idle, fill_from_preset, option, part, refuse_idle
+from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import all_reduce_sum, each, gather_objects, reducer
 from maskwright.engine.needs import InputNeed, Terms
@@ -53,7 +55,7 @@ from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.parts.salient_objects import THRESHOLD, ObjectClusters, object_vectors
 from maskwright.models.segmenter import Segmenter
 from maskwright.models.tensors import save_tensors
-from maskwright.ops.clustering.pca import fit_pca
+from maskwright.ops.clustering.pca import PCA, fit_pca
 from maskwright.recipes.clustering import ClusterOptions, cluster_rows
 from maskwright.recipes.clustering_health import clustering_health, collapse
 from maskwright.recipes.frozen.features import CLUSTERED
@@ -95,6 +97,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 ResNet-50 of MoCo v2's weights, `paper_supervised` on ImageNet's with masks of a supervised saliency network: stem and
 first two stages (0.47 of the blocks) stay as they are."""
 CENTERS = "centers.safetensors"
+EACH = 10
+"""Objects for each component of the whitened PCA, at least."""
 
 
 @dataclass(kw_only=True)
@@ -147,7 +151,9 @@ class ReadoutOptions:
         "with contrast.weight=0)", choices=("embedding", "encoder"),
     )  # fmt: skip
     threshold: float = option(THRESHOLD, "saliency (a logit) above which a pixel is object")
-    dim: int = option(32, "E, components of the object vectors that are kept, whitened", low=1)
+    dim: int = option(
+        32, f"E, components of the object vectors that are kept, whitened; one for {EACH} objects at most", low=1
+    )
     temperature: float = option(
         1.0, "squared distances are divided by it to give logits; for confidence and refinement only", low=1e-4
     )
@@ -186,6 +192,7 @@ class MaskContrastConfig(CropConfig):
 
     def idle(self) -> Idle:
         """Options of a contrast that does not count, and of a read-out by saliency where there is none."""
+        yield from super().idle()
         if not self.contrast.weight:
             yield ("contrast.temperature", "contrast.queue", "contrast.momentum"), "contrast.weight=0"
         if not self.saliency.head:
@@ -202,6 +209,21 @@ class MaskContrastConfig(CropConfig):
             raise MaskwrightError("readout.of=encoder without a saliency head", "saliency.head=true")
 
 
+def whitened(rows: Tensor, dim: int, objects: int, all_reduce: Callable[[Tensor], Tensor] | None = None) -> PCA:
+    """Whitened PCA of object vectors, with at most a component for each `EACH` of them, and one at least.
+
+    With nearly as many components as vectors whitening makes all of them equally far from each other.
+
+    Args:
+        rows: this process's share (N, D).
+        dim: most components, E.
+        objects: vectors of all processes.
+        all_reduce: sums a tensor over processes.
+    """
+    kept = min(dim, rows.shape[1], max(1, objects // EACH))
+    return fit_pca(rows, kept, whiten=True, all_reduce=all_reduce)
+
+
 class MaskContrast(CropMethod):
     """A network whose object pixels know their photograph's object among others, and clusters of objects."""
 
@@ -216,6 +238,13 @@ class MaskContrast(CropMethod):
     Config: ClassVar[type] = MaskContrastConfig
     says: ClassVar[str] = "object pixels that pick their own object among others"
     config: MaskContrastConfig
+
+    def __init__(self, config: MaskContrastConfig, context: Context) -> None:
+        super().__init__(config, context)
+        found = ("objects.graph", "objects.spectral", "objects.short_side")
+        given = "objects" in context.inputs
+        told = (found, "--input objects") if given else (("objects.threshold",), "no --input objects")
+        refuse_idle(config, [told])
 
     @classmethod
     def terms(cls, config: Any, images: int = 1) -> Terms:
@@ -264,11 +293,25 @@ class MaskContrast(CropMethod):
         if len(names) < 2:
             raise MaskwrightError(
                 f"{len(names)} of {len(shares)} photographs with an object of {100 * c.least:g} % to {100 * c.most:g} "
-                "% of the area", "at least 2", "give objects by --input objects=PLACE, or change objects.threshold",
+                "% of the area", "at least 2", self.other_objects(shares),
             )  # fmt: skip
         if left := len(shares) - len(names):
             context.note(f"{left} photographs are not learned from: nearly none or nearly all of them is object.")
         return StoredLabels(context.data, store, names)
+
+    def other_objects(self, shares: Mapping[str, float]) -> str:
+        """What would give more photographs with a fitting object, of the share of the area that each one's has."""
+        c, context, objects = self.config.views, self.context, self.config.objects
+        maker = object_maker(context, objects, context.inputs.get("objects"))
+        empty = [i for i, name in enumerate(context.data.names) if shares.get(name) == 0]
+        ways = (
+            ("lower views.least", any(0 < share_of <= c.least for share_of in shares.values())),
+            ("raise views.most", any(c.most <= share_of < 1 for share_of in shares.values())),
+            ("lower objects.least", objects.least > 0 and any(maker.mask(i).any() for i in empty)),
+            ("change objects.threshold", maker.soft),
+            ("give other objects by --input objects=PLACE", True),
+        )
+        return ", or ".join(way for way, helps in ways if helps)
 
     # ------------------------------------------------------------------ training
 
@@ -317,16 +360,19 @@ class MaskContrast(CropMethod):
         counts = gather_objects(len(rows))
         clusters = context.classes - 1
         if sum(counts) < clusters:
+            salient = ", lower readout.threshold, or add steps" if c.saliency.head else ", or add photographs"
             raise MaskwrightError(
                 f"{clusters} clusters of objects and {sum(counts)} of {len(context.data)} photographs with one",
-                "at least as many photographs", "ask for fewer with --classes, lower readout.threshold, or add steps",
+                "at least as many photographs", f"ask for fewer with --classes{salient}",
             )  # fmt: skip
         if c.saliency.head:
-            pca = fit_pca(rows, min(c.readout.dim, rows.shape[1]), whiten=True, all_reduce=reducer())
-            result = cluster_rows(context, pca.apply(rows), c.clusters, clusters, "euclidean")
+            pca = whitened(rows, c.readout.dim, sum(counts), reducer())
+            if (kept := len(pca.components)) < min(c.readout.dim, rows.shape[1]):
+                context.note(f"readout.dim cut to {kept}: {sum(counts)} objects, {EACH} a component.")
+            result = cluster_rows(context, pca.apply(rows), c.clusters, clusters, "euclidean", of="objects")
             tensors = {"mean": pca.mean, "components": pca.components, "scale": pca.scale, "centers": result.centers}
         else:
-            result = cluster_rows(context, rows, c.clusters, clusters)
+            result = cluster_rows(context, rows, c.clusters, clusters, of="objects")
             none = [torch.zeros(0, c.contrast.dim)]  # of photographs without an object a process may have no other
             ground = all_reduce_sum(torch.cat([g for _, g in found] or none).sum(0))
             centers = F.normalize(torch.cat((ground[None], result.centers)), dim=1)

@@ -118,10 +118,11 @@ class MaskContrastTraining(Training):
             k = self.student.through(self.keys.module, u.k).logits
         embedding = q[:, : self.dim]
         p = object_prototypes(k[:, : self.dim], u.mask_k)
-        contrast = object_contrast(embedding, u.mask_q, p, self.earlier(p), c.contrast.temperature)
+        images = torch.tensor(u.images, device=p.device)
+        contrast = object_contrast(embedding, u.mask_q, p, self.earlier(p), c.contrast.temperature, images)
         self.enqueue(p)
         loss = c.contrast.weight * contrast
-        terms = {"contrast": contrast, "agreement": agreement(embedding.detach(), u.mask_q, p)}
+        terms = {"contrast": contrast, "agreement": agreement(embedding.detach(), u.mask_q, p, images)}
         if c.saliency.head:
             terms["saliency"] = balanced_cross_entropy(q[:, self.dim], u.mask_q)
             loss = loss + c.saliency.weight * terms["saliency"]

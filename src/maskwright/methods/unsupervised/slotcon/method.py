@@ -135,7 +135,8 @@ class SlotConTraining(Training):
                 with self.student.autocast():
                     z = self.network.decode(self.network.features(x))
                 rows.append(z.float().permute(0, 2, 3, 1).flatten(0, 2))
-        found = cluster_rows(context, torch.cat(rows), c.clusters, self.network.classes, shown=False)
+        asked = "groups.count" if c.groups.count and c.readout.by == "clusters" else "--classes"
+        found = cluster_rows(context, torch.cat(rows), c.clusters, self.network.classes, shown=False, asked=asked)
         for network in (self.network, self.teacher.module):
             head: Any = network.classifier
             head.centers.copy_(found.centers * math.sqrt(c.groups.width))

@@ -132,6 +132,7 @@ class SlotConConfig(CropConfig):
 
     def idle(self) -> Idle:
         """Options of a loss, of centring, of the first passes and of a clustering where there is none."""
+        yield from super().idle()
         c = self.loss
         if not c.slots:
             yield ("loss.share", "loss.tau_slot"), "loss.slots=false"

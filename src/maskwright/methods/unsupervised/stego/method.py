@@ -44,7 +44,7 @@ from maskwright.engine import seeding
 from maskwright.engine.checkpoint import load_checkpoint, load_part, save_checkpoint, trained
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import gather_objects, sampler
+from maskwright.engine.distributed import gather_objects, sampler, world_size
 from maskwright.engine.loop import Indices, Training
 from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
@@ -138,12 +138,21 @@ class Distillation(Training):
         weights: w of each pairing.
         steps: of the stage.
         folder: of the stage, where iterates are kept.
+
+    Raises:
+        MaskwrightError: a process has one photograph a step, which would be its own random negative.
     """
 
     def __init__(
         self, context: Context, config: StegoConfig, pairs: Pairs, shifts: Sequence[float], weights: Sequence[float],
         steps: int, folder: Path,
     ) -> None:  # fmt: skip
+        if config.pairs.batch < (least := 2 * world_size()):
+            raise MaskwrightError(
+                f"pairs.batch={config.pairs.batch} in {world_size()} processes",
+                f"at least {least}: negatives are other photographs of the same process",
+                f"add --set pairs.batch={least}",
+            )
         seeding.initialise(context.seed, "distill")
         self.folder = folder if context.run.writes else None
         c, self.device = config.head, context.device
