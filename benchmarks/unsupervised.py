@@ -69,17 +69,19 @@ FIGURES = {
     "either_polarity": ("accuracy_either", "iou_either", "accuracy_one", "iou_one"),
 }
 """What the table shows of a protocol; others show mIoU and pixel accuracy."""
-FINE = {"layers": "3"}
+FINE = {"crop": "1", "layers": "3"}
 """Only the stage of stride 16: block 4 of EfficientNet-Lite0."""
 LAST = {"keep": "last", "passes": "0"}
 """`stego` as its paper has it: all steps, and the last iterate of the head, whatever its clusters are."""
-JOINED = {"whiten": "false", "dim": "32", "fine": "2", "crf": "true"}
+JOINED = {"crop": "1", "whiten": "false", "dim": "32", "fine": "2", "crf": "true"}
 """Twice as many clusters as classes, joined: the best combination for CamVid's validation split."""
-CROPS = {"whiten": "false", "dim": "64", "crop": "0.5"}
-"""Clusters of random crops of half of each side."""
-MARGIN = {"margin": "0.25"}
-"""Clusters of what lies inside a margin: the best of k-means for CamVid's validation split."""
-PLAIN = {"stego": LAST}
+WHOLE = {"crop": "1"}
+"""Clusters of whole photographs, as `kmeans` had them before crops."""
+CROPS = {"crop": "0.5"}
+"""Learned from random crops of half of each side: what `kmeans` does by default, and what others may."""
+MARGIN = {"crop": "1", "margin": "0.25"}
+"""Clusters of what lies inside a margin of whole photographs: the best of k-means for CamVid's validation split."""
+PLAIN = {"stego": LAST, "kmeans": WHOLE}
 """Settings of rows that bear a method's name alone."""
 FROZEN = ("kmeans", "stego", "primaps", "deep_spectral")
 """Methods on features that nothing trains, which are cheap enough for every set."""
@@ -116,9 +118,9 @@ STARTED: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )  # fmt: skip
 """Rows, methods and settings whose start, the same clustering behind a single step, is a row on msrc_v2 as well."""
 ENTRIES = (
-    Entry("camvid-kmeans", "camvid", "kmeans"),
-    Entry("camvid-kmeans-crf", "camvid", "kmeans", settings={"crf": "true"}, seeds=(0,)),
-    Entry("camvid-kmeans-unwhitened", "camvid", "kmeans", settings={"whiten": "false", "dim": "64"}),
+    Entry("camvid-kmeans", "camvid", "kmeans", settings=WHOLE),
+    Entry("camvid-kmeans-crf", "camvid", "kmeans", settings={**WHOLE, "crf": "true"}, seeds=(0,)),
+    Entry("camvid-kmeans-unwhitened", "camvid", "kmeans", settings={**WHOLE, "whiten": "false", "dim": "64"}),
     Entry("camvid-primaps", "camvid", "primaps"),
     Entry("camvid-primaps-psi0.4", "camvid", "primaps", settings={"threshold": "0.4"}, seeds=(0,)),
     Entry("camvid-deep_spectral", "camvid", "deep_spectral"),
@@ -137,8 +139,8 @@ ENTRIES = (
           refine="none", seeds=(0,)),
     Entry("camvid-kmeans-block4", "camvid", "kmeans", settings=FINE),
     Entry("camvid-stego-block4", "camvid", "stego", settings={**LAST, **FINE}, refine="none", seeds=(0,)),
-    Entry("camvid-kmeans-random", "camvid", "kmeans", weights="random", seeds=(0,)),
-    Entry("msrc-kmeans-random", "msrc_v2", "kmeans", classes=23, weights="random", seeds=(0,)),
+    Entry("camvid-kmeans-random", "camvid", "kmeans", settings=WHOLE, weights="random", seeds=(0,)),
+    Entry("msrc-kmeans-random", "msrc_v2", "kmeans", classes=23, settings=WHOLE, weights="random", seeds=(0,)),
     *(Entry(f"camvid-{name}", "camvid", name, seeds=(0,)) for name in LEARNED),
     *(Entry(f"msrc-{name}", "msrc_v2", name, classes=23, settings=PLAIN.get(name, {}),
             seeds=SEEDS if name == "kmeans" else (0,)) for name in (*FROZEN, *LEARNED, "maskcontrast")),
@@ -157,16 +159,18 @@ ENTRIES = (
     *(Entry(f"{short}-{method}-{row}", data, method, classes=classes, settings=settings, refine="none", seeds=(0,))
       for short, data, classes in (("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))
       for method, row, settings in (("kmeans", "joined", JOINED), ("stego", "agreeing", {}))),
-    *(Entry(f"{short}-kmeans-crops", data, "kmeans", classes=classes, settings=CROPS, seeds=(0,))
-      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
-    *(Entry(f"{short}-kmeans-margin", data, "kmeans", *splits, classes, settings=MARGIN, seeds=seeds)
-      for short, data, splits, classes, seeds in (
+    *(Entry(f"{short}-kmeans-{row}", data, "kmeans", *splits, classes, settings=settings, seeds=seeds)
+      for row, settings in (("crops", CROPS), ("margin", MARGIN)) for short, data, splits, classes, seeds in (
           ("camvid", "camvid", ("train", "test"), 11, SEEDS), ("msrc", "msrc_v2", ("train", "test"), 23, SEEDS),
           ("dubai", "dubai_aerial", ("train", "test"), 5, (0,)), ("voc", "voc_part", ("train_all", "val"), 21, (0,)))),
-    *(Entry(f"{short}-kmeans-margin-crf", data, "kmeans", classes=classes, settings=MARGIN,
-            run_of=f"{short}-kmeans-margin", refine="crf")
+    *(Entry(f"{short}-kmeans-{row}-crf", data, "kmeans", classes=classes, settings=settings,
+            run_of=f"{short}-kmeans-{row}", refine="crf")
+      for row, settings in (("crops", CROPS), ("margin", MARGIN))
       for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
-    *(Entry(f"{short}-{method}-margin", data, method, classes=classes, settings=MARGIN, refine="none", seeds=(0,))
+    *(Entry(f"{short}-kmeans-crops-unwhitened", data, "kmeans", classes=classes, seeds=(0,),
+            settings={**CROPS, "whiten": "false", "dim": "64"})
+      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
+    *(Entry(f"{short}-{method}-crops", data, method, classes=classes, settings=CROPS, refine="none", seeds=(0,))
       for method in ("stego", "primaps")
       for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
     Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
