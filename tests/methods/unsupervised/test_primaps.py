@@ -131,16 +131,17 @@ def run(tmp_path_factory):
     patch.undo()
 
 
-def test_it_starts_where_kmeans_ends(run):
-    whiten = {"whiten": False}
-    start = load_file(run("primaps", settings=whiten)[0] / "start" / P.START)
-    clusters = load_file(run("kmeans", settings=whiten)[0] / "cluster" / "clusters.safetensors")
+@pytest.mark.parametrize("crop", [0.5, 1])
+def test_it_starts_where_kmeans_ends(run, crop):
+    same = {"whiten": False, "crop": crop}
+    start = load_file(run("primaps", settings=same)[0] / "start" / P.START)
+    clusters = load_file(run("kmeans", settings=same)[0] / "cluster" / "clusters.safetensors")
     assert start.keys() == clusters.keys() and all(torch.equal(start[k], clusters[k]) for k in start)
 
 
 def test_prototypes_that_do_not_move_are_kmeans(run):
     still, model = run("primaps", settings={"lr": 0.0, "whiten": False})
-    _, plain = run("kmeans", settings={"whiten": False})
+    _, plain = run("kmeans", settings={"whiten": False, "crop": 1})
     assert all(
         torch.equal(a, b)
         for a, b in zip(model.segmenter.state_dict().values(), plain.segmenter.state_dict().values(), strict=True)

@@ -7,7 +7,9 @@ first.
 
 Deviates: fitted on the training photographs alone (Leopart clusters the images it is judged on), with restarts kept by
 inertia (issue 39 of STEGO's repository: one unlucky start costs 15 mIoU), `tokens` of a network's last block or the
-convolutional stages of stride 16 and more, each brought to the same energy before they are joined.
+convolutional stages of stride 16 and more, each brought to the same energy before they are joined. PCA and clusters are
+learned from random crops of half of each side (`crop`): of whole photographs clusters are spent on the border, whose
+features tell of the padding beside it (docs/results.md).
 
 Legend: N positions of all images, D channels, d channels kept, K clusters.
 """
@@ -29,7 +31,7 @@ from maskwright.models.tensors import save_tensors
 from maskwright.recipes.clustering import FineClusterOptions
 from maskwright.recipes.frozen.features import REDUCTION, centers_of, classifier_of, projection, reduced_clusters
 from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
-from maskwright.recipes.frozen.options import ReductionOptions
+from maskwright.recipes.frozen.options import LearnedFeatureOptions, ReductionOptions
 
 CLUSTERS = "clusters.safetensors"
 
@@ -38,6 +40,7 @@ CLUSTERS = "clusters.safetensors"
 class KMeansConfig(FrozenConfig):
     """Options of `kmeans`."""
 
+    features: LearnedFeatureOptions = part(LearnedFeatureOptions, crop=0.5)
     reduction: ReductionOptions = part(ReductionOptions, main=("dim",), max_rows=1_000_000)
     clusters: FineClusterOptions = part(FineClusterOptions, main=("restarts",))
 
