@@ -40,7 +40,7 @@ def lowest(data: Path, clusters: int, folder: Path, options: argparse.Namespace)
     run = folder / "clusters"
     api.train(
         data, "kmeans", out=run, split="train", classes=clusters, seed=options.seed, backbone=options.backbone,
-        weights="package", resume=True, report=False, device=options.device,
+        weights="package", settings={"crop": "1"}, resume=True, report=False, device=options.device,
     )  # fmt: skip
     if not (folder / "run" / "model.safetensors").exists():
         api.name(run, from_masks="train", out=folder / "run", masks=False, device=options.device)

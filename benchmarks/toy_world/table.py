@@ -74,6 +74,8 @@ PLUS = VALUES | {
 }  # fmt: skip
 STUDENT = {"student": f"mobilenetv2_100@{weights_root() / 'mobilenetv2_100.safetensors'}"}
 RECO = VALUES | {"archive.side": 64, "context": "sand,wood,stone", "crf": False}
+SMALL = {"features.short_side": 64, "features.crop": 1}
+"""Options of `kmeans` on whole pictures of this world."""
 ROWS = {
     "maskclip": Row(),
     "maskclip-deranged": Row(deranged=True),
@@ -107,13 +109,9 @@ ROWS = {
     "groupvit-groups": Row("groupvit", clusters=True, groups_of="groupvit"),
     "groupvit-one_stage": Row("groupvit", CAPTIONS, steps=1600, split="train", backbone=ONE_STAGE, weights="random"),
     "groupvit-one_stage-groups": Row("groupvit", clusters=True, groups_of="groupvit-one_stage"),
-    "groupvit-one_stage-start_kmeans": Row(
-        "kmeans", {"features.short_side": 64}, clusters=True, backbone=ONE_STAGE, weights="random"
-    ),
-    "groupvit-kmeans": Row(
-        "kmeans", {"features.short_side": 64}, clusters=True, backbone="groupvit", weights="RUNS/groupvit-0/run/towers"
-    ),
-    "groupvit-start_kmeans": Row("kmeans", {"features.short_side": 64}, clusters=True, **NEW),
+    "groupvit-one_stage-start_kmeans": Row("kmeans", SMALL, clusters=True, backbone=ONE_STAGE, weights="random"),
+    "groupvit-kmeans": Row("kmeans", SMALL, clusters=True, backbone="groupvit", weights="RUNS/groupvit-0/run/towers"),
+    "groupvit-start_kmeans": Row("kmeans", SMALL, clusters=True, **NEW),
     "kinds-maskclip-values": Row(names="kinds", settings=VALUES),
     "kinds-maskclip-values-deranged": Row(names="kinds", settings=VALUES, deranged=True),
 }
