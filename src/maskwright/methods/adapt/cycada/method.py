@@ -15,7 +15,8 @@ Deviates: f_S is frozen, as in the paper; in the code it learns in each step. As
 argmax f_S(s), and the term is off while f_S's loss on s is above 1. The code doubles D_T's term (`generators.gan=2`).
 2,000 steps stand for 200 epochs. A photograph is translated once, towards one target photograph by lot, where FDA draws
 anew in each step, and is stored in 8 bits. f has the optimiser of all methods here, in `align` at a tenth of its rate;
-D has Adam and sees scores at the decoder's size. A gate that never opened is said, where the code ends the training.
+D has Adam and sees scores at the decoder's size. Padding counts nowhere. A gate that never opened is said, where the
+code ends the training.
 What the originals get wrong: for segmentation the semantic term was never on, for want of memory (crops do); with beta
 0 FDA's numpy code still swaps the mean colour. G may paint what a mask calls otherwise: look at the photographs.
 

@@ -40,7 +40,6 @@ from torch import Tensor
 
 from maskwright.data.training.pairing import paired, pairs_from_file
 from maskwright.data.training.sources import Labels
-from maskwright.data.training.streams import Views
 from maskwright.data.training.twins import TwinStream
 from maskwright.data.trust.files import write_text
 from maskwright.engine.config import Idle, option, part
@@ -277,7 +276,7 @@ class DANNetTraining(Training):
     def segmenter_loss(self, batch: Any, step: int) -> tuple[dict[str, Tensor], Play | None]:
         """L of relighting and segmenter, and what discriminators learn from; these are to be given no gradients."""
         s, (n, d), lam = batch["s"], batch["t"], self.ramp(step)
-        m, inside = mean_light(n.weak, n.valid), self.inside(s)
+        m, inside = mean_light(n.weak, n.valid), s.inside
         seen, light_s = self.relight(s.weak, m, inside)
         out = self.student(seen)
         loss_s = self.supervised(out, s.y)
@@ -301,10 +300,6 @@ class DANNetTraining(Training):
         detached = {name: (p.detach(), valid) for name, (p, valid) in said.items()}
         play = Play(out.logits.detach().softmax(1), detached, inside)
         return {"loss": loss_s + light_s + lam * loss_t, **terms}, play
-
-    def inside(self, views: Views) -> Tensor:
-        """Bool (B, S, S): what of labelled crops lies in the photograph, void or not."""
-        return torch.stack([view.valid() for view in views.geometry]).to(self.device)
 
     def fooled(self, name: str, p: Tensor, valid: Tensor) -> Tensor:
         """(D(p) - 0)^2: how far the discriminator takes a target's probabilities (B, C, S, S) for the source's."""
