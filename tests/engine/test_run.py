@@ -250,6 +250,23 @@ def test_class_tables_without_a_common_name(target, source, tmp_path):
     open_run(two(target, source, tmp_path / "run")).run.release()
 
 
+def test_a_common_name_that_no_pixel_of_the_source_has(target, source, tmp_path):
+    """All pixels would mean no class once they are renamed, and the run would learn from none."""
+    (source / "classes.txt").write_text("ground\ndisc\nsquare\ntower\n")
+    (target / "classes.txt").write_text("tower\nlake\n")
+    with pytest.raises(MaskwrightError) as raised:
+        open_run(two(target, source, tmp_path / "run"))
+    assert raised.value.found == (
+        f"masks in {source} that show ground, disc, square alone: no pixel is of a class that the run has too (tower)"
+    )
+    assert "(the run's: tower, lake)" in raised.value.expected and not (tmp_path / "run").exists()
+    assert "call what is one class by one name in both classes.txt" in raised.value.repair
+    (target / "classes.txt").write_text("tower\nground\n")  # the repair
+    context = open_run(two(target, source, tmp_path / "run"))
+    context.run.release()
+    assert (context.sources["source"].mask(0) == 1).any()
+
+
 def test_names_above_tables_of_two_orders(target, source, tmp_path):
     """By name where the names are those of the tables; else nobody can know which class is which."""
     (target / "classes.txt").write_text("square\nground\ndisc\n")

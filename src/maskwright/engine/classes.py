@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from maskwright.data.examining.understanding import highest_id
 from maskwright.data.masking.classes import BACKGROUND_NAMES, ClassTable
+from maskwright.data.masking.survey import survey_masks
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
@@ -103,9 +104,13 @@ def in_run_classes(data: Dataset, table: ClassTable) -> Dataset:
     Args:
         data: its values understood by a table of its own, which has other classes or another order.
         table: the run's classes.
+
+    Raises:
+        MaskwrightError: no pixel of its masks is of a class of the run.
     """
     own = () if data.classes is None else data.classes.names
     more, less = [n for n in own if n not in table.names], [n for n in table.names if n not in own]
+    _check_taught(data, own, table)
     told = [f"its classes are taken by their names, {len(own) - len(more)} of {len(own)} of which the run has"]
     if more:
         told.append(f"pixels of {_some(more)} mean no class")
@@ -115,6 +120,20 @@ def in_run_classes(data: Dataset, table: ClassTable) -> Dataset:
         it = "them" if len(less) > 1 else "it"
         sentences.append(f"no mask here teaches {_some(less)}; evaluate --void {void} leaves {it} out of the mean.")
     return data.in_classes(table).with_notices(*sentences)
+
+
+def _check_taught(data: Dataset, own: Sequence[str], table: ClassTable) -> None:
+    """Raises `MaskwrightError` where masks show no class that the run has: nothing could be learned from them."""
+    shown = {own[k] for seen in survey_masks(data).values() for k in seen.counts(data.rule) if 0 <= k < len(own)}
+    if shown & set(table.names):
+        return
+    there, common = [name for name in own if name in shown], [name for name in own if name in table.names]
+    raise MaskwrightError(
+        f"masks in {data.root} that show {_some(there)} alone: no pixel is of a class that the run has too "
+        f"({_some(common)})",
+        f"pixels of a class that both tables have (the run's: {_some(table.names)})",
+        "call what is one class by one name in both classes.txt, or take a source that shows one of the run's classes",
+    )
 
 
 def _some(names: Sequence[str]) -> str:
