@@ -267,6 +267,16 @@ def test_a_common_name_that_no_pixel_of_the_source_has(target, source, tmp_path)
     assert (context.sources["source"].mask(0) == 1).any()
 
 
+def test_a_source_that_names_no_classes_is_told_by_number(target, source, tmp_path):
+    """Its ids are those of the run's table, which may say otherwise than whoever drew its masks."""
+    (source / "classes.txt").rename(target / "classes.txt")
+    (target / "classes.txt").write_text("square\ndisc\nground\na\nb\nc\nd\n")
+    context = open_run(two(target, source, tmp_path / "run"))
+    context.run.release()
+    said = "Source: It names no classes: its ids are taken as 0 = square, 1 = disc, 2 = ground, 3 = a, 4 = b, 5 = c and"
+    assert f"{said} 1 more." in record_of(tmp_path / "run")["notes"]
+
+
 def test_names_above_tables_of_two_orders(target, source, tmp_path):
     """By name where the names are those of the tables; else nobody can know which class is which."""
     (target / "classes.txt").write_text("square\nground\ndisc\n")

@@ -84,8 +84,11 @@ def by_number(data: Dataset, table: ClassTable) -> Dataset:
 
 
 def told_by_number(own: ClassTable | None, table: ClassTable) -> str:
-    """What `by_number` calls otherwise than a data set's own table, as a sentence; empty where that is nothing."""
-    changed = [f"{a} is {b}" for a, b in zip(() if own is None else own.names, table.names) if a != b]
+    """What `by_number` calls otherwise than a data set's own table, or without one, as a sentence; empty where that is
+    nothing."""
+    if own is None:
+        return f"It names no classes: its ids are taken as {_some([f'{k} = {n}' for k, n in enumerate(table.names)])}."
+    changed = [f"{a} is {b}" for a, b in zip(own.names, table.names) if a != b]
     where = "as --names goes above the class table"
     return f"Classes are taken by their numbers, {where}: {_some(changed)}." if changed else ""
 
