@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskwright.data.examining.understanding import highest_id
 from maskwright.data.masking.classes import BACKGROUND_NAMES, ClassTable
+from maskwright.data.masking.label_rules import VOID
 from maskwright.data.masking.survey import survey_masks
+from maskwright.engine.streams import mended_source, same_place
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
@@ -151,6 +154,7 @@ def class_table(
     named: bool,
     classes: int | None = None,
     counted: Mapping[str, Dataset] | None = None,
+    root: Path | None = None,
 ) -> tuple[ClassTable, str]:
     """The classes or clusters to produce.
 
@@ -160,6 +164,7 @@ def class_table(
         named: whether the method's classes are those of labels, which have names; else they are clusters.
         classes: how many were asked for, if that was said.
         counted: data sets whose masks say how many there are, where nothing else does.
+        root: folder of the run's own data, whose values `--void` says.
 
     Returns:
         The table, and where it comes from in a few words.
@@ -180,24 +185,35 @@ def class_table(
         raise MaskwrightError(
             f"--classes {classes} and a class table of {len(known)}", "the same number", "leave --classes out"
         )
-    masks = [data for data in (counted or {}).values() if data.labels_present()["masks"]] if named else []
+    masks = {n: data for n, data in (counted or {}).items() if data.labels_present()["masks"]} if named else {}
     if classes is not None:
         # The number was said: masks are compared with it where they were looked at anyway, and taught nothing.
-        top = max((highest_id(data, note=False) for data in masks if data.checked), default=-1)
-        if top >= classes:
+        tops = {name: highest_id(data, note=False) for name, data in masks.items() if data.checked}
+        if (top := max(tops.values(), default=-1)) >= classes:
+            name = max(tops, key=tops.__getitem__)
+            left = f", or if ids from {classes} on mean no class: {_without_ids(name, masks[name], classes, root)}"
             raise MaskwrightError(
-                f"--classes {classes} and masks with ids up to {top}",
-                "a class for each id",
-                f"add --classes {top + 1}, or --void if ids from {classes} on mean no class",
-            )
+                f"--classes {classes} and masks with ids up to {top}", "a class for each id",
+                f"add --classes {top + 1}{left}",
+            )  # fmt: skip
         return ClassTable.numbered(classes), f"{classes} {'classes' if named else 'clusters'}, as asked"
     if masks:
-        count = max(highest_id(data) for data in masks) + 1
+        count = max(highest_id(data) for data in masks.values()) + 1
         return ClassTable.numbered(count), f"{count}, up to the highest id in the masks that may be read"
     return (
         ClassTable.numbered(DEFAULT_CLUSTERS),
         f"{DEFAULT_CLUSTERS} clusters, the default where neither --classes nor a class table says how many",
     )
+
+
+def _without_ids(name: str, data: Dataset, first: int, root: Path | None) -> str:
+    """The options by which ids from `first` on mean no class in the masks of a data set, wherever it lies."""
+    meant = [pair for seen in survey_masks(data).values() for pair in seen.meaning(data.rule).items()]
+    void = sorted({value for value, k in meant if k >= first or k == VOID})
+    option = f"--void {','.join(map(str, void))}"
+    if root is None or same_place(data.root, root):
+        return option
+    return mended_source(name, data.root, f" {option}")
 
 
 def object_table(
