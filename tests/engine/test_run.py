@@ -224,7 +224,7 @@ def test_classes_of_two_tables_are_the_same_by_their_names(target, source, tmp_p
     notes = record_of(tmp_path / "run")["notes"]
     said = "its classes are taken by their names, 2 of 3 of which the run has; pixels of disc mean no class."
     assert f"Source: {said}" in notes
-    assert "Source: no mask here teaches sky; evaluate --void 0 leaves it out of the mean." in notes
+    assert "Source: no mask here teaches sky; evaluate --without sky leaves it out of all figures." in notes
     read = context.ledgers.by_stream()["source"]["train"]["masks"]
     assert context.sources["source"].labels_present()["masks"] == read + 5
     with pytest.raises(MaskwrightError, match="they stand in another order"):  # resumed on other ids of the source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,10 +123,17 @@ def in_run_classes(data: Dataset, table: ClassTable) -> Dataset:
         told.append(f"pixels of {_some(more)} mean no class")
     sentences = [f"{'; '.join(told)}."]
     if less:
-        void = ",".join(str(table.index(n)) for n in less)
         it = "them" if len(less) > 1 else "it"
-        sentences.append(f"no mask here teaches {_some(less)}; evaluate --void {void} leaves {it} out of the mean.")
+        sentences.append(
+            f"no mask here teaches {_some(less)}; evaluate {without(less)} leaves {it} out of all figures."
+        )
     return data.in_classes(table).with_notices(*sentences)
+
+
+def without(names: Sequence[str]) -> str:
+    """The options of `evaluate` that leave classes out: one for all, or one each where a name holds a comma."""
+    each = names if any("," in name for name in names) else [",".join(names)]
+    return " ".join(f"--without {shlex.quote(name)}" for name in each)
 
 
 def _check_taught(data: Dataset, own: Sequence[str], table: ClassTable) -> None:

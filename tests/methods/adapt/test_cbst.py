@@ -68,7 +68,7 @@ def test_classes_are_taken_by_name(finished):
     assert mw.load(run).classes.names == ("square", "ground", "sky", "disc"), "the target's ids"
     told = [n for n in record["notes"] if n.startswith("Source: ")]
     assert "Source: its classes are taken by their names, 3 of 3 of which the run has." in told
-    assert "Source: no mask here teaches sky; evaluate --void 2 leaves it out of the mean." in told
+    assert "Source: no mask here teaches sky; evaluate --without sky leaves it out of all figures." in told
     q = load_tensors(run / "prior" / "prior.safetensors", {"prior": "CGG"}, "")["prior"]
     assert not q[2].any() and float(q[1].mean()) > 0.5, "the ground, which the source calls 0, is class 1"
 
