@@ -503,6 +503,21 @@ def test_generators_learn_nothing_of_held_out_masks(domains, tmp_path, monkeypat
     assert len(held) == 2 and made[0].setup.streams["s"].indices.tolist() == seen.indices
 
 
+def test_the_judge_is_chosen_under_the_statistics_that_it_judges_with(domains, tmp_path, monkeypatch):
+    """Those of the source's photographs, though the network that is kept takes the target's."""
+    method, trained, taken = method_of(domains, tmp_path / "run", holdout=0.25), [], []
+    monkeypatch.setattr(method.context, "fit", lambda training, *more: trained.append(training))
+    method.train_judge(tmp_path / "run" / "judge")
+
+    def noted(network, data, *more):
+        taken.append(data)
+        return 1
+
+    monkeypatch.setattr("maskwright.recipes.training.network.retake_statistics", noted)
+    trained[0].setup.with_statistics(trained[0].setup.network)
+    assert method.config.norms.photographs == "all" and taken == [method.context.data_of("source")]
+
+
 def test_a_gate_that_never_opens_is_said(domains, tmp_path, capfd):
     source, target = domains
     train(target, source, tmp_path / "run", translation="none", **{"align.gate": 1})

@@ -115,12 +115,17 @@ class Cycada(SourceMethod):
         masks = self.masks()
         return masks if self.config.translation == "none" else TranslatedLabels(masks, self.folder("translate"))
 
+    @property
+    def of_source(self) -> CycadaConfig:
+        """The judge's options: its iterate is chosen under the statistics that it judges with, the source's."""
+        return replace(self.config, norms=replace(self.config.norms, photographs="seen"))
+
     # ------------------------------------------------------------------ the stages
 
     def train_judge(self, folder: Path) -> None:
         """f_S."""
         steps = self.config.semantic.steps or self.steps
-        train_network(self.context, self.config, self.masks(), "judge", folder, steps)
+        train_network(self.context, self.of_source, self.masks(), "judge", folder, steps)
 
     def train_generators(self, folder: Path) -> None:
         """G and F."""
@@ -133,7 +138,7 @@ class Cycada(SourceMethod):
 
     def judge(self) -> Network:
         """f_S with batch-norm statistics of the source's whole photographs."""
-        config = replace(self.config, norms=replace(self.config.norms, photographs="seen"))
+        config = self.of_source
         network = trained_network(self.context, config, self.folder("judge")).to(self.context.device)
         masks = self.masks()
         retake(self.context, config, network, make_preprocess(config, network), masks.indices, masks.data)
