@@ -115,6 +115,17 @@ def test_held_out_masks_are_no_part_of_the_prior(domains, tmp_path):
     context.run.release()
 
 
+def test_a_first_portion_above_the_greatest_is_refused():
+    """Rounds would keep one portion that is neither; the repair is taken, and what does not grow has no greatest."""
+    with pytest.raises(MaskwrightError, match=r"labels\.portion=0\.6 above labels\.portion_max=0\.5") as raised:
+        configure(CBSTConfig, {"labels.portion": 0.6})
+    assert "--set labels.portion_max=0.6" in raised.value.repair
+    config = configure(CBSTConfig, {"labels.portion": 0.6, "labels.portion_max": 0.6})
+    assert [config.portion(r) for r in (1, 2)] == [0.6, 0.6]
+    for still in ({"rounds": 1}, {"labels.portion_step": 0}):
+        assert configure(CBSTConfig, {"labels.portion": 0.6, **still}).portion(1) == 0.6
+
+
 def test_steps_add_up_and_portions_grow():
     for total, rounds, expected in ((800, 3, [400, 133, 133, 134]), (3, 1, [2, 1]), (1, 2, [1, 1, 1])):
         assert round_steps(total, rounds, 0.5) == expected
