@@ -31,7 +31,7 @@ Legend: B crops, C classes, K static classes, S crop side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -46,7 +46,7 @@ from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
-from maskwright.engine.needs import StreamNeed
+from maskwright.engine.needs import StreamNeed, Terms
 from maskwright.engine.updating import take_step
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.dannet.discriminator import OutputDiscriminator
@@ -353,6 +353,13 @@ class DANNet(SourceMethod):
     }
     Config: ClassVar[type] = DANNetConfig
     says: ClassVar[str] = "relighting, a segmenter and two discriminators on source, day and night"
+
+    @classmethod
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """Its first steps learn the source alone."""
+        waits = config.ramp.weight > 0 and config.ramp.start > 0
+        untimed = f"steps from {config.ramp.start:.0%} on, which learn from day and night too" if waits else ""
+        return replace(super().terms(config, images), untimed=untimed)
 
     def __init__(self, config: DANNetConfig, context: Context) -> None:
         super().__init__(config, context)
