@@ -19,6 +19,7 @@ from tests.conftest import write_tiny_folder
 import maskwright as mw
 from maskwright.app.comparing.tables import print_comparison
 from maskwright.app.report import write_report
+from maskwright.data.folders.folder import open_folder
 from maskwright.data.masking.classes import ClassTable
 from maskwright.data.masking.masks import write_mask
 from maskwright.data.trust.artefacts import write_record
@@ -87,6 +88,16 @@ def test_seeds_of_equal_settings_are_joined_to_mean_and_sample_deviation(tmp_pat
     assert row.per_class["road"].spread == pytest.approx(statistics.stdev(values) / 2)
     said = str(found)
     assert "46.00 ± 4.58" in said and "0, 1, 2 (n=3)" in said and "direct" in said and "sky" in said
+
+
+def test_a_run_is_to_be_judged_without_the_classes_that_others_left_out(tiny_folder, tmp_path):
+    data = {"root": str(tiny_folder), "images": 8, "fingerprint": "f1", "labels_present": {"masks": 8}}
+    names = hash_names(open_folder(tiny_folder).split("test").names)
+    judged = scores(0.5, names_hash=names, without=["square"])
+    write_run(tmp_path / "a", 0, judged=judged, data=data)
+    write_run(tmp_path / "b", 1, None, data=data)
+    ((_, (_, judge)),) = mw.compare(tmp_path).unjudged
+    assert "--split test --protocol direct --without square --json" in judge
 
 
 def test_one_run_has_no_spread_and_absent_classes_are_not_counted(tmp_path):

@@ -15,6 +15,7 @@ from tests.data.masking.test_label_check import ASKED, TRUE, H, W, grey, write_s
 
 from maskwright import cli
 from maskwright.data.examining.doctor import examine
+from maskwright.data.examining.mending import is_mended
 from maskwright.data.examining.reading import Reading
 from maskwright.data.examining.understanding import understand
 from maskwright.data.folders.folder import open_folder
@@ -77,7 +78,8 @@ def test_the_mended_copy_holds_the_ids(tmp_path: Path, monkeypatch, capsys) -> N
         np.testing.assert_array_equal(read_mask(out / "masks" / f"p{i}.png"), true)
         assert f"masks/p{i}.png: values 255 to 1" in said
     changes = (out / "changes.txt").read_text()
-    assert all(line in said for line in changes.splitlines()) and "spare.png (no image of its name)" in changes
+    assert is_mended(out) and not is_mended(root) and not is_mended(tmp_path / "nowhere")
+    assert all(line in said for line in changes.splitlines()[1:]) and "spare.png (no image of its name)" in changes
     for part in ("images/p0.png", "splits/train.txt", "tags.csv", "classes.txt"):
         assert (out / part).read_bytes() == before[root / part]
     assert before == {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}, "nothing is mended in place"

@@ -13,7 +13,7 @@ from tests.engine.toys import Toy, train
 from maskwright.app import montage, pictures
 from maskwright.engine.config import configure
 from maskwright.engine.contract import Stage
-from maskwright.engine.forecast import SHOWN, SHOWN_OF_CLUSTERS, Forecast, Pace, fitted
+from maskwright.engine.forecast import SHOWN, SHOWN_OF_CLUSTERS, Forecast, Pace, fitted, not_timed
 from maskwright.engine.progress import Progress, duration
 from maskwright.engine.sizes import sizes
 from maskwright.methods import METHODS
@@ -112,6 +112,31 @@ def test_the_pace_is_that_of_the_steps_behind_the_first():
     assert paced([20.0, *[2.0] * 50], 12).timed == 1, "little time: one is enough"
     assert paced([40.0, *[2.0] * 50], 12).each == 40.0, "or none"
     assert paced([20.0, *[2.0] * 50], 1, count=6).timed == 5, "several processes make the same number"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "first", "said"),
+    [
+        ("cycada", {}, "judge", "generators, train, align (taken to be as fast); translate (not counted)"),
+        ("cbst", {"rounds": 2}, "source", "round_1, round_2 (taken to be as fast); label_1, label_2 (not counted)"),
+        ("uda_sod", {"rounds": 1}, "warm_up", "round_1 (taken to be as fast); label_1 (not counted)"),
+        ("dannet", {}, "train", "steps from 75% on, which learn from day and night too"),
+        ("dannet", {"ramp.start": 0}, "train", ""),
+        ("source_only", {}, "train", ""),
+    ],
+)
+def test_what_the_first_steps_do_not_tell_is_named(name, options, first, said):
+    """Beside the number of steps that fit, since trainings and labelling behind the timed steps may cost more."""
+    cls = METHODS[name]
+    config = configure(cls.Config, options)
+    method = cls.__new__(cls)
+    method.config, method.context = config, SimpleNamespace(steps=100, inputs={})
+    stages = method.stages()
+    begun = [s.name for s in stages].index(first)
+    left = [s.name for s in stages[begun:]]
+    assert not_timed(method, stages[begun], left) == said
+    told = fitted(10, 0, paced([1.0] * 50, 12), 1.0, untimed=said).says
+    assert told.endswith(f"; not timed, so that the run may take longer: {said}." if said else ".")
 
 
 @pytest.mark.parametrize(

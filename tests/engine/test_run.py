@@ -224,7 +224,7 @@ def test_classes_of_two_tables_are_the_same_by_their_names(target, source, tmp_p
     notes = record_of(tmp_path / "run")["notes"]
     said = "its classes are taken by their names, 2 of 3 of which the run has; pixels of disc mean no class."
     assert f"Source: {said}" in notes
-    assert "Source: no mask here teaches sky; evaluate --void 0 leaves it out of the mean." in notes
+    assert "Source: no mask here teaches sky; evaluate --without sky leaves it out of all figures." in notes
     read = context.ledgers.by_stream()["source"]["train"]["masks"]
     assert context.sources["source"].labels_present()["masks"] == read + 5
     with pytest.raises(MaskwrightError, match="they stand in another order"):  # resumed on other ids of the source
@@ -248,6 +248,33 @@ def test_class_tables_without_a_common_name(target, source, tmp_path):
     assert context.sources["source"].taught is None
     (target / "classes.txt").write_text("ground\ndisc\nsquare\n")
     open_run(two(target, source, tmp_path / "run")).run.release()
+
+
+def test_a_common_name_that_no_pixel_of_the_source_has(target, source, tmp_path):
+    """All pixels would mean no class once they are renamed, and the run would learn from none."""
+    (source / "classes.txt").write_text("ground\ndisc\nsquare\ntower\n")
+    (target / "classes.txt").write_text("tower\nlake\n")
+    with pytest.raises(MaskwrightError) as raised:
+        open_run(two(target, source, tmp_path / "run"))
+    assert raised.value.found == (
+        f"masks in {source} that show ground, disc, square alone: no pixel is of a class that the run has too (tower)"
+    )
+    assert "(the run's: tower, lake)" in raised.value.expected and not (tmp_path / "run").exists()
+    assert "call what is one class by one name in both classes.txt" in raised.value.repair
+    (target / "classes.txt").write_text("tower\nground\n")  # the repair
+    context = open_run(two(target, source, tmp_path / "run"))
+    context.run.release()
+    assert (context.sources["source"].mask(0) == 1).any()
+
+
+def test_a_source_that_names_no_classes_is_told_by_number(target, source, tmp_path):
+    """Its ids are those of the run's table, which may say otherwise than whoever drew its masks."""
+    (source / "classes.txt").rename(target / "classes.txt")
+    (target / "classes.txt").write_text("square\ndisc\nground\na\nb\nc\nd\n")
+    context = open_run(two(target, source, tmp_path / "run"))
+    context.run.release()
+    said = "Source: It names no classes: its ids are taken as 0 = square, 1 = disc, 2 = ground, 3 = a, 4 = b, 5 = c and"
+    assert f"{said} 1 more." in record_of(tmp_path / "run")["notes"]
 
 
 def test_names_above_tables_of_two_orders(target, source, tmp_path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.conftest import write_tiny_folder
 
@@ -143,6 +147,50 @@ def test_what_was_said_of_a_folder_holds_for_its_other_splits(tiny_folder, tmp_p
     assert open_sources(f"{tmp_path / 'link'}@train", beside=said)["source"].data.reading == said.reading
     other = write_tiny_folder(tmp_path / "other", count=2)
     assert open_sources(str(other), beside=said)["source"].data.reading == Reading()
+
+
+def carried_out(monkeypatch, capfd, repair: str, out: Path) -> None:
+    """Runs the doctor's command of a repair, with a folder for OUT."""
+    (command,) = re.findall(r"maskwright (doctor .*? --fix OUT), and give --source OUT", repair)
+    monkeypatch.setattr(sys, "argv", ["maskwright", *shlex.split(command.replace("OUT", str(out)))])
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    assert out.is_dir(), capfd.readouterr().err
+
+
+def test_a_word_on_masks_that_nothing_reads_is_refused(toys, tmp_path, monkeypatch, capfd):
+    """`--void` is of the run's own masks, which no method of two domains reads; its repair mends the source."""
+    source, target, out = write_tiny_folder(tmp_path / "source"), tmp_path / "target", tmp_path / "run"
+    write_tiny_folder(target, masks=False)
+    words = [target, "--method", "two_domains", "--out", out]
+    assert train(monkeypatch, *words, "--source", source, "--void", "255,2") == 2
+    said = capfd.readouterr().err
+    assert f"--void 255,2, which says what masks in {target} mean: none of these is read" in said
+    assert "leave it out; or if it is meant for source" in said and not out.exists()
+    carried_out(monkeypatch, capfd, said, tmp_path / "mended")
+    assert train(monkeypatch, *words, "--source", tmp_path / "mended") == 0
+    masks = open_sources(str(tmp_path / "mended"))["source"].data.with_reading(Reading(labels="ids"))
+    assert {int(v) for i in range(len(masks)) for v in np.unique(masks.mask(i))} == {0, 1, 255}
+    # Splits of one folder: the word is of the source's masks too.
+    both = [source, "--split", "test", "--source", f"{source}@train", "--method", "two_domains"]
+    assert train(monkeypatch, *both, "--out", tmp_path / "one", "--void", "255,2") == 0
+
+
+def test_fewer_classes_than_a_source_has_ids(toys, tmp_path, monkeypatch, capfd):
+    """The repair mends the source where it lies elsewhere, and is an option where it lies in the same folder."""
+    source, target = write_tiny_folder(tmp_path / "source"), write_tiny_folder(tmp_path / "target", masks=False)
+    (source / "classes.txt").unlink()
+    (target / "classes.txt").unlink()
+    words = ["--method", "two_domains", "--classes", "2"]
+    assert train(monkeypatch, target, *words, "--source", source, "--out", tmp_path / "run") == 2
+    said = capfd.readouterr().err
+    assert "add --classes 3, or if ids from 2 on mean no class: maskwright doctor" in said and "--void 2 --fix" in said
+    carried_out(monkeypatch, capfd, said, tmp_path / "mended")
+    assert train(monkeypatch, target, *words, "--source", tmp_path / "mended", "--out", tmp_path / "run") == 0
+    both = [source, "--split", "test", "--source", f"{source}@train", *words, "--out", tmp_path / "one"]
+    assert train(monkeypatch, *both) == 2
+    assert "if ids from 2 on mean no class: --void 2\n" in capfd.readouterr().err
+    assert train(monkeypatch, *both, "--labels", "ids", "--void", "2") == 0
 
 
 def test_each_stream_has_a_ledger_of_its_own(tiny_folder):

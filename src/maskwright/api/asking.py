@@ -48,7 +48,7 @@ def requested(
     from maskwright.engine.progress import Progress
     from maskwright.engine.request import RunRequest
     from maskwright.engine.start import own_settings
-    from maskwright.engine.streams import SOURCE, open_sources
+    from maskwright.engine.streams import SOURCE, check_said, open_sources
     from maskwright.methods import find_method
     from maskwright.methods.choosing import settle
 
@@ -66,8 +66,11 @@ def requested(
         bar.say(f"Method: {choice.reason}.")
     cls = find_method(choice.method)
     config = configure(cls.Config, {**choice.settings, **own_settings(weights, cls.Config), **settings})
-    if choice.reason and SOURCE not in cls.terms(config).taken:
+    terms = cls.terms(config)
+    if choice.reason and SOURCE not in terms.taken:
         sources.pop(SOURCE, None)  # the reason says so
+    if not asked["resume"]:
+        check_said(images, labels, void, terms, {name: of for name, of in sources.items() if name in terms.taken})
     return RunRequest(
         data=images, method=cls, config=config, sources=sources, inputs=places, split=split, labeled=labeled,
         names=known, weights=weights, steps=choice.steps_of(config, steps), most_steps=choice.most_steps,

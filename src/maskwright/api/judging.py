@@ -30,6 +30,7 @@ def evaluate(
     predicted_labels: str | None = None,
     exclude_run: str | Path | Iterable[str | Path] = (),
     by_name: bool = False,
+    without: str | Iterable[str] = (),
     **options: Any,
 ) -> Scores:
     """Judges a folder of index masks.
@@ -46,6 +47,7 @@ def evaluate(
         predicted_labels: what the values of the predictions mean.
         exclude_run: photographs that this run, or these runs, were trained on are left out.
         by_name: a predicted id is the truth's class of the same name; names are those of the run that predicted.
+        without: names of the truth's classes that are left out of all figures, as those that nothing taught.
         options: further options of the protocol.
 
     Raises:
@@ -63,7 +65,7 @@ def evaluate(
     scores = evaluate_folder(
         predictions, truth, protocol=protocol, split=split, reading=Reading.parse(labels, void, range),
         predicted=Reading.parse(predicted_labels), exclude=excluded, trained=trained,
-        predicted_names=_names_behind(Path(predictions), record), by_name=by_name, **options,
+        predicted_names=_names_behind(Path(predictions), record), by_name=by_name, without=without, **options,
     )  # fmt: skip
     return replace(scores, notes=[*scores.notes, *notes], models=models)
 

@@ -30,6 +30,10 @@ def evaluate(
     by_name: Annotated[
         bool, typer.Option("--by-name", help="A predicted id is the truth's class of the same name.")
     ] = False,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Classes of the truth left out of all figures, names with commas between; may be repeated."),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
 ) -> None:
     """Judge masks; the protocol is printed with each number."""
@@ -39,7 +43,7 @@ def evaluate(
     scores = api.evaluate(
         predictions, truth, protocol=protocol, split=split, labels=labels, void=void, range=range,
         predicted_labels=predicted_labels, allow_missing=allow_missing, exclude_run=exclude_run or (),
-        by_name=by_name,
+        by_name=by_name, without=without or (),
     )  # fmt: skip
     echo(scores.table())
     if json is not None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskwright.data.examining.understanding import highest_id
 from maskwright.data.masking.classes import BACKGROUND_NAMES, ClassTable
+from maskwright.data.masking.label_rules import VOID
+from maskwright.data.masking.survey import survey_masks
+from maskwright.engine.streams import mended_source, same_place
 from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
@@ -83,8 +88,11 @@ def by_number(data: Dataset, table: ClassTable) -> Dataset:
 
 
 def told_by_number(own: ClassTable | None, table: ClassTable) -> str:
-    """What `by_number` calls otherwise than a data set's own table, as a sentence; empty where that is nothing."""
-    changed = [f"{a} is {b}" for a, b in zip(() if own is None else own.names, table.names) if a != b]
+    """What `by_number` calls otherwise than a data set's own table, or without one, as a sentence; empty where that is
+    nothing."""
+    if own is None:
+        return f"It names no classes: its ids are taken as {_some([f'{k} = {n}' for k, n in enumerate(table.names)])}."
+    changed = [f"{a} is {b}" for a, b in zip(own.names, table.names) if a != b]
     where = "as --names goes above the class table"
     return f"Classes are taken by their numbers, {where}: {_some(changed)}." if changed else ""
 
@@ -103,18 +111,43 @@ def in_run_classes(data: Dataset, table: ClassTable) -> Dataset:
     Args:
         data: its values understood by a table of its own, which has other classes or another order.
         table: the run's classes.
+
+    Raises:
+        MaskwrightError: no pixel of its masks is of a class of the run.
     """
     own = () if data.classes is None else data.classes.names
     more, less = [n for n in own if n not in table.names], [n for n in table.names if n not in own]
+    _check_taught(data, own, table)
     told = [f"its classes are taken by their names, {len(own) - len(more)} of {len(own)} of which the run has"]
     if more:
         told.append(f"pixels of {_some(more)} mean no class")
     sentences = [f"{'; '.join(told)}."]
     if less:
-        void = ",".join(str(table.index(n)) for n in less)
         it = "them" if len(less) > 1 else "it"
-        sentences.append(f"no mask here teaches {_some(less)}; evaluate --void {void} leaves {it} out of the mean.")
+        sentences.append(
+            f"no mask here teaches {_some(less)}; evaluate {without(less)} leaves {it} out of all figures."
+        )
     return data.in_classes(table).with_notices(*sentences)
+
+
+def without(names: Sequence[str]) -> str:
+    """The options of `evaluate` that leave classes out: one for all, or one each where a name holds a comma."""
+    each = names if any("," in name for name in names) else [",".join(names)]
+    return " ".join(f"--without {shlex.quote(name)}" for name in each)
+
+
+def _check_taught(data: Dataset, own: Sequence[str], table: ClassTable) -> None:
+    """Raises `MaskwrightError` where masks show no class that the run has: nothing could be learned from them."""
+    shown = {own[k] for seen in survey_masks(data).values() for k in seen.counts(data.rule) if 0 <= k < len(own)}
+    if shown & set(table.names):
+        return
+    there, common = [name for name in own if name in shown], [name for name in own if name in table.names]
+    raise MaskwrightError(
+        f"masks in {data.root} that show {_some(there)} alone: no pixel is of a class that the run has too "
+        f"({_some(common)})",
+        f"pixels of a class that both tables have (the run's: {_some(table.names)})",
+        "call what is one class by one name in both classes.txt, or take a source that shows one of the run's classes",
+    )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -129,6 +162,7 @@ def class_table(
     named: bool,
     classes: int | None = None,
     counted: Mapping[str, Dataset] | None = None,
+    root: Path | None = None,
 ) -> tuple[ClassTable, str]:
     """The classes or clusters to produce.
 
@@ -138,6 +172,7 @@ def class_table(
         named: whether the method's classes are those of labels, which have names; else they are clusters.
         classes: how many were asked for, if that was said.
         counted: data sets whose masks say how many there are, where nothing else does.
+        root: folder of the run's own data, whose values `--void` says.
 
     Returns:
         The table, and where it comes from in a few words.
@@ -158,24 +193,35 @@ def class_table(
         raise MaskwrightError(
             f"--classes {classes} and a class table of {len(known)}", "the same number", "leave --classes out"
         )
-    masks = [data for data in (counted or {}).values() if data.labels_present()["masks"]] if named else []
+    masks = {n: data for n, data in (counted or {}).items() if data.labels_present()["masks"]} if named else {}
     if classes is not None:
         # The number was said: masks are compared with it where they were looked at anyway, and taught nothing.
-        top = max((highest_id(data, note=False) for data in masks if data.checked), default=-1)
-        if top >= classes:
+        tops = {name: highest_id(data, note=False) for name, data in masks.items() if data.checked}
+        if (top := max(tops.values(), default=-1)) >= classes:
+            name = max(tops, key=tops.__getitem__)
+            left = f", or if ids from {classes} on mean no class: {_without_ids(name, masks[name], classes, root)}"
             raise MaskwrightError(
-                f"--classes {classes} and masks with ids up to {top}",
-                "a class for each id",
-                f"add --classes {top + 1}, or --void if ids from {classes} on mean no class",
-            )
+                f"--classes {classes} and masks with ids up to {top}", "a class for each id",
+                f"add --classes {top + 1}{left}",
+            )  # fmt: skip
         return ClassTable.numbered(classes), f"{classes} {'classes' if named else 'clusters'}, as asked"
     if masks:
-        count = max(highest_id(data) for data in masks) + 1
+        count = max(highest_id(data) for data in masks.values()) + 1
         return ClassTable.numbered(count), f"{count}, up to the highest id in the masks that may be read"
     return (
         ClassTable.numbered(DEFAULT_CLUSTERS),
         f"{DEFAULT_CLUSTERS} clusters, the default where neither --classes nor a class table says how many",
     )
+
+
+def _without_ids(name: str, data: Dataset, first: int, root: Path | None) -> str:
+    """The options by which ids from `first` on mean no class in the masks of a data set, wherever it lies."""
+    meant = [pair for seen in survey_masks(data).values() for pair in seen.meaning(data.rule).items()]
+    void = sorted({value for value, k in meant if k >= first or k == VOID})
+    option = f"--void {','.join(map(str, void))}"
+    if root is None or same_place(data.root, root):
+        return option
+    return mended_source(name, data.root, f" {option}")
 
 
 def object_table(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from maskwright.data.examining.findings import some
 from maskwright.engine.progress import LONG, duration
 from maskwright.engine.sizes import sizes
 
@@ -178,7 +179,7 @@ class Pace:
 
 def fitted(
     minutes: float, spent: float, pace: Pace, share: float, most: int | None = None, tail: float = 0.0,
-    behind: float = 0.0,
+    behind: float = 0.0, untimed: str = "",
 ) -> Fitted:  # fmt: skip
     """The number of steps that fit.
 
@@ -190,6 +191,7 @@ def fitted(
         most: more are of no use; None: as many as fit.
         tail: what comes behind the last training, in its steps.
         behind: what else comes there, seconds.
+        untimed: what of the run was neither timed nor counted, in words; empty where that is nothing.
     """
     follows = pace.each * tail + behind
     room = max(0.0, 60 * minutes * (1 - RESERVE) - spent - follows)
@@ -205,11 +207,33 @@ def fitted(
         told += f"; the time holds {holds}, which is too few to learn anything: the run takes {duration(whole)} in all"
     elif steps < holds:
         told += f"; the time holds {holds}, but more are of no use here"
+    told += f"; not timed, so that the run may take longer: {untimed}" if untimed else ""
     return Fitted(steps, pace.each, pace.timed, spent, told + ".")
 
 
 def _pace(each: float) -> str:
     return f"{1 / each:.1f} steps/s" if each < 1 else f"{each:.1f} s a step"
+
+
+def not_timed(method: Method, stage: Stage, left: Sequence[str]) -> str:
+    """What of a run its timed steps do not tell, in words: later steps that do more, later trainings, which are taken
+    to be as fast, and what lies between these.
+
+    Args:
+        method: of the run.
+        stage: the training whose first steps are timed.
+        left: names of the stages that are not done.
+    """
+    later = [s for s in method.stages() if s.name in left and s.name != stage.name]
+    trainings = [k for k, s in enumerate(later) if s.kind == "train"]
+    between = [s.name for s in later[: max(trainings, default=0)] if s.kind != "train"]
+    as_fast = [later[k].name for k in trainings]
+    told = [
+        method.terms(method.config).untimed,
+        f"{some(as_fast)} (taken to be as fast)" if as_fast else "",
+        f"{some(between)} (not counted)" if between else "",
+    ]
+    return "; ".join(filter(None, told))
 
 
 def steps_for_each(method: Method, left: Mapping[str, Any] | Sequence[str]) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from maskwright.engine.checkpoint import CHECKPOINT
 from maskwright.engine.config_file import CONFIG, amend_config
 from maskwright.engine.distributed import barrier, broadcast_object, world_size
-from maskwright.engine.forecast import FEWEST, RESERVE, Fitted, Pace, fitted, steps_for_each
+from maskwright.engine.forecast import FEWEST, RESERVE, Fitted, Pace, fitted, not_timed, steps_for_each
 from maskwright.engine.timing import Timed
 from maskwright.errors import MaskwrightError
 
@@ -172,8 +172,11 @@ def fit_steps(method: Method, stage: Stage, left: Sequence[str]) -> None:
     behind = method.seconds_behind()
     spent = timing.clock() - timing.began
     found: Fitted = broadcast_object(
-        fitted(minutes, spent, pace, steps_for_each(method, left), timing.most_steps, timing.tail, behind)
-    )
+        fitted(
+            minutes, spent, pace, steps_for_each(method, left), timing.most_steps, timing.tail, behind,
+            not_timed(method, stage, left),
+        )
+    )  # fmt: skip
     context.steps, timing.minutes = found.steps, None
     context.run.save(steps=found.steps, minutes={"asked": minutes, **found.record()})
     if context.run.writes:

@@ -213,7 +213,7 @@ def _data_and_classes(request: RunRequest) -> tuple[Dataset, dict[str, Dataset],
     counted = {name: sources[name] for name in labelled}
     if terms.reads_masks or not labelled:
         counted[TARGET] = images
-    table, why = class_table(known, whose, named=named, classes=request.classes, counted=counted)
+    table, why = class_table(known, whose, named=named, classes=request.classes, counted=counted, root=images.root)
     return images, sources, table, why
 
 

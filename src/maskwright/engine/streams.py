@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from maskwright.data.examining.mending import is_mended
 from maskwright.data.examining.reading import Reading
 from maskwright.data.examining.understanding import understand
 from maskwright.data.folders.folder import Dataset
@@ -24,7 +25,7 @@ from maskwright.data.trust.ledger import Ledger
 from maskwright.engine.config_file import lasting
 from maskwright.engine.contract import Method
 from maskwright.engine.ledgers import TARGET
-from maskwright.engine.needs import StreamNeed
+from maskwright.engine.needs import StreamNeed, Terms
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 
@@ -124,13 +125,20 @@ def _opened(place: Place, beside: Dataset | None) -> Source:
     if isinstance(data, str) and split is None:
         data, split = split_place(data)
     found = open_data(str(data))
-    if beside is not None and found.reading == Reading() and _same(found.root, beside.root):
+    if beside is not None and found.reading == Reading() and same_place(found.root, beside.root):
         found = found.with_reading(beside.reading)
     return Source(found if split is None else found.split(split), split)
 
 
-def _same(a: Path, b: Path) -> bool:
+def same_place(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one folder."""
     return os.path.realpath(a) == os.path.realpath(b)
+
+
+def mended_source(name: str, root: Path, options: str) -> str:
+    """The repair of a source whose values must be said: options of the run hold for its own data alone."""
+    option = "--source OUT" if name == SOURCE else f"--source {name}=OUT"
+    return f"maskwright doctor {shlex.quote(str(root))}{options} --fix OUT, and give {option}"
 
 
 # -------------------------------------------------------------------------------------------------- what a method takes
@@ -184,6 +192,33 @@ def check_sources(method: type[Method], taken: Mapping[str, StreamNeed], sources
             )
 
 
+def check_said(data: Dataset, labels: object, void: object, terms: Terms, sources: Mapping[str, Source]) -> None:
+    """Refuses a word on mask values that reaches no mask which is read.
+
+    Args:
+        data: the run's own, of which the word is.
+        labels, void: what was said; None: nothing.
+        terms: of the method under its options.
+        sources: the data sets beside it.
+
+    Raises:
+        MaskwrightError: the run reads masks of sources alone, and these lie in other folders.
+    """
+    learned = {name: source.data for name, source in sources.items() if "masks" in terms.taken[name].labels}
+    if (labels is None and void is None) or terms.reads_masks or terms.judges or not learned:
+        return
+    if any(same_place(of.root, data.root) for of in learned.values()):
+        return
+    reading = Reading.parse(labels, void)  # type: ignore[arg-type]
+    (name, of), *_ = learned.items()
+    raise MaskwrightError(
+        f"{reading.options()}, which says what masks in {data.root} mean: none of these is read, and those of {name} "
+        f"lie in {of.root}",
+        "a word on masks that are read",
+        f"leave it out; or if it is meant for {name}: {mended_source(name, of.root, f' {reading.options()}')}",
+    )
+
+
 def prepare_source(name: str, source: Source, need: StreamNeed, bar: Progress) -> Dataset:
     """The images of a source that can be read, with nothing visible of its labels but what the method takes.
 
@@ -230,12 +265,12 @@ def understood_source(name: str, source: Dataset, need: StreamNeed) -> Dataset:
     Raises:
         MaskwrightError: what its values mean is not certain.
     """
+    if source.reading == Reading() and is_mended(source.root):
+        source = source.with_reading(Reading(labels="ids"))
     try:
         return understand(source, masks="masks" in need.labels)
     except MaskwrightError as error:
-        where = shlex.quote(str(source.root))
-        option = "--source OUT" if name == SOURCE else f"--source {name}=OUT"
-        repair = f"{error.repair}: as options of maskwright doctor {where} --fix OUT, and give {option}"
+        repair = f"{error.repair}: as options of {mended_source(name, source.root, '')}"
         raise MaskwrightError(f"{name}: {error.found}", error.expected, repair) from error
 
 

@@ -42,13 +42,15 @@ def judge(
     matching: Mapping[int, int] | LussMatching | None,
     other: bool | None,
     notes: list[str],
+    without: Sequence[int] = (),
 ) -> Scores:
-    """Judges by `protocol`; other arguments as in `protocols.evaluate_arrays`, `notes` grows."""
+    """Judges by `protocol`; other arguments as in `protocols.evaluate_arrays`, `notes` grows; `without` as of
+    `scores_from_counts`, where counts are judged (`protocols.Protocol.counts`)."""
     if protocol.name == "luss":
         return _judge_luss(pairs, names, protocol, ignore, matching, other, notes)
     if protocol.name in ("saliency", "either_polarity"):
         return _judge_saliency(pairs, names, protocol, ignore, notes)
-    return _judge_counts(pairs, names, protocol, ignore, matching, notes)
+    return _judge_counts(pairs, names, protocol, ignore, matching, notes, without)
 
 
 def _check(name: str, pred: np.ndarray, true: np.ndarray) -> None:
@@ -77,6 +79,7 @@ def _judge_counts(
     ignore: int | Sequence[int] | None,
     given: Mapping[int, int] | LussMatching | None,
     notes: list[str],
+    without: Sequence[int],
 ) -> Scores:
     classes = len(names)
     # The extra row takes pixels whose prediction says "no class": they are wrong, under every protocol.
@@ -108,6 +111,7 @@ def _judge_counts(
     if not images:
         raise MaskwrightError("no images to evaluate", "at least one prediction with its truth")
     counts = matrix.counts
+    counts[:, list(without)] = 0
     used = np.flatnonzero(counts[:-1].any(1))
     if counts[-1].any():
         notes.append(f"{int(counts[-1].sum())} pixels have no predicted class and count as wrong")
@@ -120,6 +124,7 @@ def _judge_counts(
             images=images,
             predicted=len(used),
             notes=notes,
+            without=without,
         )
     clusters = int(used[-1]) + 1 if used.size else 1
     if given is not None:
@@ -144,6 +149,7 @@ def _judge_counts(
         predicted=len(used),
         mapping={int(k): int(mapping[k]) for k in used},
         notes=notes,
+        without=without,
     )
 
 

@@ -66,6 +66,11 @@ class Protocol:
     description: str
     match: Callable[[np.ndarray], Any] | None = None
 
+    @property
+    def counts(self) -> bool:
+        """Whether its figures are those of counts (K, C), so that a class can be left out of them."""
+        return self.match is not None or self.name == "direct"
+
 
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p
@@ -187,6 +192,7 @@ def evaluate_folder(
     trained: Sequence[Photographs] = (),
     predicted_names: Sequence[str] | None = None,
     by_name: bool = False,
+    without: str | Iterable[str] = (),
 ) -> Scores:
     """Judges a folder of index PNGs against a data set.
 
@@ -208,6 +214,8 @@ def evaluate_folder(
         predicted_names: of the predicted ids, where they are known. Under "direct" the same name must not stand at
             another id of the truth, unless `by_name` or `predicted` says how ids are meant.
         by_name: under "direct" a predicted id is the truth's class of the same name.
+        without: names of the truth's classes that are left out of all figures with their true pixels, as those that
+            nothing taught; each a name, or several with commas between.
 
     Returns:
         The scores. Masks read are noted in the truth's ledger for the purpose "evaluate"; images of the truth
@@ -218,6 +226,12 @@ def evaluate_folder(
             range.
     """
     chosen = protocol_named(protocol)
+    texts = [without] if isinstance(without, str) else list(without)
+    if texts and not chosen.counts:
+        raise MaskwrightError(
+            f"--without {texts[0]} with --protocol {protocol}", "one whose figures are of counts by class, as direct",
+            "leave one of the two out",
+        )  # fmt: skip
     folder = Path(predictions)
     if not folder.is_dir():
         raise MaskwrightError(f"no folder {folder}", "a folder of index PNGs named as the images", "predict first")
@@ -256,6 +270,7 @@ def evaluate_folder(
     values: dict[str, frozenset[int]] = {}
     grey: dict[str, None] = {}  # predictions that hold their ids in three equal channels
     names = _class_names_of(source, judged, classes, ignore)
+    left = classes_without(texts, names)
     if by_name or (chosen.name == "direct" and matching is None and predicted_names and source.classes is not None):
         joined, said = joined_by_name(predicted_names, names, chosen, by_name, predicted or Reading())
         matching = joined if by_name else matching
@@ -278,7 +293,7 @@ def evaluate_folder(
 
     # Predictions are decoded in a thread of their own, ahead of the truth, which this thread reads.
     with ThreadPoolExecutor(1) as pool, source.ledger.purpose("evaluate"):
-        scores = judge(lambda: pairs(pool), names, chosen, ignore, matching, other, notes)
+        scores = judge(lambda: pairs(pool), names, chosen, ignore, matching, other, notes, left)
     _check_predictions(values, predicted or Reading(), folder, found)
     if by_name:
         scores = replace(scores, matching="by name: an id is the truth's class of the same name")
@@ -289,6 +304,28 @@ def evaluate_folder(
     return replace(
         scores, split=split, names_hash=hash_names(name for name, _ in judged), labels_hash=_labels_hash(source)
     )
+
+
+def classes_without(given: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The ids of classes that are to be left out.
+
+    Args:
+        given: class names, or several with commas between.
+        names: of the truth's classes.
+
+    Raises:
+        MaskwrightError: an unknown name, or no class is left.
+    """
+    wanted = [name for text in given for name in ([text] if text in names else map(str.strip, text.split(",")))]
+    for name in wanted:
+        if name not in names:
+            raise unknown("class", name, names)
+    found = sorted({names.index(name) for name in wanted})
+    if found and len(found) == len(names):
+        raise MaskwrightError(
+            f"--without {','.join(names)}", "at least one class that is judged", "leave one of them in"
+        )
+    return found
 
 
 def joined_by_name(

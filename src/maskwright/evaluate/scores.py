@@ -48,6 +48,7 @@ class Scores:
         names_hash: `hash_names` of the images judged; empty where they have no names.
         labels_hash: of the contents of their masks and how their values were read; empty where they are no files.
         models: keys of the models that made the masks (`predict.kept`); empty where no record tells.
+        without: names of the truth's classes that were left out, with their pixels, of all figures.
     """
 
     protocol: str
@@ -68,6 +69,7 @@ class Scores:
     names_hash: str = ""
     labels_hash: str = ""
     models: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The scores as JSON values; NaN becomes None, keys of the mapping become text."""
@@ -90,7 +92,7 @@ class Scores:
             state["extra"] = {k: math.nan if v is None else v for k, v in state["extra"].items()}
             if state["mapping"] is not None:
                 state["mapping"] = {int(k): int(v) for k, v in state["mapping"].items()}
-            state["models"] = [str(key) for key in state.get("models") or []]
+            state |= {key: [str(k) for k in state.get(key) or []] for key in ("models", "without")}
             return cls(**state)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise MaskwrightError(f"scores that cannot be read ({error})", "what `Scores.to_json` wrote") from error
@@ -166,6 +168,7 @@ def scores_from_counts(
     resolution: str = "size of each truth mask",
     extra: dict[str, float] | None = None,
     notes: Sequence[str] = (),
+    without: Sequence[int] = (),
 ) -> Scores:
     """The scores of counts whose rows are classes already.
 
@@ -175,11 +178,18 @@ def scores_from_counts(
         protocol, matching, images, mapping, resolution, notes: as in `Scores`.
         predicted: number of predicted ids; None counts the rows that are not empty.
         extra: further figures, put behind the usual ones.
+        without: classes that no figure is of: their true pixels do not count, and as a prediction they are wrong.
     """
     counts = np.asarray(counts)
     names = class_names(names)
     if counts.ndim != 2 or counts.shape[1] != len(names):
         raise ValueError(f"counts of shape {counts.shape} for {len(names)} classes")
+    predicted = int((counts.sum(1) > 0).sum()) if predicted is None else predicted
+    left = [names[k] for k in without]
+    if left:
+        kept = [k for k in range(len(names)) if k not in without]
+        wrong = [k for k in range(len(counts)) if k not in kept]
+        counts, names = counts[[*kept, *wrong]][:, kept], [names[k] for k in kept]
     per_class = metrics.iou(counts)
     usual = {
         "miou_all": metrics.miou(counts, over="all"),
@@ -188,6 +198,8 @@ def scores_from_counts(
     }
     absent = int(np.isnan(per_class).sum())
     averaging = PRESENT + (f" ({absent} of {len(names)} left out)" if absent else f" (all {len(names)})")
+    if left:
+        averaging += f", without {', '.join(left)}: pixels of {'these' if len(left) > 1 else 'it'} do not count"
     return Scores(
         protocol=protocol,
         matching=matching,
@@ -197,12 +209,13 @@ def scores_from_counts(
         per_class=[{"name": n, "iou": float(x)} for n, x in zip(names, per_class)],
         mapping=mapping,
         images=images,
-        predicted=int((counts.sum(1) > 0).sum()) if predicted is None else predicted,
+        predicted=predicted,
         classes=len(names),
         resolution=resolution,
         averaging=averaging,
         extra=usual | (extra or {}),
         notes=list(notes),
+        without=left,
     )
 
 
@@ -220,7 +233,7 @@ def seeds_summary(scores: Sequence[Scores]) -> dict[str, tuple[float, float]]:
     """
     if not scores:
         raise MaskwrightError("no scores", "those of at least one seed")
-    kinds = {(s.protocol, s.matching, s.classes, s.images, s.resolution) for s in scores}
+    kinds = {(s.protocol, s.matching, s.classes, *s.without, s.images, s.resolution) for s in scores}
     lists = {s.names_hash for s in scores if s.names_hash}
     if len(kinds) > 1 or len(lists) > 1:
         raise MaskwrightError(

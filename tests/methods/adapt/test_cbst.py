@@ -68,7 +68,7 @@ def test_classes_are_taken_by_name(finished):
     assert mw.load(run).classes.names == ("square", "ground", "sky", "disc"), "the target's ids"
     told = [n for n in record["notes"] if n.startswith("Source: ")]
     assert "Source: its classes are taken by their names, 3 of 3 of which the run has." in told
-    assert "Source: no mask here teaches sky; evaluate --void 2 leaves it out of the mean." in told
+    assert "Source: no mask here teaches sky; evaluate --without sky leaves it out of all figures." in told
     q = load_tensors(run / "prior" / "prior.safetensors", {"prior": "CGG"}, "")["prior"]
     assert not q[2].any() and float(q[1].mean()) > 0.5, "the ground, which the source calls 0, is class 1"
 
@@ -113,6 +113,17 @@ def test_held_out_masks_are_no_part_of_the_prior(domains, tmp_path):
     CBST(context.timing.config, context).fit_prior(context.run.stage_folder("prior"))
     assert context.ledgers.by_stream()["source"]["train"]["masks"] == 6, "two of the eight choose the iterate"
     context.run.release()
+
+
+def test_a_first_portion_above_the_greatest_is_refused():
+    """Rounds would keep one portion that is neither; the repair is taken, and what does not grow has no greatest."""
+    with pytest.raises(MaskwrightError, match=r"labels\.portion=0\.6 above labels\.portion_max=0\.5") as raised:
+        configure(CBSTConfig, {"labels.portion": 0.6})
+    assert "--set labels.portion_max=0.6" in raised.value.repair
+    config = configure(CBSTConfig, {"labels.portion": 0.6, "labels.portion_max": 0.6})
+    assert [config.portion(r) for r in (1, 2)] == [0.6, 0.6]
+    for still in ({"rounds": 1}, {"labels.portion_step": 0}):
+        assert configure(CBSTConfig, {"labels.portion": 0.6, **still}).portion(1) == 0.6
 
 
 def test_steps_add_up_and_portions_grow():

@@ -231,7 +231,8 @@ def test_discriminators_learn_alone(generators):
     batch = drawn(t)
     played = t.play(batch["s"].weak, batch["t"].weak)
     of = t.of_target
-    discriminator_loss(t.verdicts(of, batch["t"].weak), t.verdicts(of, t.pool_t(played.fake_t))).backward()
+    fake, inside = t.pool_t.shown(played.fake_t, batch["s"].inside)
+    discriminator_loss(t.verdicts(of, batch["t"].weak), t.verdicts(of, fake), (batch["t"].inside, inside)).backward()
     assert moved(of.discriminator) and not moved(t.to_target) and not moved(t.of_source.discriminator)
 
 
@@ -261,12 +262,13 @@ def aligning(domains, out: Path, **options: object) -> AlignTraining:
 
 def test_freezes_of_alignment(domains, tmp_path):
     t = aligning(domains, tmp_path / "run")
-    s, of_t = t.maps(drawn(t))
+    batch = drawn(t)
+    s, of_t = t.maps(batch)
     assert s.shape[1] == 3 and not s.requires_grad and of_t.requires_grad
-    t.discriminator_loss(s, of_t)[0].backward(retain_graph=True)
+    t.discriminator_loss(s, of_t, batch)[0].backward(retain_graph=True)
     assert moved(t.adversary.discriminator) and not moved(t.setup.network), "D learns from what f said"
     t.adversary.optimizer.zero_grad(set_to_none=True)
-    t.fooling(of_t).backward()
+    t.fooling(of_t, batch).backward()
     assert moved(t.setup.network) and not moved(t.adversary.discriminator), "f learns from a frozen D"
 
 
@@ -288,6 +290,93 @@ def test_a_source_network_of_its_own_stays_as_it_was(domains, tmp_path):
     assert "fool" in terms and "s" not in terms
     assert all(torch.equal(state[k], v) for k, v in t.source.state_dict().items())
     assert t.adversary.discriminator[0].in_channels == t.setup.network.width
+
+
+# ---------------------------------------------------------------------- padding
+
+LEFT = torch.zeros(2, 8, 8, dtype=torch.bool)
+LEFT[:, :, :4] = True
+"""A photograph in the left half of two crops."""
+
+
+@pytest.mark.parametrize("inside", [(LEFT, LEFT.mT), None])
+def test_losses_are_those_of_what_lies_inside(inside):
+    """Means over the pixels, and over the verdicts at their places, that are inside both ways of cutting them out."""
+    of_s, of_t = inside or (torch.ones_like(LEFT),) * 2
+    s, t, *made = (draw(k, 2, 3, 8, 8) for k in range(8))
+    d_t, d_s, scores_s, scores_t = draw(8, 2, 1, 4, 4), draw(9, 2, 1, 4, 4), draw(10, 2, 2, 4, 4), draw(11, 2, 2, 4, 4)
+
+    def kept(x: Tensor, of: Tensor) -> Tensor:
+        """The pixels (n, channels), or every other of them, that lie inside."""
+        return x.movedim(1, -1)[of[:, :: 8 // x.shape[-1], :: 8 // x.shape[-1]]]
+
+    terms = generator_terms(s, t, Played(*made), d_t, d_s, Weights(), inside)
+    gaps = [(made[2], s, of_s), (made[3], t, of_t), (made[4], t, of_t), (made[5], s, of_s)]
+    l1 = [float((kept(a, of) - kept(b, of)).abs().mean()) for a, b, of in gaps]
+    assert float(terms["cycle"]) == pytest.approx(l1[0] + l1[1])
+    assert float(terms["identity"]) == pytest.approx(l1[2] + l1[3])
+    assert float(terms["gan_t"]) == pytest.approx(float((kept(d_t, of_s) - 1).square().mean()))
+    assert float(terms["gan_s"]) == pytest.approx(float((kept(d_s, of_t) - 1).square().mean()))
+    slow = (kept(d_t, of_s) - 1).square().mean() + kept(d_s, of_t).square().mean()
+    assert float(discriminator_loss(d_t, d_s, inside)) == pytest.approx(float(slow) / 2)
+    log_s, log_t = kept(scores_s, of_s).log_softmax(1), kept(scores_t, of_t).log_softmax(1)
+    expected = -torch.cat([log_s[:, 1], log_t[:, 0]]).mean()
+    assert float(domain_loss(scores_s, scores_t, inside)) == pytest.approx(float(expected))
+    assert float(fooling(scores_t, inside and inside[1])) == pytest.approx(-float(log_t[:, 1].mean()))
+    right = torch.cat([log_s.argmax(1) == 1, log_t.argmax(1) == 0])
+    assert torch.equal(told_apart(scores_s, scores_t, inside), right)
+
+
+@pytest.fixture
+def padded(tmp_path: Path) -> tuple[Path, Path]:
+    """A source that fills crops of 32 pixels, and a target of 20 x 24 that does not."""
+    source = write_tiny_folder(tmp_path / "source")
+    return source, write_tiny_folder(tmp_path / "target", size=(20, 24))
+
+
+def spoilt(batch: dict, value: float) -> dict:
+    """The batch with another colour on the padding of both domains."""
+    return {k: v._replace(weak=torch.where(v.inside[:, None], v.weak, value)) for k, v in batch.items()}
+
+
+def test_alignment_does_not_count_padding(padded, tmp_path):
+    """What D says of padding moves neither its loss, nor the accuracy that opens the gate, nor what fools it."""
+    t = aligning(padded, tmp_path / "run")
+    batch = drawn(t)
+    s, of_t = t.maps(batch)
+    inside = nn.functional.interpolate(batch["t"].inside[:, None].float(), of_t.shape[-2:]) > 0
+    assert inside.any() and not inside.all()
+
+    def told(padding: float) -> tuple[Tensor, float, Tensor]:
+        """By a D that takes each domain for the other, and is right on the target's padding where that is -9."""
+        on_t = torch.where(inside, 9.0, padding)
+        verdicts = iter([torch.full_like(s[:, :1], -9.0), on_t, on_t])
+        t.judge = lambda of, maps: torch.cat([torch.zeros_like(on_t), next(verdicts)], 1)
+        return (*t.discriminator_loss(s, of_t, batch), t.fooling(of_t, batch))
+
+    (loss_a, right_a, fool_a), (loss_b, right_b, fool_b) = told(-9.0), told(9.0)
+    assert right_a == right_b == 0 and torch.equal(loss_a, loss_b) and torch.equal(fool_a, fool_b)
+
+
+def test_generators_do_not_count_padding(padded, tmp_path):
+    """Another colour of the padding leaves the losses of generators that are the identity as they are."""
+    method = method_of(padded, tmp_path / "run", CycleGAN)
+    t = GeneratorTraining(method.context, method.config, 4)
+    batch = drawn(t)
+    assert batch["s"].inside.all() and not batch["t"].inside.all()
+    t.play = lambda s, t_: Played(s, t_, s + 0.1, torch.where(batch["t"].inside[:, None], t_, 1.0), t_, s)
+    t.verdicts = lambda of, images: images[:, :1]
+    a, b = (t.generator_losses(spoilt(batch, value))[0] for value in (0.0, 1.0))
+    assert float(a["cycle"]) == pytest.approx(0.1, abs=1e-6) and float(a["identity"]) == 0
+    assert {k: float(v) for k, v in a.items()} == {k: float(v) for k, v in b.items()}
+    shown, inside = t.pool_s.shown(batch["t"].weak, batch["t"].inside)
+    assert torch.equal(shown, batch["t"].weak) and torch.equal(inside, batch["t"].inside), "fakes keep their padding"
+
+
+def test_a_pool_of_an_earlier_version_goes_on(generators):
+    t = generators
+    t.pool_t.load_state_dict({"images": [torch.zeros(3, 32, 32)]})
+    assert len(t.pool_t.images[0]) == 4 and bool(t.pool_t.images[0][3].all())
 
 
 # ---------------------------------------------------------------------- whole photographs
@@ -412,6 +501,21 @@ def test_generators_learn_nothing_of_held_out_masks(domains, tmp_path, monkeypat
     method.train_generators(tmp_path / "run" / "generators")
     seen, held = hold_out(method.masks(), 0.25, method.context.seed)
     assert len(held) == 2 and made[0].setup.streams["s"].indices.tolist() == seen.indices
+
+
+def test_the_judge_is_chosen_under_the_statistics_that_it_judges_with(domains, tmp_path, monkeypatch):
+    """Those of the source's photographs, though the network that is kept takes the target's."""
+    method, trained, taken = method_of(domains, tmp_path / "run", holdout=0.25), [], []
+    monkeypatch.setattr(method.context, "fit", lambda training, *more: trained.append(training))
+    method.train_judge(tmp_path / "run" / "judge")
+
+    def noted(network, data, *more):
+        taken.append(data)
+        return 1
+
+    monkeypatch.setattr("maskwright.recipes.training.network.retake_statistics", noted)
+    trained[0].setup.with_statistics(trained[0].setup.network)
+    assert method.config.norms.photographs == "all" and taken == [method.context.data_of("source")]
 
 
 def test_a_gate_that_never_opens_is_said(domains, tmp_path, capfd):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 from tests.golden.cases import read_cases
 from tests.methods.adapt.two_folders import SMALL, context_of, train
 
 import maskwright as mw
+from maskwright.data.folders.folder import open_folder
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.mixing import mix
 from maskwright.engine.config import configure
@@ -21,6 +25,8 @@ from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.dacs import DACS, DACSConfig, DACSTraining, mixed_loss, sure_share
 from maskwright.methods.adapt.source_only import SourceOnly
+from maskwright.recipes.training.network import make_network, make_preprocess, retake
+from maskwright.recipes.training.norm_statistics import batch_norms, retake_statistics
 
 
 def maps(seed: int, b: int = 2, classes: int = 3, size: int = 5) -> LabelMap:
@@ -158,10 +164,63 @@ def test_one_folder_as_both_domains(tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["labels_read"]["train"]["masks"] == 4
 
 
-def test_the_floor_takes_the_statistics_of_its_own_photographs(domains, tmp_path):
-    context = context_of(domains, tmp_path / "run", SourceOnly)
-    method = SourceOnly(context.run and configure(SourceOnly.Config, SMALL), context)
-    assert method.labels().data is context.data_of("source") and method.seen() == list(range(8))
+@pytest.mark.parametrize(("photographs", "own", "other"), [("seen", 0, 1), ("all", 1, 0)])
+def test_whose_statistics_the_floor_takes(photographs, own, other, domains, tmp_path):
+    """Those of the source's photographs, which training looked at; with `all` the target's (AdaBN)."""
+    darken(domains[1])
+    settings = {} if photographs == "seen" else {"norms.photographs": photographs}
+    saved = train(domains[1], domains[0], tmp_path / "run", "source_only", steps=2, settings=settings).segmenter
+    retaken = [copy.deepcopy(saved) for _ in domains]
+    for segmenter, folder in zip(retaken, domains):
+        retake_statistics(segmenter, open_folder(folder), range(8), saved.preprocess, torch.device("cpu"))
+    found, *of_domain = (
+        torch.cat([torch.cat([m.running_mean, m.running_var]) for m in batch_norms(segmenter)])
+        for segmenter in (saved, *retaken)
+    )
+    torch.testing.assert_close(found, of_domain[own], atol=1e-4, rtol=1e-4)
+    assert float((found - of_domain[other]).abs().max()) > 0.1
+
+
+def darken(target: Path) -> None:
+    """Photographs a third as bright."""
+    for file in (target / "images").iterdir():
+        Image.fromarray(np.asarray(Image.open(file)) // 3).save(file)
+
+
+NOT_ONE = "Batch-norm statistics are training's own: one photograph is too few for others"
+NONE = "The network has no batch norm that could take statistics of photographs"
+
+
+@pytest.mark.parametrize(
+    ("keep", "images", "said"),
+    [(1, 64, f"{NOT_ONE} (give more photographs)."), (8, 1, f"{NOT_ONE} (--set norms.images=2 takes two)."),
+     (8, 2, ""), (8, 0, ""), (1, 0, "")],
+)  # fmt: skip
+def test_statistics_that_are_not_taken_are_said(keep, images, said, domains, tmp_path):
+    """A target of one photograph has no batch, neither has `norms.images=1`; whoever asks for none gets no word."""
+    for file in sorted((domains[1] / "images").iterdir())[keep:]:
+        file.unlink()
+    options = {"norms.photographs": "all"} if images else {}
+    context = context_of(domains, tmp_path / "run", SourceOnly, **options, **{"norms.images": images})
+    config = configure(SourceOnly.Config, {**SMALL, **options, "norms.images": images})
+    network = make_network(context, config)
+    retake(context, config, network, make_preprocess(config, network), range(8), context.data_of("source"))
+    assert [note for note in context.notes if note.startswith((NOT_ONE, NONE))] == ([said] if said else [])
+
+
+@pytest.mark.parametrize(("options", "said"), [({"norms.photographs": "all"}, 1), ({"norms.images": 8}, 1), ({}, 0)])
+def test_a_network_without_batch_norm_takes_none(options, said, domains, tmp_path):
+    context = context_of(domains, tmp_path / "run", SourceOnly, **options)
+    config = configure(SourceOnly.Config, {**SMALL, **options})
+    network = make_network(context, config)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, torch.nn.modules.batchnorm._BatchNorm):
+                setattr(parent, name, torch.nn.Identity())
+    preprocess = make_preprocess(config, network)
+    for _ in range(2):
+        retake(context, config, network, preprocess, range(8), context.data_of("source"))
+    assert len([note for note in context.notes if note.startswith(NONE)]) == said, "once, where it was asked for"
 
 
 def test_teacher_copies_until_the_mixed_loss_sets_in(domains, tmp_path):

@@ -19,11 +19,12 @@ from maskwright.data.masking.classes import ClassTable
 from maskwright.data.training.labels import LabelMap
 from maskwright.data.training.proposals import Proposals, SoftMap
 from maskwright.data.training.views import View
+from maskwright.engine.config import configure
 from maskwright.engine.progress import Progress
 from maskwright.errors import MaskwrightError
-from maskwright.methods.adapt.uda_sod.composing import COMPOSITES, GEOMETRY, object_boxes, object_ids
+from maskwright.methods.adapt.uda_sod.composing import COMPOSITES, GEOMETRY, Composer, object_boxes, object_ids
 from maskwright.methods.adapt.uda_sod.losses import SoftMasks, iou_loss, mask_loss, object_logit, pixel_weight
-from maskwright.methods.adapt.uda_sod.method import UDASOD
+from maskwright.methods.adapt.uda_sod.method import UDASOD, UDASODConfig
 from maskwright.methods.adapt.uda_sod.training import SaliencyTraining, shares_of, triangular
 from maskwright.methods.adapt.uda_sod.uncertainty import (
     believed,
@@ -146,6 +147,10 @@ def test_who_is_believed():
 
 def test_lists_of_rounds():
     assert portions(5, 0.1, 2, 0.6) == pytest.approx([0.1, 0.2, 0.4, 0.6, 0.6])
+    with pytest.raises(MaskwrightError, match=r"pseudo\.portion=0\.7 above pseudo\.portion_max=0\.6"):
+        configure(UDASODConfig, {"pseudo.portion": 0.7})
+    assert configure(UDASODConfig, {"pseudo.portion": 0.7, "pseudo.portion_max": 0.7}).pseudo.portion == 0.7
+    assert configure(UDASODConfig, {"pseudo.portion": 0.7, "rounds": 1}).pseudo.portion == 0.7
     assert portions(4, 0.5, 0.5) == pytest.approx([0.5, 0.25, 0.125, 0.0625])
     assert [triangular(3)(s) for s in range(3)] == [0.5, 1.0, 0.5]
 
@@ -265,6 +270,60 @@ def test_objects_that_another_run_found(domains, tmp_path):
     assert store.labels_seen.startswith("objects: none; weights: ")
     assert len(open_folder(folder / COMPOSITES)) == 6
     context.run.release()
+
+
+def found_in(domains, out: Path, place: Path, **options) -> Composer:
+    """A run's list of objects that an input shows in the source's photographs."""
+    context = context_of(domains, out, {"objects": str(place)}, **{"objects.of": "found", **options})
+    method = method_of(context)
+    context.run.release()
+    c = method.config
+    composer = Composer(context, method.source(), None, c.objects, c.composites)
+    composer.look()
+    return composer
+
+
+@pytest.mark.parametrize("holds", ["classes", "objects", "soft", None])
+def test_found_objects_are_read_as_every_store_of_objects(holds, domains, tmp_path):
+    """Ids of classes whose ground is not 0, objects, soft maps, and a folder of masks drawn in 0 and 255."""
+    source, place = open_folder(domains[0]), tmp_path / "found"
+    table = ClassTable(("disc", "ground", "square")) if holds == "classes" else None
+    store = None if holds is None else Proposals.begin(place, holds, "another", "none", table)
+    place.mkdir(exist_ok=True)
+    for i, name in enumerate(source.names):
+        ids = source.mask(i)
+        if store is None:
+            Image.fromarray(np.where(ids > 0, 255, 0).astype(np.uint8)).save(place / f"{name}.png")
+        elif holds == "soft":
+            store.write(
+                name, SoftMap(torch.where(torch.from_numpy(ids > 0), 0.9, 0.1), torch.ones(ids.shape, dtype=torch.bool))
+            )
+        else:
+            ids = np.uint8([1, 0, 2])[ids] if holds == "classes" else ids > 0
+            store.write(name, LabelMap.from_mask(ids.astype(np.uint8)))
+    composer = found_in(domains, tmp_path / "run", place)
+    assert len(composer.cuts) == 8, "a disc or a square in each"
+    for i in range(8):
+        _, alpha, known = composer.source.read(i)
+        assert np.array_equal(alpha > 0, source.mask(i) > 0) and known.all()
+
+
+def test_what_shows_no_object_is_refused_with_a_repair(domains, tmp_path):
+    source = open_folder(domains[0])
+    regions = Proposals.begin(tmp_path / "regions", "regions", "superpixels", "none")
+    small = Proposals.begin(tmp_path / "small", "objects", "another", "none")
+    speck = np.zeros((48, 64), np.uint8)
+    speck[20:24, 20:24] = 1
+    for i, name in enumerate(source.names):
+        regions.write(name, LabelMap.from_mask(source.mask(i)))
+        small.write(name, LabelMap.from_mask(speck))
+    with pytest.raises(MaskwrightError, match="holds regions") as raised:
+        found_in(domains, tmp_path / "of_regions", tmp_path / "regions")
+    assert raised.value.repair == "give a run that found objects"
+    with pytest.raises(MaskwrightError, match="no object of at least 1 %") as raised:
+        found_in(domains, tmp_path / "of_specks", tmp_path / "small")
+    assert raised.value.repair == "give what shows objects there as --input objects=RUN, or lower objects.least"
+    assert found_in(domains, tmp_path / "lower", tmp_path / "small", **{"objects.least": 0.001}).cuts
 
 
 def test_a_round_draws_soft_labels_by_the_recorded_geometry(domains, tmp_path):

@@ -126,14 +126,14 @@ def commands_for(run: Run, likes: Sequence[Scores]) -> list[str]:
     data = _opened(run.data)
     if data is None:
         return [f"its data {run.data} is not at its place"]
-    split, protocol = _as_others(run, data, likes)
+    split, protocol, left = _as_others(run, data, likes)
     if not _masks(data, split):
         return [f"{run.data} has no mask to judge it by"]
     masks, part = run.path / PREDICTIONS, ["--split", split] if split else []
     said = Reading.from_json(run.record.get("reading")).arguments()
     values = [word for name in ("labels", "void") if name in said for word in (f"--{name}", said[name])]
     range_ = ["--range", said["range"]] if "range" in said else []
-    judge = ["maskwright", "evaluate", str(masks), run.data, *part, "--protocol", protocol, *values]
+    judge = ["maskwright", "evaluate", str(masks), run.data, *part, "--protocol", protocol, *values, *left]
     return [
         shlex.join(["maskwright", "predict", str(run.path), run.data, *part, *range_, "--out", str(masks)]),
         shlex.join([*judge, "--json", str(run.path / SCORES)]),
@@ -147,9 +147,9 @@ def _clusters(run: Run) -> bool:
     return all(re.fullmatch(r"cluster \d+", name) for name in run.table.names)
 
 
-def _as_others(run: Run, data: Dataset, likes: Sequence[Scores]) -> tuple[str | None, str]:
-    """Split and protocol of the first judgement that this run can have too; of its split alone where that is all that
-    fits, and the usual ones where nothing does."""
+def _as_others(run: Run, data: Dataset, likes: Sequence[Scores]) -> tuple[str | None, str, list[str]]:
+    """Split, protocol and classes left out (as options) of the first judgement that this run can have too; of its split
+    alone where that is all that fits, and the usual ones where nothing does."""
     clusters = _clusters(run)
     usual = "hungarian" if clusters else "direct"
     fitting = [
@@ -159,10 +159,10 @@ def _as_others(run: Run, data: Dataset, likes: Sequence[Scores]) -> tuple[str | 
     ]
     for scores in fitting:
         if (scores.protocol == "direct") != clusters:
-            return scores.split, scores.protocol
+            return scores.split, scores.protocol, [word for name in scores.without for word in ("--without", name)]
     if fitting:
-        return fitting[0].split, usual
-    return next((name for name in HELD_OUT if name in data.split_names and _masks(data, name)), None), usual
+        return fitting[0].split, usual, []
+    return next((name for name in HELD_OUT if name in data.split_names and _masks(data, name)), None), usual, []
 
 
 def _masks(data: Dataset, split: str | None) -> list[str]:

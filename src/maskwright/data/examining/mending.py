@@ -29,6 +29,8 @@ from maskwright.errors import MaskwrightError
 
 CHANGES = "changes.txt"
 """The list of changes in the mended copy."""
+_IDS = "The masks hold class ids, and 255 (65535 in 16 bits) where there is no class."
+"""Its first line."""
 _TABLES = ("classes.txt", "colors.txt", "tags.csv", "captions.csv")
 
 
@@ -74,8 +76,17 @@ def mend(data: Dataset, out: str | os.PathLike[str], progress: Callable[[int, in
             if progress is not None:
                 progress(done, len(data))
         lines += copy_rest(data, work, pages)
-        write_text(work / CHANGES, "".join(f"{line}\n" for line in lines))
+        write_text(work / CHANGES, "".join(f"{line}\n" for line in (_IDS, *lines)))
     return lines
+
+
+def is_mended(root: Path) -> bool:
+    """Whether a folder is a mended copy, whose masks hold ids whatever they look like."""
+    try:
+        with open(root / CHANGES, encoding="utf-8", errors="replace") as file:
+            return file.readline().rstrip("\n") == _IDS
+    except OSError:
+        return False
 
 
 def check_place(out: Path, root: Path, what: str = "the mended copy", option: str = "--fix") -> None:

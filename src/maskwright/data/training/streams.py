@@ -90,6 +90,11 @@ class Views(NamedTuple):
         return self.labels
 
     @property
+    def inside(self) -> Tensor:
+        """bool (B, S, S), on the device of `weak`: what lies inside the photograph, whether or not it has a label."""
+        return torch.stack([view.valid() for view in self.geometry]).to(self.weak.device)
+
+    @property
     def t(self) -> Tensor:
         """The tags of a stream that has them, (B, T)."""
         assert self.tags is not None, "a stream without tags"

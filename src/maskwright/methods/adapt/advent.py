@@ -158,11 +158,10 @@ class AdventTraining(Training):
             i_s: I(p_s) (B, C, S, S).
             i_t: I(p_t).
         """
-        inside = torch.stack([view.valid() for view in batch["s"].geometry]).to(i_s.device)  # void is judged too
         judge = self.adversaries[name]
         with self.student.autocast():
             d_s, d_t = judge(i_s), judge(i_t)
-        return 0.5 * (adversarial(d_s, True, inside) + adversarial(d_t, False, batch["t"].valid))
+        return 0.5 * (adversarial(d_s, True, batch["s"].inside) + adversarial(d_t, False, batch["t"].valid))
 
     def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
         """A step of the network, then one of each discriminator on what the network had said before its step."""

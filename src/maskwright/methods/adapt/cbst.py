@@ -56,7 +56,7 @@ from maskwright.ops.losses.thresholds import mrent, mrkld, mrl2
 from maskwright.recipes.adaptation import SourceMethod, TargetConfig
 from maskwright.recipes.consistency.parts import SECOND, joined
 from maskwright.recipes.self_training.labelling import LABELS, THRESHOLDS, Labelling
-from maskwright.recipes.self_training.options import rounds_on_target, share_before_rounds, steps_of_all
+from maskwright.recipes.self_training.options import check_portions, rounds_on_target, share_before_rounds, steps_of_all
 from maskwright.recipes.self_training.priors import PlaceCounts
 from maskwright.recipes.self_training.rounds import round_steps
 from maskwright.recipes.self_training.soft_labels import SoftStore, SoftStream, SoftTarget, SoftViews, soft_loss
@@ -113,12 +113,15 @@ class CBSTConfig(TargetConfig):
     lam_reg: float = option(0.01, "weight of the regulariser", low=0)
 
     def check(self) -> None:
-        """Raises `MaskwrightError` on losses that soft labels have not, and without a scale."""
+        """Raises `MaskwrightError` on losses that soft labels have not, on portions in the wrong order, and without a
+        scale."""
         if self.labels.soft and (self.loss.terms != "ce" or self.loss.balance):
             raise MaskwrightError(
                 f"labels.soft=true with loss.terms={self.loss.terms} and loss.balance={self.loss.balance}",
                 "soft labels with the plain cross-entropy", "leave loss.terms and loss.balance out",
             )  # fmt: skip
+        if self.rounds > 1 and self.labels.portion_step:
+            check_portions("labels", self.labels.portion, self.labels.portion_max)
         if not self.labels.scales:
             raise MaskwrightError("labels.scales is empty", "at least one scale", "leave it out for 1.0")
 

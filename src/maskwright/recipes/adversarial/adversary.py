@@ -5,7 +5,7 @@ Legend: B batch, S crop side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,7 +73,17 @@ def least_squares(verdicts: Tensor, wanted: float, valid: Tensor | None = None) 
     if valid is None:
         return losses.mean()
     losses = losses[:, 0]
-    return reduce_pixels(losses, F.interpolate(valid[:, None].float(), losses.shape[-2:], mode="nearest")[:, 0] > 0)
+    return reduce_pixels(losses, at_places(valid, losses.shape[-2:]))
+
+
+def at_places(valid: Tensor, size: Sequence[int]) -> Tensor:
+    """Which verdicts count, bool (B, h, w): those whose pixel does.
+
+    Args:
+        valid: bool (B, S, S), pixels of what is judged.
+        size: (h, w) of the map of verdicts.
+    """
+    return F.interpolate(valid[:, None].float(), tuple(size), mode="nearest")[:, 0] > 0
 
 
 def hinge(verdicts: Tensor, real: bool) -> Tensor:

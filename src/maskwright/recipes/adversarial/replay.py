@@ -99,7 +99,8 @@ class AccuracyGate:
 
 
 def accuracy(right: Tensor) -> float:
-    """Share of True among bool verdicts of any shape, over all processes: all of them open a gate at once."""
+    """Share of True among bool verdicts of any shape, over all processes: all of them open a gate at once;
+    0 of no verdict."""
     counts = torch.tensor([float(right.sum()), float(right.numel())], dtype=torch.float64)
     hits, n = all_reduce_sum(counts).tolist()
-    return hits / n
+    return hits / max(n, 1)

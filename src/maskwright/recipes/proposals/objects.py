@@ -47,6 +47,7 @@ from maskwright.recipes.proposals.spectral_objects import (
 from maskwright.recipes.proposals.spectral_objects import ObjectOptions as SpectralOptions
 
 if TYPE_CHECKING:
+    from maskwright.data.folders.folder import Dataset
     from maskwright.engine.context import Context
     from maskwright.engine.inputs import Input
 
@@ -123,17 +124,18 @@ class StoredObjects:
         context: of the run.
         store: the proposals.
         threshold: of soft maps.
+        data: the photographs that they are of; the run's own if None.
 
     Raises:
         MaskwrightError: it holds regions, which are not objects.
     """
 
-    def __init__(self, context: Context, store: Proposals, threshold: float) -> None:
+    def __init__(self, context: Context, store: Proposals, threshold: float, data: Dataset | None = None) -> None:
         if store.holds == "regions":
             raise MaskwrightError(
                 f"{store.folder} holds regions", "objects, classes or soft maps", "give a run that found objects"
             )
-        self.data, self.store, self.threshold = context.data, store, threshold
+        self.data, self.store, self.threshold = context.data if data is None else data, store, threshold
         self.says, self.labels_seen = store.says, store.labels_seen
         self.table = read_classes(store.folder / "classes.txt") if store.holds == "classes" else None
         if store.holds is None:
@@ -165,13 +167,17 @@ class StoredObjects:
 
     def mask(self, i: int) -> np.ndarray:
         """As the protocol says."""
+        return self.read(i)[0]
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the object of photograph `i` is, and where that is known, each bool (H, W)."""
         name, size = self.data.names[i], self.data.size(i)
         if self.grey:
-            soft = self.store.soft(name, size)
-            return (soft.values > self.threshold).numpy()
+            inside = (self.store.soft(name, size).values > self.threshold).numpy()
+            return inside, np.ones_like(inside)
         found = self.store.read(name, size)
-        inside: np.ndarray = objects_of(found.ids.numpy(), self.table) & found.valid.numpy()
-        return inside
+        known = found.valid.numpy()
+        return objects_of(found.ids.numpy(), self.table) & known, known
 
 
 class NetworkObjects:

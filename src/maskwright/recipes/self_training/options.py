@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from maskwright.engine.config import option
+from maskwright.errors import MaskwrightError
 
 
 def steps_of_all(default: int) -> Any:
@@ -21,3 +22,18 @@ def rounds_on_target(default: int) -> Any:
 def share_before_rounds(default: float, of: str) -> Any:
     """The option `source_share`, of what comes first in words."""
     return option(default, f"share of the steps on {of} alone; rounds share the rest", low=0.01, high=0.99)
+
+
+def check_portions(group: str, first: float, greatest: float) -> None:
+    """Raises `MaskwrightError` where the portion of the first round, which grows, is above the greatest.
+
+    Args:
+        group: of the options `portion` and `portion_max`.
+        first: the first round's.
+        greatest: what it grows to.
+    """
+    if first > greatest:
+        raise MaskwrightError(
+            f"{group}.portion={first:g} above {group}.portion_max={greatest:g}", "a portion that can grow up to the "
+            "greatest", f"--set {group}.portion_max={first:g}, or a smaller {group}.portion",
+        )  # fmt: skip

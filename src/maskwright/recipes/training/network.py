@@ -16,7 +16,12 @@ from maskwright.models.networks.build import Network, brings_encoder, build_netw
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
 from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
-from maskwright.recipes.training.norm_statistics import evenly, kept_by_freeze, retake_statistics
+from maskwright.recipes.training.norm_statistics import (
+    batch_norms,
+    evenly,
+    kept_by_freeze,
+    retake_statistics,
+)
 from maskwright.recipes.training.options import CropConfig, NetworkOptions
 from maskwright.recipes.training.rates import resolved
 
@@ -95,15 +100,31 @@ def retake(
     if norms.photographs == "all":
         seen, images = range(len(context.data)), context.data
     kept = kept_by_freeze(network.encoder) if norms.freeze else None
-    retake_statistics(
-        network,
-        images,
-        evenly(seen, norms.images),
-        preprocess,
-        context.device,
-        kept,
-        context.progress if shown else None,
-    )
+    chosen, bar = evenly(seen, norms.images), context.progress if shown else None
+    if not retake_statistics(network, images, chosen, preprocess, context.device, kept, bar):
+        note_kept_statistics(context, config, bool(batch_norms(network, kept)), len(seen))
+
+
+def note_kept_statistics(context: Context, config: CropConfig, some: bool, photographs: int) -> None:
+    """Says why batch-norm statistics are as training left them, where others were asked for.
+
+    Args:
+        context: of the run.
+        config: options.
+        some: whether the network has layers that could take others.
+        photographs: how many there are to take them from.
+    """
+    norms, usual = config.norms, type(config)().norms
+    of_target = bool(context.sources) and norms.photographs == "all"
+    changed = [(norms.photographs, usual.photographs), (norms.images, usual.images)]
+    if not some and norms.images and (of_target or any(a != b for a, b in changed if b is not None)):
+        context.note(
+            "The network has no batch norm that could take statistics of photographs: norms.photographs and "
+            "norms.images change nothing."
+        )
+    if some and norms.images and 1 in (norms.images, photographs):
+        repair = "give more photographs" if photographs == 1 else "--set norms.images=2 takes two"
+        context.note(f"Batch-norm statistics are training's own: one photograph is too few for others ({repair}).")
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ class NormOptions:
     freeze: bool | None = option(False, "keep the encoder's batch-norm statistics; none: if trained", old="freeze_norm")
     images: int = option(
         64,
-        "whole photographs that batch-norm statistics are retaken on after the last step; 0: training's own",
+        "whole photographs that batch-norm statistics are retaken on after training, at least 2; 0: training's own",
         low=0,
         old="norm_images",
     )

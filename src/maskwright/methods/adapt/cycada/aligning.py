@@ -86,19 +86,20 @@ class AlignTraining(Training):
         with self.student.plain():
             return s, self.seen(self.network, batch["t"].weak)
 
-    def discriminator_loss(self, s: Tensor, t: Tensor) -> tuple[Tensor, float]:
-        """L_D on what the network said, and D's accuracy before its step."""
+    def discriminator_loss(self, s: Tensor, t: Tensor, batch: Any) -> tuple[Tensor, float]:
+        """L_D on what the network said of a batch, and D's accuracy before its step."""
         verdicts = self.judge(self.adversary, s), self.judge(self.adversary, t.detach())
-        return domain_loss(*verdicts), accuracy(told_apart(*verdicts))
+        inside = batch["s"].inside, batch["t"].inside
+        return domain_loss(*verdicts, inside), accuracy(told_apart(*verdicts, inside))
 
-    def fooling(self, t: Tensor) -> Tensor:
+    def fooling(self, t: Tensor, batch: Any) -> Tensor:
         """lambda_g CE(D(f(x_t)), source), with gradients into the network alone."""
         with self.adversary.frozen() as frozen:
-            return self.config.align.weight * fooling(self.judge(frozen, t))
+            return self.config.align.weight * fooling(self.judge(frozen, t), batch["t"].inside)
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """What the network minimises while the gate is open."""
-        adversarial = self.fooling(self.maps(batch)[1])
+        adversarial = self.fooling(self.maps(batch)[1], batch)
         if self.source is not None:
             return {"loss": adversarial, "fool": adversarial}
         loss_s = self.supervised(self.student(batch["s"].weak), batch["s"].y)
@@ -107,13 +108,13 @@ class AlignTraining(Training):
     def update(self, fabric: Fabric, batch: Any, step: int) -> dict[str, Tensor]:
         """D; and through the open gate f against D, then f on the source's labels where it labels both domains."""
         s, t = self.maps(batch)
-        loss_d, right = self.discriminator_loss(s, t)
+        loss_d, right = self.discriminator_loss(s, t, batch)
         take_step([self.adversary.optimizer], fabric, loss_d, self.clip)
         terms = {"loss": loss_d, "d": loss_d, "accuracy": torch.tensor(right)}
         terms["open"] = torch.tensor(float(self.gate.push(right)))
         if not self.gate.open:
             return terms
-        terms["fool"] = self.fooling(t)
+        terms["fool"] = self.fooling(t, batch)
         take_step([self.optimizers["network"]], fabric, terms["fool"], self.clip)
         if self.source is None:
             terms["s"] = self.supervised(self.student(batch["s"].weak), batch["s"].y)

@@ -60,6 +60,20 @@ def constant_then_linear(steps: int, constant: float) -> Callable[[int], float]:
     return lambda step: 1.0 - max(0, step + 1 - kept) / (steps - kept + 1)
 
 
+class PaddedPool(ReplayPool):
+    """Images with what lies inside the photographs that they were made from, as a fourth channel."""
+
+    def shown(self, images: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """New images (B, 3, S, S) and bool (B, S, S) to as many of both, new and old, without gradient."""
+        given = self(torch.cat([images, inside[:, None].to(images)], 1))
+        return given[:, :3], given[:, 3] > 0
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with the images of a state; those of earlier versions, without the channel, count whole."""
+        super().load_state_dict(state)
+        self.images = [x if len(x) > 3 else torch.cat([x, torch.ones_like(x[:1])]) for x in self.images]
+
+
 class GeneratorTraining(Training):
     """A step of G and F against frozen discriminators, then D_T's, then D_S's, on what was made before the first.
 
@@ -101,7 +115,7 @@ class GeneratorTraining(Training):
             "generators": self.generators,
             "d_target": self.of_target.optimizer, "d_source": self.of_source.optimizer,
         }  # fmt: skip
-        self.pool_t, self.pool_s = ReplayPool(g.pool), ReplayPool(g.pool)
+        self.pool_t, self.pool_s = PaddedPool(g.pool), PaddedPool(g.pool)
         self.extra = {"pool_t": self.pool_t, "pool_s": self.pool_s}
         self.schedule = constant_then_linear(steps, g.constant)
 
@@ -155,7 +169,7 @@ class GeneratorTraining(Training):
         played = self.play(s.weak, t.weak)
         with self.of_target.frozen() as d_t, self.of_source.frozen() as d_s:
             verdicts = self.verdicts(d_t, played.fake_t), self.verdicts(d_s, played.fake_s)
-            terms = generator_terms(s.weak, t.weak, played, *verdicts, self.weights)
+            terms = generator_terms(s.weak, t.weak, played, *verdicts, self.weights, (s.inside, t.inside))
         if self.judge is not None:
             terms["semantic"] = self.consistency(s, t, played)
             terms["loss"] = terms["loss"] + self.weights.semantic * terms["semantic"]
@@ -169,10 +183,13 @@ class GeneratorTraining(Training):
         """G and F, then D_T, then D_S."""
         terms, played = self.generator_losses(batch)
         take_step([self.generators], fabric, terms["loss"], self.clip)
-        for name, of, pool, real, fake in (
-            ("d_t", self.of_target, self.pool_t, batch["t"].weak, played.fake_t),
-            ("d_s", self.of_source, self.pool_s, batch["s"].weak, played.fake_s),
+        s, t = batch["s"], batch["t"]
+        for name, of, pool, real, fake, origin in (
+            ("d_t", self.of_target, self.pool_t, t, played.fake_t, s),
+            ("d_s", self.of_source, self.pool_s, s, played.fake_s, t),
         ):
-            terms[name] = discriminator_loss(self.verdicts(of, real), self.verdicts(of, pool(fake)))
+            shown, inside = pool.shown(fake, origin.inside)
+            verdicts = self.verdicts(of, real.weak), self.verdicts(of, shown)
+            terms[name] = discriminator_loss(*verdicts, (real.inside, inside))
             take_step([of.optimizer], fabric, terms[name], self.clip)
         return terms

@@ -15,7 +15,8 @@ Deviates: f_S is frozen, as in the paper; in the code it learns in each step. As
 argmax f_S(s), and the term is off while f_S's loss on s is above 1. The code doubles D_T's term (`generators.gan=2`).
 2,000 steps stand for 200 epochs. A photograph is translated once, towards one target photograph by lot, where FDA draws
 anew in each step, and is stored in 8 bits. f has the optimiser of all methods here, in `align` at a tenth of its rate;
-D has Adam and sees scores at the decoder's size. A gate that never opened is said, where the code ends the training.
+D has Adam and sees scores at the decoder's size. Padding counts nowhere. A gate that never opened is said, where the
+code ends the training.
 What the originals get wrong: for segmentation the semantic term was never on, for want of memory (crops do); with beta
 0 FDA's numpy code still swaps the mean colour. G may paint what a mask calls otherwise: look at the photographs.
 
@@ -114,12 +115,17 @@ class Cycada(SourceMethod):
         masks = self.masks()
         return masks if self.config.translation == "none" else TranslatedLabels(masks, self.folder("translate"))
 
+    @property
+    def of_source(self) -> CycadaConfig:
+        """The judge's options: its iterate is chosen under the statistics that it judges with, the source's."""
+        return replace(self.config, norms=replace(self.config.norms, photographs="seen"))
+
     # ------------------------------------------------------------------ the stages
 
     def train_judge(self, folder: Path) -> None:
         """f_S."""
         steps = self.config.semantic.steps or self.steps
-        train_network(self.context, self.config, self.masks(), "judge", folder, steps)
+        train_network(self.context, self.of_source, self.masks(), "judge", folder, steps)
 
     def train_generators(self, folder: Path) -> None:
         """G and F."""
@@ -132,7 +138,7 @@ class Cycada(SourceMethod):
 
     def judge(self) -> Network:
         """f_S with batch-norm statistics of the source's whole photographs."""
-        config = replace(self.config, norms=replace(self.config.norms, photographs="seen"))
+        config = self.of_source
         network = trained_network(self.context, config, self.folder("judge")).to(self.context.device)
         masks = self.masks()
         retake(self.context, config, network, make_preprocess(config, network), masks.indices, masks.data)

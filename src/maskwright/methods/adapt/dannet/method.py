@@ -31,7 +31,7 @@ Legend: B crops, C classes, K static classes, S crop side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -40,14 +40,13 @@ from torch import Tensor
 
 from maskwright.data.training.pairing import paired, pairs_from_file
 from maskwright.data.training.sources import Labels
-from maskwright.data.training.streams import Views
 from maskwright.data.training.twins import TwinStream
 from maskwright.data.trust.files import write_text
 from maskwright.engine.config import Idle, option, part
 from maskwright.engine.contract import Stage
 from maskwright.engine.distributed import sampler
 from maskwright.engine.loop import Training
-from maskwright.engine.needs import StreamNeed
+from maskwright.engine.needs import StreamNeed, Terms
 from maskwright.engine.updating import take_step
 from maskwright.errors import MaskwrightError
 from maskwright.methods.adapt.dannet.discriminator import OutputDiscriminator
@@ -277,7 +276,7 @@ class DANNetTraining(Training):
     def segmenter_loss(self, batch: Any, step: int) -> tuple[dict[str, Tensor], Play | None]:
         """L of relighting and segmenter, and what discriminators learn from; these are to be given no gradients."""
         s, (n, d), lam = batch["s"], batch["t"], self.ramp(step)
-        m, inside = mean_light(n.weak, n.valid), self.inside(s)
+        m, inside = mean_light(n.weak, n.valid), s.inside
         seen, light_s = self.relight(s.weak, m, inside)
         out = self.student(seen)
         loss_s = self.supervised(out, s.y)
@@ -301,10 +300,6 @@ class DANNetTraining(Training):
         detached = {name: (p.detach(), valid) for name, (p, valid) in said.items()}
         play = Play(out.logits.detach().softmax(1), detached, inside)
         return {"loss": loss_s + light_s + lam * loss_t, **terms}, play
-
-    def inside(self, views: Views) -> Tensor:
-        """Bool (B, S, S): what of labelled crops lies in the photograph, void or not."""
-        return torch.stack([view.valid() for view in views.geometry]).to(self.device)
 
     def fooled(self, name: str, p: Tensor, valid: Tensor) -> Tensor:
         """(D(p) - 0)^2: how far the discriminator takes a target's probabilities (B, C, S, S) for the source's."""
@@ -358,6 +353,13 @@ class DANNet(SourceMethod):
     }
     Config: ClassVar[type] = DANNetConfig
     says: ClassVar[str] = "relighting, a segmenter and two discriminators on source, day and night"
+
+    @classmethod
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """Its first steps learn the source alone."""
+        waits = config.ramp.weight > 0 and config.ramp.start > 0
+        untimed = f"steps from {config.ramp.start:.0%} on, which learn from day and night too" if waits else ""
+        return replace(super().terms(config, images), untimed=untimed)
 
     def __init__(self, config: DANNetConfig, context: Context) -> None:
         super().__init__(config, context)

@@ -26,7 +26,6 @@ from maskwright.data.pictures.turning import resize
 from maskwright.data.training.cutouts import Box, Placing, free_window, paste, read_cutout
 from maskwright.data.training.image_store import ImageStore
 from maskwright.data.training.labels import LabelMap, LabelStore
-from maskwright.data.training.proposals import Proposals
 from maskwright.data.trust.artefacts import write_record
 from maskwright.data.trust.files import file_for
 from maskwright.engine import seeding
@@ -34,12 +33,19 @@ from maskwright.engine.config import option
 from maskwright.engine.distributed import each
 from maskwright.errors import MaskwrightError, unknown
 from maskwright.ops.refinement.components import bounding_box, label_components
+from maskwright.recipes.proposals.objects import StoredObjects
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
 
 COMPOSITES = "composites"
 GEOMETRY = "geometry"
+OTHER_OBJECTS = {
+    "masks": "name other classes by --set objects.classes=NAME,...",
+    "alpha": "give other cut-outs as --source DATA",
+    "found": "give what shows objects there as --input objects=RUN",
+}
+"""What to do where a source shows none, by where objects come from."""
 
 
 @dataclass(kw_only=True)
@@ -176,15 +182,15 @@ class AlphaSource:
 
 
 class FoundSource:
-    """What another run says are the objects of photographs: ids above 0."""
+    """What another run, or somebody's folder of masks, says are the objects of photographs."""
 
-    def __init__(self, data: Dataset, store: Proposals) -> None:
-        self.data, self.store = data, store
+    def __init__(self, objects: StoredObjects) -> None:
+        self.data, self.objects = objects.data, objects
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As the protocol says."""
-        found = self.store.read(self.data.items[i].name, self.data.size(i))
-        return self.data.image(i), ((found.ids > 0) & found.valid).numpy().astype(np.float32), found.valid.numpy()
+        inside, known = self.objects.read(i)
+        return self.data.image(i), inside.astype(np.float32), known
 
 
 @dataclass(frozen=True)
@@ -261,7 +267,7 @@ class Composer:
                 f"no object of at least {100 * self.objects.least:g} % of its photograph in the source "
                 f"({data.root}, {len(data)} images)",
                 "photographs with objects",
-                "name other classes by --set objects.classes=NAME,... or lower objects.least",
+                f"{OTHER_OBJECTS[self.objects.of]}, or lower objects.least",
             )
         if not self.own:
             sizes = [self.backdrop.size(i) for i in range(len(self.backdrop))]

@@ -75,7 +75,8 @@ from maskwright.models.networks.build import Network
 from maskwright.models.segmenter import Segmenter
 from maskwright.predict.inference import predict_probs
 from maskwright.recipes.adaptation import SourceMethod
-from maskwright.recipes.self_training.options import rounds_on_target, share_before_rounds, steps_of_all
+from maskwright.recipes.proposals.objects import ObjectMaskOptions, StoredObjects
+from maskwright.recipes.self_training.options import check_portions, rounds_on_target, share_before_rounds, steps_of_all
 from maskwright.recipes.self_training.rounds import round_steps
 from maskwright.recipes.training.forward import precision_of
 from maskwright.recipes.training.network import make_segmenter, trained_network
@@ -133,6 +134,12 @@ class UDASODConfig(NetworkConfig):
     source_share: float = share_before_rounds(0.25, "composites")
     rate_decay: float = option(0.9, "factor on the rates each round", low=0, high=1)
     jitter: str = option("uda_sod", "photometric recipe of all crops", choices=tuple(PRESETS))
+
+    def check(self) -> None:
+        """Raises `MaskwrightError` on portions in the wrong order."""
+        p = self.pseudo
+        if self.rounds > 1 and p.by == "portion" and p.growth > 1:
+            check_portions("pseudo", p.portion, p.portion_max)
 
     def idle(self) -> Idle:
         """Options of objects that come from elsewhere, of the other way to choose whom a round believes, and of what
@@ -233,7 +240,8 @@ class UDASOD(SourceMethod):
         if of == "found":
             store = self.context.input("objects")
             assert isinstance(store, Proposals)
-            return FoundSource(self.with_objects(data, store), store)
+            threshold = ObjectMaskOptions().threshold
+            return FoundSource(StoredObjects(self.context, store, threshold, self.with_objects(data, store)))
         ids, says = object_ids(data.classes, self.config.objects.classes)
         self.context.note(f"{says[0].upper()}{says[1:]}.")
         return MaskSource(data, ids)
