@@ -50,7 +50,9 @@ def test_fine_clusters_have_some_rows_each_and_classes_one_cluster_at_least():
     assert options.count(3, FEWEST * 7) == 7 and options.count(3, 2) == 3
 
 
-@pytest.mark.parametrize(("train", "settings"), [(kmeans, {"max_rows": 40, "crop": 1}), (stego, {"reduction.max_rows": 40})])
+@pytest.mark.parametrize(
+    ("train", "settings"), [(kmeans, {"max_rows": 40, "crop": 1}), (stego, {"reduction.max_rows": 40})]
+)
 def test_fewer_fine_clusters_than_asked_for_are_said(train, settings, data, tmp_path):
     """Eight photographs of five positions each."""
     train(data, tmp_path / "run", **{"clusters.fine": 5, "reduction.dim": 4}, **settings)
