@@ -71,7 +71,7 @@ FIGURES = {
 """What the table shows of a protocol; others show mIoU and pixel accuracy."""
 FINE = {"crop": "1", "layers": "3"}
 """Only the stage of stride 16: block 4 of EfficientNet-Lite0."""
-LAST = {"keep": "last", "passes": "0"}
+LAST = {"crop": "1", "keep": "last", "passes": "0"}
 """`stego` as its paper has it: all steps, and the last iterate of the head, whatever its clusters are."""
 JOINED = {"crop": "1", "whiten": "false", "dim": "32", "fine": "2", "crf": "true"}
 """Twice as many clusters as classes, joined: the best combination for CamVid's validation split."""
@@ -128,8 +128,8 @@ ENTRIES = (
     Entry("camvid-kmeans-joined-without_crf", "camvid", "kmeans", settings=JOINED, run_of="camvid-kmeans-joined",
           refine="none"),
     Entry("camvid-stego", "camvid", "stego", settings=LAST),
-    Entry("camvid-stego-agreeing", "camvid", "stego", seeds=(0,)),
-    Entry("camvid-stego-agreeing-without_crf", "camvid", "stego", run_of="camvid-stego-agreeing", refine="none",
+    Entry("camvid-stego-agreeing", "camvid", "stego", settings=WHOLE, seeds=(0,)),
+    Entry("camvid-stego-agreeing-without_crf", "camvid", "stego", settings=WHOLE, run_of="camvid-stego-agreeing", refine="none",
           seeds=(0,)),
     Entry("camvid-stego-without_crf", "camvid", "stego", settings=LAST, run_of="camvid-stego", refine="none"),
     Entry("camvid-stego-cells", "camvid", "stego", settings={**LAST, "sampling": "cells"}),
@@ -158,7 +158,7 @@ ENTRIES = (
             seeds=(0,)) for name in FROZEN),
     *(Entry(f"{short}-{method}-{row}", data, method, classes=classes, settings=settings, refine="none", seeds=(0,))
       for short, data, classes in (("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))
-      for method, row, settings in (("kmeans", "joined", JOINED), ("stego", "agreeing", {}))),
+      for method, row, settings in (("kmeans", "joined", JOINED), ("stego", "agreeing", WHOLE))),
     *(Entry(f"{short}-kmeans-{row}", data, "kmeans", *splits, classes, settings=settings, seeds=seeds)
       for row, settings in (("crops", CROPS), ("margin", MARGIN)) for short, data, splits, classes, seeds in (
           ("camvid", "camvid", ("train", "test"), 11, SEEDS), ("msrc", "msrc_v2", ("train", "test"), 23, SEEDS),
@@ -170,9 +170,11 @@ ENTRIES = (
     *(Entry(f"{short}-kmeans-crops-unwhitened", data, "kmeans", classes=classes, seeds=(0,),
             settings={**CROPS, "whiten": "false", "dim": "64"})
       for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
-    *(Entry(f"{short}-{method}-crops", data, method, classes=classes, settings=CROPS, refine="none", seeds=(0,))
-      for method in ("stego", "primaps")
-      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
+    *(Entry(f"{short}-{method}-crops", data, method, classes=classes, settings=CROPS, refine="none", seeds=seeds)
+      for method, seeds in (("stego", SEEDS), ("primaps", (0,)))
+      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
+    Entry("camvid-stego-crops-crf", "camvid", "stego", settings=CROPS, run_of="camvid-stego-crops", refine="crf"),
+    Entry("camvid-stego-crops-last", "camvid", "stego", settings={**LAST, **CROPS}, refine="none", seeds=(0,)),
     Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
     *(Entry(f"ecssd-{name}", "ecssd_part", name, classes=2, protocol="saliency", seeds=(0,))
       for name in ("maskcontrast", "leopart")),
