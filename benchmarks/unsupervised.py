@@ -81,7 +81,7 @@ CROPS = {"crop": "0.5"}
 """Learned from random crops of half of each side: what `kmeans` does by default, and what others may."""
 MARGIN = {"crop": "1", "margin": "0.25"}
 """Clusters of what lies inside a margin of whole photographs: the best of k-means for CamVid's validation split."""
-PLAIN = {"stego": LAST, "kmeans": WHOLE}
+PLAIN = {"stego": LAST, "kmeans": WHOLE, "primaps": WHOLE}
 """Settings of rows that bear a method's name alone."""
 FROZEN = ("kmeans", "stego", "primaps", "deep_spectral")
 """Methods on features that nothing trains, which are cheap enough for every set."""
@@ -121,16 +121,16 @@ ENTRIES = (
     Entry("camvid-kmeans", "camvid", "kmeans", settings=WHOLE),
     Entry("camvid-kmeans-crf", "camvid", "kmeans", settings={**WHOLE, "crf": "true"}, seeds=(0,)),
     Entry("camvid-kmeans-unwhitened", "camvid", "kmeans", settings={**WHOLE, "whiten": "false", "dim": "64"}),
-    Entry("camvid-primaps", "camvid", "primaps"),
-    Entry("camvid-primaps-psi0.4", "camvid", "primaps", settings={"threshold": "0.4"}, seeds=(0,)),
+    Entry("camvid-primaps", "camvid", "primaps", settings=WHOLE),
+    Entry("camvid-primaps-psi0.4", "camvid", "primaps", settings={**WHOLE, "threshold": "0.4"}, seeds=(0,)),
     Entry("camvid-deep_spectral", "camvid", "deep_spectral"),
     Entry("camvid-kmeans-joined", "camvid", "kmeans", settings=JOINED),
     Entry("camvid-kmeans-joined-without_crf", "camvid", "kmeans", settings=JOINED, run_of="camvid-kmeans-joined",
           refine="none"),
     Entry("camvid-stego", "camvid", "stego", settings=LAST),
     Entry("camvid-stego-agreeing", "camvid", "stego", settings=WHOLE, seeds=(0,)),
-    Entry("camvid-stego-agreeing-without_crf", "camvid", "stego", settings=WHOLE, run_of="camvid-stego-agreeing", refine="none",
-          seeds=(0,)),
+    Entry("camvid-stego-agreeing-without_crf", "camvid", "stego", settings=WHOLE, run_of="camvid-stego-agreeing",
+          refine="none", seeds=(0,)),
     Entry("camvid-stego-without_crf", "camvid", "stego", settings=LAST, run_of="camvid-stego", refine="none"),
     Entry("camvid-stego-cells", "camvid", "stego", settings={**LAST, "sampling": "cells"}),
     Entry("camvid-stego-cells-without_crf", "camvid", "stego", settings={**LAST, "sampling": "cells"},

@@ -1,6 +1,6 @@
 """What `auto` takes: a method by the labels that are there, and its length by the photographs and the machine.
 
-Each number here stands on a table of docs/semi.md or a measurement named beside it. An option or `--steps` that is
+Each number here stands on a table of docs/semi.md or docs/adaptation.md, or a measurement named beside it. An option or `--steps` that is
 given goes above all of it.
 """
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from maskwright.data.folders.folder import Dataset
 
 PREFERENCES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("source", "there is a labelled source folder", ("dacs", "source_only")),
+    (
+        "source",
+        "there is a labelled source folder, and of what was measured it lifts the target most",
+        ("dacs", "source_only"),
+    ),
     ("masks", "some images have masks", ("unimatch", "mean_teacher", "supervised")),
     ("tags", "images have tags", ("seam", "cam")),
     ("captions", "images have captions", ()),
