@@ -1,7 +1,7 @@
 """What `auto` takes: a method by the labels that are there, and its length by the photographs and the machine.
 
-Each number here stands on a table of docs/semi.md or docs/adaptation.md, or a measurement named beside it. An option or `--steps` that is
-given goes above all of it.
+Each number here stands on a table of docs/semi.md or docs/adaptation.md, or a measurement named beside it. An option or
+`--steps` that is given goes above all of it.
 """
 
 from __future__ import annotations

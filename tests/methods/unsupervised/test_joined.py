@@ -51,7 +51,7 @@ def test_fine_clusters_have_some_rows_each_and_classes_one_cluster_at_least():
 
 
 @pytest.mark.parametrize(
-    ("train", "settings"), [(kmeans, {"max_rows": 40, "crop": 1}), (stego, {"reduction.max_rows": 40})]
+    ("train", "settings"), [(kmeans, {"max_rows": 40, "crop": 1}), (stego, {"reduction.max_rows": 40, "crop": 1})]
 )
 def test_fewer_fine_clusters_than_asked_for_are_said(train, settings, data, tmp_path):
     """Eight photographs of five positions each."""

@@ -270,11 +270,10 @@ def test_negatives_need_two_photographs_in_each_process(small, tmp_path, monkeyp
     small(folder, "four", settings={"batch": 4})
 
 
-def test_nearest_images_never_name_themselves(small, tmp_path):
-    from safetensors.torch import load_file
-
+@pytest.mark.parametrize(("crop", "shape"), [(1, (6, 5)), (0.5, (24, 7))])
+def test_nearest_images_never_name_themselves(small, tmp_path, crop, shape):
     folder = write_tiny_folder(tmp_path / "tiny", count=6)
-    small(folder, "run")
+    small(folder, "run", settings={"crop": crop})
     nearest = load_file(tmp_path / "run" / "prepare" / S.PREPARED)["nearest"]
-    assert nearest.shape == (6, 5)
+    assert nearest.shape == shape
     assert all(i not in row for i, row in enumerate(nearest.tolist()))

@@ -31,7 +31,7 @@ from maskwright.models.tensors import save_tensors
 from maskwright.recipes.clustering import FineClusterOptions
 from maskwright.recipes.frozen.features import REDUCTION, centers_of, classifier_of, projection, reduced_clusters
 from maskwright.recipes.frozen.method import FrozenConfig, FrozenMethod
-from maskwright.recipes.frozen.options import LearnedFeatureOptions, ReductionOptions
+from maskwright.recipes.frozen.options import ReductionOptions
 
 CLUSTERS = "clusters.safetensors"
 
@@ -40,7 +40,6 @@ CLUSTERS = "clusters.safetensors"
 class KMeansConfig(FrozenConfig):
     """Options of `kmeans`."""
 
-    features: LearnedFeatureOptions = part(LearnedFeatureOptions, crop=0.5)
     reduction: ReductionOptions = part(ReductionOptions, main=("dim",), max_rows=1_000_000)
     clusters: FineClusterOptions = part(FineClusterOptions, main=("restarts",))
 

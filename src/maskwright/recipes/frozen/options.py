@@ -22,7 +22,7 @@ class LearnedFeatureOptions(FeatureOptions):
     """The same, and what of a photograph is learned from."""
 
     crop: float = option(
-        1.0, "share of each side of random crops that are learned from in place of whole photographs; 1: no crops",
+        0.5, "share of each side of random crops that are learned from in place of whole photographs; 1: no crops",
         low=0.2, high=1, main=True,
     )  # fmt: skip
     margin: float = option(

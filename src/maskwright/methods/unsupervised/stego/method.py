@@ -6,9 +6,10 @@ A frozen network's features f already say which positions belong together; a sma
 correlations are large exactly where those of f exceed a shift b. The codes then fall into clusters.
 
 Deviates: shifts and weights come from the data's own correlations by default (`auto_shift`): the published ones are
-tuned to one dataset and one network each and fail off them. Features are those of whole photographs, brought to
-equal energy per layer and reduced by PCA, from the cache; the paper crops five parts of each photograph. Neighbours
-are found with dropout off (the original leaves it on). The learning rate falls by a cosine. The iterate that is kept
+tuned to one dataset and one network each and fail off them. Features are those of four random crops of each
+photograph, half as long as its sides (`crop`), brought to equal energy per layer and reduced by PCA, from the cache;
+the paper crops five parts of each. A neighbour may be another crop of the same photograph, as there. Neighbours are
+found with dropout off (the original leaves it on). The learning rate falls by a cosine. The iterate that is kept
 is the one whose clusters agree most with the frozen features (`iterate`), of which the features without a head are
 the first: the original takes the checkpoint with the best score on validation labels. The codes are
 clustered by k-means with restarts (`readout=kmeans`); the original's cluster probe, which depends on its start by
