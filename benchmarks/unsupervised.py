@@ -163,17 +163,17 @@ ENTRIES = (
       for row, settings in (("crops", CROPS), ("margin", MARGIN)) for short, data, splits, classes, seeds in (
           ("camvid", "camvid", ("train", "test"), 11, SEEDS), ("msrc", "msrc_v2", ("train", "test"), 23, SEEDS),
           ("dubai", "dubai_aerial", ("train", "test"), 5, (0,)), ("voc", "voc_part", ("train_all", "val"), 21, (0,)))),
-    *(Entry(f"{short}-kmeans-{row}-crf", data, "kmeans", classes=classes, settings=settings,
-            run_of=f"{short}-kmeans-{row}", refine="crf")
-      for row, settings in (("crops", CROPS), ("margin", MARGIN))
-      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
+    Entry("camvid-kmeans-crops-crf", "camvid", "kmeans", settings=CROPS, run_of="camvid-kmeans-crops", refine="crf"),
     *(Entry(f"{short}-kmeans-crops-unwhitened", data, "kmeans", classes=classes, seeds=(0,),
             settings={**CROPS, "whiten": "false", "dim": "64"})
       for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
-    *(Entry(f"{short}-{method}-crops", data, method, classes=classes, settings=CROPS, refine="none", seeds=seeds)
-      for method, seeds in (("stego", SEEDS), ("primaps", (0,)))
+    *(Entry(f"{short}-{method}-crops", data, method, classes=classes, settings=CROPS, refine="none")
+      for method in ("stego", "primaps")
       for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
-    Entry("camvid-stego-crops-crf", "camvid", "stego", settings=CROPS, run_of="camvid-stego-crops", refine="crf"),
+    *(Entry(f"{short}-{method}-crops-crf", data, method, classes=classes, settings=CROPS,
+            run_of=f"{short}-{method}-crops", refine="crf")
+      for method in ("stego", "primaps")
+      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
     Entry("camvid-stego-crops-last", "camvid", "stego", settings={**LAST, **CROPS}, refine="none", seeds=(0,)),
     Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
     *(Entry(f"ecssd-{name}", "ecssd_part", name, classes=2, protocol="saliency", seeds=(0,))
