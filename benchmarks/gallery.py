@@ -35,16 +35,17 @@ def matched(ids: np.ndarray, mapping: dict[str, int]) -> np.ndarray:
 
 
 def tinted(image: np.ndarray, ids: np.ndarray, classes: ClassTable) -> Image.Image:
-    """A photograph under a mask, `WIDTH` wide; pixels of no class are grey."""
+    """A photograph under a mask, `WIDTH` along its longer side; pixels of no class are grey."""
     pixels = overlay(image, ids, classes, 0.65)
     grey = (0.35 * image + 0.65 * np.array(UNMATCHED)).astype(np.uint8)
     return small(np.where((ids >= len(classes))[..., None], grey, pixels))
 
 
 def small(pixels: np.ndarray) -> Image.Image:
-    """A picture uint8 (H, W, 3), `WIDTH` wide."""
+    """A picture uint8 (H, W, 3), `WIDTH` along its longer side."""
     picture = Image.fromarray(pixels)
-    return picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    width, height = (max(1, round(n * WIDTH / max(picture.size))) for n in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], label: int = LABEL) -> Image.Image:

@@ -81,6 +81,8 @@ CROPS = {"crop": "0.5"}
 """Learned from random crops of half of each side: what `kmeans` does by default, and what others may."""
 MARGIN = {"crop": "1", "margin": "0.25"}
 """Clusters of what lies inside a margin of whole photographs: the best of k-means for CamVid's validation split."""
+BOTH = {"crop": "0.5", "margin": "0.15", "crf": "true"}
+"""Crops without their margin, and the CRF: the best of `python -m benchmarks.learned_from` on CamVid's `val`."""
 PLAIN = {"stego": LAST, "kmeans": WHOLE, "primaps": WHOLE}
 """Settings of rows that bear a method's name alone."""
 FROZEN = ("kmeans", "stego", "primaps", "deep_spectral")
@@ -174,6 +176,8 @@ ENTRIES = (
             run_of=f"{short}-{method}-crops", refine="crf")
       for method in ("stego", "primaps")
       for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
+    *(Entry(f"{short}-kmeans-crops-margin", data, "kmeans", classes=classes, settings=BOTH, seeds=(0,))
+      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
     Entry("camvid-stego-crops-last", "camvid", "stego", settings={**LAST, **CROPS}, refine="none", seeds=(0,)),
     Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
     *(Entry(f"ecssd-{name}", "ecssd_part", name, classes=2, protocol="saliency", seeds=(0,))
