@@ -16,19 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.matched import matched_counts
 from benchmarks.records import data_root
 from maskwright import api
 from maskwright.data.folders.folder import Dataset
-from maskwright.evaluate.confusion import ConfusionMatrix
-from maskwright.evaluate.metrics import apply_mapping, miou, pixel_accuracy
+from maskwright.evaluate.metrics import miou, pixel_accuracy
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.parts.encoder import BackboneEncoder
 from maskwright.models.preprocess import Preprocess
 from maskwright.ops.clustering.joining import ward_groups
 from maskwright.ops.clustering.kmeans import kmeans
 from maskwright.ops.clustering.pca import fit_pca
-from maskwright.ops.matching import hungarian
-from maskwright.recipes.frozen.features import default_layers, inside
+from maskwright.recipes.frozen.features import default_layers, inside, joint_scale
 
 SIDE, LONG, ROWS, RESTARTS = 320, 160, 60_000, 3
 
@@ -73,18 +72,12 @@ class Trial:
         draw, each = torch.Generator().manual_seed(seed), max(1, ROWS // len(maps))
         flat = [f.flatten(1).T.float() for f in maps]
         rows = torch.cat([r[torch.randperm(len(r), generator=draw)[:each]] for r in flat])
-        parts = rows.std(0).split([self.encoder.backbone.widths[layer] for layer in self.encoder.layers])
-        energy = torch.cat([p.square().mean().sqrt().expand(len(p)) for p in parts])
+        energy = joint_scale(rows.std(0), self.encoder)
         pca = fit_pca(rows / energy, dim, whiten=whiten)
         found = kmeans(pca.apply(rows / energy), fine * self.classes, restarts=RESTARTS, seed=seed)
-        group = ward_groups(found.centers, self.classes) if fine > 1 else torch.arange(self.classes)
-        table = ConfusionMatrix(self.classes, self.classes)
-        for f, mask in zip(self.judged, self.masks):
-            e = F.normalize(pca.apply(f.flatten(1).T.float() / energy), dim=1)
-            scores = (e @ F.normalize(found.centers, dim=1).T).T.unflatten(1, f.shape[1:])
-            large = F.interpolate(scores[None], mask.shape, mode="bilinear", align_corners=False)[0]
-            table.update(group[large.argmax(0)].numpy(), mask)
-        counts = apply_mapping(table.counts, hungarian(table.counts))
+        group = ward_groups(found.centers, self.classes) if fine > 1 else None
+        reduced = (pca.apply(f.flatten(1).T.float() / energy).T.unflatten(1, f.shape[1:]) for f in self.judged)
+        counts = matched_counts(reduced, self.masks, found.centers, self.classes, group)
         return 100 * miou(counts), 100 * pixel_accuracy(counts)
 
 

@@ -12,18 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.matched import matched_counts
 from benchmarks.records import data_root
 from maskwright import api
-from maskwright.evaluate.confusion import ConfusionMatrix
-from maskwright.evaluate.metrics import apply_mapping, miou
+from maskwright.evaluate.metrics import miou
 from maskwright.models.backbones.build import build_backbone
 from maskwright.models.networks.build import build_network
 from maskwright.models.preprocess import Preprocess
 from maskwright.ops.clustering.kmeans import kmeans
-from maskwright.ops.matching import hungarian
 from maskwright.recipes.training.norm_statistics import retake_statistics
 
 CLASSES, PHOTOGRAPHS, SIZE, BATCHES, SEEDS = 23, 120, (224, 320), (8, 40), (0, 1)
@@ -38,12 +36,7 @@ def maps(network: Any, x: Tensor, batch: int) -> Tensor:
 def judged(f: Tensor, masks: Sequence[np.ndarray], seed: int) -> float:
     """mIoU in percent of k-means of the places of maps (N, D, h, w)."""
     centers = kmeans(f.permute(0, 2, 3, 1).flatten(0, 2), CLASSES, restarts=3, seed=seed).centers
-    table = ConfusionMatrix(CLASSES, CLASSES)
-    for one, mask in zip(f, masks):
-        scores = torch.einsum("kd,dhw->khw", F.normalize(centers, dim=1), F.normalize(one, dim=0))
-        large = F.interpolate(scores[None], mask.shape, mode="bilinear", align_corners=False)[0].argmax(0)
-        table.update(large.numpy(), mask)
-    return 100 * miou(apply_mapping(table.counts, hungarian(table.counts)))
+    return 100 * miou(matched_counts(f, masks, centers, CLASSES))
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maskwright.data.training.sampler import Sampler
+from maskwright.errors import MaskwrightError
 
 if TYPE_CHECKING:
     from maskwright.engine.progress import Progress
@@ -177,3 +178,24 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         flat /= world_size()
         for g, part in zip(grads, flat.split([g.numel() for g in grads])):
             g.copy_(part.view_as(g))
+
+
+def check_partners(option: str, batch: int, partners: str, because: str = "", instead: str = "") -> None:
+    """Refuses a batch of which a process may have one photograph, where a loss pairs it with others of its process.
+
+    Args:
+        option: that says how many photographs a step has, over all processes.
+        batch: its value.
+        partners: what the others are, `positives` or `negatives`.
+        because: a setting without which none would be needed, `NAME=VALUE`.
+        instead: what would do as well, before "at least".
+
+    Raises:
+        MaskwrightError: there are fewer than two photographs for each process.
+    """
+    if batch < (least := 2 * world_size()):
+        found, repair = f"{option}={batch} in {world_size()} processes", f"add --set {option}={least}"
+        if because:
+            found, repair = f"{because} and {found}", f"{repair}, or leave {because.partition('=')[0]} out"
+        expected = f"{instead}at least {least}: {partners} are other photographs of the same process"
+        raise MaskwrightError(found, expected, repair)

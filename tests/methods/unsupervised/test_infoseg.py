@@ -123,7 +123,7 @@ def test_padding_is_told_to_the_bound(tmp_path, monkeypatch):
 
 
 def test_negatives_need_two_photographs_in_each_process(monkeypatch):
-    monkeypatch.setattr(I, "world_size", lambda: 2, raising=False)
+    monkeypatch.setattr("maskwright.engine.distributed.world_size", lambda: 2)
     context = SimpleNamespace(data=range(8))
     with pytest.raises(MaskwrightError, match="at least 4: negatives are other"):
         I.InfoSegTraining(context, configure(InfoSegConfig, {"batch": 3}), 10)

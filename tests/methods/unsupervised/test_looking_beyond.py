@@ -19,7 +19,6 @@ from maskwright.data.training.streams import Views
 from maskwright.engine.config import configure
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond import labelling as Lb
-from maskwright.methods.unsupervised.looking_beyond import training as Training
 from maskwright.methods.unsupervised.looking_beyond.losses import assign_margin, cross_image_contrast, draw_pixels
 from maskwright.methods.unsupervised.looking_beyond.method import LookingBeyond, check_links, with_counts
 from maskwright.methods.unsupervised.looking_beyond.options import PRESETS, LabelOptions, LookingBeyondConfig
@@ -210,7 +209,7 @@ def test_positives_of_other_photographs_need_two_in_each_process(data, tmp_path,
     with pytest.raises(MaskwrightError, match=r"crops\.batch=1 in 1 processes.* add --set crops\.batch=2"):
         train(data, tmp_path / "single", 1, **across, **{"crops.batch": 1})
     train(data, tmp_path / "pair", 1, **across, **{"crops.batch": 2})
-    monkeypatch.setattr(Training, "world_size", lambda: 2)
+    monkeypatch.setattr("maskwright.engine.distributed.world_size", lambda: 2)
     config = configure(LookingBeyondConfig, {"contrast.across": True, "crops.batch": 3})
     labels = SimpleNamespace(indices=range(8))
     with pytest.raises(MaskwrightError, match="batch of at least 4: positives are other photographs of the same"):

@@ -112,7 +112,7 @@ def test_options_that_contradict_each_other():
 
 
 def test_without_a_queue_each_process_needs_two_photographs(monkeypatch):
-    monkeypatch.setattr(T, "world_size", lambda: 2)
+    monkeypatch.setattr("maskwright.engine.distributed.world_size", lambda: 2)
     config = configure(M.MaskContrastConfig, {"contrast.queue": 0, "crops.batch": 3})
     with pytest.raises(MaskwrightError, match=r"queue=0 and crops.batch=3 in 2 processes; expected a queue, .* 4"):
         T.MaskContrastTraining(SimpleNamespace(), config, 10, SimpleNamespace())

@@ -264,7 +264,14 @@ def test_one_photograph_is_refused_with_a_way_out(small, tmp_path):
 
 def test_negatives_need_two_photographs_in_each_process(small, tmp_path, monkeypatch):
     folder = write_tiny_folder(tmp_path / "tiny")
-    monkeypatch.setattr(S, "world_size", lambda: 2)
+    real = S.check_partners
+
+    def among_two(*of):
+        with monkeypatch.context() as patch:
+            patch.setattr("maskwright.engine.distributed.world_size", lambda: 2)
+            real(*of)
+
+    monkeypatch.setattr(S, "check_partners", among_two)
     with pytest.raises(MaskwrightError, match=r"at least 4: negatives are .* same process; add --set pairs\.batch=4"):
         small(folder, "three", settings={"batch": 3})
     small(folder, "four", settings={"batch": 4})

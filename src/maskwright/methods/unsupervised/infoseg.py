@@ -38,7 +38,7 @@ from maskwright.engine import seeding
 from maskwright.engine.checkpoint import trained
 from maskwright.engine.config import option, part
 from maskwright.engine.context import Context
-from maskwright.engine.distributed import sampler, world_size
+from maskwright.engine.distributed import check_partners, sampler
 from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network
@@ -236,12 +236,7 @@ class InfoSegTraining(Training):
             raise MaskwrightError(
                 f"{len(context.data)} photograph", "at least 2 for infoseg", "use --method kmeans on a single one"
             )
-        if config.crops.batch < (least := 2 * world_size()):
-            raise MaskwrightError(
-                f"crops.batch={config.crops.batch} in {world_size()} processes",
-                f"at least {least}: negatives are other photographs of the same process",
-                f"add --set crops.batch={least}",
-            )
+        check_partners("crops.batch", config.crops.batch, "negatives")
         seeding.initialise(context.seed, "train")
         setup = CropSetup(context, config, steps, network=infoseg_network(context, config))
         super().__init__(setup)

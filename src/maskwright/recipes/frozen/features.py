@@ -191,10 +191,14 @@ def feature_rows(features: FrozenFeatures, limit: int, generator: torch.Generato
     return torch.cat(rows) if rows else torch.empty(0, features.store.width)
 
 
-def joint_scale(features: FrozenFeatures) -> Tensor:
-    """One scale per layer (D,): layers joined by channels get equal say, channels keep their proportions within one."""
-    backbone = features.encoder.backbone
-    parts = features.std.split([backbone.widths[layer] for layer in features.encoder.layers])
+def joint_scale(std: Tensor, encoder: BackboneEncoder) -> Tensor:
+    """One scale per layer (D,): layers joined by channels get equal say, channels keep their proportions within one.
+
+    Args:
+        std: of the channels (D,).
+        encoder: that gives them.
+    """
+    parts = std.split([encoder.backbone.widths[layer] for layer in encoder.layers])
     return torch.cat([p.square().mean().sqrt().expand(len(p)) for p in parts])
 
 
@@ -213,7 +217,7 @@ def fit_reduction(
     Returns:
         `mean` (D,), `components` (d, D) and `scale` (d,), the arguments of `models.parts.heads.Projection`.
     """
-    energy = joint_scale(features) if scale is None else scale
+    energy = joint_scale(features.std, features.encoder) if scale is None else scale
     rows = feature_rows(features, options.max_rows, generator) / energy  # (N, D)
     dim = min(options.dim or features.width, features.width)
     pca = fit_pca(rows, dim, whiten=options.whiten, all_reduce=reducer())

@@ -73,6 +73,8 @@ class FrozenMethod(Method):
     def learned(self) -> FrozenFeatures:
         """The features that clusters are learned from: of crops, or without a margin, where that is asked for."""
         c = self.config.features
+        if c.crop == 1 and not c.margin:
+            return self.features
         return frozen_features(
             self.context, short_side=c.short_side, layers=c.layers, kind=c.kind, crop=c.crop, margin=c.margin
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.sources import Labels
-from maskwright.engine.distributed import sampler, world_size
+from maskwright.engine.distributed import check_partners, sampler
 from maskwright.engine.loop import Training
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond.losses import cross_image_contrast, draw_pixels
@@ -63,12 +63,7 @@ class LookingBeyondTraining(Training):
                 f"contrast.across=true and {photographs} photographs with labels",
                 "at least 2: positives are other photographs", "leave contrast.across out",
             )  # fmt: skip
-        if batch < (least := 2 * world_size()):
-            raise MaskwrightError(
-                f"contrast.across=true and crops.batch={batch} in {world_size()} processes",
-                f"a batch of at least {least}: positives are other photographs of the same process",
-                f"add --set crops.batch={least}, or leave contrast.across out",
-            )  # fmt: skip
+        check_partners("crops.batch", batch, "positives", "contrast.across=true", "a batch of ")
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
         """The contrast of drawn pixels, and of what they are: how many, of how many labels, how often across

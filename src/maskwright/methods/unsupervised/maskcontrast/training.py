@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from maskwright.data.training.augment import photometric
 from maskwright.data.training.sources import StoredLabels
 from maskwright.engine import seeding
-from maskwright.engine.distributed import gather_objects, sampler, world_size
+from maskwright.engine.distributed import check_partners, gather_objects, sampler, world_size
 from maskwright.engine.loop import Training
-from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.maskcontrast.losses import (
     agreement,
     balanced_cross_entropy,
@@ -66,12 +65,9 @@ class MaskContrastTraining(Training):
     and of earlier ones."""
 
     def __init__(self, context: Any, config: Any, steps: int, objects: StoredLabels) -> None:
-        k, batch = config.contrast, config.crops.batch
-        if k.weight and not k.queue and batch < (least := 2 * world_size()):
-            raise MaskwrightError(
-                f"contrast.queue=0 and crops.batch={batch} in {world_size()} processes",
-                f"a queue, or a batch of at least {least}: negatives are other photographs of the same process",
-                f"add --set crops.batch={least}, or leave contrast.queue out",
+        if config.contrast.weight and not config.contrast.queue:
+            check_partners(
+                "crops.batch", config.crops.batch, "negatives", "contrast.queue=0", "a queue, or a batch of "
             )
         seeding.initialise(context.seed, "train")
         setup = CropSetup(context, config, steps, network=salient_network(context, config))

@@ -45,7 +45,7 @@ from maskwright.engine import seeding
 from maskwright.engine.checkpoint import load_checkpoint, load_part, save_checkpoint, trained
 from maskwright.engine.context import Context
 from maskwright.engine.contract import Stage
-from maskwright.engine.distributed import gather_objects, sampler, world_size
+from maskwright.engine.distributed import check_partners, gather_objects, sampler
 from maskwright.engine.loop import Indices, Training
 from maskwright.engine.needs import Terms
 from maskwright.engine.result import assembled
@@ -148,12 +148,7 @@ class Distillation(Training):
         self, context: Context, config: StegoConfig, pairs: Pairs, shifts: Sequence[float], weights: Sequence[float],
         steps: int, folder: Path,
     ) -> None:  # fmt: skip
-        if config.pairs.batch < (least := 2 * world_size()):
-            raise MaskwrightError(
-                f"pairs.batch={config.pairs.batch} in {world_size()} processes",
-                f"at least {least}: negatives are other photographs of the same process",
-                f"add --set pairs.batch={least}",
-            )
+        check_partners("pairs.batch", config.pairs.batch, "negatives")
         seeding.initialise(context.seed, "distill")
         self.folder = folder if context.run.writes else None
         c, self.device = config.head, context.device
@@ -272,10 +267,10 @@ class Stego(FrozenMethod):
 
     def prepare(self, folder: Path) -> None:
         """Reduction, neighbours, shifts and weights."""
-        c, context, images = self.config, self.context, len(self.context.data)
-        if images < 2:
+        c, context = self.config, self.context
+        if len(context.data) < 2:
             raise MaskwrightError(
-                f"{images} image",
+                f"{len(context.data)} image",
                 "at least 2 for stego",
                 "use --method kmeans or deep_spectral on a single photograph",
             )
