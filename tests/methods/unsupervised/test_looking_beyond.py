@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.conftest import write_tiny_folder
 from tests.methods.unsupervised.small import steps_of, trainer
 
@@ -24,12 +25,14 @@ from maskwright.methods.unsupervised.looking_beyond.method import LookingBeyond,
 from maskwright.methods.unsupervised.looking_beyond.options import PRESETS, LabelOptions, LookingBeyondConfig
 from maskwright.methods.unsupervised.looking_beyond.training import LookingBeyondTraining, linking
 from maskwright.ops.label_quality import label_counts, label_quality
+from maskwright.recipes.self_training import rounds
 
 SMALL = {
     "crops.size": 32, "crops.batch": 4, "precision": "fp32", "features.short_side": 64, "clusters.restarts": 1,
     "labels.count": 6, "labels.superpixels": 20, "labels.side": 64, "contrast.hidden": 8, "contrast.width": 8,
     "contrast.anchors": 8,
 }  # fmt: skip
+SMALL_ROWS = 9
 train = trainer("looking_beyond", SMALL)
 
 
@@ -156,6 +159,30 @@ def test_a_run_on_clusters(linked):
     assert read["evaluate"]["masks"] == 8 and not read["train"].get("masks")
     store = mw.open_folder(linked / "label" / "labels")
     assert len(store) == 8 and store.labels_present()["masks"] == 8, "the labels are a data set"
+
+
+def test_both_clusterings_may_learn_from_crops(data, linked, tmp_path, monkeypatch):
+    """Labels are of whole photographs still; crops give as many rows as these did."""
+    seen: list[tuple[int, tuple[int, int]]] = []
+    rows_of = rounds.live_rows
+
+    def spied(context, features, preprocess, number, per_image, data=None):
+        seen.append((len(data), data.image(0).shape[:2]))
+        rows = rows_of(context, features, preprocess, number, per_image, data)
+        assert len(rows) <= SMALL_ROWS * len(context.data)
+        return rows
+
+    monkeypatch.setattr("maskwright.recipes.training.network.live_rows", spied)
+    train(data, tmp_path / "crops", **{"features.crop": 0.5, "rows": SMALL_ROWS})
+    folder, (h, w) = mw.open_folder(data), mw.open_folder(data).size(0)
+    assert seen == [(4 * len(folder), (round(h / 2), round(w / 2)))]
+    words = [load_file(out / "dictionary" / "dictionary.safetensors") for out in (linked, tmp_path / "crops")]
+    assert not torch.equal(words[0]["mean"], words[1]["mean"])
+    assert mw.open_folder(tmp_path / "crops" / "label" / "labels").size(0) == (h, w)
+    with pytest.raises(MaskwrightError, match="margin"):
+        configure(LookingBeyondConfig, {"features.margin": 0.1, "labels.by": "superpixels"})
+    assert configure(LookingBeyondConfig, {"features.crop": 0.5, "labels.by": "superpixels"}).features.crop == 0.5
+    assert configure(LookingBeyondConfig, {"crop": 96}).crops.size == 96, "the former name of crops.size"
 
 
 @pytest.mark.slow

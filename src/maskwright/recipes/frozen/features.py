@@ -23,7 +23,7 @@ from maskwright.ops.clustering.kmeans import KMeansResult
 from maskwright.ops.clustering.pca import fit_pca
 from maskwright.recipes.clustering import FineClusterOptions, cluster_rows
 from maskwright.recipes.frozen.crops import Crops
-from maskwright.recipes.frozen.options import ReductionOptions
+from maskwright.recipes.frozen.options import LearnedFeatureOptions, ReductionOptions
 
 if TYPE_CHECKING:
     from maskwright.engine.context import Context
@@ -117,6 +117,12 @@ def frozen_features(
     chosen = tuple(layers) if layers else default_layers(context.backbone)
     encoder = BackboneEncoder(context.backbone, layers=chosen, features=kind)
     return encoded_features(context, encoder, short_side, crop, margin)
+
+
+def learned_features(context: Context, options: LearnedFeatureOptions) -> FrozenFeatures:
+    """The features that clusters are learned from: of crops, or without a margin, where that is asked for."""
+    c = options
+    return frozen_features(context, short_side=c.short_side, layers=c.layers, kind=c.kind, crop=c.crop, margin=c.margin)
 
 
 def encoded_features(

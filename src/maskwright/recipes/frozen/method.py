@@ -21,7 +21,7 @@ from maskwright.engine.result import assembled
 from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.parts.part import Part
 from maskwright.predict.inference import predict_mask
-from maskwright.recipes.frozen.features import FrozenFeatures, frozen_features
+from maskwright.recipes.frozen.features import FrozenFeatures, frozen_features, learned_features
 from maskwright.recipes.frozen.options import LearnedFeatureOptions, ReadoutOptions
 from maskwright.recipes.probing.linear import linear_probe
 
@@ -75,9 +75,7 @@ class FrozenMethod(Method):
         c = self.config.features
         if c.crop == 1 and not c.margin:
             return self.features
-        return frozen_features(
-            self.context, short_side=c.short_side, layers=c.layers, kind=c.kind, crop=c.crop, margin=c.margin
-        )
+        return learned_features(self.context, c)
 
     def seconds_behind(self) -> float:
         """The photographs that the report shows, by the time that one takes under a head of the same width."""

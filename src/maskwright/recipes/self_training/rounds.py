@@ -36,7 +36,7 @@ from maskwright.engine import seeding
 from maskwright.engine.distributed import rank, share
 
 if TYPE_CHECKING:
-    from maskwright.data.folders.folder import Dataset
+    from maskwright.engine.cache import Images
     from maskwright.engine.context import Context
     from maskwright.models.preprocess import Preprocess
 
@@ -141,7 +141,7 @@ def live_rows(
     preprocess: Preprocess,
     number: int,
     per_image: int,
-    data: Dataset | None = None,
+    data: Images | None = None,
     chosen: Sequence[int] | None = None,
 ) -> Tensor:
     """Rows of whole photographs from a network as it stands, for clustering: of this process's share of them.

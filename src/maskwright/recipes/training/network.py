@@ -15,6 +15,7 @@ from maskwright.errors import MaskwrightError
 from maskwright.models.networks.build import Network, brings_encoder, build_network
 from maskwright.models.preprocess import Preprocess
 from maskwright.models.segmenter import Segmenter
+from maskwright.recipes.frozen.crops import Crops
 from maskwright.recipes.self_training.rounds import as_it_stands, live_rows
 from maskwright.recipes.training.norm_statistics import (
     batch_norms,
@@ -128,15 +129,16 @@ def note_kept_statistics(context: Context, config: CropConfig, some: bool, photo
 
 
 @torch.no_grad()
-def network_rows(context: Context, config: CropConfig, network: Network, per_image: int) -> Tensor:
-    """Rows of the decoder's map of whole photographs, for clustering, under the batch-norm statistics that the
-    segmenter will have.
+def network_rows(context: Context, config: CropConfig, network: Network, per_image: int, crop: float = 1.0) -> Tensor:
+    """Rows of the decoder's map of photographs, or of crops of them, for clustering, under the batch-norm statistics
+    that the segmenter will have.
 
     Args:
         context: of the run.
         config: options.
         network: as it was trained; moved to the device.
         per_image: rows of a photograph.
+        crop: share of each side that random crops show; 1 for whole photographs.
 
     Returns:
         float32 (N, E) of this process's share, on the device.
@@ -145,7 +147,9 @@ def network_rows(context: Context, config: CropConfig, network: Network, per_ima
     preprocess = make_preprocess(config, network)
     retake(context, config, network, preprocess, range(len(context.data)))
     with as_it_stands(network):
-        return live_rows(context, lambda x: network.decode(network.features(x)).float(), preprocess, 0, per_image)
+        data = context.data if crop == 1 else Crops(context.data, crop)
+        each = max(1, per_image * len(context.data) // len(data))
+        return live_rows(context, lambda x: network.decode(network.features(x)).float(), preprocess, 0, each, data)
 
 
 def make_segmenter(

@@ -49,7 +49,7 @@ from maskwright.engine.loop import Training
 from maskwright.engine.needs import InputNeed, Terms
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.looking_beyond.labelling import labelled, own_superpixels
-from maskwright.methods.unsupervised.looking_beyond.options import LookingBeyondConfig
+from maskwright.methods.unsupervised.looking_beyond.options import OF_DICTIONARY, LookingBeyondConfig
 from maskwright.methods.unsupervised.looking_beyond.training import LookingBeyondTraining
 from maskwright.models.parts.heads import CosineClassifier
 from maskwright.models.segmenter import Segmenter
@@ -63,6 +63,7 @@ from maskwright.recipes.frozen.features import (
     decoded_rows,
     fit_reduction,
     frozen_features,
+    learned_features,
     projection,
 )
 from maskwright.recipes.proposals.making import PROPOSALS, propose
@@ -119,7 +120,7 @@ class LookingBeyond(CropMethod):
                 f"--input {INPUT} and labels.by={config.labels.by}", "one of the two", "leave one out"
             )
         if self.given:
-            made = ("features", "reduction", *(f"labels.{n}" for n in ("count", "superpixels", "compactness", "side")))
+            made = (*OF_DICTIONARY, *(f"labels.{n}" for n in ("count", "superpixels", "compactness", "side")))
             refuse_idle(config, [(made, f"--input {INPUT}")])
         if config.labels.by == "superpixels" and not config.labels.superpixels:
             raise MaskwrightError(
@@ -152,7 +153,7 @@ class LookingBeyond(CropMethod):
             (not self.given, Stage("label", "label", self.label, says if self.linked else "superpixels alone")),
             (c.judge, Stage("judge", "fit", self.judge, "how well these labels tell the masks' classes")),
             (True, Stage("train", "train", self.train, "contrast of labelled pixels across photographs", self.steps)),
-            (True, Stage("cluster", "fit", self.cluster, "k-means of whole photographs under the trained network")),
+            (True, Stage("cluster", "fit", self.cluster, "k-means under the trained network")),
         ]
         return [stage for needed, stage in stages if needed]
 
@@ -164,13 +165,18 @@ class LookingBeyond(CropMethod):
         c = self.config.features
         return frozen_features(self.context, short_side=c.short_side, layers=c.layers, kind=c.kind)
 
+    @cached_property
+    def learned(self) -> FrozenFeatures:
+        """What the data set's clusters are learned from."""
+        return learned_features(self.context, self.config.features)
+
     def dictionary(self, folder: Path) -> None:
         """PCA and the data set's centroids."""
         c, context = self.config, self.context
         draw = seeding.generator(context.seed, "dictionary")
-        found = fit_reduction(self.features, c.reduction, draw)
+        found = fit_reduction(self.learned, c.reduction, draw)
         rows = decoded_rows(
-            self.features, projection(found, normalize=True), max_rows=c.reduction.max_rows, generator=draw,
+            self.learned, projection(found, normalize=True), max_rows=c.reduction.max_rows, generator=draw,
             device=torch.device("cpu"),
         )  # fmt: skip
         count = fewer_clusters(context, c.labels.count, rows, least=2)
@@ -246,9 +252,9 @@ class LookingBeyond(CropMethod):
         return LookingBeyondTraining(self.context, self.config, steps, self.auxiliary, self.linked)
 
     def cluster(self, folder: Path) -> None:
-        """Centroids (C, E) of whole photographs."""
+        """Centroids (C, E) of whole photographs, or of crops."""
         c, context = self.config, self.context
-        rows = F.normalize(network_rows(context, c, self.network(), c.rows), dim=1)
+        rows = F.normalize(network_rows(context, c, self.network(), c.rows, c.features.crop), dim=1)
         found = cluster_rows(context, rows, c.clusters)
         told = collapse(clustering_health(found.labels.cpu(), context.classes), context.classes)
         if told is not None:

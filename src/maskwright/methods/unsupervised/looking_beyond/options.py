@@ -8,7 +8,7 @@ from typing import Any
 from maskwright.data.training.augment import PRESETS as RECIPES
 from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.recipes.clustering import ClusterOptions
-from maskwright.recipes.frozen.options import FeatureOptions, ReadoutOptions, ReductionOptions
+from maskwright.recipes.frozen.options import LearnedFeatureOptions, ReadoutOptions, ReductionOptions
 from maskwright.recipes.training.options import CropConfig, CropOptions, OptimizerOptions
 
 PAPER: dict[str, Any] = {
@@ -24,6 +24,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """By flat names. `small` finishes on two cores. The numbers of `paper` are guesses: the abstract, which is all that
 could be had, has none."""
+
+OF_DICTIONARY = ("features.short_side", "features.layers", "features.kind", "features.margin", "reduction")
+"""What tells how the clusters are found that the labels are; `features.crop` is of the last clustering too."""
 
 
 @dataclass(kw_only=True)
@@ -62,7 +65,12 @@ class LookingBeyondConfig(CropConfig):
     """Options of `looking_beyond`; those without a value of their own take the preset's, those that are given win."""
 
     preset: str = option("small", "sets the other options' defaults", choices=tuple(PRESETS), main=True)
-    features: FeatureOptions = part(FeatureOptions, short_side=None)
+    features: LearnedFeatureOptions = part(
+        LearnedFeatureOptions, short_side=None, crop=1.0,
+        says={"crop": "share of each side of random crops that both clusterings are learned from in place of whole "
+                      "photographs; 1: no crops",
+              "margin": "share of each side along which positions are not learned from before the training"},
+    )  # fmt: skip
     reduction: ReductionOptions = part(ReductionOptions, dim=None, whiten=False, max_rows=None)
     clusters: ClusterOptions = part(ClusterOptions, restarts=None)
     labels: LabelOptions = part(LabelOptions)
@@ -84,6 +92,6 @@ class LookingBeyondConfig(CropConfig):
         not vote."""
         yield from super().idle()
         if self.labels.by == "superpixels":
-            yield ("contrast.across", "features", "reduction", "labels.count"), "labels.by=superpixels"
+            yield ("contrast.across", *OF_DICTIONARY, "labels.count"), "labels.by=superpixels"
         elif not self.labels.superpixels:
             yield ("labels.compactness",), "labels.superpixels=0"
