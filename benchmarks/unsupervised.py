@@ -153,6 +153,9 @@ ENTRIES = (
     *(Entry(f"msrc-{name}-frozen", "msrc_v2", name, classes=23, settings={"norms.freeze": "true"}, seeds=(0,))
       for name in ("picie", "looking_beyond", "segsort")),
     Entry("camvid-looking_beyond-frozen", "camvid", "looking_beyond", settings={"norms.freeze": "true"}, seeds=(0,)),
+    *(Entry(f"{short}-looking_beyond-crops", data, "looking_beyond", classes=classes,
+            settings={"features.crop": "0.5"}, seeds=(0,))
+      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
     Entry("camvid-slotcon-norms", "camvid", "slotcon", settings=NORMS, seeds=(0,)),
     *(Entry(f"dubai-{name}", "dubai_aerial", name, classes=5, settings=PLAIN.get(name, {}), seeds=(0,))
       for name in FROZEN),
