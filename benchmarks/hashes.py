@@ -44,7 +44,7 @@ def train(name: str, data: Path, out: Path, steps: int) -> str:
 def main() -> int:
     """Prints the hashes, or what differs from an earlier output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--methods", nargs="+", choices=NAMES, metavar="METHOD")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--against", type=Path, help="an earlier output")
     options = parser.parse_args()

@@ -120,9 +120,10 @@ def test_moments_and_rows_are_of_positions_inside_the_margin():
     class Store(list):
         width = 3
 
-    features = FrozenFeatures(None, None, Store(f), torch.zeros(3), torch.ones(3), 0.2)
+    features = FrozenFeatures(None, None, Store(f), 0.2)
     rows = feature_rows(features, 1000, torch.Generator())
     assert rows.shape == (72, 3) and float(rows.max()) < 100
     mean, std = moments(features.store, 0.2)
     assert torch.allclose(mean, rows.mean(0), atol=1e-5) and torch.allclose(std, rows.std(0, correction=0), atol=1e-5)
+    assert torch.equal(features.std, std) and features.width == 3
     assert float(moments(features.store, 0)[0].min()) > 50

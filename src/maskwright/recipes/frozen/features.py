@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,22 +58,23 @@ class FrozenFeatures:
         encoder: image to (B, D, h, w).
         preprocess: file to image as the encoder wants it.
         store: the features of the images, or of their crops, on disk.
-        mean: (D,) over all positions of all images that are learned from.
-        std: (D,) likewise, at least 1e-6.
         margin: share of each side along which positions are not learned from.
     """
 
     encoder: BackboneEncoder
     preprocess: Preprocess
     store: FeatureStore
-    mean: Tensor
-    std: Tensor
     margin: float = 0.0
 
     @property
     def width(self) -> int:
         """Number of channels D."""
-        return len(self.mean)
+        return self.store.width
+
+    @cached_property
+    def std(self) -> Tensor:
+        """(D,) over all positions of all images that are learned from, at least 1e-6: a pass over the store."""
+        return moments(self.store, self.margin)[1]
 
     def inner(self, i: int) -> Tensor:
         """Features (D, h', w') of image i that are learned from."""
@@ -148,8 +150,7 @@ def encoded_features(
     else:
         smaller = replace(preprocess, short_side=max(encoder.multiple_of, round(short_side * crop)))
         store = stored_features(context, encoder, smaller, Crops(context.data, crop))
-    mean, std = moments(store, margin)
-    return FrozenFeatures(encoder, preprocess, store, mean, std, margin)
+    return FrozenFeatures(encoder, preprocess, store, margin)
 
 
 def head_precision(asked: str, device: torch.device) -> str:
