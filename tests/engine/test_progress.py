@@ -47,6 +47,19 @@ def test_what_was_done_before_does_not_count_for_the_rate(capsys, clock):
     assert capsys.readouterr().err.splitlines() == ["train: 90/100, 2.0/s, 5 s left", "train: 100 in 5.0 s (4.0/s)"]
 
 
+def test_time_left_is_told_by_the_last_steps(capsys, clock):
+    """Twenty minutes into steps that take four times as long as those before, the time left is theirs."""
+    with Progress(every=10).task("train", 4000) as task:
+        for done in range(1, 2301):
+            clock.now += 1 if done <= 2000 else 4
+            task.advance_to(done)
+        assert clock.now == 2000 + 4 * 300
+        last = capsys.readouterr().err.splitlines()[-1]
+    done, left = int(last.split()[1].split("/")[0]), float(last.split(",")[2].split()[0])
+    assert left == pytest.approx(4 * (4000 - done), rel=0.02)
+    capsys.readouterr()
+
+
 def test_counter(capsys, clock):
     with Progress().counter("reading") as count:
         for done in range(1, 4):

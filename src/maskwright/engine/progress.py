@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from html import escape
@@ -27,6 +28,8 @@ LONG = 60.0
 """Seconds of work from which on its length is told once it can be."""
 SEEN = 5.0
 """Seconds after which it can be."""
+RECENT = 60.0
+"""Seconds of work, the last ones, that its rate is of; of work of more than ten times as long the last tenth."""
 
 
 def duration(seconds: float) -> str:
@@ -162,17 +165,38 @@ def _rate(each_second: float) -> str:
     return f"{each_second:.1f}/s" if each_second >= 0.95 else f"{1 / each_second:.1f} s each"
 
 
+class _Recent:
+    """How fast work goes of late: later steps may cost other than the first ones did."""
+
+    def __init__(self, done: int) -> None:
+        self.start = time.perf_counter()
+        self.seen = deque([(self.start, done)])
+
+    def rate(self, done: int) -> float:
+        """Units a second, of which so many are done now."""
+        now = time.perf_counter()
+        span = max(RECENT, (now - self.start) / 10)
+        if now - self.seen[-1][0] >= span / 20:
+            self.seen.append((now, done))
+        while len(self.seen) > 1 and now - self.seen[1][0] >= span:
+            self.seen.popleft()
+        since, before = self.seen[0]
+        return (done - before) / (now - since) if now > since else 0.0
+
+
 class _Clocked(Task):
     """What a task that is told in words knows of itself."""
 
     def __init__(self, name: str, total: int, done: int, told: _Foretold | None) -> None:
         self.name, self.total, self.first, self.done, self.told = name, total, done, done, told
         self.start = self.last = time.perf_counter()
+        self.recent, self.rate = _Recent(done), 0.0
         self.loss: float | None = None
 
     def due(self, done: int, loss: float | None, pause: float) -> bool:
         """Takes note of what is done; whether the pause since the last word is over."""
         self.done, self.loss = done, self.loss if loss is None else loss
+        self.rate = self.recent.rate(done)
         if self.told is not None:
             self.told.look(done)
         now = time.perf_counter()
@@ -182,10 +206,10 @@ class _Clocked(Task):
         return True
 
     def line(self) -> str:
-        seconds = time.perf_counter() - self.start
-        rate = (self.done - self.first) / seconds if seconds > 0 else 0.0
-        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+        rate, loss = self.rate, "" if self.loss is None else f", loss {self.loss:.4f}"
         if self.done >= self.total:
+            seconds = time.perf_counter() - self.start
+            rate = (self.done - self.first) / seconds if seconds > 0 else 0.0
             return f"{self.name}: {self.total} in {seconds:.1f} s ({rate:.1f}/s){loss}"
         if rate <= 0:
             return f"{self.name}: {self.done}/{self.total}{loss}"
@@ -288,14 +312,12 @@ def _bar():
 
 class _BarTask(Task):
     def __init__(self, bar, name: str, total: int, done: int, told: _Foretold | None = None) -> None:
-        self.bar, self.first, self.start, self.told = bar, done, time.perf_counter(), told
+        self.bar, self.recent, self.told = bar, _Recent(done), told
         self.shown = ""
         self.id = bar.add_task(name, total=total, completed=done, rate="", loss="")
 
     def advance_to(self, done: int, loss: float | None = None) -> None:
-        seconds = time.perf_counter() - self.start
-        rate = (done - self.first) / seconds if seconds > 0 else 0.0
         self.shown = self.shown if loss is None else f"loss {loss:.4f}"
-        self.bar.update(self.id, completed=done, rate=f"{rate:.1f}/s", loss=self.shown)
+        self.bar.update(self.id, completed=done, rate=f"{self.recent.rate(done):.1f}/s", loss=self.shown)
         if self.told is not None:
             self.told.look(done)
