@@ -25,7 +25,7 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "source_only-norms": ("source_only", {"norm_from": "all"}),
     "source_only-frozen": ("source_only", {"norms.freeze": "true"}),
     "dacs": ("dacs", {}),
-    "advent": ("advent", {}),
+    "advent": ("advent", {"d_width": "16"}),
     "cbst": ("cbst", {}),
     "dacs-mic": ("dacs", {"masked.consistency": "1", "rare.temperature": "0.01"}),
     "dannet": ("dannet", {"pairs": "features", "light.width": "16", "d_width": "16"}),
@@ -44,8 +44,9 @@ CEILING = "target"
 WITH_TEACHER = ("dacs", "dacs-mic")
 """Rows whose teacher is judged beside the student that is kept: what `teacher.final=teacher` keeps."""
 WITH_DAY = ("dannet",)
-"""Rows that take unlabelled photographs of the target's places by day; DANNet's two side networks are narrower there
-than in the paper (64 channels), where they cost many times what the segmenter does."""
+"""Rows that take unlabelled photographs of the target's places by day. DANNet's two side networks, and the
+discriminators of AdvEnt, are narrower than in their papers (64 channels), where they cost many times what the segmenter
+does."""
 
 
 def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None:

@@ -109,3 +109,11 @@ def test_entropy_alone_has_no_discriminator(domains, tmp_path):
 def test_crops_that_a_discriminator_cannot_judge(domains, tmp_path):
     with pytest.raises(MaskwrightError, match="at least 32 pixels"):
         training_of(context_of(domains, tmp_path / "run", Advent), **{"crops.size": 16})
+
+
+def test_width_of_the_discriminators(domains, tmp_path):
+    for options, widths in (({}, [64, 128, 256, 512]), ({"d_width": 6}, [6, 12, 24, 48])):
+        context = context_of(domains, tmp_path / str(widths[0]), Advent)
+        judge = training_of(context, **options).adversaries["main"].discriminator
+        assert [conv.out_channels for conv in judge.convs] == widths and judge.verdict.in_channels == widths[-1]
+        assert judge(torch.rand(2, judge.convs[0].in_channels, 32, 48)).shape == (2, 32, 48)

@@ -66,15 +66,16 @@ class AdventConfig(TargetConfig):
         "advent", "advent: against a discriminator; minent: the entropy itself", choices=("advent", "minent"), main=True
     )
     aux_share: float = option(0.2, "an auxiliary head's share of lambda", low=0)
+    d_width: int = option(64, "channels of the discriminators' first convolution", low=1)
     d_lr: float = option(1e-4, "the discriminators' learning rate (Adam, betas 0.9 and 0.99), poly schedule", low=0)
 
     def idle(self) -> Idle:
-        """The discriminators' rate where there are none, and all of the target's where its loss does not weigh."""
+        """The discriminators' options where there are none, and all of the target's where its loss does not weigh."""
         yield from super().idle()
         if self.ramp.weight == 0:
             yield ("ramp.up", "ramp.start", "variant", "aux_share", "target"), NOTHING_UNLABELED
         if self.variant == "minent" or self.ramp.weight == 0:
-            yield ("d_lr",), "variant=minent" if self.ramp.weight else NOTHING_UNLABELED
+            yield ("d_width", "d_lr"), "variant=minent" if self.ramp.weight else NOTHING_UNLABELED
 
 
 def self_information(logits: Tensor) -> Tensor:
@@ -111,7 +112,8 @@ class AdventTraining(Training):
         if c.variant == "advent":
             check_side(setup.crop)
             for name in self.shares:
-                self.adversaries[name] = Adversary(PixelDiscriminator(context.classes), setup.device, c.d_lr)
+                judge = PixelDiscriminator(context.classes, c.d_width)
+                self.adversaries[name] = Adversary(judge, setup.device, c.d_lr)
                 self.modules[f"discriminator_{name}"] = self.adversaries[name].discriminator
                 self.optimizers[f"discriminator_{name}"] = self.adversaries[name].optimizer
 

@@ -21,12 +21,13 @@ class PixelDiscriminator(nn.Module):
 
     Args:
         classes: C.
+        width: of the first; the others have 2, 4 and 8 times as many channels.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, width: int = WIDTHS[0]) -> None:
         super().__init__()
-        self.convs = convolutions(classes)
-        self.verdict = nn.Conv2d(WIDTHS[-1], 1, 4, 2, 1)
+        self.convs = convolutions(classes, width)
+        self.verdict = nn.Conv2d(8 * width, 1, 4, 2, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (B, C, H, W), sides at least 32, to logits of being real (B, H, W)."""
@@ -37,9 +38,10 @@ class PixelDiscriminator(nn.Module):
         return F.interpolate(x, maps.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
 
-def convolutions(channels: int) -> nn.ModuleList:
-    """The convolutions of `WIDTHS`."""
-    return nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in zip((channels, *WIDTHS), WIDTHS))
+def convolutions(channels: int, width: int = WIDTHS[0]) -> nn.ModuleList:
+    """The convolutions of `WIDTHS`, or in their proportions from another width on."""
+    widths = [width * w // WIDTHS[0] for w in WIDTHS]
+    return nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in zip((channels, *widths), widths))
 
 
 def check_side(crop: int) -> None:
