@@ -20,6 +20,7 @@ from maskwright import api
 from maskwright.data.trust.files import write_json
 from maskwright.predict.model import Model
 
+DANNET = {"pairs": "features", "light.width": "16", "d_width": "16"}
 ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "source_only": ("source_only", {}),
     "source_only-norms": ("source_only", {"norm_from": "all"}),
@@ -28,7 +29,8 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "advent": ("advent", {"d_width": "16"}),
     "cbst": ("cbst", {}),
     "dacs-mic": ("dacs", {"masked.consistency": "1", "rare.temperature": "0.01"}),
-    "dannet": ("dannet", {"pairs": "features", "light.width": "16", "d_width": "16"}),
+    "dannet": ("dannet", DANNET),
+    "dannet-without_static": ("dannet", {**DANNET, "static.weight": "0"}),
     "histogram": ("cycada", {"translation": "histogram", "align.weight": "0"}),
     "fda": ("cycada", {"translation": "fda", "align.weight": "0"}),
     "align": ("cycada", {"translation": "none"}),
@@ -43,7 +45,7 @@ STEPS = 2000
 CEILING = "target"
 WITH_TEACHER = ("dacs", "dacs-mic")
 """Rows whose teacher is judged beside the student that is kept: what `teacher.final=teacher` keeps."""
-WITH_DAY = ("dannet",)
+WITH_DAY = ("dannet", "dannet-without_static")
 """Rows that take unlabelled photographs of the target's places by day. DANNet's two side networks, and the
 discriminators of AdvEnt, are narrower than in their papers (64 channels), where they cost many times what the segmenter
 does."""

@@ -1,9 +1,11 @@
-"""Each row of a table script has settings that its method takes."""
+"""Each row of a table script has settings that its method takes; what a table of the tables counts."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from benchmarks import adapt, lift, saliency, tags, unsupervised
+from benchmarks.pair_agreement import agreeing
 
 from maskwright.engine.config import configure
 from maskwright.methods import find_method
@@ -27,3 +29,13 @@ def test_the_row_is_taken_by_its_method(table, name):
 def test_row_names_are_given_once():
     names = [e.name for e in unsupervised.ENTRIES]
     assert len(names) == len(set(names))
+
+
+def test_agreement_of_day_and_night_forgives_a_pixel_and_counts_no_void():
+    night = np.full((5, 7), 2)
+    night[2, 2], night[0] = 1, 255
+    day = np.zeros((5, 7), int)
+    day[:, 3:5] = 1
+    hit, asked = agreeing(night, day, (0, 1), 3)
+    assert asked.tolist() == [20, 8, 0], "four rows that the night knows, of five and of two columns"
+    assert hit.tolist() == [0, 3, 0], "the neighbours of the only 1, right of it"
