@@ -4,8 +4,8 @@ FOLDER is that of one table of `benchmarks.adapt`, `RUNS/SOURCE-TARGET`, whose r
 run are left out, which is said. Written are
 
     adapted.jpg     the same photographs of the target's test split: true masks, then each row's
-    translated.jpg  the same photographs of the source as the rows that translate made them, then the same of the target
-                    as DANNet relights them before it looks
+    translated.jpg  the same photographs of the source as the rows that translate made them and as DANNet relights them
+                    before it looks, then the same of the target as it relights these
 
 where a row of the second kind is there. A class has its colour of the class table. Photographs are spread evenly; none
 was chosen."""
@@ -72,16 +72,21 @@ def looks(rows: list[str], runs: Path, source: Dataset, target: Dataset, seed: i
         if made.is_dir():
             other = api.open_folder(made)
             lines.append((row, [small(other.image(other.names.index(source.names[i]))) for i in chosen]))
-    if lines:
-        lines.insert(0, ("source", [small(source.image(i)) for i in chosen]))
+    models = {}
     for row in rows:
         run = runs / f"{row}-{seed}" / "run"
         model = api.load(run) if (run / "model.safetensors").exists() else None
         if model is not None and isinstance(model.segmenter.encoder, RelitEncoder):
-            images = [target.image(i) for i in spread_evenly(len(target))]
-            lines.append(("target", [small(i) for i in images]))
-            lines.append((f"{row}, relit", [small(relit(model, i)) for i in images]))
-    return sheet(lines, LABEL) if lines else None
+            models[row] = model
+            lines.append((f"{row}, relit", [small(relit(model, source.image(i))) for i in chosen]))
+    if not lines:
+        return None
+    lines.insert(0, ("source", [small(source.image(i)) for i in chosen]))
+    if models:
+        images = [target.image(i) for i in spread_evenly(len(target))]
+        lines.append(("target", [small(i) for i in images]))
+        lines += [(f"{row}, relit", [small(relit(m, i)) for i in images]) for row, m in models.items()]
+    return sheet(lines, LABEL)
 
 
 def main() -> None:
