@@ -30,7 +30,7 @@ from maskwright.recipes.probing.linear import linear_probe
 class FrozenConfig:
     """Options of all methods on frozen features."""
 
-    features: LearnedFeatureOptions = part(LearnedFeatureOptions)
+    features: LearnedFeatureOptions = part(LearnedFeatureOptions, main=("crop", "margin"))
     readout: ReadoutOptions = part(ReadoutOptions)
     linear_probe: bool = option(
         False, "also fit a linear probe on the masks that may be read, as a model beside this one"

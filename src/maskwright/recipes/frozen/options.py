@@ -23,11 +23,11 @@ class LearnedFeatureOptions(FeatureOptions):
 
     crop: float = option(
         0.5, "share of each side of random crops that are learned from in place of whole photographs; 1: no crops",
-        low=0.2, high=1, main=True,
+        low=0.2, high=1,
     )  # fmt: skip
     margin: float = option(
         0.0, "share of each side along which positions are not learned from: there features tell of the border",
-        low=0, high=0.45, main=True,
+        low=0, high=0.45,
     )  # fmt: skip
 
 
