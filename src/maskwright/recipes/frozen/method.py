@@ -73,9 +73,7 @@ class FrozenMethod(Method):
     def learned(self) -> FrozenFeatures:
         """The features that clusters are learned from: of crops, or without a margin, where that is asked for."""
         c = self.config.features
-        if c.crop == 1 and not c.margin:
-            return self.features
-        return learned_features(self.context, c)
+        return self.features if c.whole else learned_features(self.context, c)
 
     def seconds_behind(self) -> float:
         """The photographs that the report shows, by the time that one takes under a head of the same width."""

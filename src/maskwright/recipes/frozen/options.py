@@ -30,6 +30,11 @@ class LearnedFeatureOptions(FeatureOptions):
         low=0, high=0.45,
     )  # fmt: skip
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of each photograph is learned from: neither crops nor a margin."""
+        return self.crop == 1 and not self.margin
+
 
 @dataclass(kw_only=True)
 class ReductionOptions:

@@ -168,7 +168,8 @@ class LookingBeyond(CropMethod):
     @cached_property
     def learned(self) -> FrozenFeatures:
         """What the data set's clusters are learned from."""
-        return learned_features(self.context, self.config.features)
+        c = self.config.features
+        return self.features if c.whole else learned_features(self.context, c)
 
     def dictionary(self, folder: Path) -> None:
         """PCA and the data set's centroids."""
