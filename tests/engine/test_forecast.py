@@ -59,6 +59,31 @@ def test_a_resumed_stage_is_foretold_from_where_it_stands():
     assert done == 904 and "about 3 min for the 96 steps that are left, at 2.0 s a step" in line
 
 
+def test_slower_steps_are_said_with_what_is_left():
+    """100 steps of 1 s, then of 3 s: a whole minute of the latter says so, once."""
+    (_, foretold), (later, line) = told([1.0] * 100 + [3.0] * 300, 1000)
+    assert "about 17 min for the 996 steps" in foretold
+    assert 120 < later < 150
+    left = 1000 - later
+    pace = f"3.0 s a step: about {duration(3.0 * left)} for the {left} that are left, until "
+    assert line.startswith(f"train: steps are slower than foretold, {pace}") and re.search(r"until \d\d:\d\d\.$", line)
+    assert len(told([1.0] * 100 + [3.0] * 100 + [9.0] * 100, 1000)) == 3, "and again where they are slower still"
+    assert len(told([1.0] * 100 + [1.3] * 300, 1000)) == 1, "a little slower is what happens"
+    assert told([0.1] * 100 + [0.5] * 200, 300) == [], "less than a minute is left"
+    ((_, line),) = told([0.01] * 1000 + [0.5] * 500, 1500)
+    assert "2.0 steps/s" in line, "a stage that was too short to be foretold"
+    assert len(told(([1.0] * 110 + [3.0] * 10) * 5, 1000)) == 1, "ten slow steps are no change of pace"
+
+
+def test_what_the_first_steps_do_not_tell_stands_in_the_forecast():
+    clock, said = Clock(), []
+    forecast = Forecast("train", 500, said.append, clock=clock, untimed="steps from 75% on")
+    for done in range(1, 9):
+        clock.now += 2
+        forecast.after(done)
+    assert "; not timed: steps from 75% on; done about " in said[0]
+
+
 def test_later_trainings_are_counted_and_other_stages_named():
     stages = (
         Stage("label", "label", print, ""),
@@ -122,6 +147,10 @@ def test_the_pace_is_that_of_the_steps_behind_the_first():
         ("uda_sod", {"rounds": 1}, "warm_up", "round_1 (taken to be as fast); label_1 (not counted)"),
         ("dannet", {}, "train", "steps from 75% on, which learn from day and night too"),
         ("dannet", {"ramp.start": 0}, "train", ""),
+        ("hsg", {}, "train", "steps from 25% on, which learn levels and smaller segments too"),
+        ("hsg", {"levels.which": "fine", "segments.grid": 1}, "train", "steps from 25% on, which learn levels too"),
+        ("hsg", {"levels.which": "regions", "segments.grid": 1}, "train", ""),
+        ("hsg", {"preset": "paper"}, "train", ""),
         ("source_only", {}, "train", ""),
     ],
 )

@@ -31,12 +31,16 @@ SHOWN = 48
 SHOWN_OF_CLUSTERS = 96
 """Photographs that are looked at to show what each cluster is, at most."""
 WRONG = 1.5
-"""A forecast by the first step alone is said again when the steps behind it are so many times quicker, or slower."""
+"""A forecast by the first step alone is said again when the steps behind it are so many times quicker, or slower; any
+forecast when later steps are so many times slower."""
+WATCHED, OVER = 60.0, 10
+"""Later steps are compared with what was foretold over so many seconds, and so many steps; two such times in turn."""
 
 
 @dataclass
 class Forecast:
-    """Says once, after some steps of a training stage, how long it and the trainings behind it take.
+    """Says, after some steps of a training stage, how long it and the trainings behind it take; again where later steps
+    turn out to be slower.
 
     Args:
         stage: its name.
@@ -46,6 +50,7 @@ class Forecast:
         config: options of the method, some of which make it shorter.
         clock: seconds.
         tail: what comes behind the last training, in its steps.
+        untimed: what later steps do that the first do not (`Terms.untimed`).
     """
 
     stage: str
@@ -55,20 +60,24 @@ class Forecast:
     config: Any = None
     clock: Clock = time.monotonic
     tail: float = 0.0
+    untimed: str = ""
     said: bool = False
     start: int | None = None
     first: float | None = None
 
     def __post_init__(self) -> None:
         self.began = self.warm = self.clock()
+        self.slow = False
 
     def after(self, done: int) -> None:
         """Called with the number of steps that are done."""
+        now = self.clock()
         if self.said:
+            self._watch(done, now)
             return
         if self.start is None:
             self.start = done - 1
-        now, made = self.clock(), done - self.start
+        made = done - self.start
         if made <= WARM:
             self.warm = now
         seconds = now - self.warm
@@ -81,6 +90,7 @@ class Forecast:
             return
         pace = seconds / timed
         self.said, told = not alone, self.first
+        self.pace, self.mark = pace, (done, now)
         if told is not None and 1 / WRONG < pace / told < WRONG:
             return
         trainings = [s for s in self.later if s.kind == "train" and s.steps]
@@ -93,9 +103,25 @@ class Forecast:
         elif told is not None:
             self.say(f"Corrected, the first step was no measure: {self.stage}: about {duration(rest)} are left.")
 
+    def _watch(self, done: int, now: float) -> None:
+        """Says that later steps are slower than was foretold: they do more, or something else needs the machine."""
+        first, since = self.mark
+        if now - since < WATCHED or done - first < OVER:
+            return
+        pace, self.mark = (now - since) / (done - first), (done, now)
+        before, self.slow = self.slow, pace >= WRONG * self.pace
+        rest = pace * (self.steps - done)
+        if not (before and self.slow) or rest < LONG:  # the first slow minute may have quick steps in it
+            return
+        self.pace, self.slow = pace, False
+        self.say(
+            f"{self.stage}: steps are slower than foretold, {_pace(pace)}: about {duration(rest)} for the "
+            f"{self.steps - done} that are left, until {datetime.now() + timedelta(seconds=rest):%H:%M}."
+        )
+
     def _line(self, done: int, pace: float, rest: float, whole: float, trainings: Sequence[Stage]) -> str:
         until = datetime.now() + timedelta(seconds=whole)
-        at = f"{1 / pace:.1f} steps/s" if pace < 1 else f"{pace:.1f} s a step"
+        at = _pace(pace)
         told = f"{self.stage}: about {duration(rest)} for the {self.steps - done} steps that are left, at {at}"
         if trainings:
             names = ", ".join(f"{s.name} {s.steps}" for s in trainings)
@@ -104,6 +130,7 @@ class Forecast:
             told += f"; with statistics and pictures of whole photographs after it {duration(whole)}"
         others = [s.name for s in self.later if s not in trainings]
         told += f"; not counted: {', '.join(others)}" if others else ""
+        told += f"; not timed: {self.untimed}" if self.untimed else ""
         told += f"; done about {until:%H:%M}."
         less = sizes(self.config)
         shorter = f" Shorter: --minutes {max(1, round(whole / 240))} or --steps in a new run"

@@ -72,8 +72,8 @@ class Terms:
         steps: of its main training where `--steps` does not say; 0 where nothing is trained with gradients.
         fixed: why it cannot be lengthened though it trains; empty where its steps are all of one training, which goes
             on from its last one.
-        untimed: what later steps of its training do that the first do not, for `--minutes`, which times these; empty
-            where all do the same.
+        untimed: what later steps of its training do that the first do not, for `--minutes` and the forecast, which time
+            these; empty where all do the same.
         backbone: the one that the options name; empty where they name none.
         backbone_unused: why the backbone's weights are left aside; empty where they are not.
     """

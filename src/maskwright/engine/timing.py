@@ -38,6 +38,7 @@ class Timing:
         later: the stages behind the one that runs.
         tail: what comes behind the last training, in steps of it.
         config: options of the method, for what makes a run shorter.
+        untimed: what later steps of its training do that the first do not.
         reached: steps that training stages have made, and their steps in all, by name.
         pace: where steps are only timed, what times them.
     """
@@ -50,12 +51,13 @@ class Timing:
     later: Sequence[Stage] = ()
     tail: float = 0.0
     config: Any = None
+    untimed: str = ""
     reached: dict[str, tuple[int, int]] = field(default_factory=dict)
     pace: Pace | None = None
 
     def enter(self, later: Sequence[Stage], method: Method) -> None:
         """A stage begins, with these behind it."""
-        self.later, self.tail = later, method.tail()
+        self.later, self.tail, self.untimed = later, method.tail(), method.terms(method.config).untimed
 
     def chooses_steps(self, stage: Stage, steps: int | None) -> bool:
         """Whether a stage is to be timed, because the minutes still say how many `steps` the run has."""
@@ -63,7 +65,7 @@ class Timing:
 
     def forecast(self, stage: str, steps: int, say: Callable[[str], None]) -> Forecast:
         """What tells how long a training takes, and the trainings behind it."""
-        return Forecast(stage, steps, say, self.later, self.config, self.clock, self.tail)
+        return Forecast(stage, steps, say, self.later, self.config, self.clock, self.tail, self.untimed)
 
     def arrived(self, stage: str, kept: tuple[str, int, int] | None) -> None:
         """A training ended with its checkpoint at `kept`: stage, step, steps in all."""

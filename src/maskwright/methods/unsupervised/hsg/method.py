@@ -25,7 +25,7 @@ Legend: B photographs, S segments, d width of the embedding, K clusters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -36,6 +36,7 @@ from maskwright.engine.config import Idle, fill_from_preset, option, part
 from maskwright.engine.context import Context
 from maskwright.engine.distributed import world_size
 from maskwright.engine.loop import Training
+from maskwright.engine.needs import Terms
 from maskwright.errors import MaskwrightError
 from maskwright.methods.unsupervised.hsg.training import (
     LEAST,
@@ -138,6 +139,14 @@ class HSG(SegmentMethod):
     says: ClassVar[str] = "an embedding of regions in two views, and of fine and coarse groups of them"
     layout: ClassVar[Layout] = "centred"
     config: HSGConfig
+
+    @classmethod
+    def terms(cls, config: Any, images: int = 1) -> Terms:
+        """Its first steps learn regions alone."""
+        later = [*["levels"] * (config.levels.which != "regions"), *["smaller segments"] * (config.segments.grid > 1)]
+        waits = later and config.levels.start > 0
+        untimed = f"steps from {config.levels.start:.0%} on, which learn {' and '.join(later)} too" if waits else ""
+        return replace(super().terms(config, images), untimed=untimed)
 
     def __init__(self, config: HSGConfig, context: Context) -> None:
         super().__init__(config, context)
