@@ -28,6 +28,7 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "dacs": ("dacs", {}),
     "advent": ("advent", {"d_width": "16"}),
     "cbst": ("cbst", {}),
+    "crst": ("cbst", {"regulariser": "mrkld"}),
     "dacs-mic": ("dacs", {"masked.consistency": "1", "rare.temperature": "0.01"}),
     "dannet": ("dannet", DANNET),
     "dannet-without_static": ("dannet", {**DANNET, "static.weight": "0"}),
