@@ -11,7 +11,7 @@ import argparse
 import fnmatch
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,87 +118,92 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 """What each paper takes away, as rows on msrc_v2; MDC, PiCIE's baseline, among them."""
 STARTED: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("picie", "picie", {}), ("segsort", "segsort", {}), ("slotcon", "slotcon", {}), ("slotcon-norms", "slotcon", NORMS),
-)  # fmt: skip
-"""Rows, methods and settings whose start, the same clustering behind a single step, is a row on msrc_v2 as well."""
+    ("picie", "", {}),
+    ("segsort", "", {}),
+    ("slotcon", "", {}),
+    ("slotcon", "norms", NORMS),
+)
+"""Methods, their row and its settings whose start, the same clustering behind a single step, is a row on msrc_v2 as
+well."""
+SETS: dict[str, tuple[str, str, str, int]] = {
+    "camvid": ("camvid", "train", "test", 11), "msrc": ("msrc_v2", "train", "test", 23),
+    "dubai": ("dubai_aerial", "train", "test", 5), "voc": ("voc_part", "train_all", "val", 21),
+    "ecssd": ("ecssd_part", "train", "test", 2),
+}  # fmt: skip
+"""What a row's name begins with -> data set, split that is learned from, split that is judged, clusters."""
+THREE = ("camvid", "msrc", "dubai")
+FOUR = (*THREE, "voc")
+
+
+def on(short: str, method: str, row: str = "", **others: Any) -> Entry:
+    """A row on one of `SETS`, named by it, the method, and what is particular."""
+    data, train, test, classes = SETS[short]
+    name = "-".join(filter(None, (short, method, row)))
+    return Entry(name, data, method, **{"train": train, "test": test, "classes": classes, **others})
+
+
+def objects(row: str, method: str = "deep_spectral", **others: Any) -> Entry:
+    """A row on ECSSD by the protocol of salient objects, named by what is particular."""
+    return replace(on("ecssd", method, protocol="saliency", seeds=(0,), **others), name=f"ecssd-{row}")
+
+
+SPECTRAL = {"train": "test", "objects": True}
+"""The objects that `deep_spectral` finds in the judged photographs themselves."""
+UNWHITENED = {"whiten": "false", "dim": "64"}
+CELLS = {**LAST, "sampling": "cells"}
 ENTRIES = (
-    Entry("camvid-kmeans", "camvid", "kmeans", settings=WHOLE),
-    Entry("camvid-kmeans-crf", "camvid", "kmeans", settings={**WHOLE, "crf": "true"}, seeds=(0,)),
-    Entry("camvid-kmeans-unwhitened", "camvid", "kmeans", settings={**WHOLE, "whiten": "false", "dim": "64"}),
-    Entry("camvid-primaps", "camvid", "primaps", settings=WHOLE),
-    Entry("camvid-primaps-psi0.4", "camvid", "primaps", settings={**WHOLE, "threshold": "0.4"}, seeds=(0,)),
-    Entry("camvid-deep_spectral", "camvid", "deep_spectral"),
-    Entry("camvid-kmeans-joined", "camvid", "kmeans", settings=JOINED),
-    Entry("camvid-kmeans-joined-without_crf", "camvid", "kmeans", settings=JOINED, run_of="camvid-kmeans-joined",
-          refine="none"),
-    Entry("camvid-stego", "camvid", "stego", settings=LAST),
-    Entry("camvid-stego-agreeing", "camvid", "stego", settings=WHOLE, seeds=(0,)),
-    Entry("camvid-stego-agreeing-without_crf", "camvid", "stego", settings=WHOLE, run_of="camvid-stego-agreeing",
-          refine="none", seeds=(0,)),
-    Entry("camvid-stego-without_crf", "camvid", "stego", settings=LAST, run_of="camvid-stego", refine="none"),
-    Entry("camvid-stego-cells", "camvid", "stego", settings={**LAST, "sampling": "cells"}),
-    Entry("camvid-stego-cells-without_crf", "camvid", "stego", settings={**LAST, "sampling": "cells"},
-          run_of="camvid-stego-cells", refine="none"),
-    Entry("camvid-stego-fixed_shifts", "camvid", "stego", settings={**LAST, "auto_shift": "false"},
-          refine="none", seeds=(0,)),
-    Entry("camvid-kmeans-block4", "camvid", "kmeans", settings=FINE),
-    Entry("camvid-stego-block4", "camvid", "stego", settings={**LAST, **FINE}, refine="none", seeds=(0,)),
-    Entry("camvid-kmeans-random", "camvid", "kmeans", settings=WHOLE, weights="random", seeds=(0,)),
-    Entry("msrc-kmeans-random", "msrc_v2", "kmeans", classes=23, settings=WHOLE, weights="random", seeds=(0,)),
-    *(Entry(f"camvid-{name}", "camvid", name, seeds=SEEDS if name in BEST else (0,))
-      for name in (*LEARNED, "maskcontrast")),
-    *(Entry(f"msrc-{name}", "msrc_v2", name, classes=23, settings=PLAIN.get(name, {}),
-            seeds=SEEDS if name in ("kmeans", *BEST) else (0,)) for name in (*FROZEN, *LEARNED, "maskcontrast")),
-    *(Entry(f"msrc-{name}-{part}", "msrc_v2", name, classes=23, settings=settings, seeds=(0,))
+    on("camvid", "kmeans", settings=WHOLE),
+    on("camvid", "kmeans", "crf", settings={**WHOLE, "crf": "true"}, seeds=(0,)),
+    on("camvid", "kmeans", "unwhitened", settings={**WHOLE, **UNWHITENED}),
+    on("camvid", "primaps", settings=WHOLE),
+    on("camvid", "primaps", "psi0.4", settings={**WHOLE, "threshold": "0.4"}, seeds=(0,)),
+    on("camvid", "deep_spectral"),
+    on("camvid", "kmeans", "joined", settings=JOINED),
+    on("camvid", "kmeans", "joined-without_crf", settings=JOINED, run_of="camvid-kmeans-joined", refine="none"),
+    on("camvid", "stego", settings=LAST),
+    on("camvid", "stego", "agreeing", settings=WHOLE, seeds=(0,)),
+    on("camvid", "stego", "agreeing-without_crf", settings=WHOLE, run_of="camvid-stego-agreeing", refine="none",
+       seeds=(0,)),
+    on("camvid", "stego", "without_crf", settings=LAST, run_of="camvid-stego", refine="none"),
+    on("camvid", "stego", "cells", settings=CELLS),
+    on("camvid", "stego", "cells-without_crf", settings=CELLS, run_of="camvid-stego-cells", refine="none"),
+    on("camvid", "stego", "fixed_shifts", settings={**LAST, "auto_shift": "false"}, refine="none", seeds=(0,)),
+    on("camvid", "kmeans", "block4", settings=FINE),
+    on("camvid", "stego", "block4", settings={**LAST, **FINE}, refine="none", seeds=(0,)),
+    *(on(short, "kmeans", "random", settings=WHOLE, weights="random", seeds=(0,)) for short in ("camvid", "msrc")),
+    *(on("camvid", name, seeds=SEEDS if name in BEST else (0,)) for name in (*LEARNED, "maskcontrast")),
+    *(on("msrc", name, settings=PLAIN.get(name, {}), seeds=SEEDS if name in ("kmeans", *BEST) else (0,))
+      for name in (*FROZEN, *LEARNED, "maskcontrast")),
+    *(on("msrc", name, part, settings=settings, seeds=(0,))
       for name, parts in ABLATIONS.items() for part, settings in parts.items()),
-    *(Entry(f"msrc-{row}-start", "msrc_v2", name, classes=23, settings={"steps": "1", **settings}, seeds=(0,))
-      for row, name, settings in STARTED),
-    *(Entry(f"msrc-{name}-frozen", "msrc_v2", name, classes=23, settings={"norms.freeze": "true"}, seeds=(0,))
+    *(on("msrc", name, f"{row}-start".lstrip("-"), settings={"steps": "1", **settings}, seeds=(0,))
+      for name, row, settings in STARTED),
+    *(on("msrc", name, "frozen", settings={"norms.freeze": "true"}, seeds=(0,))
       for name in ("picie", "looking_beyond", "segsort")),
-    Entry("camvid-looking_beyond-frozen", "camvid", "looking_beyond", settings={"norms.freeze": "true"}, seeds=(0,)),
-    *(Entry(f"{short}-looking_beyond-crops", data, "looking_beyond", classes=classes,
-            settings={"features.crop": "0.5"}, seeds=(0,))
-      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
-    Entry("camvid-slotcon-norms", "camvid", "slotcon", settings=NORMS, seeds=(0,)),
-    *(Entry(f"dubai-{name}", "dubai_aerial", name, classes=5, settings=PLAIN.get(name, {}), seeds=(0,))
-      for name in (*FROZEN, *BEST)),
-    *(Entry(f"voc-{name}", "voc_part", name, train="train_all", test="val", classes=21, settings=PLAIN.get(name, {}),
-            seeds=(0,)) for name in (*FROZEN, *BEST)),
-    *(Entry(f"{short}-{method}-{row}", data, method, classes=classes, settings=settings, refine="none", seeds=(0,))
-      for short, data, classes in (("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))
+    on("camvid", "looking_beyond", "frozen", settings={"norms.freeze": "true"}, seeds=(0,)),
+    *(on(short, "looking_beyond", "crops", settings={"features.crop": "0.5"}, seeds=(0,))
+      for short in ("camvid", "msrc")),
+    on("camvid", "slotcon", "norms", settings=NORMS, seeds=(0,)),
+    *(on(short, name, settings=PLAIN.get(name, {}), seeds=(0,))
+      for short in ("dubai", "voc") for name in (*FROZEN, *BEST)),
+    *(on(short, method, row, settings=settings, refine="none", seeds=(0,)) for short in ("msrc", "dubai")
       for method, row, settings in (("kmeans", "joined", JOINED), ("stego", "agreeing", WHOLE))),
-    *(Entry(f"{short}-kmeans-{row}", data, "kmeans", *splits, classes, settings=settings, seeds=seeds)
-      for row, settings in (("crops", CROPS), ("margin", MARGIN)) for short, data, splits, classes, seeds in (
-          ("camvid", "camvid", ("train", "test"), 11, SEEDS), ("msrc", "msrc_v2", ("train", "test"), 23, SEEDS),
-          ("dubai", "dubai_aerial", ("train", "test"), 5, (0,)), ("voc", "voc_part", ("train_all", "val"), 21, (0,)))),
-    Entry("camvid-kmeans-crops-crf", "camvid", "kmeans", settings=CROPS, run_of="camvid-kmeans-crops", refine="crf"),
-    *(Entry(f"{short}-kmeans-crops-unwhitened", data, "kmeans", classes=classes, seeds=(0,),
-            settings={**CROPS, "whiten": "false", "dim": "64"})
-      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
-    *(Entry(f"{short}-{method}-crops", data, method, classes=classes, settings=CROPS, refine="none")
-      for method in ("stego", "primaps")
-      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
-    *(Entry(f"{short}-{method}-crops-crf", data, method, classes=classes, settings=CROPS,
-            run_of=f"{short}-{method}-crops", refine="crf")
-      for method in ("stego", "primaps")
-      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23))),
-    *(Entry(f"{short}-kmeans-crops-margin", data, "kmeans", classes=classes, settings=BOTH, seeds=(0,))
-      for short, data, classes in (("camvid", "camvid", 11), ("msrc", "msrc_v2", 23), ("dubai", "dubai_aerial", 5))),
-    Entry("camvid-stego-crops-last", "camvid", "stego", settings={**LAST, **CROPS}, refine="none", seeds=(0,)),
-    Entry("ecssd-redo", "ecssd_part", "redo", classes=2, protocol="either_polarity", seeds=(0,)),
-    *(Entry(f"ecssd-{name}", "ecssd_part", name, classes=2, protocol="saliency", seeds=(0,))
-      for name in ("maskcontrast", "leopart")),
-    Entry("ecssd-otsu", "ecssd_part", "otsu", classes=2, protocol="saliency", seeds=(0,)),
-    Entry("ecssd-box", "ecssd_part", "box", classes=2, protocol="saliency", seeds=(0,)),
-    Entry("ecssd-fiedler", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
-          settings={"object": "fiedler", "self_train": "false"}, objects=True, seeds=(0,)),
-    Entry("ecssd-fiedler_border", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
-          settings={"object": "fiedler_border", "self_train": "false"}, objects=True, seeds=(0,)),
-    Entry("ecssd-border", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
-          settings={"self_train": "false"}, objects=True, seeds=(0,)),
-    Entry("ecssd-border-unrefined", "ecssd_part", "deep_spectral", train="test", classes=2, protocol="saliency",
-          settings={"self_train": "false", "refine": "false"}, objects=True, seeds=(0,)),
-    Entry("ecssd-self_trained", "ecssd_part", "deep_spectral", classes=2, protocol="saliency", seeds=(0,)),
+    *(on(short, "kmeans", row, settings=settings, seeds=SEEDS if short in ("camvid", "msrc") else (0,))
+      for row, settings in (("crops", CROPS), ("margin", MARGIN)) for short in FOUR),
+    on("camvid", "kmeans", "crops-crf", settings=CROPS, run_of="camvid-kmeans-crops", refine="crf"),
+    *(on(short, "kmeans", "crops-unwhitened", settings={**CROPS, **UNWHITENED}, seeds=(0,)) for short in THREE),
+    *(on(short, method, "crops", settings=CROPS, refine="none") for method in ("stego", "primaps") for short in THREE),
+    *(on(short, method, "crops-crf", settings=CROPS, run_of=f"{short}-{method}-crops", refine="crf")
+      for method in ("stego", "primaps") for short in ("camvid", "msrc")),
+    *(on(short, "kmeans", "crops-margin", settings=BOTH, seeds=(0,)) for short in THREE),
+    on("camvid", "stego", "crops-last", settings={**LAST, **CROPS}, refine="none", seeds=(0,)),
+    on("ecssd", "redo", protocol="either_polarity", seeds=(0,)),
+    *(objects(name, name) for name in ("maskcontrast", "leopart", "otsu", "box")),
+    objects("fiedler", settings={"object": "fiedler", "self_train": "false"}, **SPECTRAL),
+    objects("fiedler_border", settings={"object": "fiedler_border", "self_train": "false"}, **SPECTRAL),
+    objects("border", settings={"self_train": "false"}, **SPECTRAL),
+    objects("border-unrefined", settings={"self_train": "false", "refine": "false"}, **SPECTRAL),
+    objects("self_trained"),
 )  # fmt: skip
 
 
