@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.records import add_options, data_root, other_of, run_rows, spread, take_over, weights_root
+from benchmarks.records import add_options, data_root, of_steps, other_of, run_rows, spread, take_over, weights_root
 from maskwright import api
 from maskwright.data.trust.files import write_json
 from maskwright.predict.model import Model
@@ -118,9 +118,8 @@ def main() -> None:
     add_options(parser, "runs/adapt")
     options = parser.parse_args()
     runs = options.runs / f"{options.source}-{options.target}"
-    table_of = "" if options.steps == STEPS else f"{options.steps}-"
     run_rows(
-        ENTRIES, tuple(ENTRIES), options, runs, f"adapt-{table_of}{options.target}",
+        ENTRIES, tuple(ENTRIES), options, runs, f"adapt-{of_steps(options.steps, STEPS)}{options.target}",
         lambda name, seed, folder: run(name, seed, folder, options),
     )  # fmt: skip
     print(table(runs))

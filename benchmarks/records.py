@@ -113,6 +113,11 @@ def begun(options: argparse.Namespace) -> Progress:
     return Progress()
 
 
+def of_steps(steps: int, published: int) -> str:
+    """What the names of kept records have where a table's rows had other steps than the published one's."""
+    return "" if steps == published else f"{steps}-"
+
+
 def run_rows(
     rows: Iterable[str], several: Sequence[str], options: argparse.Namespace, runs: Path, kept: str,
     run: Callable[[str, int, Path], None],
