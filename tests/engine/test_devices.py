@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import importlib
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from maskwright.engine.devices import cpu_has_bf16, make_fabric, pick_device
+from maskwright.engine.devices import cpu_has_bf16, make_fabric, pick_device, unseen
 from maskwright.errors import MaskwrightError
 
 
@@ -28,6 +32,23 @@ def test_it_is_true_fp32_and_says_nothing(capfd):
     with make_fabric("cpu").autocast():
         assert torch.nn.Linear(3, 3)(torch.randn(2, 3)).dtype == torch.float32
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_package_is_unseen_for_a_while(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with unseen("colorsys"), pytest.raises(ImportError):
+        importlib.import_module("colorsys")
+    seen = importlib.import_module("colorsys")
+    with unseen("colorsys"):
+        assert importlib.import_module("colorsys") is seen, "what is imported already stays"
+    assert sys.modules["colorsys"] is seen
+
+
+def test_it_imports_nothing_for_metrics():
+    """With transformers behind it torchmetrics takes as long as all else."""
+    code = "import sys; from maskwright.engine.devices import make_fabric; make_fabric('cpu'); print('torch' in "
+    code += "sys.modules, *{'torchmetrics', 'transformers'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["True"]
 
 
 SLURM = {

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Literal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -25,6 +28,22 @@ Device = Literal["auto", "cpu", "cuda"]
 def on_cpu(device: str = "auto") -> bool:
     """Whether a run on this device computes without a GPU."""
     return device == "cpu" or not torch.cuda.is_available()
+
+
+@contextmanager
+def unseen(package: str) -> Iterator[None]:
+    """Imports find no such package meanwhile, unless it was imported before.
+
+    lightning-fabric imports torchmetrics, where it is installed, to compare its version for a callback that nobody asks
+    for here, and with it transformers: seconds of each start.
+    """
+    modules: dict[str, Any] = sys.modules
+    hidden = modules.setdefault(package, None) is None
+    try:
+        yield
+    finally:
+        if hidden:
+            del modules[package]
 
 
 def make_fabric(device: str = "auto") -> Fabric:
@@ -43,8 +62,9 @@ def make_fabric(device: str = "auto") -> Fabric:
         raise MaskwrightError("--device cuda, but torch sees no GPU", "a GPU", "use --device cpu or auto")
     accelerator = "cuda" if has_gpu and device != "cpu" else "cpu"
 
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    with unseen("torchmetrics"):
+        from lightning_fabric import Fabric
+        from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
     for name in ("lightning_fabric", "lightning.fabric"):  # what it says of itself is nothing that a user asked
         logging.getLogger(name).setLevel(logging.WARNING)
