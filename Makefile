@@ -11,7 +11,8 @@ venv: $(READY)
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[offline,demo,test,lint]"
+	@# --no-compile: Python compiles what it imports, which is a part of what is installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[offline,demo,test,lint]"
 	@touch $(READY)
 
 demo: $(READY)
