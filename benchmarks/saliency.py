@@ -3,10 +3,11 @@
 
 Composites are objects of MSRC v2's training photographs, pasted onto windows of these that show none; the target is
 ECSSD's training photographs, of which no mask is read. Rows train one network for the same number of optimiser steps:
-`uda_sod` with its rounds, `composites` the same training that believes no photograph, `source_only` the floor of all
-adaptation on the same composites, with batch-norm statistics of the target. All are judged on ECSSD's test photographs
-by the protocol `saliency`, the last iterate; nothing is chosen by them. Entries that are done are skipped;
-`--keep FOLDER` copies the runs' records."""
+`uda_sod` with its rounds, `uda_sod-relative` with rounds that judge a photograph's variance by its object's size,
+`composites` the same training that believes no photograph, `source_only` the floor of all adaptation on the same
+composites, with batch-norm statistics of the target. All are judged on ECSSD's test photographs by the protocol
+`saliency`, the last iterate; nothing is chosen by them. Entries that are done are skipped; `--keep FOLDER` copies the
+runs' records."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ from maskwright.data.trust.files import write_json
 OBJECTS = "cow,horse,sheep,aeroplane,face,car,bicycle,flower,sign,bird,book,chair,cat,dog,body,boat"
 """Classes of MSRC v2 that are things."""
 ALONE = {"pseudo.portion": "0", "pseudo.composites": "1", "pseudo.decay": "1"}
-ROWS = {"uda_sod": ("uda_sod", {}), "composites": ("uda_sod", ALONE), "source_only": ("source_only", {})}
+ROWS = {
+    "uda_sod": ("uda_sod", {}),
+    "uda_sod-relative": ("uda_sod", {"pseudo.relative": "true"}),
+    "composites": ("uda_sod", ALONE),
+    "source_only": ("source_only", {}),
+}
 """Row -> method and its settings beyond those of all."""
 FIRST = "uda_sod"
 """The row whose composites the others take over."""

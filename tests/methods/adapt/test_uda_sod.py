@@ -31,6 +31,7 @@ from maskwright.methods.adapt.uda_sod.uncertainty import (
     disagreement,
     portions,
     predictions,
+    relative_variance,
     salient_share,
 )
 
@@ -143,6 +144,16 @@ def test_who_is_believed():
     assert believed(scores, shares, portion=0.5, skip=0.5).names == ["c", "d"]
     assert believed(scores, shares, portion=0.1, threshold=0.02).names == ["b", "c", "d"]
     assert believed(scores, dict.fromkeys(scores, 0.0), portion=1).names == []
+
+
+def test_relative_variance_does_not_prefer_small_objects():
+    """Of two photographs of one mean variance that is surer whose object is larger, up to half of the frame."""
+    assert relative_variance(0.01, 0.5) == pytest.approx(0.04) and relative_variance(0.01, 0.0) == math.inf
+    assert relative_variance(0.01, 0.2) == pytest.approx(relative_variance(0.01, 0.8))
+    scores, shares = {"a": 0.004, "b": 0.01, "c": 0.03}, {"a": 0.02, "b": 0.4, "c": 0.5}
+    assert believed(scores, shares, portion=1).ranking == ["a", "b", "c"]
+    assert believed(scores, shares, portion=1, relative=True).ranking == ["b", "c", "a"]
+    assert believed({"a": 0.0, "b": 0.1}, {"a": 0.0, "b": 0.5}, portion=1, black=0, relative=True).ranking == ["b", "a"]
 
 
 def test_lists_of_rounds():

@@ -24,7 +24,8 @@ sampler mixes; here a step has crops of both in that ratio. Masks and variances 
 rates are the shared ones, with the authors' cycle a round. Batch-norm statistics are those of the target.
 What the original gets wrong: the last pair of portions (none, all) is labelled but never trained on; composites are
 drawn with replacement; a variance below 1/510 is lost in 8 bits; a scale above 1 crops objects; colours are truncated,
-not rounded; the epoch is chosen on the test photographs that are reported. None of this is kept.
+not rounded; the epoch is chosen on the test photographs that are reported. None of this is kept. Mean v is least where
+little is salient, so that photographs whose object is missed come first: `pseudo.relative` divides it by a (1 - a).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -105,6 +107,9 @@ class PseudoOptions:
         "portion", "whom a round believes: the surest portion, or all below a mean variance",
         choices=("portion", "variance"),
     )  # fmt: skip
+    relative: bool = option(
+        False, "the surest by mean variance as a part of a (1 - a), a the salient share; false: by mean variance"
+    )
     variance: float = option(0.002, "that mean variance", low=0, high=0.25)
     skip: float = option(0.0, "share of the portion that is left out at its sure end", low=0, high=1)
     black: float = option(0.01, "photographs with a smaller share of salient pixels are dropped", low=0, high=1)
@@ -152,10 +157,10 @@ class UDASODConfig(NetworkConfig):
             yield ("objects.classes",), f"objects.of={of}"
         if of == "alpha":
             yield ("objects.cut", "objects.soften", "composites.ground_least"), "objects.of=alpha"
-        other = ("variance",) if by == "portion" else ("portion", "growth", "portion_max", "skip")
+        other = ("variance",) if by == "portion" else ("portion", "growth", "portion_max", "skip", "relative")
         yield [f"pseudo.{name}" for name in other], f"pseudo.by={by}"
         if by == "portion" and self.pseudo.portion == 0:
-            yield [f"pseudo.{name}" for name in ("growth", "portion_max", "skip")], "pseudo.portion=0"
+            yield [f"pseudo.{name}" for name in ("growth", "portion_max", "skip", "relative")], "pseudo.portion=0"
 
 
 class UDASOD(SourceMethod):
@@ -367,7 +372,7 @@ class UDASOD(SourceMethod):
         portion = portions(number, c.portion, c.growth, max(c.portion, c.portion_max))[-1]
         found = believed(
             scores, shares, portion=portion, skip=c.skip, black=c.black, white=c.white,
-            threshold=c.variance if c.by == "variance" else None,
+            threshold=c.variance if c.by == "variance" else None, relative=c.relative,
         )  # fmt: skip
         if context.run.writes:
             write_record(
@@ -379,7 +384,7 @@ class UDASOD(SourceMethod):
                 },
             )  # fmt: skip
         barrier()
-        context.note(said(number, found, scores))
+        context.note(said(number, found, scores, shares))
 
     @staticmethod
     def judged(stores: list[Proposals], name: str) -> tuple[float, float]:
@@ -401,16 +406,16 @@ def number_of(stage: str) -> int:
     return int(stage.rpartition("_")[2])
 
 
-def said(number: int, found: Believed, scores: Mapping[str, float]) -> str:
-    """A sentence on whom a round believes."""
+def said(number: int, found: Believed, scores: Mapping[str, float], shares: Mapping[str, float]) -> str:
+    """A sentence on whom a round believes: rounds that believe small objects alone teach these."""
     dropped = f"; in {len(found.dropped)} nearly nothing or nearly all is salient" if found.dropped else ""
     if not found.names:
         return (
             f"Round {number}: none of the target's {len(scores)} photographs is believed{dropped}: it learns from "
             "composites alone."
         )
-    mean = sum(scores[name] for name in found.names) / len(found.names)
+    mean, share = (fmean(figures[name] for name in found.names) for figures in (scores, shares))
     return (
         f"Round {number}: {len(found.names)} of the target's {len(scores)} photographs are believed, of mean variance "
-        f"{mean:.4f}{dropped}."
+        f"{mean:.4f}; {share:.1%} of their pixels are salient, {fmean(shares.values()):.1%} of all{dropped}."
     )

@@ -60,6 +60,15 @@ def salient_share(p: Tensor) -> float:
     return float(((p * 255).round() > MIDDLE).double().mean())
 
 
+def relative_variance(mean: float, share: float) -> float:
+    """A mean variance over views, as a part of the variance over places of a mask with this salient share a: a (1 - a).
+
+    The mean alone is smallest where next to nothing is salient, whether rightly or not.
+    """
+    spread = share * (1 - share)
+    return mean / spread if spread > 0 else math.inf
+
+
 class Believed(NamedTuple):
     """What a round learns from.
 
@@ -83,8 +92,9 @@ def believed(
     threshold: float | None = None,
     black: float = 0.01,
     white: float = 0.99,
+    relative: bool = False,
 ) -> Believed:
-    """Whom a round believes: those of least mean variance. Equals come in order of their names.
+    """Whom a round believes: those of least mean variance, or relative variance. Equals come in order of their names.
 
     Args:
         scores: mean variance by name.
@@ -93,9 +103,11 @@ def believed(
         skip: from the int(q skip)-th on, which leaves out the surest, of which little is learned.
         threshold: instead of a portion all of at most this mean variance.
         black, white: photographs with a share below or above are dropped.
+        relative: the surest are those of least `relative_variance`.
     """
+    order = {n: relative_variance(v, shares[n]) for n, v in scores.items()} if relative else scores
     fits = {name: black <= shares[name] <= white for name in scores}
-    ranking = sorted((n for n in scores if fits[n]), key=lambda n: (scores[n], n))
+    ranking = sorted((n for n in scores if fits[n]), key=lambda n: (order[n], n))
     dropped = sorted(n for n in scores if not fits[n])
     if threshold is not None:
         return Believed([n for n in ranking if scores[n] <= threshold], dropped, ranking)
