@@ -70,9 +70,9 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None
 def table(runs: Path) -> str:
     """Means and spreads over seeds of the figures on the test photographs."""
     lines = ["| row | F | IoU | MAE | seeds | seconds |", "|---|---|---|---|---|---|"]
+    found = [json.loads(file.read_text()) for file in sorted(runs.glob("*/scores.json"))]
     for name in ROWS:
-        rows = [json.loads(file.read_text()) for file in sorted(runs.glob(f"{name}-*/scores.json"))]
-        if rows:
+        if rows := [scores for scores in found if scores["entry"] == name]:
             cells = [spread([100 * (s["test"] | s["test"].get("extra", {}))[k] for s in rows]) for k in FIGURES]
             seconds = sum(s["seconds"] for s in rows) / len(rows)
             lines.append(f"| {name} | {' | '.join(cells)} | {len(rows)} | {seconds:.0f} |")
