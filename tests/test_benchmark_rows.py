@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from benchmarks import adapt, lift, saliency, tags, unsupervised
 from benchmarks.pair_agreement import agreeing
+from benchmarks.round_labels import overlap, right
 
 from maskwright.engine.config import configure
 from maskwright.methods import find_method
@@ -39,3 +40,12 @@ def test_agreement_of_day_and_night_forgives_a_pixel_and_counts_no_void():
     hit, asked = agreeing(night, day, (0, 1), 3)
     assert asked.tolist() == [20, 8, 0], "four rows that the night knows, of five and of two columns"
     assert hit.tolist() == [0, 3, 0], "the neighbours of the only 1, right of it"
+
+
+def test_labels_of_rounds_are_right_where_the_mask_has_their_class():
+    labels, mask = np.array([[0, 0, 1, 255]]), np.array([[0, 1, 1, 1]])
+    assert right(labels, mask, 2).tolist() == [[1, 1], [2, 1]], "void labels and void truth count for nothing"
+    assert right(np.array([[0, 1]]), np.array([[255, 0]]), 2).tolist() == [[0, 0], [0, 1]]
+    found, true = np.array([[True, True, False, False]]), np.array([[False, True, True, True]])
+    assert overlap(found, true) == (50.0, 75.0, 0.25)
+    assert overlap(~found & found, true & ~true)[2] == 1.0
