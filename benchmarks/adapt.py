@@ -15,7 +15,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.records import add_options, data_root, of_steps, other_of, run_rows, spread, take_over, weights_root
+from benchmarks.records import (
+    add_options,
+    data_root,
+    of_steps,
+    other_of,
+    run_rows,
+    scores_in,
+    spread,
+    take_over,
+    weights_root,
+)
 from maskwright import api
 from maskwright.data.trust.files import write_json
 from maskwright.predict.model import Model
@@ -92,8 +102,7 @@ def judge(model: Model, folder: Path, data: Path, split: str) -> dict:
 def table(runs: Path) -> str:
     """Mean mIoU and accuracy, and spread over seeds, on the target's test photographs."""
     found: dict[str, list[dict]] = {}
-    for file in sorted(runs.glob("*/scores.json")):
-        scores = json.loads(file.read_text())
+    for scores in scores_in(runs):
         found.setdefault(scores["entry"], []).append(scores)
     lines = ["| row | test mIoU | test accuracy | its teacher | seeds | seconds |", "|---|---|---|---|---|---|"]
     for name in ENTRIES:

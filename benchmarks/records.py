@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,6 +113,11 @@ def begun(options: argparse.Namespace) -> Progress:
     if options.threads:
         torch.set_num_threads(options.threads)
     return Progress()
+
+
+def scores_in(runs: Path) -> list[dict[str, Any]]:
+    """What judged the rows' runs in this folder, by the names of theirs."""
+    return [json.loads(file.read_text()) for file in sorted(runs.glob("*/scores.json"))]
 
 
 def of_steps(steps: int, published: int) -> str:

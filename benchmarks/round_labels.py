@@ -22,14 +22,17 @@ from maskwright import api
 from maskwright.data.folders.folder import Dataset
 from maskwright.data.masking.masks import read_mask
 from maskwright.data.training.proposals import Proposals
+from maskwright.evaluate.confusion import ConfusionMatrix
 from maskwright.methods.adapt.uda_sod.method import MASKS, SELECTION
 from maskwright.methods.adapt.uda_sod.uncertainty import believed
 
 
 def right(labels: np.ndarray, mask: np.ndarray, classes: int) -> np.ndarray:
     """Labelled pixels of each class: int64 (2, C), those that are right, and all whose class is known."""
-    known = (labels < classes) & (mask < classes)
-    return np.stack([np.bincount(labels[known & good], minlength=classes) for good in (labels == mask, known)])
+    matrix = ConfusionMatrix(classes, classes, extra=True)
+    matrix.update(labels, mask)
+    counts = matrix.counts[:classes]  # the row behind them is of pixels without a label
+    return np.stack([counts.diagonal(), counts.sum(1)])
 
 
 def overlap(found: np.ndarray, true: np.ndarray) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.records import add_options, data_root, of_steps, run_rows, spread, take_over, weights_root
+from benchmarks.records import add_options, data_root, of_steps, run_rows, scores_in, spread, take_over, weights_root
 from maskwright import api
 from maskwright.data.trust.files import write_json
 
@@ -70,7 +70,7 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace) -> None
 def table(runs: Path) -> str:
     """Means and spreads over seeds of the figures on the test photographs."""
     lines = ["| row | F | IoU | MAE | seeds | seconds |", "|---|---|---|---|---|---|"]
-    found = [json.loads(file.read_text()) for file in sorted(runs.glob("*/scores.json"))]
+    found = scores_in(runs)
     for name in ROWS:
         if rows := [scores for scores in found if scores["entry"] == name]:
             cells = [spread([100 * (s["test"] | s["test"].get("extra", {}))[k] for s in rows]) for k in FIGURES]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.plot import deviation, draw, save
-from benchmarks.records import add_training_options, begun, data_root, keep, spread, weights_root
+from benchmarks.records import add_training_options, begun, data_root, keep, scores_in, spread, weights_root
 from maskwright import api
 from maskwright.data.trust.files import write_json, write_text
 
@@ -83,7 +82,7 @@ def revealed(strategy: str, seed: int, number: int, options: argparse.Namespace)
 
 def gather(runs: Path, split: str) -> dict[str, Curve]:
     """mIoU in per cent by strategy and number of labelled photographs; every curve begins at the start of its seeds."""
-    found = [json.loads(f.read_text()) for f in sorted(runs.glob("*/scores.json"))]
+    found = scores_in(runs)
     curves: dict[str, Curve] = defaultdict(lambda: defaultdict(list))
     seeds: dict[str, set[int]] = defaultdict(set)
     for s in found:

@@ -143,7 +143,8 @@ class HSG(SegmentMethod):
     @classmethod
     def terms(cls, config: Any, images: int = 1) -> Terms:
         """Its first steps learn regions alone."""
-        later = [*["levels"] * (config.levels.which != "regions"), *["smaller segments"] * (config.segments.grid > 1)]
+        joins = {"levels": config.levels.which != "regions", "smaller segments": config.segments.grid > 1}
+        later = [what for what, does in joins.items() if does]
         waits = later and config.levels.start > 0
         untimed = f"steps from {config.levels.start:.0%} on, which learn {' and '.join(later)} too" if waits else ""
         return replace(super().terms(config, images), untimed=untimed)
