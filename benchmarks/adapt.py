@@ -4,9 +4,9 @@ All rows train DeepLabV3+ on MobileNetV2 for the same number of optimiser steps 
 CamVid's day drives with all masks, the target its drive at dusk, of which no mask is read but by `target`, the
 ceiling. `source_only` is the floor; `source_only-norms` is the same training with batch-norm statistics of the
 target's photographs, as most rows below it have, `source_only-frozen` keeps those of the encoder's own weights.
-`histogram` and `fda` train on translated photographs, `align` aligns scores without translation, `cycada` has both
-with generators a quarter as large. The last iterate is judged on the target's test photographs; nothing is chosen by
-them. Entries that are done are skipped; `--keep FOLDER` copies the runs' records."""
+`histogram`, `fda` and `cyclegan` train on translated photographs, `align` aligns scores without translation, `cycada`
+has both. Generators are a quarter as large as the paper's. The last iterate is judged on the target's test
+photographs; nothing is chosen by them. Entries that are done are skipped; `--keep FOLDER` copies the runs' records."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from maskwright.data.trust.files import write_json
 from maskwright.predict.model import Model
 
 DANNET = {"pairs": "features", "light.width": "16", "d_width": "16"}
+GENERATORS = {"generators.width": "32", "generators.blocks": "6", "generators.side": "128"}
 ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "source_only": ("source_only", {}),
     "source_only-norms": ("source_only", {"norm_from": "all"}),
@@ -45,7 +46,8 @@ ENTRIES: Mapping[str, tuple[str, dict[str, str]]] = {
     "histogram": ("cycada", {"translation": "histogram", "align.weight": "0"}),
     "fda": ("cycada", {"translation": "fda", "align.weight": "0"}),
     "align": ("cycada", {"translation": "none"}),
-    "cycada": ("cycada", {"generators.width": "32", "generators.blocks": "6", "generators.side": "128"}),
+    "cyclegan": ("cyclegan", GENERATORS),
+    "cycada": ("cycada", GENERATORS),
     "target": ("supervised", {}),
 }
 """Row -> method and its settings beyond its defaults."""
