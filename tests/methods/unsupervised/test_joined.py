@@ -101,15 +101,29 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+def in_turn(patch: pytest.MonkeyPatch) -> None:
+    """Checkpoints every 15 steps; iterates agree so that the one after 50 steps is chosen."""
+    values = iter([0.1, 0.2, 0.9, 0.3])
+    patch.setattr(resuming, "every", lambda steps: 15)
+    patch.setattr(S, "pair_agreement", lambda f, labels: next(values))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASKWRIGHT_CACHE", str(folder / "cache"))
+        in_turn(patch)
+        stego(data, folder / "run", steps=60)
+    return folder / "run"
+
+
 @pytest.mark.parametrize("at", [20, 40, 57])
-def test_a_run_that_is_killed_keeps_and_chooses_what_it_would_have(at, data, tmp_path, monkeypatch):
-    """Before the first iterate, between two with a checkpoint behind the first, and behind the last of them. Iterates
-    agree in turn, so that the one after 50 steps is chosen."""
-    monkeypatch.setattr(resuming, "every", lambda steps: 15)
-    values = iter([0.1, 0.2, 0.9, 0.3] * 2)
-    monkeypatch.setattr(S, "pair_agreement", lambda f, labels: next(values))
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    stego(data, whole, steps=60)
+def test_a_run_that_is_killed_keeps_and_chooses_what_it_would_have(at, whole, data, tmp_path, monkeypatch):
+    """Before the first iterate, between two with a checkpoint behind the first, and behind the last of them."""
+    in_turn(monkeypatch)
+    run = tmp_path / "run"
     real = S.Distillation.after_step
 
     def after(self, step):
