@@ -238,6 +238,11 @@ def test_pairs_by_features_find_the_same_photographs(places, tmp_path):
     lines = pairs_of(context.run.path)[1:]
     assert "late_00,picture_00" in lines and "late_01,picture_01" in lines and len(lines) == 8
     assert any("random weights" in note for note in context.notes)
+    doubt = "If partners found by features are other places, these labels are wrong: "
+    lent = next(note for note in context.notes if "Day lends" in note)
+    without = {"pairs": "features", "static.classes": "", **setting(lent.partition(doubt)[2])}
+    mended = context_of(places, tmp_path / "mended", **without)
+    assert training_of(mended, **without).static == [] and not any("Day lends" in note for note in mended.notes)
 
 
 def test_pairs_of_a_file_and_of_the_file_that_a_run_left(places, tmp_path):
@@ -247,6 +252,7 @@ def test_pairs_of_a_file_and_of_the_file_that_a_run_left(places, tmp_path):
         context = context_of(places, tmp_path / out, pairs=str(file))
         training_of(context, pairs=str(file))
         assert pairs_of(context.run.path)[1:] == ["late_00,picture_05", "picture_03,picture_03"]
+        assert any("Day lends" in note for note in context.notes) and not any("features" in n for n in context.notes)
         file = context.run.path / "pair" / PAIRS
 
 
