@@ -60,7 +60,7 @@ from maskwright.methods.adapt.dannet.losses import (
     total_variation,
     widest,
 )
-from maskwright.methods.adapt.dannet.pairs import BY_FEATURES, find_pairs, static_classes, table_of, told
+from maskwright.methods.adapt.dannet.pairs import BY_FEATURES, DOUBT, find_pairs, static_classes, table_of, told
 from maskwright.models.networks.build import Network
 from maskwright.models.parts.relighting import Relighting, RelitEncoder, WeightedClassifier
 from maskwright.recipes.adaptation import SourceMethod, TargetConfig
@@ -383,7 +383,8 @@ class DANNet(SourceMethod):
         """On the source's labels and the pairs that were found."""
         context = self.context
         if self.static:
-            context.note(told(self.static, context.table.names, self.config.pairs == BY_FEATURES))
+            doubt = DOUBT if self.config.pairs == BY_FEATURES else ""
+            context.note(told(self.static, context.table.names) + doubt)
         pairs = context.run.path / "pair" / PAIRS
         return DANNetTraining(context, self.config, self.labels(), steps, pairs, self.static)
 

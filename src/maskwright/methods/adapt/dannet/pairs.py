@@ -139,11 +139,14 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z]", "", name.lower())
 
 
-def told(static: Sequence[int], classes: Sequence[str], by_features: bool) -> str:
-    """What is taken to be static, as a sentence, and what that asks of pairs that nobody named."""
+DOUBT = " If partners found by features are other places, these labels are wrong: --set static.weight=0 takes none."
+"""What follows `told` where nobody named the pairs."""
+
+
+def told(static: Sequence[int], classes: Sequence[str]) -> str:
+    """What is taken to be static, as a sentence."""
     others = [written(name) for c, name in enumerate(classes) if c not in static]
-    doubt = " If partners found by features are other places, these labels are wrong: --set static.weight=0 takes none."
     return (
         f"Day lends labels to night in the static classes {', '.join(written(classes[c]) for c in static)}"
-        f"{'; not in ' + ', '.join(others) if others else ''}.{doubt if by_features else ''}"
+        f"{'; not in ' + ', '.join(others) if others else ''}."
     )
